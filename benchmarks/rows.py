@@ -30,22 +30,33 @@ def machine() -> str:
         cpuinfo = Path("/proc/cpuinfo")
         if cpuinfo.exists():
             fields = dict(
-                line.split(":", 1) for line in cpuinfo.read_text().split("\n\n")[0].splitlines() if ":" in line
+                line.split(":", 1)
+                for line in cpuinfo.read_text().split("\n\n")[0].splitlines()
+                if ":" in line
             )
             names = {key.strip(): value.strip() for key, value in fields.items()}
             model = f"model {names.get('model', '?')}"
-            units = [flag for flag in ("avx2", "avx512f", "amx_bf16") if flag in names.get("flags", "").split()]
+            units = [
+                flag for flag in ("avx2", "avx512f", "amx_bf16") if flag in names.get("flags", "").split()
+            ]
             device = f"{names.get('model name', device)} ({model}; {' '.join(units)})"
-        device += f", {len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores"
+        device += (
+            f", {len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores"
+        )
     return f"{device}; torch {torch.__version__}; Python {platform.python_version()}"
 
 
 def commit() -> str:
     """The checkout's commit, ``+`` behind it where files differ from it; 'unknown' outside a checkout."""
     try:
-        head = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True)
+        head = subprocess.run(
+            ["git", "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True
+        )
         dirty = subprocess.run(
-            ["git", "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True, check=True
+            ["git", "status", "--porcelain", "--untracked-files=no"],
+            capture_output=True,
+            text=True,
+            check=True,
         )
     except (OSError, subprocess.CalledProcessError):
         return "unknown"

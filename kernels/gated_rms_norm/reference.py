@@ -1,8 +1,8 @@
 """Root-mean-square norm over groups of channels, with Mamba-2's gate (Dao & Gu 2024, section 7.1).
 
-    y = u / sqrt(mean(u^2) + eps) * weight
-    u = x * silu(z)            norm after the gate (the default, as Mamba-2)
-    y = y(x) * silu(z)         with ``norm_before_gate``
+y = u / sqrt(mean(u^2) + eps) * weight
+u = x * silu(z)            norm after the gate (the default, as Mamba-2)
+y = y(x) * silu(z)         with ``norm_before_gate``
 """
 
 from __future__ import annotations

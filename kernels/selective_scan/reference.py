@@ -1,7 +1,7 @@
 """The selective scan in the equation's own words (Gu & Dao 2023, arXiv:2312.00752, eq. 2 and section 3.2).
 
-    h_t = exp(dt_t A) h_{t-1} + dt_t B_t x_t
-    y_t = C_t h_t + D x_t,   times silu(z_t) where a gate is given
+h_t = exp(dt_t A) h_{t-1} + dt_t B_t x_t
+y_t = C_t h_t + D x_t,   times silu(z_t) where a gate is given
 """
 
 from __future__ import annotations
