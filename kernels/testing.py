@@ -54,15 +54,13 @@ def forward_backward(
 
     Returns the outputs as ``out0``, ``out1``, ... and the gradient of every floating input as ``d<name>``.
     """
-    leaves = {
-        name: value.detach().clone().requires_grad_()
-        if value is not None and value.is_floating_point()
-        else value
-        for name, value in inputs.items()
-    }
+    leaves = {}
+    for name, value in inputs.items():
+        is_leaf = value is not None and value.is_floating_point()
+        leaves[name] = value.detach().clone().requires_grad_() if is_leaf else value
     outputs = op(**leaves, **options)
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-    named = {name: value for name, value in leaves.items() if value is not None and value.is_floating_point()}
+    named = {name: leaf for name, leaf in leaves.items() if leaf is not None and leaf.requires_grad}
     grads = torch.autograd.grad(
         outputs,
         list(named.values()),
