@@ -1,0 +1,67 @@
+"""``gated_rms_norm``: argument checks and the choice of backend."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from mambakit.kernels.backend import choose_backend
+from mambakit.kernels.checks import check_float, check_same_device, check_shape
+from mambakit.kernels.gated_rms_norm.library import gated_rms_norm_fwd
+from mambakit.kernels.gated_rms_norm.reference import gated_rms_norm_reference
+
+
+def gated_rms_norm(
+    x: Tensor,
+    weight: Tensor,
+    *,
+    z: Tensor | None = None,
+    eps: float = 1e-5,
+    group_size: int | None = None,
+    norm_before_gate: bool = False,
+    backend: str | None = None,
+) -> Tensor:
+    """Root-mean-square norm over groups of channels, with Mamba-2's gate (Dao & Gu 2024, section 7.1).
+
+    ``y = u / sqrt(mean(u^2) + eps) * weight`` with ``u = x * silu(z)``; with ``norm_before_gate`` the norm
+    is of ``x`` alone and its result is multiplied by ``silu(z)``. Computed in float32 (float64 for float64).
+
+    Args:
+        x: ``(..., channels)``.
+        weight: ``(channels,)``.
+        z: Gate, shaped as ``x``; none if None.
+        eps: Added to the mean square, > 0.
+        group_size: Channels normalised together; must divide ``channels``. None: all of them.
+        norm_before_gate: Apply the gate after the norm.
+        backend: ``"reference"``, ``"portable"``, ``"triton"``, or None for the best on this device. Only
+            ``"reference"`` can be differentiated twice.
+
+    Returns:
+        ``y``, shaped as ``x`` and of its dtype.
+
+    Raises:
+        TypeError: If an argument is no tensor or has the wrong dtype.
+        ValueError: On a wrong shape, device, ``eps``, ``group_size`` or name of a backend.
+        BackendUnavailableError: If the backend asked for cannot run here.
+    """
+    check_float("x", x)
+    if x.dim() < 1:
+        raise ValueError("x: expected shape (..., channels), got ()")
+    channels = x.shape[-1]
+    check_float("weight", weight)
+    check_shape("weight", weight, channels=channels)
+    if z is not None:
+        check_float("z", z)
+        if z.shape != x.shape:
+            raise ValueError(f"z: expected the shape of x, {tuple(x.shape)}, got {tuple(z.shape)}")
+    check_same_device("x", x, weight=weight, z=z)
+    if not eps > 0:
+        raise ValueError(f"eps: expected a positive number, got {eps}")
+    if group_size is None:
+        group_size = channels
+    elif group_size < 1 or channels % group_size:
+        raise ValueError(f"group_size: must divide channels={channels} and be at least 1, got {group_size}")
+    if choose_backend("gated_rms_norm", backend, x.device) == "reference":
+        return gated_rms_norm_reference(
+            x, weight, z=z, eps=eps, group_size=group_size, norm_before_gate=norm_before_gate
+        )
+    return gated_rms_norm_fwd(x, weight, z, float(eps), group_size, norm_before_gate)

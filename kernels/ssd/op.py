@@ -1,0 +1,205 @@
+"""``ssd`` and its inner form ``ssd_core``: argument checks and the choice of backend.
+
+State-space duality (Dao & Gu 2024, arXiv:2405.21060): a linear recurrence whose decay is one scalar per
+head and token, computed chunk by chunk as matrix products.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from mambakit.kernels.backend import choose_backend
+from mambakit.kernels.checks import (
+    check_dt_limit,
+    check_float,
+    check_groups,
+    check_same_device,
+    check_seq_idx,
+    check_shape,
+)
+from mambakit.kernels.semantics import effective_dt, state_dtype
+from mambakit.kernels.ssd.library import ssd_fwd
+from mambakit.kernels.ssd.reference import ssd_core_reference, ssd_reference
+
+
+def ssd(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    *,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    dt_bias: Tensor | None = None,
+    dt_softplus: bool = False,
+    dt_limit: tuple[float, float] = (0.0, float("inf")),
+    initial_state: Tensor | None = None,
+    seq_idx: Tensor | None = None,
+    return_final_state: bool = False,
+    chunk_size: int | None = None,
+    backend: str | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """State-space duality: ``h_t = exp(dt_t A) h_{t-1} + dt_t x_t B_t^T``, ``y_t = h_t C_t + D x_t``.
+
+    Dao & Gu 2024, arXiv:2405.21060, eq. 1 with one scalar ``A`` per head. Gradients flow to every
+    tensor argument, and from the final state too. Computed in float32 (float64 for float64 ``x``).
+
+    Args:
+        x: Input, ``(batch, length, n_heads, head_dim)``; any length, 0 too.
+        dt: Step sizes, ``(batch, length, n_heads)``; positive, or anything with ``dt_softplus``.
+        A: Decay rate per head, ``(n_heads,)``, < 0.
+        B: Input projection, ``(batch, length, n_groups, d_state)``; ``n_heads / n_groups`` neighbouring
+            heads share a group.
+        C: Output projection, shaped as ``B``.
+        D: Skip coefficient, ``(n_heads,)`` or ``(n_heads, head_dim)``.
+        z: Gate, shaped as ``x``: ``y`` is multiplied by ``silu(z)``.
+        dt_bias: Added to ``dt`` before softplus, ``(n_heads,)``.
+        dt_softplus: Pass ``dt + dt_bias`` through softplus.
+        dt_limit: ``(low, high)`` to clamp the step size to, after softplus.
+        initial_state: State before the first token, ``(batch, n_heads, head_dim, d_state)``; zero if None.
+        seq_idx: ``(batch, length)`` int32, non-decreasing in a row: which packed sequence a token belongs
+            to. The row's first sequence continues ``initial_state``, the others start from zero.
+        return_final_state: Also return the state after the last token (of the row's last sequence).
+        chunk_size: Tokens a chunk; a matter of speed only. None lets the op choose.
+        backend: ``"reference"``, ``"portable"``, ``"triton"``, or None for the best on this device. Only
+            ``"reference"`` can be differentiated twice.
+
+    Returns:
+        ``y``, shaped as ``x`` and of its dtype; with ``return_final_state`` the pair of ``y`` and the
+        state, ``(batch, n_heads, head_dim, d_state)`` float32 (float64 for float64 ``x``).
+
+    Raises:
+        TypeError: If an argument is no tensor or has the wrong dtype.
+        ValueError: On a wrong shape, device, ``dt_limit``, ``chunk_size`` or name of a backend.
+        BackendUnavailableError: If the backend asked for cannot run here.
+    """
+    _check_inputs(x, B, C, initial_state, seq_idx, chunk_size, dt=dt)
+    batch, length, n_heads, head_dim = x.shape
+    check_float("A", A)
+    check_shape("A", A, n_heads=n_heads)
+    check_same_device("x", x, A=A)
+    check_options(x, D, z, dt_bias)
+    dt_limit = check_dt_limit(dt_limit)
+    chosen = choose_backend("ssd", backend, x.device)
+    if chosen == "reference":
+        y, state = ssd_reference(
+            x,
+            dt,
+            A,
+            B,
+            C,
+            D=D,
+            z=z,
+            dt_bias=dt_bias,
+            dt_softplus=dt_softplus,
+            dt_limit=dt_limit,
+            initial_state=initial_state,
+            seq_idx=seq_idx,
+        )
+    else:
+        # dt is 1 / head_dim of x: autograd's own ops serve it
+        scale = effective_dt(dt, dt_bias, dt_softplus, dt_limit, state_dtype(x))
+        log_decay = scale * A.to(scale.dtype)
+        if D is not None and D.dim() == 1:
+            D = D[:, None].expand(n_heads, head_dim)
+        y, state = ssd_fwd(x, log_decay, scale, B, C, D, z, initial_state, seq_idx, chunk_size)
+    return (y, state) if return_final_state else y
+
+
+def ssd_core(
+    x: Tensor,
+    log_decay: Tensor,
+    scale: Tensor,
+    B: Tensor,
+    C: Tensor,
+    *,
+    initial_state: Tensor | None = None,
+    seq_idx: Tensor | None = None,
+    return_final_state: bool = False,
+    chunk_size: int | None = None,
+    backend: str | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """The recurrence inside ``ssd``: ``h_t = exp(log_decay_t) h_{t-1} + scale_t x_t B_t^T``, ``y_t = h_t C_t``.
+
+    The log-decay comes apart from the input's scale, so that other discretisations (Mamba-3's
+    trapezoidal rule) run on the same kernels.
+
+    Args:
+        x: Input, ``(batch, length, n_heads, head_dim)``.
+        log_decay: ``(batch, length, n_heads)``, <= 0.
+        scale: ``(batch, length, n_heads)``, any sign.
+        B, C, initial_state, seq_idx, return_final_state, chunk_size, backend: As in ``ssd``.
+
+    Returns:
+        As ``ssd``.
+
+    Raises:
+        TypeError, ValueError, BackendUnavailableError: As ``ssd``.
+    """
+    _check_inputs(x, B, C, initial_state, seq_idx, chunk_size, log_decay=log_decay, scale=scale)
+    chosen = choose_backend("ssd", backend, x.device)
+    dtype = state_dtype(x)
+    log_decay, scale = log_decay.to(dtype), scale.to(dtype)
+    if chosen == "reference":
+        h0 = None if initial_state is None else initial_state.to(dtype)
+        y, state = ssd_core_reference(x.to(dtype), log_decay, scale, B.to(dtype), C.to(dtype), h0, seq_idx)
+        y = y.to(x.dtype)
+    else:
+        y, state = ssd_fwd(x, log_decay, scale, B, C, None, None, initial_state, seq_idx, chunk_size)
+    return (y, state) if return_final_state else y
+
+
+def check_options(x: Tensor, D: Tensor | None, z: Tensor | None, dt_bias: Tensor | None) -> None:
+    """Raise unless what surrounds the recurrence fits ``x``, ``(..., n_heads, head_dim)``."""
+    n_heads, head_dim = x.shape[-2:]
+    if D is not None:
+        check_float("D", D)
+        if D.dim() == 2:
+            check_shape("D", D, n_heads=n_heads, head_dim=head_dim)
+        else:
+            check_shape("D", D, n_heads=n_heads)
+    if z is not None:
+        check_float("z", z)
+        names = ("batch", "length", "n_heads", "head_dim") if x.dim() == 4 else ("batch", "n_heads", "head_dim")
+        check_shape("z", z, **dict(zip(names, x.shape, strict=True)))
+    if dt_bias is not None:
+        check_float("dt_bias", dt_bias)
+        check_shape("dt_bias", dt_bias, n_heads=n_heads)
+    check_same_device("x", x, D=D, z=z, dt_bias=dt_bias)
+
+
+def _check_inputs(
+    x: Tensor,
+    B: Tensor,
+    C: Tensor,
+    initial_state: Tensor | None,
+    seq_idx: Tensor | None,
+    chunk_size: int | None,
+    **per_head: Tensor,
+) -> None:
+    """Raise unless the recurrence's own arguments fit; ``per_head`` are ``(batch, length, n_heads)``."""
+    check_float("x", x)
+    check_shape("x", x, batch=None, length=None, n_heads=None, head_dim=None)
+    batch, length, n_heads, head_dim = x.shape
+    for name, value in per_head.items():
+        check_float(name, value)
+        check_shape(name, value, batch=batch, length=length, n_heads=n_heads)
+    check_float("B", B)
+    check_shape("B", B, batch=batch, length=length, n_groups=None, d_state=None)
+    n_groups, d_state = B.shape[2:]
+    check_groups(n_groups, n_heads, "n_heads")
+    check_float("C", C)
+    check_shape("C", C, batch=batch, length=length, n_groups=n_groups, d_state=d_state)
+    if initial_state is not None:
+        check_float("initial_state", initial_state)
+        check_shape(
+            "initial_state", initial_state, batch=batch, n_heads=n_heads, head_dim=head_dim, d_state=d_state
+        )
+    if seq_idx is not None:
+        check_seq_idx(seq_idx, batch=batch, length=length)
+    check_same_device("x", x, B=B, C=C, initial_state=initial_state, seq_idx=seq_idx, **per_head)
+    if chunk_size is not None and (not isinstance(chunk_size, int) or isinstance(chunk_size, bool)):
+        raise TypeError(f"chunk_size: expected an int or None, got {type(chunk_size).__name__}")
+    if chunk_size is not None and chunk_size < 1:
+        raise ValueError(f"chunk_size: expected at least 1, got {chunk_size}")

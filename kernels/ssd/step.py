@@ -1,0 +1,97 @@
+"""``ssd_step``: one token of the recurrence, for decoding and control loops."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from mambakit.kernels.backend import choose_backend
+from mambakit.kernels.checks import check_dt_limit, check_float, check_groups, check_same_device, check_shape
+from mambakit.kernels.semantics import effective_dt
+from mambakit.kernels.ssd.op import check_options
+
+
+def ssd_step(
+    state: Tensor,
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    *,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    dt_bias: Tensor | None = None,
+    dt_softplus: bool = False,
+    dt_limit: tuple[float, float] = (0.0, float("inf")),
+    inplace: bool = False,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """One token of ``ssd``: ``h = exp(dt A) state + dt x B^T``, ``y = h C + D x``, times ``silu(z)``.
+
+    Args:
+        state: ``(batch, n_heads, head_dim, d_state)``; computed in its dtype, float32 as a rule.
+        x: ``(batch, n_heads, head_dim)``.
+        dt: ``(batch, n_heads)``.
+        A: ``(n_heads,)``, < 0.
+        B: ``(batch, n_groups, d_state)``.
+        C: Shaped as ``B``.
+        D, z, dt_bias, dt_softplus, dt_limit: As in ``ssd``; ``z`` shaped as ``x``.
+        inplace: Overwrite ``state`` with the new state and return it; not for a state that needs gradients.
+        backend: As in ``ssd``.
+
+    Returns:
+        ``(y, state)``: ``y`` shaped as ``x`` and of its dtype, and the new state.
+
+    Raises:
+        TypeError: If an argument is no tensor or has the wrong dtype.
+        ValueError: On a wrong shape, device, ``dt_limit`` or name of a backend.
+        BackendUnavailableError: If the backend asked for cannot run here.
+    """
+    _check_step(state, x, dt, A, B, C, D, z, dt_bias)
+    dt_limit = check_dt_limit(dt_limit)
+    choose_backend("ssd", backend, x.device)
+    batch, n_heads, head_dim = x.shape
+    n_groups = B.shape[1]
+    dtype = state.dtype
+    dt = effective_dt(dt, dt_bias, dt_softplus, dt_limit, dtype)
+    xs = x.to(dtype)
+    decay = (dt * A.to(dtype)).exp()[..., None, None]
+    B, C = (v.to(dtype).repeat_interleave(n_heads // n_groups, dim=1) for v in (B, C))
+    update = (dt[..., None] * xs)[..., None] * B[..., None, :]
+    h = state.mul_(decay).add_(update) if inplace else state * decay + update
+    y = (h @ C[..., None]).squeeze(-1)
+    if D is not None:
+        y = y + (D[:, None] if D.dim() == 1 else D).to(dtype) * xs
+    if z is not None:
+        y = y * F.silu(z.to(dtype))
+    return y.to(x.dtype), h
+
+
+def _check_step(
+    state: Tensor,
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    dt_bias: Tensor | None,
+) -> None:
+    check_float("state", state)
+    check_shape("state", state, batch=None, n_heads=None, head_dim=None, d_state=None)
+    batch, n_heads, head_dim, d_state = state.shape
+    check_float("x", x)
+    check_shape("x", x, batch=batch, n_heads=n_heads, head_dim=head_dim)
+    check_float("dt", dt)
+    check_shape("dt", dt, batch=batch, n_heads=n_heads)
+    check_float("A", A)
+    check_shape("A", A, n_heads=n_heads)
+    check_float("B", B)
+    check_shape("B", B, batch=batch, n_groups=None, d_state=d_state)
+    check_groups(B.shape[1], n_heads, "n_heads")
+    check_float("C", C)
+    check_shape("C", C, batch=batch, n_groups=B.shape[1], d_state=d_state)
+    check_options(x, D, z, dt_bias)
+    check_same_device("x", x, state=state, dt=dt, A=A, B=B, C=C)
