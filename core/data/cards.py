@@ -1,0 +1,220 @@
+"""Data cards: Markdown files with a YAML head that say what a data set is; the code reads them.
+
+The head has the fields of a Hugging Face dataset card and, under ``mambakit``, what loaders need: files
+with URLs and sha256, columns, units, frequency, season and splits. ``data_cards/schema.json`` validates it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import importlib.resources
+import json
+from dataclasses import dataclass, field
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mambakit.core.errors import DataError, UsageError
+
+
+@dataclass(frozen=True)
+class Source:
+    """One place that serves a file. ``sha256`` and ``size`` (bytes) are those of what is served."""
+
+    url: str
+    sha256: str
+    size: int
+    mirror: str | None = None
+    """Where a mirror folder holds it: ``<domain>/<dataset>/<file>``."""
+    compression: str | None = None
+    """``gzip``, ``zip`` or None."""
+    member: str | None = None
+    """The file's path inside a zip archive."""
+
+
+@dataclass(frozen=True)
+class CardFile:
+    """One plain file of a data set. ``sha256`` and ``size`` (bytes) are those of the plain bytes."""
+
+    name: str
+    sha256: str
+    size: int
+    sources: tuple[Source, ...]
+
+
+@dataclass(frozen=True)
+class Card:
+    """A data set as its card describes it."""
+
+    name: str
+    title: str
+    domain: str
+    license: str
+    homepage: str
+    version: str
+    tags: tuple[str, ...]
+    files: tuple[CardFile, ...]
+    columns: tuple[str, ...]
+    units: dict[str, str]
+    splits: dict[str, tuple[int, int]]
+    """Half-open row ranges by split name."""
+    rows: int | None = None
+    time_column: str | None = None
+    first_stamp: str | None = None
+    """The first row's stamp, for files that carry no dates."""
+    frequency: str | None = None
+    """A pandas offset alias."""
+    season_length: int | None = None
+    """Rows in the season that a seasonal-naive forecast repeats."""
+    embedded: str | None = None
+    """Provider inside a dependency (``statsmodels.co2``); None for data sets that are downloaded."""
+    text: str = ""
+    """The Markdown below the head."""
+    head: dict[str, Any] = field(default_factory=dict, repr=False)
+    """The YAML head as it stands, for machines."""
+
+
+def card_names() -> list[str]:
+    """The names of all cards in this installation, in alphabetical order."""
+    names = (entry.name.removesuffix(".md") for entry in _folder().iterdir() if entry.name.endswith(".md"))
+    return sorted(names, key=str.lower)
+
+
+def load_card(name: str) -> Card:
+    """The card called ``name``; upper and lower case do not matter.
+
+    Raises:
+        UsageError: If no card has that name; the message lists close names.
+        DataError: If the card itself breaks the schema.
+    """
+    by_key = {known.lower(): known for known in card_names()}
+    known = by_key.get(name.lower())
+    if known is None:
+        close = difflib.get_close_matches(name.lower(), by_key, n=3, cutoff=0.6)
+        hint = f"did you mean {' or '.join(by_key[key] for key in close)}? " if close else ""
+        raise UsageError(
+            f"there is no data card called {name!r}; {hint}known cards: {', '.join(card_names())}"
+        )
+    return parse_card((_folder() / f"{known}.md").read_text(encoding="utf-8"), source=f"{known}.md")
+
+
+def read_card(path: Path) -> Card:
+    """A card from a file of the user's own. Raises DataError if it breaks the schema."""
+    return parse_card(path.read_text(encoding="utf-8"), source=str(path))
+
+
+def parse_card(text: str, source: str = "card") -> Card:
+    """A card from its Markdown.
+
+    Args:
+        text: YAML head between two ``---`` lines, then Markdown.
+        source: What to call the card in error messages.
+
+    Raises:
+        DataError: If the head is missing, is not YAML, or breaks ``schema.json``.
+    """
+    if not text.startswith("---\n") or "\n---\n" not in text[4:]:
+        raise DataError(f"{source}: a data card starts with a YAML head between two '---' lines")
+    head_text, body = text[4:].split("\n---\n", 1)
+    try:
+        # JSON's types only: YAML would turn 1990-01-01 into a date.
+        head = yaml.load(head_text, Loader=_PlainLoader)
+    except yaml.YAMLError as error:
+        raise DataError(f"{source}: the head is not YAML: {' '.join(str(error).split())}") from error
+    _validate(head, source)
+    facts = head["mambakit"]
+    for split, (start, stop) in facts["splits"].items():
+        if not start < stop <= facts.get("rows", stop):
+            raise DataError(f"{source}: split {split} [{start}, {stop}] is empty or ends after the last row")
+    return Card(
+        name=facts["name"],
+        title=head["pretty_name"],
+        domain=facts["domain"],
+        license=head["license"],
+        homepage=head["homepage"],
+        version=facts["version"],
+        tags=tuple(head["tags"]),
+        files=tuple(_file(entry) for entry in facts["files"]),
+        columns=tuple(facts["columns"]),
+        units=dict(facts["units"]),
+        splits={split: (start, stop) for split, (start, stop) in facts["splits"].items()},
+        rows=facts.get("rows"),
+        time_column=facts.get("time_column"),
+        first_stamp=facts.get("first_stamp"),
+        frequency=facts.get("frequency"),
+        season_length=facts.get("season_length"),
+        embedded=facts.get("embedded"),
+        text=body.strip() + "\n",
+        head=head,
+    )
+
+
+def render_card(card: Card) -> str:
+    """The card as plain Markdown: a table of the facts in the head, then the card's own text."""
+    facts = [
+        ("name", f"{card.name} ({card.domain})"),
+        ("licence", card.head.get("license_name", card.license)),
+        ("home", card.homepage),
+        ("version", card.version),
+        ("rows", f"{card.rows:,}" if card.rows else None),
+        ("columns", ", ".join(card.columns)),
+        ("frequency", card.frequency),
+        ("season", f"{card.season_length} rows" if card.season_length else None),
+        *((f"rows, {split}", f"{start:,} to {stop:,}") for split, (start, stop) in card.splits.items()),
+        ("comes with", f"{card.embedded} (no download)" if card.embedded else None),
+    ]
+    for file in card.files:
+        facts += [("file", f"{file.name}, {file.size:,} bytes"), ("sha256", file.sha256)]
+        facts += [("url", source.url) for source in file.sources]
+    width = max(len(key) for key, _ in facts)
+    lines = [f"    {key:<{width}}  {value}" for key, value in facts if value]
+    title, _, rest = card.text.partition("\n")
+    return "\n".join([title, "", f"{card.title}.", "", *lines, rest.rstrip()]) + "\n"
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """SafeLoader without YAML's dates."""
+
+
+_PlainLoader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
+def _file(entry: dict[str, Any]) -> CardFile:
+    sources = tuple(
+        Source(
+            url=source["url"],
+            sha256=source.get("sha256", entry["sha256"]),
+            size=source.get("bytes", entry["bytes"]),
+            mirror=source.get("mirror"),
+            compression=source.get("compression"),
+            member=source.get("member"),
+        )
+        for source in entry["sources"]
+    )
+    return CardFile(name=entry["name"], sha256=entry["sha256"], size=entry["bytes"], sources=sources)
+
+
+def _validate(head: Any, source: str) -> None:
+    import jsonschema  # here: it takes a moment to import and only cards need it
+
+    validator = jsonschema.Draft202012Validator(schema())
+    error = jsonschema.exceptions.best_match(validator.iter_errors(head))
+    if error is not None:
+        where = ".".join(str(part) for part in error.absolute_path) or "the head"
+        raise DataError(f"{source}: {where}: {error.message}")
+
+
+@functools.cache
+def schema() -> dict[str, Any]:
+    """The JSON schema of a card's head."""
+    return json.loads((_folder() / "schema.json").read_text(encoding="utf-8"))
+
+
+def _folder() -> Traversable:
+    return importlib.resources.files("mambakit.data_cards")
