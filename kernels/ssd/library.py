@@ -1,13 +1,118 @@
-"""Stopgap."""
-import torch.nn.functional as F
+"""``mambakit::ssd_fwd`` and ``mambakit::ssd_bwd``: the portable SSD as custom ops.
+
+As ops with fake implementations and a registered backward they are opaque to torch.compile and
+torch.export, which see shapes only.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
 from mambakit.kernels.semantics import state_dtype
-from mambakit.kernels.ssd.reference import ssd_core_reference
-def ssd_fwd(x, log_decay, scale, B, C, D, z, initial_state, seq_idx, chunk_size):
-    dtype = state_dtype(x)
-    h0 = None if initial_state is None else initial_state.to(dtype)
-    y, h = ssd_core_reference(x.to(dtype), log_decay, scale, B.to(dtype), C.to(dtype), h0, seq_idx)
-    if D is not None:
-        y = y + D.to(dtype) * x.to(dtype)
-    if z is not None:
-        y = y * F.silu(z.to(dtype))
-    return y.to(x.dtype), h
+from mambakit.kernels.ssd.portable import ssd_backward, ssd_forward
+
+
+@torch.library.custom_op("mambakit::ssd_fwd", mutates_args=())
+def ssd_fwd(
+    x: Tensor,
+    log_decay: Tensor,
+    scale: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    initial_state: Tensor | None,
+    seq_idx: Tensor | None,
+    chunk_size: int | None,
+) -> tuple[Tensor, Tensor]:
+    """``(y, final_state)``; see ``ssd_forward``."""
+    return ssd_forward(x, log_decay, scale, B, C, D, z, initial_state, seq_idx, chunk_size)
+
+
+@ssd_fwd.register_fake
+def _(
+    x: Tensor,
+    log_decay: Tensor,
+    scale: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    initial_state: Tensor | None,
+    seq_idx: Tensor | None,
+    chunk_size: int | None,
+) -> tuple[Tensor, Tensor]:
+    batch, _, n_heads, head_dim = x.shape
+    return (
+        x.new_empty(x.shape),
+        x.new_empty((batch, n_heads, head_dim, B.shape[3]), dtype=state_dtype(x)),
+    )
+
+
+@torch.library.custom_op("mambakit::ssd_bwd", mutates_args=())
+def ssd_bwd(
+    dy: Tensor,
+    dfinal: Tensor,
+    x: Tensor,
+    log_decay: Tensor,
+    scale: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    initial_state: Tensor | None,
+    seq_idx: Tensor | None,
+    chunk_size: int | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """See ``ssd_backward``; an empty tensor stands for the gradient of what was not given."""
+    dx, dlog_decay, dscale, dB, dC, dD, dz, dinitial = ssd_backward(
+        dy, dfinal, x, log_decay, scale, B, C, D, z, initial_state, seq_idx, chunk_size
+    )
+    return (
+        dx,
+        dlog_decay,
+        dscale,
+        dB,
+        dC,
+        x.new_empty(0) if D is None or dD is None else dD.to(D.dtype),
+        x.new_empty(0) if dz is None else dz,
+        x.new_empty(0) if initial_state is None else dinitial.to(initial_state.dtype),
+    )
+
+
+@ssd_bwd.register_fake
+def _(
+    dy: Tensor,
+    dfinal: Tensor,
+    x: Tensor,
+    log_decay: Tensor,
+    scale: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    initial_state: Tensor | None,
+    seq_idx: Tensor | None,
+    chunk_size: int | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    given = (x, log_decay, scale, B, C, D, z, initial_state)
+    dx, dl, ds, dB, dC, dD, dz, dh = (x.new_empty(0) if v is None else v.new_empty(v.shape) for v in given)
+    return dx, dl, ds, dB, dC, dD, dz, dh
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    *tensors, ctx.chunk_size = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _backward(ctx: Any, dy: Tensor, dfinal: Tensor) -> tuple[Tensor | None, ...]:
+    tensors = ctx.saved_tensors
+    grads = ssd_bwd(dy, dfinal, *tensors, ctx.chunk_size)
+    given = tensors[:8]
+    return *(None if v is None else g for v, g in zip(given, grads, strict=True)), None, None
+
+
+ssd_fwd.register_autograd(_backward, setup_context=_setup)

@@ -75,7 +75,7 @@ def ssd(
         BackendUnavailableError: If the backend asked for cannot run here.
     """
     _check_inputs(x, B, C, initial_state, seq_idx, chunk_size, dt=dt)
-    batch, length, n_heads, head_dim = x.shape
+    n_heads, head_dim = x.shape[2:]
     check_float("A", A)
     check_shape("A", A, n_heads=n_heads)
     check_same_device("x", x, A=A)
@@ -120,7 +120,7 @@ def ssd_core(
     chunk_size: int | None = None,
     backend: str | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """The recurrence inside ``ssd``: ``h_t = exp(log_decay_t) h_{t-1} + scale_t x_t B_t^T``, ``y_t = h_t C_t``.
+    """The recurrence in ``ssd``: ``h_t = exp(log_decay_t) h_{t-1} + scale_t x_t B_t^T``, ``y_t = h_t C_t``.
 
     The log-decay comes apart from the input's scale, so that other discretisations (Mamba-3's
     trapezoidal rule) run on the same kernels.
@@ -161,7 +161,9 @@ def check_options(x: Tensor, D: Tensor | None, z: Tensor | None, dt_bias: Tensor
             check_shape("D", D, n_heads=n_heads)
     if z is not None:
         check_float("z", z)
-        names = ("batch", "length", "n_heads", "head_dim") if x.dim() == 4 else ("batch", "n_heads", "head_dim")
+        names = (
+            ("batch", "length", "n_heads", "head_dim") if x.dim() == 4 else ("batch", "n_heads", "head_dim")
+        )
         check_shape("z", z, **dict(zip(names, x.shape, strict=True)))
     if dt_bias is not None:
         check_float("dt_bias", dt_bias)

@@ -51,8 +51,7 @@ def ssd_step(
     _check_step(state, x, dt, A, B, C, D, z, dt_bias)
     dt_limit = check_dt_limit(dt_limit)
     choose_backend("ssd", backend, x.device)
-    batch, n_heads, head_dim = x.shape
-    n_groups = B.shape[1]
+    n_heads, n_groups = x.shape[1], B.shape[1]
     dtype = state.dtype
     dt = effective_dt(dt, dt_bias, dt_softplus, dt_limit, dtype)
     xs = x.to(dtype)
