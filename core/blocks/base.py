@@ -1,0 +1,214 @@
+"""What every block has in common: checks at the boundary, padding, empty input, the shape of its state."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from mambakit.core.state import State
+from mambakit.kernels.checks import check_seq_idx
+
+
+class Block(nn.Module):
+    """A sequence mixer: no norm and no residual (the backbone adds them).
+
+    A subclass names its state in ``state_shapes`` and computes in ``mix`` and ``mix_step``. For every
+    block ``forward`` over a sequence, ``forward`` over its pieces with the state carried, and ``step``
+    token by token agree.
+
+    Attributes:
+        d_model: Width of input and output.
+        causal: Whether a token sees only what came before; a block that is not causal has no state.
+        mixes_time: Whether tokens see each other at all; a block of the class that does has a direction.
+    """
+
+    d_model: int
+    causal: bool = True
+    mixes_time: bool = True
+
+    def state_shapes(self) -> dict[str, tuple[int | None, ...]]:
+        """Names and shapes (after the batch) of the state; None stands for a size that grows."""
+        raise NotImplementedError
+
+    def mix(
+        self, x: Tensor, state: State | None, seq_idx: Tensor | None, lengths: Tensor | None
+    ) -> tuple[Tensor, State]:
+        """``forward`` after its checks: ``x`` has at least one token and is zero at padding."""
+        raise NotImplementedError
+
+    def mix_step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        """``step`` after its checks."""
+        raise NotImplementedError
+
+    def init_state(
+        self, batch: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> State:
+        """The state before the first token.
+
+        Args:
+            batch: Number of rows.
+            device: Where; the parameters' device by default.
+            dtype: The dtype of the activations, the parameters' by default. A recurrent state is kept in
+                float32 for half-precision activations.
+
+        Raises:
+            RuntimeError: If the block is not causal.
+        """
+        self._refuse_unless_causal()
+        device, dtype = self._place(device, dtype)
+        dtype = torch.float64 if dtype == torch.float64 else torch.float32
+        return State.of(
+            **{
+                name: torch.zeros(batch, *(size or 0 for size in shape), device=device, dtype=dtype)
+                for name, shape in self.state_shapes().items()
+            }
+        )
+
+    def forward(
+        self,
+        x: Tensor,
+        state: State | None = None,
+        seq_idx: Tensor | None = None,
+        lengths: Tensor | None = None,
+    ) -> tuple[Tensor, State]:
+        """Mix a sequence, or the next piece of one.
+
+        Args:
+            x: ``(batch, length, d_model)``; any length, zero too.
+            state: What came before, from ``init_state``, ``forward`` or ``step``; None at the beginning.
+            seq_idx: ``(batch, length)`` int32, non-decreasing in a row, for packed sequences: nothing
+                passes from one to the next, and the first one of a row continues ``state``.
+            lengths: ``(batch,)`` int64 for right-padded rows: the number of real tokens of each.
+
+        Returns:
+            ``y`` like ``x``, zero at padding, and the state after each row's last real token (of its
+            last sequence, where rows are packed).
+
+        Raises:
+            ValueError: On a wrong shape, lengths outside ``0..length``, a state of another batch size or
+                block, or ``lengths`` together with ``seq_idx``.
+            RuntimeError: If a state is given to a block that is not causal.
+        """
+        batch, length = check_input(x, self.d_model)
+        if seq_idx is not None:
+            check_seq_idx(seq_idx, batch=batch, length=length)
+            if lengths is not None:
+                raise ValueError(
+                    "lengths: give either lengths (padded rows) or seq_idx (packed rows), not both"
+                )
+        if state is not None:
+            self._refuse_unless_causal()
+            self.check_state(state, batch)
+        if length == 0:
+            if lengths is not None:
+                check_lengths(lengths, batch, length)
+            if state is None:
+                state = self.init_state(batch, device=x.device, dtype=x.dtype) if self.causal else State()
+            return x, state
+        if lengths is None:
+            return self.mix(x, state, seq_idx, None)
+        lengths = check_lengths(lengths, batch, length).to(x.device)
+        padding = padding_mask(lengths, length)[..., None]
+        y, state = self.mix(x.masked_fill(padding, 0.0), state, None, lengths)
+        return y.masked_fill(padding, 0.0), state
+
+    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        """Mix one token.
+
+        Args:
+            x: ``(batch, d_model)``.
+            state: What came before; it is left as it is.
+
+        Returns:
+            ``y`` like ``x`` and the next state: the same as ``forward`` on a sequence of one token.
+
+        Raises:
+            ValueError: On a wrong shape, or a state of another batch size or block.
+            RuntimeError: If the block is not causal.
+        """
+        if not self.causal:
+            self._refuse_unless_causal()
+        if x.dim() != 2 or x.shape[1] != self.d_model:
+            raise ValueError(f"x: expected shape (batch, d_model={self.d_model}), got {tuple(x.shape)}")
+        self.check_state(state, x.shape[0])
+        return self.mix_step(x, state)
+
+    def check_state(self, state: State, batch: int) -> None:
+        """Raise unless ``state`` is one of this block's for ``batch`` rows.
+
+        Raises:
+            TypeError: If it is not a ``State``.
+            ValueError: If it holds other names or shapes, or another number of rows.
+        """
+        if not isinstance(state, State):
+            raise TypeError(f"state: expected a State (from init_state), got {type(state).__name__}")
+        shapes = self.state_shapes()
+        if len(state) == len(shapes):
+            for name, shape in shapes.items():
+                tensor = state[name] if name in state else None
+                if not isinstance(tensor, Tensor):
+                    break
+                got = tensor.shape
+                if got[0] != batch:
+                    raise ValueError(f"state: it is for a batch of {got[0]} rows, but x has {batch}")
+                if got[1:] != shape and not _fits(got[1:], shape):
+                    break
+            else:
+                return
+        wanted = ", ".join(f"{name} {shape}" for name, shape in shapes.items()) or "nothing"
+        raise ValueError(
+            f"state: it belongs to another block: {type(self).__name__} keeps {wanted} (a row), got {state!r}"
+        )
+
+    def _refuse_unless_causal(self) -> None:
+        if not self.causal:
+            raise RuntimeError(
+                f"{type(self).__name__} looks in both directions and needs the whole sequence at once: "
+                "it has no state and no step; use a causal block to stream"
+            )
+
+    def _place(
+        self, device: torch.device | str | None, dtype: torch.dtype | None
+    ) -> tuple[torch.device | str, torch.dtype]:
+        parameter = next(self.parameters())
+        return device or parameter.device, dtype or parameter.dtype
+
+
+def _fits(got: torch.Size, wanted: tuple[int | None, ...]) -> bool:
+    return len(got) == len(wanted) and all(w is None or g == w for g, w in zip(got, wanted, strict=True))
+
+
+def check_input(x: Tensor, d_model: int) -> tuple[int, int]:
+    """``(batch, length)`` of ``x``, or a ValueError unless it is ``(batch, length, d_model)``."""
+    if x.dim() != 3 or x.shape[2] != d_model:
+        raise ValueError(f"x: expected shape (batch, length, d_model={d_model}), got {tuple(x.shape)}")
+    return x.shape[0], x.shape[1]
+
+
+def check_lengths(lengths: Tensor, batch: int, length: int, *, synchronize: bool = False) -> Tensor:
+    """Return ``lengths`` if it counts the real tokens of ``batch`` rows of ``length``.
+
+    Args:
+        lengths: ``(batch,)`` integers.
+        batch: Rows of x.
+        length: Tokens of a row of x.
+        synchronize: Read the values on a GPU too, which waits for it; on a CPU they always are.
+
+    Raises:
+        TypeError: If it is not a tensor of integers.
+        ValueError: On a wrong shape, or a value outside ``0..length``.
+    """
+    if not isinstance(lengths, Tensor) or lengths.dtype not in (torch.int64, torch.int32):
+        got = lengths.dtype if isinstance(lengths, Tensor) else type(lengths).__name__
+        raise TypeError(f"lengths: expected an int64 tensor, got {got}")
+    if lengths.shape != (batch,):
+        raise ValueError(f"lengths: expected shape (batch={batch},), got {tuple(lengths.shape)}")
+    readable = synchronize or lengths.device.type == "cpu"
+    if readable and not torch.compiler.is_compiling() and bool(((lengths < 0) | (lengths > length)).any()):
+        raise ValueError(f"lengths: values must be in 0..{length} (the length of x), got {lengths.tolist()}")
+    return lengths.long()
+
+
+def padding_mask(lengths: Tensor, length: int) -> Tensor:
+    """True at the padding of right-padded rows, ``(batch, length)``."""
+    return torch.arange(length, device=lengths.device) >= lengths[:, None]

@@ -1,0 +1,154 @@
+"""Mamba-1: a selective state-space model with a state for every channel (Gu & Dao 2023, arXiv:2312.00752)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mambakit.core import init
+from mambakit.core.blocks.base import Block
+from mambakit.core.blocks.ragged import last_inputs, masked_dt
+from mambakit.core.blocks.registry import register_block
+from mambakit.core.state import State
+from mambakit.core.blocks._pending import (
+    causal_conv1d,
+    causal_conv1d_step,
+    selective_scan,
+    selective_scan_step,
+)
+
+
+@register_block("mamba1")
+class Mamba1(Block):
+    """in_proj -> causal convolution and SiLU -> selective scan with the gate z -> out_proj (figure 3, right).
+
+    Args:
+        d_model: Width of input and output.
+        d_state: State size per channel.
+        d_conv: Taps of the convolution.
+        expand: ``d_inner = expand * d_model``.
+        dt_rank: Rank of dt's projection; ``"auto"`` is ``ceil(d_model / 16)``.
+        dt_min, dt_max: Range of dt at the start.
+        dt_floor: Least dt at the start.
+        dt_init: How dt's projection starts, ``"random"`` or ``"constant"``.
+        dt_scale: Scales the start of dt's projection.
+        dt_limit: Clamp on dt after softplus.
+        conv_bias: Bias of the convolution.
+        bias: Biases of in_proj and out_proj.
+
+    Raises:
+        ValueError: On a size below 1, or starts that make no sense.
+    """
+
+    def __init__(
+        self,
+        *,
+        d_model: int,
+        d_state: int = 16,
+        d_conv: int = 4,
+        expand: float = 2,
+        dt_rank: int | str = "auto",
+        dt_min: float = 0.001,
+        dt_max: float = 0.1,
+        dt_floor: float = 1e-4,
+        dt_init: str = "random",
+        dt_scale: float = 1.0,
+        dt_limit: tuple[float, float] = (0.0, math.inf),
+        conv_bias: bool = True,
+        bias: bool = False,
+    ) -> None:
+        super().__init__()
+        self.d_model = d_model
+        self.d_inner = int(expand * d_model)
+        self.d_state = d_state
+        self.d_conv = d_conv
+        if isinstance(dt_rank, str):
+            if dt_rank != "auto":
+                raise ValueError(f"dt_rank: expected a number or 'auto', got {dt_rank!r}")
+            dt_rank = math.ceil(d_model / 16)
+        self.dt_rank = dt_rank
+        for name in ("d_model", "d_inner", "d_state", "d_conv", "dt_rank"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        self.dt_limit = (float(dt_limit[0]), float(dt_limit[1]))
+        self._split = [dt_rank, d_state, d_state]
+        self._shapes = {"conv": (self.d_inner, d_conv - 1), "ssm": (self.d_inner, d_state)}
+
+        self.in_proj = nn.Linear(d_model, 2 * self.d_inner, bias=bias)
+        self.conv_weight = nn.Parameter(torch.empty(self.d_inner, d_conv))
+        self.conv_bias = nn.Parameter(torch.empty(self.d_inner)) if conv_bias else None
+        self.x_proj = nn.Linear(self.d_inner, dt_rank + 2 * d_state, bias=False)
+        self.dt_proj = nn.Linear(dt_rank, self.d_inner)
+        self.A_log = nn.Parameter(torch.log(-init.s4d_real(self.d_inner, d_state)))
+        self.D = nn.Parameter(torch.ones(self.d_inner))
+        self.out_proj = nn.Linear(self.d_inner, d_model, bias=bias)
+
+        init.convolution_(self.conv_weight, self.conv_bias)
+        init.dt_projection_(self.dt_proj.weight, scale=dt_scale, mode=dt_init)
+        with torch.no_grad():
+            self.dt_proj.bias.copy_(init.dt_bias(self.d_inner, dt_min, dt_max, dt_floor))
+
+    def state_shapes(self) -> dict[str, tuple[int | None, ...]]:
+        return self._shapes  # type: ignore[return-value]
+
+    def mix(
+        self, x: Tensor, state: State | None, seq_idx: Tensor | None, lengths: Tensor | None
+    ) -> tuple[Tensor, State]:
+        conv_state, ssm_state = (None, None) if state is None else (state["conv"], state["ssm"])
+        u, z = self.in_proj(x).chunk(2, dim=-1)  # [b, l, d]
+        inputs = u
+        u, next_conv = causal_conv1d(
+            u,
+            self.conv_weight,
+            self.conv_bias,
+            activation="silu",
+            initial_state=conv_state,
+            seq_idx=seq_idx,
+            return_final_state=True,
+        )
+        dt, B, C = self.x_proj(u).split(self._split, dim=-1)
+        dt = F.linear(dt, self.dt_proj.weight)  # the bias goes where the softplus is
+        padded = lengths is not None
+        if lengths is not None:
+            next_conv = last_inputs(inputs, conv_state, lengths, self.d_conv)
+            dt = masked_dt(dt, self.dt_proj.bias, self.dt_limit, lengths)
+        y, next_ssm = selective_scan(
+            u,
+            dt,
+            -torch.exp(self.A_log),
+            B.unsqueeze(2),
+            C.unsqueeze(2),
+            D=self.D,
+            z=z,
+            dt_bias=None if padded else self.dt_proj.bias,
+            dt_softplus=not padded,
+            dt_limit=(0.0, math.inf) if padded else self.dt_limit,
+            initial_state=ssm_state,
+            seq_idx=seq_idx,
+            return_final_state=True,
+        )
+        return self.out_proj(y), State.of(conv=next_conv, ssm=next_ssm)
+
+    def mix_step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        u, z = self.in_proj(x).chunk(2, dim=-1)  # [b, d]
+        u, next_conv = causal_conv1d_step(
+            state["conv"], u, self.conv_weight, self.conv_bias, activation="silu"
+        )
+        dt, B, C = self.x_proj(u).split(self._split, dim=-1)
+        y, next_ssm = selective_scan_step(
+            state["ssm"],
+            u,
+            F.linear(dt, self.dt_proj.weight),
+            -torch.exp(self.A_log),
+            B.unsqueeze(1),
+            C.unsqueeze(1),
+            D=self.D,
+            z=z,
+            dt_bias=self.dt_proj.bias,
+            dt_softplus=True,
+            dt_limit=self.dt_limit,
+        )
+        return self.out_proj(y), State.of(conv=next_conv, ssm=next_ssm)

@@ -1,0 +1,182 @@
+"""Mamba-2: state-space duality, one decay per head (Dao & Gu 2024, arXiv:2405.21060)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from mambakit.core import init
+from mambakit.core.blocks.base import Block
+from mambakit.core.blocks.ragged import last_inputs, masked_dt
+from mambakit.core.blocks.registry import register_block
+from mambakit.core.state import State
+from mambakit.core.blocks._pending import causal_conv1d, causal_conv1d_step
+from mambakit.kernels import gated_rms_norm, ssd, ssd_step
+
+
+@register_block("mamba2")
+class Mamba2(Block):
+    """in_proj to z, x, B, C, dt -> convolution of x, B, C -> SSD -> gated norm -> out_proj (figure 6, right).
+
+    Args:
+        d_model: Width of input and output.
+        d_state: State size per head.
+        d_conv: Taps of the convolution.
+        expand: ``d_inner = expand * d_model``.
+        head_dim: Channels per head; divides ``d_inner``.
+        n_groups: Groups of heads that share B and C; divides the number of heads.
+        A_init_range: Each head's decay starts uniform in it.
+        dt_min, dt_max: Range of dt at the start.
+        dt_floor: Least dt at the start.
+        dt_limit: Clamp on dt after softplus.
+        D_per_channel: A skip for every channel instead of one per head.
+        norm: RMSNorm before out_proj, over each group; without it z gates the scan's output directly.
+        norm_before_gate: Gate after the norm instead of before it.
+        norm_eps: Added to the norm's mean square.
+        conv_bias: Bias of the convolution.
+        bias: Biases of in_proj and out_proj.
+        chunk_size: Chunk of the scan; the kernel's choice if None.
+
+    Raises:
+        ValueError: On a size below 1, or sizes that do not divide as above.
+    """
+
+    def __init__(
+        self,
+        *,
+        d_model: int,
+        d_state: int = 128,
+        d_conv: int = 4,
+        expand: float = 2,
+        head_dim: int = 64,
+        n_groups: int = 1,
+        A_init_range: tuple[float, float] = (1.0, 16.0),
+        dt_min: float = 0.001,
+        dt_max: float = 0.1,
+        dt_floor: float = 1e-4,
+        dt_limit: tuple[float, float] = (0.0, math.inf),
+        D_per_channel: bool = False,
+        norm: bool = True,
+        norm_before_gate: bool = False,
+        norm_eps: float = 1e-5,
+        conv_bias: bool = True,
+        bias: bool = False,
+        chunk_size: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.d_model = d_model
+        self.d_inner = int(expand * d_model)
+        self.d_state = d_state
+        self.d_conv = d_conv
+        self.head_dim = head_dim
+        self.n_groups = n_groups
+        for name in ("d_model", "d_inner", "d_state", "d_conv", "head_dim", "n_groups"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        if self.d_inner % head_dim:
+            raise ValueError(
+                f"head_dim: d_inner={self.d_inner} (expand * d_model) is not divisible by head_dim={head_dim}"
+            )
+        self.n_heads = self.d_inner // head_dim
+        if self.n_heads % n_groups:
+            raise ValueError(
+                f"n_groups: n_heads={self.n_heads} (d_inner / head_dim) is not divisible by n_groups={n_groups}"
+            )
+        self.norm_before_gate = norm_before_gate
+        self.norm_eps = norm_eps
+        self.chunk_size = chunk_size
+        self.dt_limit = (float(dt_limit[0]), float(dt_limit[1]))
+        d_bc = n_groups * d_state
+        d_conv_in = self.d_inner + 2 * d_bc
+        self._split_in = [self.d_inner, d_conv_in, self.n_heads]
+        self._split_conv = [self.d_inner, d_bc, d_bc]
+        self._heads = (self.n_heads, head_dim)
+        self._groups = (n_groups, d_state)
+        self._shapes = {"conv": (d_conv_in, d_conv - 1), "ssm": (self.n_heads, head_dim, d_state)}
+
+        self.in_proj = nn.Linear(d_model, self.d_inner + d_conv_in + self.n_heads, bias=bias)
+        self.conv_weight = nn.Parameter(torch.empty(d_conv_in, d_conv))
+        self.conv_bias = nn.Parameter(torch.empty(d_conv_in)) if conv_bias else None
+        self.dt_bias = nn.Parameter(init.dt_bias(self.n_heads, dt_min, dt_max, dt_floor))
+        self.A_log = nn.Parameter(torch.log(-init.uniform_decay(self.n_heads, *A_init_range)))
+        self.D = nn.Parameter(torch.ones(self._heads if D_per_channel else self.n_heads))
+        self.norm_weight = nn.Parameter(torch.ones(self.d_inner)) if norm else None
+        self.out_proj = nn.Linear(self.d_inner, d_model, bias=bias)
+        init.convolution_(self.conv_weight, self.conv_bias)
+
+    def state_shapes(self) -> dict[str, tuple[int | None, ...]]:
+        return self._shapes  # type: ignore[return-value]
+
+    def mix(
+        self, x: Tensor, state: State | None, seq_idx: Tensor | None, lengths: Tensor | None
+    ) -> tuple[Tensor, State]:
+        conv_state, ssm_state = (None, None) if state is None else (state["conv"], state["ssm"])
+        z, inputs, dt = self.in_proj(x).split(self._split_in, dim=-1)
+        mixed, next_conv = causal_conv1d(
+            inputs,
+            self.conv_weight,
+            self.conv_bias,
+            activation="silu",
+            initial_state=conv_state,
+            seq_idx=seq_idx,
+            return_final_state=True,
+        )
+        u, B, C = mixed.split(self._split_conv, dim=-1)
+        padded = lengths is not None
+        if lengths is not None:
+            next_conv = last_inputs(inputs, conv_state, lengths, self.d_conv)
+            dt = masked_dt(dt, self.dt_bias, self.dt_limit, lengths)
+        y, next_ssm = ssd(
+            u.unflatten(-1, self._heads),
+            dt,
+            -torch.exp(self.A_log),
+            B.unflatten(-1, self._groups),
+            C.unflatten(-1, self._groups),
+            D=self.D,
+            z=z.unflatten(-1, self._heads) if self.norm_weight is None else None,
+            dt_bias=None if padded else self.dt_bias,
+            dt_softplus=not padded,
+            dt_limit=(0.0, math.inf) if padded else self.dt_limit,
+            initial_state=ssm_state,
+            seq_idx=seq_idx,
+            return_final_state=True,
+            chunk_size=self.chunk_size,
+        )
+        return self.out_proj(self._normalize(y.flatten(-2), z)), State.of(conv=next_conv, ssm=next_ssm)
+
+    def mix_step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        batch = x.shape[0]
+        z, inputs, dt = self.in_proj(x).split(self._split_in, dim=-1)
+        mixed, next_conv = causal_conv1d_step(
+            state["conv"], inputs, self.conv_weight, self.conv_bias, activation="silu"
+        )
+        u, B, C = mixed.split(self._split_conv, dim=-1)
+        y, next_ssm = ssd_step(
+            state["ssm"],
+            u.unflatten(-1, self._heads),
+            dt,
+            -torch.exp(self.A_log),
+            B.unflatten(-1, self._groups),
+            C.unflatten(-1, self._groups),
+            D=self.D,
+            z=z.unflatten(-1, self._heads) if self.norm_weight is None else None,
+            dt_bias=self.dt_bias,
+            dt_softplus=True,
+            dt_limit=self.dt_limit,
+        )
+        y = self._normalize(y.view(batch, self.d_inner), z)
+        return self.out_proj(y), State.of(conv=next_conv, ssm=next_ssm)
+
+    def _normalize(self, y: Tensor, z: Tensor) -> Tensor:
+        if self.norm_weight is None:
+            return y
+        return gated_rms_norm(
+            y,
+            self.norm_weight,
+            z=z,
+            eps=self.norm_eps,
+            group_size=self.d_inner // self.n_groups,
+            norm_before_gate=self.norm_before_gate,
+        )

@@ -1,0 +1,261 @@
+"""Recurrent state: a nested mapping of tensors, batch first.
+
+What a model carries from one piece of a sequence to the next, so that a stream costs the same at
+every step. A block's state maps names to tensors; a backbone's maps layer numbers to block states.
+Operations return new states; nothing here changes a tensor in place.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Union
+
+import safetensors
+import safetensors.torch
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor
+
+StateItem = Union[Tensor, "State"]
+
+_EMPTY_KEY = "empty_states"  # metadata of a saved file: the nested states that hold no tensor
+
+
+class State(Mapping[str, StateItem]):
+    """An immutable mapping from names to tensors ``(batch, ...)`` or to further states.
+
+    A state is a pytree node, so ``torch.compile``, ``torch.export`` and ``torch.func`` see through it.
+
+    Args:
+        items: Names and what they hold. Names contain no dots (a dot joins nested names in files).
+
+    Raises:
+        TypeError: If an item is neither a tensor nor a state.
+        ValueError: On an empty name or one with a dot, a tensor without a batch dimension, or items
+            of different batch sizes.
+    """
+
+    __slots__ = ("_items",)
+
+    _items: dict[str, StateItem]
+
+    def __init__(self, items: Mapping[str, StateItem] | None = None) -> None:
+        self._items = dict(items or {})
+        for name, item in self._items.items():
+            if not isinstance(name, str) or not name or "." in name:
+                raise ValueError(f"state: a name must be a non-empty string without dots, got {name!r}")
+            if not isinstance(item, (Tensor, State)):
+                raise TypeError(f"state: {name!r} must be a tensor or a State, got {type(item).__name__}")
+            if isinstance(item, Tensor) and item.dim() == 0:
+                raise ValueError(f"state: {name!r} must have a batch dimension, got a scalar")
+        sizes = {name: tensor.shape[0] for name, tensor in self.tensors()}
+        if len(set(sizes.values())) > 1:
+            raise ValueError(f"state: all tensors must have the same batch size, got {sizes}")
+
+    @classmethod
+    def of(cls, **items: StateItem) -> State:
+        """A state from items known to be good: no checks, for the inside of blocks (a step is microseconds)."""
+        return cls._wrap(items)
+
+    @classmethod
+    def _wrap(cls, items: dict[str, Any]) -> State:
+        state = object.__new__(cls)
+        state._items = items
+        return state
+
+    def __getitem__(self, name: str) -> Any:
+        try:
+            return self._items[name]
+        except KeyError:
+            held = ", ".join(map(repr, self._items)) or "nothing"
+            raise KeyError(f"state: no entry {name!r}; it holds {held}") from None
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._items
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._items)
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    # Tensors do not compare to one bool, so neither do states.
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+
+    def __repr__(self) -> str:
+        inner = ", ".join(
+            f"{name}={item!r}"
+            if isinstance(item, State)
+            else f"{name}=<{str(item.dtype).removeprefix('torch.')} {tuple(item.shape)}>"
+            for name, item in self._items.items()
+        )
+        return f"State({inner})"
+
+    def tensors(self, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+        """Every tensor with its dotted name, ``("0.conv", tensor)``, in the order of the state."""
+        for name, item in self._items.items():
+            if isinstance(item, State):
+                yield from item.tensors(f"{prefix}{name}.")
+            else:
+                yield prefix + name, item
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> State:
+        """A state of the same structure with ``function`` applied to every tensor."""
+        return State._wrap(
+            {
+                name: item.map(function) if isinstance(item, State) else function(item)
+                for name, item in self._items.items()
+            }
+        )
+
+    @property
+    def batch(self) -> int | None:
+        """The batch size, or None for a state that holds no tensor."""
+        for _, tensor in self.tensors():
+            return tensor.shape[0]
+        return None
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of all tensors, in bytes."""
+        return sum(tensor.nbytes for _, tensor in self.tensors())
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> State:
+        """Move to a device, and cast the floating tensors (masks and counters keep their dtype)."""
+        return self.map(
+            lambda tensor: tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else None)
+        )
+
+    def detach(self) -> State:
+        """Cut the graph: gradients no longer flow into what came before (truncated backpropagation)."""
+        return self.map(Tensor.detach)
+
+    def clone(self) -> State:
+        """A copy with its own memory; gradients flow through it."""
+        return self.map(Tensor.clone)
+
+    def index_select(self, index: Tensor | Sequence[int]) -> State:
+        """The rows of the batch that ``index`` names, in its order; a row may be taken more than once.
+
+        Raises:
+            IndexError: If a row is outside the batch.
+            TypeError: If ``index`` is not a list of whole numbers.
+        """
+        rows = torch.as_tensor(index)
+        if rows.numel() == 0:
+            rows = rows.long()
+        if rows.dim() != 1 or rows.dtype not in (torch.int64, torch.int32):
+            raise TypeError(
+                "index: expected a list or a 1-D tensor of int64 row numbers, "
+                f"got {rows.dtype} {tuple(rows.shape)}"
+            )
+        batch = self.batch
+        if batch is not None and rows.numel() > 0 and not 0 <= int(rows.min()) <= int(rows.max()) < batch:
+            raise IndexError(f"index: rows must be in 0..{batch - 1}, got {rows.tolist()}")
+        return self.map(lambda tensor: tensor.index_select(0, rows.to(tensor.device)))
+
+    @staticmethod
+    def cat(states: Iterable[State]) -> State:
+        """Join states along the batch, for instance to serve several streams in one call.
+
+        Raises:
+            ValueError: If there is none, or their structures or shapes (apart from the batch) differ.
+        """
+        parts = list(states)
+        if not parts:
+            raise ValueError("states: expected at least one state to join, got none")
+        first = parts[0]
+        for i, other in enumerate(parts[1:], start=1):
+            if list(other) != list(first):
+                raise ValueError(f"states: number {i} holds {list(other)}, the first one {list(first)}")
+        joined: dict[str, StateItem] = {}
+        for name, item in first.items():
+            column = [part[name] for part in parts]
+            if isinstance(item, State):
+                if not all(isinstance(part, State) for part in column):
+                    raise ValueError(f"states: {name!r} is a nested state in some and a tensor in others")
+                joined[name] = State.cat(column)
+                continue
+            for i, part in enumerate(column):
+                if not isinstance(part, Tensor) or part.shape[1:] != item.shape[1:]:
+                    got = tuple(part.shape[1:]) if isinstance(part, Tensor) else "a nested state"
+                    raise ValueError(
+                        f"states: {name!r} has shape {got} after the batch in number {i} "
+                        f"and {tuple(item.shape[1:])} in the first one"
+                    )
+            joined[name] = torch.cat(column)
+        return State._wrap(joined)
+
+    def save(self, path: str | Path) -> None:
+        """Write a safetensors file; nested names are joined by dots."""
+        tensors = {name: tensor.detach().contiguous().clone() for name, tensor in self.tensors()}
+        metadata = {_EMPTY_KEY: json.dumps(list(self._empty_states()))}
+        safetensors.torch.save_file(tensors, str(path), metadata=metadata)
+
+    def _empty_states(self, prefix: str = "") -> Iterator[str]:
+        for name, item in self._items.items():
+            if isinstance(item, State):
+                if len(item) == 0:
+                    yield prefix + name
+                yield from item._empty_states(f"{prefix}{name}.")
+
+    @classmethod
+    def load(cls, path: str | Path, device: torch.device | str = "cpu") -> State:
+        """Read a file written by ``save``.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If it is not a safetensors file of a state.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"path: no state file at {path}")
+        flat: dict[str, Tensor] = {}
+        try:
+            with safetensors.safe_open(str(path), framework="pt", device=str(device)) as file:
+                metadata = file.metadata() or {}
+                for name in file.keys():  # noqa: SIM118 (not a mapping)
+                    flat[name] = file.get_tensor(name)
+            empty = json.loads(metadata[_EMPTY_KEY])
+        except (safetensors.SafetensorError, KeyError, json.JSONDecodeError) as error:
+            raise ValueError(f"path: {path} is not a saved state ({error})") from error
+        tree: dict[str, Any] = {}
+        for name in empty:
+            _insert(tree, name.split("."), {})
+        for name, tensor in flat.items():
+            _insert(tree, name.split("."), tensor)
+        return _from_tree(tree)
+
+
+def _insert(tree: dict[str, Any], keys: list[str], value: Any) -> None:
+    for key in keys[:-1]:
+        tree = tree.setdefault(key, {})
+    tree[keys[-1]] = value
+
+
+def _from_tree(tree: dict[str, Any]) -> State:
+    return State({name: _from_tree(item) if isinstance(item, dict) else item for name, item in tree.items()})
+
+
+def _flatten(state: State) -> tuple[list[Any], list[str]]:
+    return list(state._items.values()), list(state._items)
+
+
+def _flatten_with_keys(state: State) -> tuple[list[tuple[Any, Any]], list[str]]:
+    return [(pytree.MappingKey(name), item) for name, item in state._items.items()], list(state._items)
+
+
+def _unflatten(values: Iterable[Any], names: list[str]) -> State:
+    return State._wrap(dict(zip(names, values, strict=True)))
+
+
+pytree.register_pytree_node(
+    State,
+    _flatten,
+    _unflatten,
+    serialized_type_name="mambakit.core.state.State",
+    flatten_with_keys_fn=_flatten_with_keys,
+)
