@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -113,7 +114,7 @@ class QuantileHead(nn.Module):
         super().__init__()
         levels = [float(level) for level in quantiles]
         inside = bool(levels) and all(0 < level < 1 for level in levels)
-        if not inside or any(a >= b for a, b in zip(levels, levels[1:], strict=False)):
+        if not inside or any(a >= b for a, b in pairwise(levels)):
             raise ValueError(f"quantiles: expected increasing levels inside (0, 1), got {levels}")
         self.quantiles = tuple(levels)
         self.d_output = d_output
@@ -326,7 +327,7 @@ class CTCHead(nn.Module):
         real = ~padding_mask(target_lengths, target.shape[1])
         if bool((((target < 0) | (target >= n_classes) | (target == self.blank)) & real).any()):
             raise ValueError(
-                f"target: symbols must be in 0..{n_classes - 1} and not the blank ({self.blank}) in every label"
+                f"target: symbols must be in 0..{n_classes - 1} and not the blank ({self.blank})"
             )
         repeats = ((target[:, 1:] == target[:, :-1]) & real[:, 1:]).sum(1)
         needed = target_lengths + repeats
@@ -334,8 +335,8 @@ class CTCHead(nn.Module):
             row = int((needed > lengths).nonzero()[0])
             raise ValueError(
                 f"target: the label of row {row} needs {int(needed[row])} frames ({int(target_lengths[row])} "
-                f"symbols and a blank in each of {int(repeats[row])} repeats), but it has {int(lengths[row])}; "
-                "use less downsampling, or leave the row out"
+                f"symbols and a blank in each of {int(repeats[row])} repeats), but it has "
+                f"{int(lengths[row])}; use less downsampling, or leave the row out"
             )
         if batch == 0:
             return output.sum()

@@ -1,11 +1,15 @@
 """Initial values of state-space parameters, as published.
 
-    S4D-Real     A_n = -(n + 1)                                      Gu et al. 2022, arXiv:2206.11893, section 4
-    HiPPO-LegS   A_nk = -sqrt((2n+1)(2k+1)) (n > k), -(n+1) (n = k), 0 (n < k);  B_n = sqrt(2n+1)
-                                                                     Gu et al. 2020, arXiv:2008.07669, theorem 2
-    dt           softplus(bias) is log-uniform in [dt_min, dt_max]   Gu & Dao 2023, arXiv:2312.00752, section 3.6
-    Mamba-2      one A a head, uniform in [-16, -1]                  Dao & Gu 2024, arXiv:2405.21060
-    residual     output projections scaled by 1/sqrt(n_layers)       Radford et al. 2019 (GPT-2), section 2.3
+    S4D-Real     A_n = -(n + 1)
+                 Gu et al. 2022, arXiv:2206.11893; in Mamba: Gu & Dao 2023, arXiv:2312.00752, section 3.6
+    HiPPO-LegS   A_nk = -sqrt((2n+1)(2k+1)) for n > k, -(n+1) for n = k, 0 for n < k;  B_n = sqrt(2n+1)
+                 Gu et al. 2020, arXiv:2008.07669, theorem 2
+    dt           softplus(bias) is log-uniform in [dt_min, dt_max]
+                 Gu & Dao 2023, section 3.6
+    Mamba-2      one A a head, uniform in [-16, -1]
+                 Dao & Gu 2024, arXiv:2405.21060
+    residual     output projections scaled by 1/sqrt(n_layers)
+                 Radford et al. 2019 (GPT-2), section 2.3
 
 The decays are kept as ``A_log = log(-A)``, which any gradient step leaves negative in ``A``.
 """
@@ -59,7 +63,7 @@ def inverse_softplus(y: Tensor) -> Tensor:
 
 
 def dt_bias(channels: int, dt_min: float = 0.001, dt_max: float = 0.1, dt_floor: float = 1e-4) -> Tensor:
-    """Biases whose softplus is log-uniform in ``[dt_min, dt_max]`` and at least ``dt_floor``; ``(channels,)``.
+    """Biases ``(channels,)`` whose softplus is log-uniform in ``[dt_min, dt_max]``, at least ``dt_floor``.
 
     Raises:
         ValueError: Unless ``0 < dt_min <= dt_max``.
@@ -103,7 +107,7 @@ def rescale_output_projections_(module: nn.Module, n_layers: int) -> None:
 
 @torch.no_grad()
 def convolution_(weight: Tensor, bias: Tensor | None) -> None:
-    """Fill a depthwise convolution ``(channels, width)`` as ``torch.nn.Conv1d`` does: uniform in 1/sqrt(width)."""
+    """Fill a depthwise convolution ``(channels, width)`` as ``torch.nn.Conv1d``: uniform in 1/sqrt(width)."""
     bound = weight.shape[1] ** -0.5
     weight.uniform_(-bound, bound)
     if bias is not None:

@@ -56,7 +56,7 @@ class State(Mapping[str, StateItem]):
 
     @classmethod
     def of(cls, **items: StateItem) -> State:
-        """A state from items known to be good: no checks, for the inside of blocks (a step is microseconds)."""
+        """A state of items known to be good: no checks, for the inside of blocks, where a step is short."""
         return cls._wrap(items)
 
     @classmethod

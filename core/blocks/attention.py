@@ -1,6 +1,7 @@
 """Softmax attention with rotary positions and a key-value state (Vaswani et al. 2017; Su et al. 2021).
 
-Rotary embedding: arXiv:2104.09864, section 3.4.2. Grouped key-value heads: Ainslie et al. 2023, arXiv:2305.13245.
+Rotary embedding: arXiv:2104.09864, section 3.4.2.
+Grouped key-value heads: Ainslie et al. 2023, arXiv:2305.13245.
 """
 
 from __future__ import annotations
@@ -81,9 +82,10 @@ class Attention(Block):
     def init_state(
         self, batch: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> State:
-        """An empty cache: ``key`` and ``value`` ``(batch, 0, n_kv_heads, head_dim)``, ``valid`` ``(batch, 0)``.
+        """An empty cache.
 
-        ``valid`` marks what a row may look at: rows of different lengths share one cache.
+        ``key`` and ``value`` are ``(batch, cached, n_kv_heads, head_dim)``; ``valid`` ``(batch, cached)``
+        marks what a row may look at, so that rows of different lengths share one cache.
         """
         self._refuse_unless_causal()
         device, dtype = self._place(device, dtype)

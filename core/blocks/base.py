@@ -145,7 +145,7 @@ class Block(nn.Module):
         shapes = self.state_shapes()
         if len(state) == len(shapes):
             for name, shape in shapes.items():
-                tensor = state[name] if name in state else None
+                tensor = state.get(name)
                 if not isinstance(tensor, Tensor):
                     break
                 got = tensor.shape

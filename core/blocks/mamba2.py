@@ -8,17 +8,17 @@ import torch
 from torch import Tensor, nn
 
 from mambakit.core import init
+from mambakit.core.blocks._pending import causal_conv1d, causal_conv1d_step
 from mambakit.core.blocks.base import Block
 from mambakit.core.blocks.ragged import last_inputs, masked_dt
 from mambakit.core.blocks.registry import register_block
 from mambakit.core.state import State
-from mambakit.core.blocks._pending import causal_conv1d, causal_conv1d_step
 from mambakit.kernels import gated_rms_norm, ssd, ssd_step
 
 
 @register_block("mamba2")
 class Mamba2(Block):
-    """in_proj to z, x, B, C, dt -> convolution of x, B, C -> SSD -> gated norm -> out_proj (figure 6, right).
+    """in_proj to z, x, B, C, dt -> convolution of x, B, C -> SSD -> gated norm -> out_proj (section 7.1).
 
     Args:
         d_model: Width of input and output.
@@ -82,7 +82,8 @@ class Mamba2(Block):
         self.n_heads = self.d_inner // head_dim
         if self.n_heads % n_groups:
             raise ValueError(
-                f"n_groups: n_heads={self.n_heads} (d_inner / head_dim) is not divisible by n_groups={n_groups}"
+                f"n_groups: n_heads={self.n_heads} (d_inner / head_dim) is not divisible "
+                f"by n_groups={n_groups}"
             )
         self.norm_before_gate = norm_before_gate
         self.norm_eps = norm_eps

@@ -30,7 +30,7 @@ def last_inputs(x: Tensor, past: Tensor | None, lengths: Tensor, width: int) -> 
     Returns:
         ``(batch, channels, width - 1)``.
     """
-    batch, length, channels = x.shape
+    batch, _, channels = x.shape
     dtype = state_dtype(x)
     n = width - 1
     if past is None:
@@ -58,7 +58,7 @@ def reversal_index(x: Tensor, seq_idx: Tensor | None, lengths: Tensor | None) ->
     Reverses inside each packed sequence, or inside each row's real tokens (padding stays at the end).
     None stands for plain rows, which flip.
     """
-    batch, length, _ = x.shape
+    length = x.shape[1]
     t = torch.arange(length, device=x.device)
     if lengths is not None:
         return torch.where(t < lengths[:, None], lengths[:, None] - 1 - t, t)
@@ -70,7 +70,7 @@ def reversal_index(x: Tensor, seq_idx: Tensor | None, lengths: Tensor | None) ->
 
 
 def take(x: Tensor, index: Tensor | None) -> Tensor:
-    """Tokens of ``x`` ``(batch, length, channels)`` at ``index`` ``(batch, length)``; flipped if it is None."""
+    """Tokens of ``x`` ``(batch, length, channels)`` at ``index`` ``(batch, length)``; flipped for None."""
     if index is None:
         return x.flip(1)
     return x.gather(1, index[..., None].expand(-1, -1, x.shape[2]))
