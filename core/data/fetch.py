@@ -136,10 +136,11 @@ def _from_network(file: CardFile, target: Path, *, progress: bool) -> None:
         finally:
             Path(served).unlink(missing_ok=True)
         return
+    by_hand = file.sources[-1]
     raise DataError(
-        f"could not download {file.name} ({'; '.join(failures)}); without a network, set MAMBAKIT_DATA_MIRROR "
-        f"to a folder that holds {file.sources[0].mirror or file.name}, or fetch {file.sources[-1].url} by hand"
-        f"{', unpack it' if file.sources[-1].compression else ''} and save it as {target}"
+        f"could not download {file.name} ({'; '.join(failures)}); without a network, set "
+        f"MAMBAKIT_DATA_MIRROR to a folder that holds {file.sources[0].mirror or file.name}, or fetch {by_hand.url} by hand"
+        f"{', unpack it' if by_hand.compression else ''} and save it as {target}"
     )
 
 
