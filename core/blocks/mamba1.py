@@ -9,16 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mambakit.core import init
-from mambakit.core.blocks._pending import (
-    causal_conv1d,
-    causal_conv1d_step,
-    selective_scan,
-    selective_scan_step,
-)
 from mambakit.core.blocks.base import Block
 from mambakit.core.blocks.ragged import last_inputs, masked_dt
 from mambakit.core.blocks.registry import register_block
 from mambakit.core.state import State
+from mambakit.kernels import causal_conv1d, causal_conv1d_step, selective_scan, selective_scan_step
 
 
 @register_block("mamba1")

@@ -8,12 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from mambakit.core import init
-from mambakit.core.blocks._pending import causal_conv1d, causal_conv1d_step
 from mambakit.core.blocks.base import Block
 from mambakit.core.blocks.ragged import last_inputs, masked_dt
 from mambakit.core.blocks.registry import register_block
 from mambakit.core.state import State
-from mambakit.kernels import gated_rms_norm, ssd, ssd_step
+from mambakit.kernels import causal_conv1d, causal_conv1d_step, gated_rms_norm, ssd, ssd_step
 
 
 @register_block("mamba2")

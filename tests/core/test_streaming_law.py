@@ -1,0 +1,327 @@
+"""The streaming law over every registered block and over whole backbones."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mambakit.core.backbone import Backbone, BackboneConfig
+from mambakit.core.blocks import BLOCKS, build_block
+from mambakit.core.state import State
+from mambakit.core.testing import (
+    Sequential,
+    assert_states_close,
+    check_packing,
+    check_padding,
+    check_streaming,
+    run_by_steps,
+    run_in_pieces,
+)
+
+D_MODEL = 16
+LENGTH = 11
+
+# At least one entry for every registered kind; a new kind without one fails below.
+CASES = {
+    "mamba1": ("mamba1", {}),
+    "mamba1-bare": ("mamba1", {"d_state": 3, "d_conv": 1, "conv_bias": False, "dt_rank": 2, "expand": 1}),
+    "mamba1-limit": ("mamba1", {"dt_limit": (0.01, 0.05), "bias": True, "d_conv": 2}),
+    "mamba2": ("mamba2", {"head_dim": 8, "d_state": 6}),
+    "mamba2-groups": ("mamba2", {"head_dim": 4, "d_state": 5, "n_groups": 2, "dt_limit": (0.01, 0.1)}),
+    "mamba2-no-norm": ("mamba2", {"head_dim": 16, "d_state": 4, "norm": False, "D_per_channel": True}),
+    "mamba2-norm-first": (
+        "mamba2",
+        {
+            "head_dim": 32,
+            "d_state": 4,
+            "norm_before_gate": True,
+            "conv_bias": False,
+            "bias": True,
+            "d_conv": 1,
+        },
+    ),
+    "attention": ("attention", {"n_heads": 2}),
+    "attention-grouped": ("attention", {"n_heads": 4, "n_kv_heads": 2, "rope": False, "bias": True}),
+    "attention-both-ways": ("attention", {"n_heads": 2, "causal": False}),
+    "mlp": ("mlp", {}),
+    "bidirectional": ("bidirectional", {"inner": "mamba1", "inner_options": {"d_state": 4}}),
+    "bidirectional-concat": (
+        "bidirectional",
+        {"inner": "mamba2", "inner_options": {"head_dim": 8, "d_state": 4}, "merge": "concat"},
+    ),
+    "bidirectional-attention": (
+        "bidirectional",
+        {"inner": "attention", "inner_options": {"n_heads": 2}, "merge": "mean"},
+    ),
+}
+SMALL = {"mamba1": {"d_state": 4}, "mamba2": {"head_dim": 8, "d_state": 6}, "attention": {"n_heads": 2}}
+STACKS = {
+    "stack-mamba1": (["mamba1"], 2, False),
+    "stack-mamba2": (["mamba2", "mlp"], 2, False),
+    "stack-hybrid": (["mamba1", "mlp", "attention", "mamba2"], 1, False),
+    "stack-both-ways": (["mamba2", "attention", "mlp"], 1, True),
+}
+NAMES = [*CASES, *STACKS]
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-5}
+
+
+def build(name: str, dtype: torch.dtype = torch.float64) -> Sequential:
+    torch.manual_seed(0)
+    module: Sequential
+    if name in CASES:
+        kind, options = CASES[name]
+        module = build_block(kind, D_MODEL, options)
+    else:
+        layers, repeat, bidirectional = STACKS[name]
+        options = {kind: SMALL[kind] for kind in layers if kind in SMALL}
+        module = Backbone(
+            BackboneConfig(
+                d_model=D_MODEL,
+                layers=layers,
+                repeat=repeat,
+                block_options=options,
+                bidirectional=bidirectional,
+            )
+        )
+    # larger dt than at the start of training, so that states forget within a few tokens
+    with torch.no_grad():
+        for parameter_name, parameter in module.named_parameters():
+            if parameter_name.endswith(("dt_bias", "dt_proj.bias")):
+                parameter.add_(3.0)
+    return module.to(dtype).eval()
+
+
+def sample(batch: int = 3, length: int = LENGTH, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(batch, length, D_MODEL, generator=generator, dtype=torch.float64).to(dtype)
+
+
+STREAMING = [name for name in NAMES if build(name).causal]
+
+
+def test_every_registered_block_is_here():
+    assert {kind for kind, _ in CASES.values()} == set(BLOCKS)
+    assert {"attention-both-ways", "bidirectional", "stack-both-ways"} <= set(NAMES) - set(STREAMING)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("name", STREAMING)
+def test_steps_and_pieces_equal_the_whole(name, dtype):
+    check_streaming(build(name, dtype), sample(dtype=dtype), [0, 1, 1, 4, 9, 11], atol=TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("name", STREAMING)
+@settings(max_examples=8, deadline=None)
+@given(
+    cuts=st.lists(st.integers(0, LENGTH), max_size=5).map(sorted),
+    switch=st.integers(0, LENGTH),
+)
+def test_pieces_and_steps_in_any_mixture(name, cuts, switch):
+    module, x = build(name), sample(batch=2)
+    whole, final = module(x)
+    pieces, state = run_in_pieces(module, x[:, :switch], [cut for cut in cuts if cut <= switch])
+    steps, state = run_by_steps(module, x[:, switch:], state)
+    torch.testing.assert_close(torch.cat([pieces, steps], dim=1), whole, atol=1e-10, rtol=0)
+    assert_states_close(state, final, atol=1e-10)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("name", NAMES)
+def test_padded_rows_equal_each_alone(name, dtype):
+    check_padding(
+        build(name, dtype), sample(batch=6, dtype=dtype), [11, 0, 1, 2, 7, 10], atol=TOLERANCE[dtype]
+    )
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("lengths", [[11], [3, 8], [1, 1, 7, 2], [1] * 11], ids=str)
+def test_packed_rows_equal_each_alone(name, dtype, lengths):
+    check_packing(build(name, dtype), sample(batch=2, dtype=dtype), lengths, atol=TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_rows_packed_differently(name):
+    module, x = build(name), sample(batch=3)
+    packs = [[4, 7], [11], [2, 2, 7]]
+    seq_idx = torch.stack([torch.arange(len(n)).repeat_interleave(torch.tensor(n)) for n in packs]).int()
+    before = module(x[:, :5])[1] if module.causal else None
+    y, state = module(x, before, seq_idx=seq_idx)
+    for row, lengths in enumerate(packs):
+        start, last = 0, None
+        for n in lengths:
+            given_state = before.index_select([row]) if before is not None and start == 0 else None
+            alone, last = module(x[row : row + 1, start : start + n], given_state)
+            torch.testing.assert_close(y[row : row + 1, start : start + n], alone, atol=1e-10, rtol=0)
+            start += n
+        if module.causal:
+            follows, _ = module(x[row : row + 1], state.index_select([row]))
+            alone, _ = module(x[row : row + 1], last)
+            torch.testing.assert_close(follows, alone, atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize("name", STREAMING)
+def test_padded_pieces_continue_row_by_row(name):
+    """Three ragged pieces in a row, one of them empty for some rows, then steps."""
+    module, x = build(name), sample(batch=3, length=12)
+    pieces = [torch.tensor([4, 0, 3]), torch.tensor([0, 2, 4]), torch.tensor([1, 4, 0])]
+    state, got = None, [[], [], []]
+    taken = torch.zeros(3, dtype=torch.long)
+    for lengths in pieces:
+        piece = torch.full((3, 4, D_MODEL), torch.nan, dtype=x.dtype)
+        for row in range(3):
+            piece[row, : lengths[row]] = x[row, taken[row] : taken[row] + lengths[row]]
+        y, state = module(piece, state, lengths=lengths)
+        for row in range(3):
+            got[row].append(y[row, : lengths[row]])
+        taken += lengths
+    for _ in range(3):
+        token = x[torch.arange(3), taken]
+        y, state = module.step(token, state)
+        for row in range(3):
+            got[row].append(y[row : row + 1])
+        taken += 1
+    for row in range(3):
+        alone, _ = module(x[row : row + 1, : taken[row]])
+        torch.testing.assert_close(torch.cat(got[row])[None], alone, atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_at_all(name):
+    module = build(name)
+    y, state = module(sample(length=0))
+    assert y.shape == (3, 0, D_MODEL)
+    y, _ = module(sample(batch=0))
+    assert y.shape == (0, LENGTH, D_MODEL)
+    if not module.causal:
+        return
+    expected, _ = module(sample())
+    torch.testing.assert_close(module(sample(), state)[0], expected, atol=1e-12, rtol=0)
+    _, carried = module(sample())
+    _, after = module(sample(length=0), carried)
+    assert_states_close(after, carried, atol=0)
+    _, after = module(sample(), carried, lengths=torch.zeros(3, dtype=torch.long))
+    torch.testing.assert_close(module(sample(), after)[0], module(sample(), carried)[0], atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("name", STREAMING)
+def test_only_the_past_is_seen(name):
+    module, x = build(name), sample()
+    y, _ = module(x)
+    changed = x.clone()
+    changed[:, 6:] += 1.0
+    torch.testing.assert_close(module(changed)[0][:, :6], y[:, :6], atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("name", STREAMING)
+def test_gradients_flow_through_a_carried_state(name):
+    module = build(name)
+    x = sample(batch=2).requires_grad_()
+    weight = torch.randn(2, LENGTH, D_MODEL, dtype=x.dtype, generator=torch.Generator().manual_seed(2))
+    parameters = [x, *module.parameters()]
+
+    def gradients(y):
+        grads = torch.autograd.grad((y * weight).sum(), parameters, allow_unused=True)
+        return [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, grads, strict=True)]
+
+    expected = gradients(module(x)[0])
+    assert any(grad.abs().sum() > 0 for grad in expected[1:])
+    runs = {
+        "pieces": run_in_pieces(module, x, [3, 7])[0],
+        "steps": run_by_steps(module, x)[0],
+    }
+    for y in runs.values():
+        for actual, grad in zip(gradients(y), expected, strict=True):
+            torch.testing.assert_close(actual, grad, atol=1e-9, rtol=1e-9)
+
+
+@pytest.mark.parametrize("name", STREAMING)
+def test_detached_states_cut_the_graph(name):
+    module, x = build(name), sample(batch=2).requires_grad_()
+    _, state = module(x[:, :5])
+    y, _ = module(x[:, 5:], state.detach())
+    grad = torch.autograd.grad(y.sum(), x)[0]
+    assert not grad[:, :5].any()
+    assert grad[:, 5:].any()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_gradients_of_padded_rows_equal_each_alone(name):
+    module, x = build(name), sample(batch=3)
+    lengths = [11, 4, 0]
+    padded = x.clone()
+    for row, n in enumerate(lengths):
+        padded[row, n:] = torch.nan
+    padded.requires_grad_()
+    y, _ = module(padded, lengths=torch.tensor(lengths))
+    actual = torch.autograd.grad(y.square().sum(), [padded, *module.parameters()])
+    x.requires_grad_()
+    total = sum(module(x[row : row + 1, :n])[0].square().sum() for row, n in enumerate(lengths))
+    expected = torch.autograd.grad(total, [x, *module.parameters()])
+    for a, e in zip(actual, expected, strict=True):
+        torch.testing.assert_close(a, e, atol=1e-9, rtol=1e-9)
+
+
+@pytest.mark.parametrize("name", STREAMING)
+def test_a_saved_stream_goes_on(name, tmp_path):
+    module, x = build(name, torch.float32), sample(dtype=torch.float32)
+    _, state = module(x[:, :6])
+    expected, _ = module(x[:, 6:], state)
+    state.save(tmp_path / "state.safetensors")
+    loaded = State.load(tmp_path / "state.safetensors")
+    assert torch.equal(module(x[:, 6:], loaded)[0], expected)
+    for row in (2, 0):
+        picked, _ = module(x[row : row + 1, 6:], state.index_select([row]))
+        torch.testing.assert_close(picked, expected[row : row + 1], atol=1e-5, rtol=0)
+    joined = State.cat([state.index_select([2]), state.index_select([0, 1])])
+    both, _ = module(x[[2, 0, 1], 6:], joined)
+    torch.testing.assert_close(both, expected[[2, 0, 1]], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", STREAMING)
+def test_a_state_given_is_left_as_it_was(name):
+    module, x = build(name), sample()
+    _, state = module(x)
+    kept = state.clone()
+    module(x, state)
+    module.step(x[:, 0], state)
+    with torch.inference_mode():
+        module.step(x[:, 0], state)
+    assert_states_close(state, kept, atol=0)
+
+
+@pytest.mark.parametrize("name", sorted(set(NAMES) - set(STREAMING)))
+def test_both_directions_need_the_whole_sequence(name):
+    module, x = build(name), sample()
+    with pytest.raises(RuntimeError, match="needs the whole sequence"):
+        module.init_state(3)
+    _, state = module(x)
+    with pytest.raises(RuntimeError, match="needs the whole sequence"):
+        module(x, state)
+    with pytest.raises(RuntimeError, match="needs the whole sequence"):
+        module.step(x[:, 0], state)
+
+
+@pytest.mark.parametrize("name", sorted(set(NAMES) - set(STREAMING)))
+def test_both_directions_see_the_future(name):
+    module, x = build(name), sample()
+    changed = x.clone()
+    changed[:, -1] += 1.0
+    assert (module(changed)[0][:, 0] - module(x)[0][:, 0]).abs().max() > 1e-6
+
+
+@pytest.mark.parametrize("name", STREAMING)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
+def test_states_are_kept_in_float32_at_least(name, dtype):
+    module, x = build(name, dtype), sample(dtype=dtype)
+    y, state = module(x)
+    assert y.dtype == dtype
+    start = module.init_state(3)
+    for (key, tensor), (_, first) in zip(state.tensors(), start.tensors(), strict=True):
+        if key.split(".")[-1] in ("conv", "ssm"):
+            assert tensor.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+        assert tensor.dtype == first.dtype
+    y_step, _ = module.step(x[:, 0], start)
+    torch.testing.assert_close(y_step, y[:, 0], atol=0.05 if dtype == torch.bfloat16 else 1e-10, rtol=0)
