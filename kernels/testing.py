@@ -61,11 +61,17 @@ def forward_backward(
     outputs = op(**leaves, **options)
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
     named = {name: leaf for name, leaf in leaves.items() if leaf is not None and leaf.requires_grad}
-    grads = torch.autograd.grad(
-        outputs,
-        list(named.values()),
-        [ct.to(out.dtype) for ct, out in zip(cotangents, outputs, strict=True)],
-        allow_unused=True,
+    # an empty sequence's outputs may depend on nothing
+    reached = [(out, ct) for out, ct in zip(outputs, cotangents, strict=True) if out.requires_grad]
+    grads = (
+        torch.autograd.grad(
+            [out for out, _ in reached],
+            list(named.values()),
+            [ct.to(out.dtype) for out, ct in reached],
+            allow_unused=True,
+        )
+        if reached
+        else [None] * len(named)
     )
     result = {f"out{i}": out.detach() for i, out in enumerate(outputs)}
     for (name, leaf), grad in zip(named.items(), grads, strict=True):

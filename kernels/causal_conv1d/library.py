@@ -1,0 +1,91 @@
+"""``mambakit::causal_conv1d_fwd`` and ``_bwd``: the portable convolution as custom ops."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mambakit.kernels.causal_conv1d.portable import conv_backward, conv_forward
+from mambakit.kernels.semantics import state_dtype
+
+
+@torch.library.custom_op("mambakit::causal_conv1d_fwd", mutates_args=())
+def causal_conv1d_fwd(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    initial_state: Tensor | None,
+    seq_idx: Tensor | None,
+    silu: bool,
+) -> tuple[Tensor, Tensor]:
+    """``(y, final_state)``; see ``conv_forward``."""
+    return conv_forward(x, weight, bias, initial_state, seq_idx, silu)
+
+
+@causal_conv1d_fwd.register_fake
+def _(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    initial_state: Tensor | None,
+    seq_idx: Tensor | None,
+    silu: bool,
+) -> tuple[Tensor, Tensor]:
+    batch, _, channels = x.shape
+    return (
+        x.new_empty(x.shape),
+        x.new_empty((batch, channels, weight.shape[1] - 1), dtype=state_dtype(x)),
+    )
+
+
+@torch.library.custom_op("mambakit::causal_conv1d_bwd", mutates_args=())
+def causal_conv1d_bwd(
+    dy: Tensor,
+    dfinal: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    initial_state: Tensor | None,
+    seq_idx: Tensor | None,
+    silu: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """See ``conv_backward``; an empty tensor stands for the gradient of what was not given."""
+    grads = conv_backward(dy, dfinal, x, weight, bias, initial_state, seq_idx, silu)
+    given = (x, weight, bias, initial_state)
+    dx, dweight, dbias, dinitial = (
+        x.new_empty(0) if v is None else g.to(v.dtype) for v, g in zip(given, grads, strict=True)
+    )
+    return dx, dweight, dbias, dinitial
+
+
+@causal_conv1d_bwd.register_fake
+def _(
+    dy: Tensor,
+    dfinal: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    initial_state: Tensor | None,
+    seq_idx: Tensor | None,
+    silu: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    given = (x, weight, bias, initial_state)
+    dx, dweight, dbias, dinitial = (x.new_empty(0) if v is None else v.new_empty(v.shape) for v in given)
+    return dx, dweight, dbias, dinitial
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    *tensors, ctx.silu = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _backward(ctx: Any, dy: Tensor, dfinal: Tensor) -> tuple[Tensor | None, ...]:
+    tensors = ctx.saved_tensors
+    grads = causal_conv1d_bwd(dy, dfinal, *tensors, ctx.silu)
+    given = tensors[:4]
+    return *(None if v is None else g for v, g in zip(given, grads, strict=True)), None, None
+
+
+causal_conv1d_fwd.register_autograd(_backward, setup_context=_setup)

@@ -1,0 +1,132 @@
+"""``causal_conv1d`` and ``causal_conv1d_step``: argument checks and the choice of backend."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mambakit.kernels.backend import choose_backend
+from mambakit.kernels.causal_conv1d.library import causal_conv1d_fwd
+from mambakit.kernels.causal_conv1d.reference import causal_conv1d_reference
+from mambakit.kernels.checks import check_float, check_same_device, check_seq_idx, check_shape
+
+
+def causal_conv1d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    activation: str | None = None,
+    initial_state: Tensor | None = None,
+    seq_idx: Tensor | None = None,
+    return_final_state: bool = False,
+    backend: str | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Depthwise causal convolution: ``y_t = activation(bias + sum_k weight[:, k] x[t - (width - 1) + k])``.
+
+    Gradients flow to every tensor argument, and from the final state too. Computed in float32 (float64
+    for float64 ``x``). The inputs need not be contiguous.
+
+    Args:
+        x: Input, ``(batch, length, channels)``; any length, 0 too.
+        weight: One filter per channel, ``(channels, width)``; the last tap meets the current token.
+        bias: ``(channels,)``.
+        activation: None or ``"silu"``.
+        initial_state: The ``width - 1`` tokens before the first, ``(batch, channels, width - 1)``; zero if
+            None.
+        seq_idx: ``(batch, length)`` int32, non-decreasing in a row: which packed sequence a token belongs
+            to. The row's first sequence continues ``initial_state``; for the others the past is zero.
+        return_final_state: Also return the last ``width - 1`` tokens (zero where they belong to another
+            than the row's last sequence).
+        backend: ``"reference"``, ``"portable"``, ``"triton"``, or None for the best on this device. Only
+            ``"reference"`` can be differentiated twice.
+
+    Returns:
+        ``y``, shaped as ``x`` and of its dtype; with ``return_final_state`` the pair of ``y`` and the
+        state, ``(batch, channels, width - 1)`` float32 (float64 for float64 ``x``).
+
+    Raises:
+        TypeError: If an argument is no tensor or has the wrong dtype.
+        ValueError: On a wrong shape, device, ``activation`` or name of a backend.
+        BackendUnavailableError: If the backend asked for cannot run here.
+    """
+    check_float("x", x)
+    check_shape("x", x, batch=None, length=None, channels=None)
+    batch, length, channels = x.shape
+    _check_filter(weight, bias, activation, channels)
+    if initial_state is not None:
+        check_float("initial_state", initial_state)
+        check_shape("initial_state", initial_state, batch=batch, channels=channels, past=weight.shape[1] - 1)
+    if seq_idx is not None:
+        check_seq_idx(seq_idx, batch=batch, length=length)
+    check_same_device("x", x, weight=weight, bias=bias, initial_state=initial_state, seq_idx=seq_idx)
+    if choose_backend("causal_conv1d", backend, x.device) == "reference":
+        y, state = causal_conv1d_reference(
+            x, weight, bias, activation=activation, initial_state=initial_state, seq_idx=seq_idx
+        )
+    else:
+        y, state = causal_conv1d_fwd(x, weight, bias, initial_state, seq_idx, activation == "silu")
+    return (y, state) if return_final_state else y
+
+
+def causal_conv1d_step(
+    state: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    activation: str | None = None,
+    inplace: bool = False,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """One token of ``causal_conv1d``.
+
+    Args:
+        state: The ``width - 1`` tokens before this one, ``(batch, channels, width - 1)``; computed in its
+            dtype, float32 as a rule.
+        x: ``(batch, channels)``.
+        weight, bias, activation: As in ``causal_conv1d``.
+        inplace: Overwrite ``state`` with the new state and return it; not for a state that needs gradients.
+        backend: As in ``causal_conv1d``.
+
+    Returns:
+        ``(y, state)``: ``y`` shaped as ``x`` and of its dtype, and the new state.
+
+    Raises:
+        TypeError: If an argument is no tensor or has the wrong dtype.
+        ValueError: On a wrong shape, device, ``activation`` or name of a backend.
+        BackendUnavailableError: If the backend asked for cannot run here.
+    """
+    check_float("x", x)
+    check_shape("x", x, batch=None, channels=None)
+    batch, channels = x.shape
+    _check_filter(weight, bias, activation, channels)
+    check_float("state", state)
+    check_shape("state", state, batch=batch, channels=channels, past=weight.shape[1] - 1)
+    check_same_device("x", x, state=state, weight=weight, bias=bias)
+    choose_backend("causal_conv1d", backend, x.device)
+    dtype = state.dtype
+    window = torch.cat([state, x.to(dtype)[..., None]], dim=-1)  # [b, c, w]
+    y = torch.linalg.vecdot(window, weight.to(dtype))
+    if bias is not None:
+        y = y + bias.to(dtype)
+    if activation == "silu":
+        y = F.silu(y)
+    new_state = window[..., 1:]
+    if inplace:
+        state.copy_(new_state)
+        new_state = state
+    return y.to(x.dtype), new_state
+
+
+def _check_filter(weight: Tensor, bias: Tensor | None, activation: str | None, channels: int) -> None:
+    check_float("weight", weight)
+    check_shape("weight", weight, channels=channels, width=None)
+    if weight.shape[1] < 1:
+        raise ValueError(f"weight: expected width of at least 1, got shape {tuple(weight.shape)}")
+    if bias is not None:
+        check_float("bias", bias)
+        check_shape("bias", bias, channels=channels)
+    if activation not in (None, "silu"):
+        raise ValueError(f"activation: expected None or 'silu', got {activation!r}")

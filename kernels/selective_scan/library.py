@@ -1,0 +1,140 @@
+"""``mambakit::selective_scan_fwd`` and ``_bwd``: the portable scan as custom ops.
+
+As ops with fake implementations and a registered backward they are opaque to torch.compile and
+torch.export, which see shapes only.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mambakit.kernels.selective_scan.portable import CHUNK_SIZE, scan_backward, scan_forward
+from mambakit.kernels.semantics import state_dtype
+
+
+@torch.library.custom_op("mambakit::selective_scan_fwd", mutates_args=())
+def selective_scan_fwd(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    dt_bias: Tensor | None,
+    initial_state: Tensor | None,
+    seq_idx: Tensor | None,
+    dt_softplus: bool,
+    dt_low: float,
+    dt_high: float,
+    needs_grad: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``(y, final_state, chunk_states)``; see ``scan_forward``."""
+    return scan_forward(
+        x, dt, A, B, C, D, z, dt_bias, initial_state, seq_idx, dt_softplus, (dt_low, dt_high), needs_grad
+    )
+
+
+@selective_scan_fwd.register_fake
+def _(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    dt_bias: Tensor | None,
+    initial_state: Tensor | None,
+    seq_idx: Tensor | None,
+    dt_softplus: bool,
+    dt_low: float,
+    dt_high: float,
+    needs_grad: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    batch, length, d_inner = x.shape
+    d_state = A.shape[1]
+    n_saved = (length + CHUNK_SIZE - 1) // CHUNK_SIZE if needs_grad else 0
+    dtype = state_dtype(x)
+    return (
+        x.new_empty(x.shape),
+        x.new_empty((batch, d_inner, d_state), dtype=dtype),
+        x.new_empty((batch, n_saved, d_state, d_inner), dtype=dtype),
+    )
+
+
+@torch.library.custom_op("mambakit::selective_scan_bwd", mutates_args=())
+def selective_scan_bwd(
+    dy: Tensor,
+    dfinal: Tensor,
+    chunk_states: Tensor,
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    dt_bias: Tensor | None,
+    initial_state: Tensor | None,
+    seq_idx: Tensor | None,
+    dt_softplus: bool,
+    dt_low: float,
+    dt_high: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """See ``scan_backward``; an empty tensor stands for the gradient of what was not given."""
+    grads = scan_backward(
+        dy, dfinal, chunk_states, x, dt, A, B, C, D, z, dt_bias, seq_idx, dt_softplus, (dt_low, dt_high)
+    )
+    given = (x, dt, A, B, C, D, z, dt_bias, initial_state)
+    dx, ddt, dA, dB, dC, dD, dz, dbias, dinitial = (
+        x.new_empty(0) if v is None else g.to(v.dtype) for v, g in zip(given, grads, strict=True)
+    )
+    return dx, ddt, dA, dB, dC, dD, dz, dbias, dinitial
+
+
+@selective_scan_bwd.register_fake
+def _(
+    dy: Tensor,
+    dfinal: Tensor,
+    chunk_states: Tensor,
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    dt_bias: Tensor | None,
+    initial_state: Tensor | None,
+    seq_idx: Tensor | None,
+    dt_softplus: bool,
+    dt_low: float,
+    dt_high: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    given = (x, dt, A, B, C, D, z, dt_bias, initial_state)
+    dx, ddt, dA, dB, dC, dD, dz, dbias, dinitial = (
+        x.new_empty(0) if v is None else v.new_empty(v.shape) for v in given
+    )
+    return dx, ddt, dA, dB, dC, dD, dz, dbias, dinitial
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    *tensors, dt_softplus, dt_low, dt_high, _ = inputs
+    chunk_states = output[2]
+    ctx.mark_non_differentiable(chunk_states)
+    ctx.save_for_backward(chunk_states, *tensors)
+    ctx.options = (dt_softplus, dt_low, dt_high)
+
+
+def _backward(ctx: Any, dy: Tensor, dfinal: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    chunk_states, *tensors = ctx.saved_tensors
+    grads = selective_scan_bwd(dy, dfinal, chunk_states, *tensors, *ctx.options)
+    given = tensors[:9]
+    return *(None if v is None else g for v, g in zip(given, grads, strict=True)), *([None] * 5)
+
+
+selective_scan_fwd.register_autograd(_backward, setup_context=_setup)
