@@ -2,23 +2,42 @@
 
 from mambakit.core.adapters.adapter import Adapter, ContinuousAdapter, IdAdapter, TimeFeatures
 from mambakit.core.adapters.collate import pack_batch, pad_batch
+from mambakit.core.adapters.continuous import ContinuousTokenizer
+from mambakit.core.adapters.interleave import Interleave, TimeLine
+from mambakit.core.adapters.registry import (
+    AdapterPluginError,
+    AdapterSpec,
+    adapter_names,
+    get_adapter,
+    register_adapter,
+)
 from mambakit.core.adapters.tokenizer import BadSample, Encoded, NotFittedError, SampleError, Tokenizer
 from mambakit.core.adapters.tokens import NO_MODALITY, Padding, TokenBatch, Tokens
+from mambakit.core.adapters.vocabulary import VocabularyTokenizer
 
 __all__ = [
     "NO_MODALITY",
     "Adapter",
+    "AdapterPluginError",
+    "AdapterSpec",
     "BadSample",
     "ContinuousAdapter",
+    "ContinuousTokenizer",
     "Encoded",
     "IdAdapter",
+    "Interleave",
     "NotFittedError",
     "Padding",
     "SampleError",
     "TimeFeatures",
+    "TimeLine",
     "TokenBatch",
     "Tokenizer",
     "Tokens",
+    "VocabularyTokenizer",
+    "adapter_names",
+    "get_adapter",
     "pack_batch",
     "pad_batch",
+    "register_adapter",
 ]

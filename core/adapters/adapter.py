@@ -146,9 +146,11 @@ class IdAdapter(Adapter):
         if not self.sizes or min(self.sizes) < 1:
             raise ValueError(f"n_ids: expected sizes of at least 1, got {n_ids}")
         self.has_fields = not isinstance(n_ids, int)
-        self.tables = nn.ModuleList(nn.Embedding(size, d_model) for size in self.sizes)
-        for table in self.tables:
+        self.tables = nn.ModuleList()
+        for size in self.sizes:
+            table = nn.Embedding(size, d_model)
             nn.init.normal_(table.weight, std=0.02)
+            self.tables.append(table)
         self.time = _time_features(d_model, time_scale, time_periods)
 
     def embed_tokens(self, batch: TokenBatch) -> Tensor:

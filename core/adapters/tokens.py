@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Self, final
+from typing import Any, Literal, Self, final
 
 import torch
 from torch import Tensor
@@ -206,6 +206,15 @@ class TokenBatch:
         if self.seq_idx is not None:
             same[:, 1:] &= self.seq_idx[:, 1:] == self.seq_idx[:, :-1]
         return torch.where(same, gaps, torch.zeros_like(gaps))
+
+    def layout(self) -> dict[str, Any]:
+        """What a backbone must know about the rows: ``backbone(x, **batch.layout())``.
+
+        ``seq_idx`` for a packed batch, ``lengths`` and ``padding`` for a padded one.
+        """
+        if self.seq_idx is not None:
+            return {"seq_idx": self.seq_idx}
+        return {"lengths": self.lengths, "padding": self.padding}
 
     def __repr__(self) -> str:
         kind = "packed" if self.is_packed else f"{self.padding}-padded"

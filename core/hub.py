@@ -1,0 +1,335 @@
+"""Models as Hugging Face hub folders: ``config.json`` and ``model.safetensors``, never a pickle.
+
+class Forecaster(nn.Module, HubModel):
+    def __init__(self, config: ForecasterConfig): ...
+
+model.save_pretrained("runs/etth1")
+model = Forecaster.from_pretrained("runs/etth1")
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import hashlib
+import inspect
+import json
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Self, cast, get_type_hints
+
+import torch
+from huggingface_hub import PyTorchModelHubMixin, snapshot_download
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_model
+from torch import Tensor, nn
+
+from mambakit.core.errors import DataError, UserError
+from mambakit.core.from_json import from_json
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+# Ties the weights to the config they were saved with; see save_pretrained.
+_SAVE_ID = "_save_id"
+_NEVER_FETCHED = ["*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle", "*.joblib", "*.npy", "*.npz"]
+
+_CARD = """---
+{{ card_data }}
+---
+
+A mambakit model. Load it with the `from_pretrained` of the class that saved it.
+"""
+
+
+class HubModel(PyTorchModelHubMixin, library_name="mambakit", model_card_template=_CARD):
+    """Mixin for an ``nn.Module`` whose constructor takes ``config`` (a dataclass) or JSON-able arguments.
+
+    Differs from huggingface_hub's own mixin: loading is strict and says what is wrong, a folder that
+    isn't there is an error and no network call, a save that is killed leaves the old model, no pickle
+    is read, and dataclasses inside dataclasses come back from JSON.
+
+    A subclass that keeps more beside the weights (a tokenizer, a calibration) overrides ``save_extra``
+    and ``load_extra``. Where the constructor takes ``config``, only that is saved: hand further
+    arguments to ``from_pretrained`` again.
+    """
+
+    def save_extra(self, folder: Path) -> None:
+        """Write further files into ``folder``; they become visible together with the model's own."""
+
+    def load_extra(self, folder: Path) -> None:
+        """Read what ``save_extra`` wrote; the weights are loaded already."""
+
+    def hub_config(self) -> dict[str, Any]:
+        """The constructor's arguments as they go into ``config.json``."""
+        config: Any = self._hub_mixin_config or {}
+        return dataclasses.asdict(config) if dataclasses.is_dataclass(config) else dict(config)  # type: ignore[arg-type]
+
+    def save_pretrained(  # type: ignore[override]
+        self,
+        save_directory: str | os.PathLike[str],
+        *,
+        config: Any = None,
+        repo_id: str | None = None,
+        push_to_hub: bool = False,
+        model_card_kwargs: dict[str, Any] | None = None,
+        **push_to_hub_kwargs: Any,
+    ) -> str | None:
+        """Write ``config.json``, ``model.safetensors``, a ``README.md`` where there is none, and extras.
+
+        Everything is written into a hidden folder beside, then moved in: a save that is killed while
+        it writes leaves the old model whole. One that is killed between the moves of an overwritten
+        model is noticed by ``from_pretrained``. Other files in the folder stay.
+
+        Args:
+            save_directory: The folder; made if missing.
+            config: Takes the place of the constructor's arguments in ``config.json``.
+            repo_id: Name on the hub, with ``push_to_hub``; the folder's name by default.
+            push_to_hub: Uploads the folder too.
+            model_card_kwargs: Further fields for the model card.
+            push_to_hub_kwargs: Passed on to ``push_to_hub``.
+
+        Returns:
+            The address of the commit, with ``push_to_hub``.
+
+        Raises:
+            UserError: If the path is a file, or can't be written.
+            TypeError: If the config can't be written as JSON.
+        """
+        folder = Path(save_directory)
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f"can't save a model to {folder}: a file is in the way")
+        if config is None:
+            content = self.hub_config()
+        else:
+            content = dataclasses.asdict(config) if dataclasses.is_dataclass(config) else dict(config)  # type: ignore[arg-type]
+        staging = folder.absolute().parent / f".{folder.name}.saving-{os.getpid()}"
+        try:
+            shutil.rmtree(staging, ignore_errors=True)  # left by a killed process of the same number
+            staging.mkdir(parents=True)
+            self._write_all(
+                staging, content, with_card=not (folder / "README.md").exists(), card=model_card_kwargs
+            )
+            _publish(staging, folder)
+        except OSError as error:
+            raise UserError(f"can't save a model to {folder}: {error}") from error
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+        if push_to_hub:
+            return self.push_to_hub(
+                repo_id or folder.name, model_card_kwargs=model_card_kwargs, **push_to_hub_kwargs
+            )
+        return None
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        *,
+        from_hub: bool = False,
+        map_location: str | torch.device = "cpu",
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        force_download: bool = False,
+        local_files_only: bool = False,
+        **model_kwargs: Any,
+    ) -> Self:
+        """Load a model that ``save_pretrained`` wrote, in evaluation mode.
+
+        Args:
+            pretrained_model_name_or_path: A local folder; with ``from_hub`` the name of a repository.
+            from_hub: Downloads from the Hugging Face hub. Nothing goes over the network without it.
+            map_location: The device to load to.
+            revision, token, cache_dir, force_download, local_files_only: As in huggingface_hub, for
+                ``from_hub``.
+            model_kwargs: Take the place of saved constructor arguments.
+
+        Raises:
+            DataError: If the folder or one of its files is missing or damaged, the config doesn't fit
+                the class, or weights are missing, left over or of another shape; the message names them.
+        """
+        if from_hub:
+            folder = Path(
+                snapshot_download(
+                    str(pretrained_model_name_or_path),
+                    revision=revision,
+                    token=token,
+                    cache_dir=cache_dir,
+                    force_download=force_download,
+                    local_files_only=local_files_only,
+                    ignore_patterns=_NEVER_FETCHED,
+                )
+            )
+        else:
+            folder = Path(pretrained_model_name_or_path)
+            _check_folder(folder)
+        config = _read_config(folder / CONFIG_FILE)
+        save_id = config.pop(_SAVE_ID, None)
+        arguments = _constructor_arguments(cls, config, model_kwargs, folder / CONFIG_FILE)
+        try:
+            model = cls(**arguments)
+        except (TypeError, ValueError) as error:
+            raise DataError(f"{folder / CONFIG_FILE} doesn't fit {cls.__name__}: {error}") from error
+        module = cast(nn.Module, model)
+        load_weights(module, folder / WEIGHTS_FILE, save_id=save_id)
+        module.to(map_location).eval()
+        model.load_extra(folder)
+        return model
+
+    def _write_all(
+        self, folder: Path, config: dict[str, Any], *, with_card: bool, card: dict[str, Any] | None
+    ) -> None:
+        self.save_extra(folder)
+        try:
+            text = json.dumps(config, sort_keys=True, default=_plain)
+        except (TypeError, ValueError) as error:
+            raise TypeError(
+                f"config: can't be written as JSON ({error}); use plain values and dataclasses"
+            ) from error
+        digest = hashlib.sha256(text.encode())
+        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+            digest.update(path.read_bytes())
+        save_id = digest.hexdigest()[:16]
+        content = json.dumps({**config, _SAVE_ID: save_id}, sort_keys=True, indent=2, default=_plain)
+        (folder / CONFIG_FILE).write_text(content + "\n", encoding="utf-8")
+        save_model(cast(nn.Module, self), str(folder / WEIGHTS_FILE), {"format": "pt", _SAVE_ID: save_id})
+        if with_card:
+            self.generate_model_card(**(card or {})).save(folder / "README.md")
+
+
+def load_weights(model: nn.Module, path: Path, *, save_id: str | None = None) -> None:
+    """Load a safetensors file into a model; every weight must be there, fit, and be wanted.
+
+    Args:
+        model: Filled in place. Tied weights need to be in the file once.
+        path: The file.
+        save_id: The mark in ``config.json``, compared with the one in the file.
+
+    Raises:
+        DataError: If the file is missing or damaged, of another save than the config, or its weights
+            don't fit; the message names them.
+    """
+    if not path.is_file():
+        raise DataError(
+            f"{path.parent} is no saved model: {path.name} is missing (it holds {_listing(path.parent)})"
+        )
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            metadata = file.metadata() or {}
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except SafetensorError as error:
+        raise DataError(
+            f"{path} is damaged or no safetensors file ({error}); save the model again"
+        ) from error
+    if save_id is not None and metadata.get(_SAVE_ID, save_id) != save_id:
+        raise DataError(
+            f"{path.parent}: {CONFIG_FILE} and {WEIGHTS_FILE} come from two saves, "
+            "the later one was interrupted; save the model again"
+        )
+    wanted = model.state_dict()
+    aliases = _aliases(wanted)
+    missing = [name for name in wanted if not any(alias in weights for alias in aliases[name])]
+    extra = [name for name in weights if name not in wanted]
+    shapes = [
+        f"{name} {tuple(weights[name].shape)} instead of {tuple(wanted[name].shape)}"
+        for name in weights
+        if name in wanted and weights[name].shape != wanted[name].shape
+    ]
+    faults = [("missing", missing), ("not in the model", extra), ("of another shape", shapes)]
+    said = [f"{len(names)} weights are {what}: {_some(names)}" for what, names in faults if names]
+    if said:
+        raise DataError(f"{path} doesn't fit {type(model).__name__}: {'; '.join(said)}")
+    model.load_state_dict(weights, strict=False)  # strictness is above; this lets tied weights be
+
+
+def _constructor_arguments(
+    cls: type, config: dict[str, Any], given: dict[str, Any], path: Path
+) -> dict[str, Any]:
+    """Constructor arguments from ``config.json``, as the annotations say."""
+    parameters = dict(list(inspect.signature(cls.__init__).parameters.items())[1:])  # type: ignore[misc]
+    hints = get_type_hints(cls.__init__)  # type: ignore[misc]
+    arguments = dict(given)
+    try:
+        if "config" in parameters:
+            if "config" not in arguments:
+                arguments["config"] = from_json(hints.get("config", dict), config)
+            return arguments
+        takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+        unknown = sorted(set(config) - set(parameters))
+        if unknown and not takes_any:
+            raise ValueError(f"unknown argument {', '.join(unknown)}")
+        for name, value in config.items():
+            arguments.setdefault(name, from_json(hints.get(name, Any), value))
+    except (TypeError, ValueError) as error:
+        raise DataError(
+            f"{path} doesn't fit {cls.__name__}: {error}; was it saved by another version or another model?"
+        ) from error
+    return arguments
+
+
+def _check_folder(folder: Path) -> None:
+    if folder.is_dir():
+        return
+    if folder.exists():
+        raise DataError(
+            f"{folder} is a file; a saved model is a folder with {CONFIG_FILE} and {WEIGHTS_FILE}"
+        )
+    looks_remote = len(folder.parts) == 2 and not folder.is_absolute()
+    hint = "; to download a model from the Hugging Face hub, pass from_hub=True" if looks_remote else ""
+    raise DataError(f"no saved model at {folder}: the folder does not exist{hint}")
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise DataError(
+            f"{path.parent} is no saved model: {path.name} is missing (it holds {_listing(path.parent)})"
+        )
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{path} is not valid JSON ({error})") from error
+    if not isinstance(config, dict):
+        raise DataError(f"{path} should hold a JSON object, got {type(config).__name__}")
+    return config
+
+
+def _publish(staging: Path, folder: Path) -> None:
+    """Move the staged files in, the weights first and the config last: a break shows in the save id."""
+    if not folder.exists():
+        staging.rename(folder)
+        return
+    files = sorted(path.relative_to(staging) for path in staging.rglob("*") if path.is_file())
+    rank = {WEIGHTS_FILE: 0, CONFIG_FILE: 2}
+    for name in sorted(files, key=lambda name: (rank.get(str(name), 1), name)):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (staging / name).replace(folder / name)
+
+
+def _plain(value: object) -> object:
+    """What ``from_json`` turns back by its annotation."""
+    if isinstance(value, enum.Enum):
+        return value.value
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"a {type(value).__name__}")
+
+
+def _aliases(state: dict[str, Tensor]) -> dict[str, list[str]]:
+    """For each name the names of the same tensor (tied weights), itself among them."""
+    groups: dict[Any, list[str]] = {}
+    for name, tensor in state.items():
+        key = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride()) if tensor.numel() else name
+        groups.setdefault(key, []).append(name)
+    return {name: group for group in groups.values() for name in group}
+
+
+def _listing(folder: Path) -> str:
+    return _some(sorted(path.name for path in folder.iterdir())) or "nothing"
+
+
+def _some(names: Iterable[str], most: int = 5) -> str:
+    names = list(names)
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + rest
