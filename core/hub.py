@@ -66,7 +66,7 @@ class HubModel(PyTorchModelHubMixin, library_name="mambakit", model_card_templat
         config: Any = self._hub_mixin_config or {}
         return dataclasses.asdict(config) if dataclasses.is_dataclass(config) else dict(config)  # type: ignore[arg-type]
 
-    def save_pretrained(  # type: ignore[override]
+    def save_pretrained(
         self,
         save_directory: str | os.PathLike[str],
         *,
@@ -123,7 +123,7 @@ class HubModel(PyTorchModelHubMixin, library_name="mambakit", model_card_templat
         return None
 
     @classmethod
-    def from_pretrained(  # type: ignore[override]
+    def from_pretrained(
         cls,
         pretrained_model_name_or_path: str | os.PathLike[str],
         *,
@@ -131,7 +131,7 @@ class HubModel(PyTorchModelHubMixin, library_name="mambakit", model_card_templat
         map_location: str | torch.device = "cpu",
         revision: str | None = None,
         token: str | bool | None = None,
-        cache_dir: str | os.PathLike[str] | None = None,
+        cache_dir: str | Path | None = None,
         force_download: bool = False,
         local_files_only: bool = False,
         **model_kwargs: Any,

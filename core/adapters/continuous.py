@@ -111,11 +111,7 @@ class ContinuousTokenizer(Tokenizer[Any]):
     def same(self, sample: ArrayLike, other: ArrayLike) -> bool:
         """Equal shapes, and values within float32 rounding of the fitted range."""
         a, b = _channels(sample, None), _channels(other, None)
-        size = (
-            np.abs(self.mean) + self.deviation
-            if self.mean is not None and self.deviation is not None
-            else 1.0
-        )
+        mean, deviation = self._fitted()
         eps = float(np.finfo(np.float32).eps)
         return a.shape == b.shape and bool(
             (np.abs(a - b) <= 4 * eps * (np.abs(a) + np.abs(mean) + deviation)).all()

@@ -69,9 +69,9 @@ def check_adapter(
     was_training = module.training
     module.eval()
     try:
-        for name, check in ADAPTER_CHECKS:
+        for name, adapter_check in ADAPTER_CHECKS:
             with _named(name):
-                check(module, tokens)
+                adapter_check(module, tokens)
     finally:
         module.train(was_training)
 
