@@ -1,0 +1,56 @@
+"""Training: options, optimizer groups, Lightning runs, run folders and reports.
+
+Lightning takes seconds to import, so what needs it is imported on first use: a command line can build its
+flags from ``TrainConfig`` at once.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from mambakit.core.training.config import TrainConfig, parse_duration
+from mambakit.core.training.report import Report
+from mambakit.core.training.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from mambakit.core.training.callbacks import AveragedWeights, DivergedError
+    from mambakit.core.training.devices import choose_precision, resolve_device, seed_everything
+    from mambakit.core.training.fitting import FitResult, fit, load_weights
+    from mambakit.core.training.optim import configure_optimizer, parameter_groups, warmup_cosine
+
+_LATER = {
+    "AveragedWeights": "mambakit.core.training.callbacks",
+    "DivergedError": "mambakit.core.training.callbacks",
+    "FitResult": "mambakit.core.training.fitting",
+    "choose_precision": "mambakit.core.training.devices",
+    "configure_optimizer": "mambakit.core.training.optim",
+    "fit": "mambakit.core.training.fitting",
+    "load_weights": "mambakit.core.training.fitting",
+    "parameter_groups": "mambakit.core.training.optim",
+    "resolve_device": "mambakit.core.training.devices",
+    "seed_everything": "mambakit.core.training.devices",
+    "warmup_cosine": "mambakit.core.training.optim",
+}
+
+__all__ = [
+    "AveragedWeights",
+    "DivergedError",
+    "FitResult",
+    "Report",
+    "RunFolder",
+    "TrainConfig",
+    "choose_precision",
+    "configure_optimizer",
+    "fit",
+    "load_weights",
+    "parameter_groups",
+    "parse_duration",
+    "resolve_device",
+    "seed_everything",
+    "warmup_cosine",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LATER:
+        return getattr(importlib.import_module(_LATER[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

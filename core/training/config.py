@@ -1,0 +1,92 @@
+"""The training options that every domain shares."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from mambakit.core.errors import UsageError
+
+Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed", "64-true"]
+
+_NOT_NEGATIVE = (
+    *("lr", "weight_decay", "warmup_fraction", "final_lr_fraction", "gradient_clip", "ema_decay"),
+    *("patience", "seed", "num_workers"),
+)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train: passes, optimizer, schedule, when to stop."""
+
+    max_epochs: int = 20
+    """Passes over the training data at most."""
+    max_steps: int = -1
+    """Optimizer steps at most; -1 for no limit."""
+    batch_size: int = 32
+    """Samples a step."""
+    lr: float = 1e-3
+    """Peak learning rate of AdamW."""
+    weight_decay: float = 0.01
+    """Decay of matrices; A_log, D, dt_bias, norms and biases have none."""
+    warmup_fraction: float = 0.05
+    """Share of all steps over which the learning rate rises from zero."""
+    final_lr_fraction: float = 0.01
+    """The cosine schedule ends at this share of lr."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """What the learning rate does after the warm-up."""
+    gradient_clip: float = 1.0
+    """Largest norm of the gradient; 0 for no clipping."""
+    ema_decay: float = 0.0
+    """Decay of the averaged weights that are validated and kept; 0 for no averaging."""
+    patience: int = 5
+    """Validations without improvement before stopping; 0 to never stop early."""
+    validate_every: int | None = None
+    """Validate after so many steps instead of after every epoch."""
+    seed: int = 0
+    """Seed of weights, shuffling and dropout."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1 or mps."""
+    precision: Precision = "auto"
+    """auto is bf16-mixed on GPUs that have it, else 32-true."""
+    max_time: str | None = None
+    """Stop after so long: 90s, 10m, 1h30m or 00:10:00; seconds without a unit."""
+    num_workers: int = 0
+    """Processes that load data; 0 loads in this one."""
+
+    def __post_init__(self) -> None:
+        at_least = {"max_epochs": 1, "max_steps": -1, "batch_size": 1, **dict.fromkeys(_NOT_NEGATIVE, 0)}
+        for name, least in at_least.items():
+            if not getattr(self, name) >= least:
+                raise UsageError(f"{name}: expected at least {least}, got {getattr(self, name)}")
+        if self.max_steps == 0:
+            raise UsageError("max_steps: expected a positive number, or -1 for no limit, got 0")
+        if self.validate_every is not None and self.validate_every < 1:
+            raise UsageError(f"validate_every: expected at least 1, got {self.validate_every}")
+        for name in ("warmup_fraction", "ema_decay", "final_lr_fraction"):
+            if not getattr(self, name) <= 1:
+                raise UsageError(f"{name}: expected at most 1, got {getattr(self, name)}")
+        if self.ema_decay == 1:
+            raise UsageError("ema_decay: expected less than 1, got 1: the average would never move")
+        if self.max_time is not None:
+            parse_duration(self.max_time)
+
+
+def parse_duration(text: str) -> float:
+    """Seconds from ``90``, ``90s``, ``10m``, ``1h30m`` or ``HH:MM:SS``.
+
+    Raises:
+        UsageError: If it is none of these, or not more than zero.
+    """
+    number = r"\d+(?:\.\d+)?"
+    clock = re.fullmatch(r"(\d+):(\d\d):(\d\d)", text.strip())
+    units = re.fullmatch(rf"(?:({number})h)?(?:({number})m)?(?:({number})s?)?", text.strip().lower())
+    matched = clock or units
+    seconds = 0.0
+    if matched:
+        hours, minutes, rest = (float(part or 0) for part in matched.groups())
+        seconds = 3600 * hours + 60 * minutes + rest
+    if seconds <= 0:
+        raise UsageError(f"max_time: expected a duration such as 90s, 10m, 1h30m or 00:10:00, got {text!r}")
+    return seconds

@@ -1,0 +1,213 @@
+"""One training run with Lightning: early stopping, the best checkpoint, and resume after a kill."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import logging
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from torch.utils.data import DataLoader
+
+from mambakit.core.errors import UserError
+from mambakit.core.training.callbacks import AveragedWeights, EpochSeed, MetricsFile, Progress, StopOnNaN
+from mambakit.core.training.config import TrainConfig, parse_duration
+from mambakit.core.training.devices import choose_precision, resolve_device, seed_everything
+from mambakit.core.training.run_folder import RunFolder
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What a run came to; the task holds the best checkpoint's weights."""
+
+    best_score: float
+    """The monitored metric of the weights kept."""
+    best_checkpoint: str
+    """Their checkpoint, relative to the run folder."""
+    epochs: int
+    """Epochs completed."""
+    steps: int
+    """Optimizer steps taken."""
+    seconds: float
+    """Wall-clock time of this call; a resumed run adds that of its earlier parts."""
+    stopped: Literal["epochs", "steps", "patience", "time"]
+    """What ended it."""
+
+
+def fit(
+    task: pl.LightningModule,
+    train_loader: DataLoader[Any],
+    val_loader: DataLoader[Any],
+    config: TrainConfig,
+    run: RunFolder,
+    monitor: str = "val/loss",
+    mode: Literal["min", "max"] = "min",
+) -> FitResult:
+    """Trains ``task`` and loads the best checkpoint's weights back into it.
+
+    A run that was killed continues from its folder's last checkpoint; one that had finished is not
+    trained again: its best weights are loaded and its result is returned.
+
+    Args:
+        task: Logs ``monitor`` in its validation step. Call ``seed_everything`` before building it, for
+            reproducible weights. Hyper-parameters that it saves must be plain
+            numbers, strings, lists and dictionaries, because checkpoints are read with weights_only.
+        train_loader: Batches to train on.
+        val_loader: Batches to validate on.
+        config: The training options.
+        run: The run's folder; started with ``config`` if the caller has not started it with more.
+        monitor: The logged metric that decides which weights are best.
+        mode: Whether less or more of it is better.
+
+    Raises:
+        UserError: If the loss is no longer a number, the device is not there, there is nothing to train
+            on, or the folder holds another run.
+    """
+    if not run.started:
+        run.start(config, seed=config.seed)
+    _refuse_empty(train_loader, val_loader)
+    if run.result is not None:
+        return _take_up_finished(task, run)
+    seed_everything(config.seed)
+    device = resolve_device(config.device)
+    best = ModelCheckpoint(
+        dirpath=run.checkpoints, filename="best", monitor=monitor, mode=mode, save_last=True,
+        enable_version_counter=False, save_on_train_epoch_end=False,
+    )  # fmt: skip
+    stopping = EarlyStopping(monitor, mode=mode, patience=config.patience or 2**31, check_finite=False)
+    averaging = [AveragedWeights(config.ema_decay)] if config.ema_decay else []
+    resume_from = run.last_checkpoint
+    with _quiet():
+        trainer = pl.Trainer(
+            accelerator=device.type,
+            devices=1 if device.index is None else [device.index],
+            precision=choose_precision(config.precision, device),  # type: ignore[arg-type]
+            max_epochs=config.max_epochs,
+            max_steps=config.max_steps,
+            max_time=datetime.timedelta(seconds=parse_duration(config.max_time)) if config.max_time else None,
+            gradient_clip_val=config.gradient_clip or None,
+            callbacks=[
+                *averaging,
+                EpochSeed(config.seed),
+                StopOnNaN(monitor),
+                MetricsFile(run.metrics_path),
+                Progress(monitor),
+                stopping,
+                best,
+            ],
+            val_check_interval=config.validate_every,
+            check_val_every_n_epoch=None if config.validate_every else 1,
+            num_sanity_val_steps=0,
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            default_root_dir=run.path,
+        )
+        if resume_from is not None:
+            print(f"continuing from {resume_from}", file=sys.stderr)
+        began = time.monotonic()
+        trainer.fit(task, train_loader, val_loader, ckpt_path=resume_from, weights_only=True)
+        if trainer.interrupted:
+            raise KeyboardInterrupt
+        seconds = time.monotonic() - began
+        score, checkpoint = _keep_best(task, trainer, best, val_loader, monitor, run)
+    task.eval()
+    result = FitResult(
+        best_score=score,
+        best_checkpoint=checkpoint,
+        epochs=trainer.current_epoch,
+        steps=trainer.global_step,
+        seconds=seconds,
+        stopped=_why_stopped(trainer, stopping, config),
+    )
+    run.finish(asdict(result))
+    return result
+
+
+def load_weights(task: pl.LightningModule, checkpoint: Path) -> None:
+    """Loads a checkpoint's weights (the averaged ones, if it has them) without unpickling anything else."""
+    state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
+    task.load_state_dict(state)
+
+
+def _keep_best(
+    task: pl.LightningModule,
+    trainer: pl.Trainer,
+    best: ModelCheckpoint,
+    val_loader: DataLoader[Any],
+    monitor: str,
+    run: RunFolder,
+) -> tuple[float, str]:
+    if best.best_model_path and best.best_model_score is not None:
+        path = Path(best.best_model_path)
+        load_weights(task, path)
+        return float(best.best_model_score), f"checkpoints/{path.name}"
+    # Stopped before the first validation (max_time): keep the weights as they are, and say what they score.
+    metrics = trainer.validate(task, val_loader, verbose=False)[0]
+    trainer.save_checkpoint(run.checkpoints / "best.ckpt")
+    return float(metrics[monitor]), "checkpoints/best.ckpt"
+
+
+def _take_up_finished(task: pl.LightningModule, run: RunFolder) -> FitResult:
+    result = FitResult(**(run.result or {}))
+    if not (run.path / result.best_checkpoint).exists():
+        raise UserError(f"{run.path} holds a finished run without {result.best_checkpoint}; overwrite it")
+    print(f"{run.path} holds this run, finished: its best weights are loaded", file=sys.stderr)
+    load_weights(task, run.path / result.best_checkpoint)
+    task.eval()
+    return result
+
+
+def _why_stopped(
+    trainer: pl.Trainer, stopping: EarlyStopping, config: TrainConfig
+) -> Literal["epochs", "steps", "patience", "time"]:
+    if trainer.global_step == config.max_steps:
+        return "steps"
+    if stopping.stopped_epoch or (config.patience and stopping.wait_count >= config.patience):
+        return "patience"
+    return "epochs" if trainer.current_epoch >= config.max_epochs else "time"
+
+
+def _refuse_empty(train_loader: DataLoader[Any], val_loader: DataLoader[Any]) -> None:
+    for name, loader in (("training", train_loader), ("validation", val_loader)):
+        with contextlib.suppress(TypeError):  # an iterable data set has no length
+            if len(loader) == 0:
+                raise UserError(
+                    f"there is not one batch in the {name} split; use more data or a smaller batch"
+                )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps Lightning's advice and advertisements off a user's terminal; its errors still come through."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            for message in (
+                ".*does not have many workers.*",
+                ".*The number of training batches.*",
+                ".*Checkpoint directory.*exists and is not empty.*",
+                ".*GPU available but not used.*",
+                ".*LeafSpec.*",
+                ".*trainer.fit.*ckpt_path.*",
+                ".*resuming from a checkpoint that ended before the epoch ended.*",
+                ".*You're resuming from a checkpoint.*",
+                ".*The dirpath has changed.*",
+            ):
+                warnings.filterwarnings("ignore", message=message)
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
