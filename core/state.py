@@ -20,7 +20,7 @@ from torch import Tensor
 
 StateItem = Union[Tensor, "State"]
 
-_EMPTY_KEY = "empty_states"  # metadata of a saved file: the nested states that hold no tensor
+_NAMES_KEY = "state_names"  # metadata of a saved file: all names in order; an empty state's ends in a dot
 
 
 class State(Mapping[str, StateItem]):
@@ -192,15 +192,15 @@ class State(Mapping[str, StateItem]):
     def save(self, path: str | Path) -> None:
         """Write a safetensors file; nested names are joined by dots."""
         tensors = {name: tensor.detach().contiguous().clone() for name, tensor in self.tensors()}
-        metadata = {_EMPTY_KEY: json.dumps(list(self._empty_states()))}
+        metadata = {_NAMES_KEY: json.dumps(list(self._leaf_names()))}
         safetensors.torch.save_file(tensors, str(path), metadata=metadata)
 
-    def _empty_states(self, prefix: str = "") -> Iterator[str]:
+    def _leaf_names(self, prefix: str = "") -> Iterator[str]:
         for name, item in self._items.items():
-            if isinstance(item, State):
-                if len(item) == 0:
-                    yield prefix + name
-                yield from item._empty_states(f"{prefix}{name}.")
+            if isinstance(item, State) and len(item) > 0:
+                yield from item._leaf_names(f"{prefix}{name}.")
+            else:
+                yield f"{prefix}{name}." if isinstance(item, State) else prefix + name
 
     @classmethod
     def load(cls, path: str | Path, device: torch.device | str = "cpu") -> State:
@@ -213,20 +213,14 @@ class State(Mapping[str, StateItem]):
         path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(f"path: no state file at {path}")
-        flat: dict[str, Tensor] = {}
+        tree: dict[str, Any] = {}
         try:
             with safetensors.safe_open(str(path), framework="pt", device=str(device)) as file:
-                metadata = file.metadata() or {}
-                for name in file.keys():  # noqa: SIM118 (not a mapping)
-                    flat[name] = file.get_tensor(name)
-            empty = json.loads(metadata[_EMPTY_KEY])
+                for name in json.loads((file.metadata() or {})[_NAMES_KEY]):
+                    empty = name.endswith(".")
+                    _insert(tree, name.rstrip(".").split("."), {} if empty else file.get_tensor(name))
         except (safetensors.SafetensorError, KeyError, json.JSONDecodeError) as error:
             raise ValueError(f"path: {path} is not a saved state ({error})") from error
-        tree: dict[str, Any] = {}
-        for name in empty:
-            _insert(tree, name.split("."), {})
-        for name, tensor in flat.items():
-            _insert(tree, name.split("."), tensor)
         return _from_tree(tree)
 
 
