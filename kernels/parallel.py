@@ -21,7 +21,7 @@ _pool_pid = 0
 
 
 def parallel_for(n_tasks: int, run: Callable[[int], object], *, small: bool = False) -> None:
-    """Call ``run(0)`` ... ``run(n_tasks - 1)``, each once, in any order, on ``torch.get_num_threads()`` threads.
+    """Call ``run(0)`` ... ``run(n_tasks - 1)``, each once, on ``torch.get_num_threads()`` threads.
 
     The caller's thread takes its share. Safe to call from several threads at once and after a fork.
 

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mambakit.kernels.arrays import HAS_NUMBA
 from mambakit.kernels.semantics import effective_dt, state_dtype
 
 # Tokens between two saved states. Part of the custom op's fake: one value for every device.
@@ -37,6 +38,25 @@ def scan_forward(
     ``chunk_states`` are the states at the starts of the chunks, ``(batch, n_chunks, d_state, d_inner)``,
     or none of them without ``needs_grad``.
     """
+    if x.device.type == "cpu" and HAS_NUMBA:
+        from mambakit.kernels.selective_scan.cpu import scan_forward_cpu
+
+        return scan_forward_cpu(
+            x,
+            dt,
+            A,
+            B,
+            C,
+            D,
+            z,
+            dt_bias,
+            initial_state,
+            seq_idx,
+            dt_softplus,
+            dt_limit,
+            needs_grad,
+            CHUNK_SIZE,
+        )
     batch, length, d_inner = x.shape
     d_state = A.shape[1]
     dtype = state_dtype(x)
@@ -82,8 +102,28 @@ def scan_backward(
 ) -> tuple[Tensor, ...]:
     """Gradients of ``x, dt, A, B, C, D, z, dt_bias, initial_state`` in the state's dtype.
 
-    Where an optional argument is None, so may its gradient be anything.
+    Where an optional argument is None, its gradient may be anything.
     """
+    if x.device.type == "cpu" and HAS_NUMBA:
+        from mambakit.kernels.selective_scan.cpu import scan_backward_cpu
+
+        return scan_backward_cpu(
+            dy,
+            dfinal,
+            chunk_states,
+            x,
+            dt,
+            A,
+            B,
+            C,
+            D,
+            z,
+            dt_bias,
+            seq_idx,
+            dt_softplus,
+            dt_limit,
+            CHUNK_SIZE,
+        )
     length, d_inner = x.shape[1:]
     n_groups = B.shape[2]
     dtype = state_dtype(x)
