@@ -1,0 +1,342 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from mambakit.core.blocks import (
+    BLOCKS,
+    MLP,
+    Attention,
+    Bidirectional,
+    Block,
+    Mamba1,
+    Mamba2,
+    RMSNorm,
+    block_options,
+    build_block,
+    register_block,
+)
+from mambakit.core.state import State
+from mambakit.core.testing import assert_states_close
+
+SMALL = {
+    "mamba1": {"d_state": 4},
+    "mamba2": {"head_dim": 8, "d_state": 6},
+    "attention": {"n_heads": 2},
+    "mlp": {},
+    "bidirectional": {"inner": "mamba1"},
+}
+CAUSAL = ["mamba1", "mamba2", "attention", "mlp"]
+
+
+def small(kind: str) -> Block:
+    torch.manual_seed(0)
+    return build_block(kind, 16, SMALL[kind]).double()
+
+
+def sample(batch: int = 2, length: int = 5, d_model: int = 16) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(batch, length, d_model, generator=generator, dtype=torch.float64)
+
+
+# --- the registry
+
+
+def test_kinds_and_classes():
+    assert {
+        "mamba1": Mamba1,
+        "mamba2": Mamba2,
+        "attention": Attention,
+        "mlp": MLP,
+        "bidirectional": Bidirectional,
+    } == BLOCKS
+    assert "d_model" not in block_options("mamba1")
+    assert block_options("mamba1")["d_state"].default == 16
+
+
+def test_unknown_kind_lists_the_known():
+    with pytest.raises(ValueError, match="'mamba9'; known kinds are attention, bidirectional, mamba1"):
+        build_block("mamba9", 16)
+
+
+@pytest.mark.parametrize("kind", SMALL)
+def test_unknown_option_lists_the_valid(kind):
+    with pytest.raises(ValueError, match=f"options of {kind}: it has no option 'd_stat'; valid options are"):
+        build_block(kind, 16, {"d_stat": 3})
+
+
+def test_a_kind_is_registered_once(monkeypatch):
+    monkeypatch.setattr("mambakit.core.blocks.registry.BLOCKS", dict(BLOCKS))
+    with pytest.raises(ValueError, match="'mlp' is already the block MLP"):
+        register_block("mlp")(Mamba1)
+    assert register_block("mlp")(MLP) is MLP
+
+
+# --- sizes
+
+
+def test_sizes_that_do_not_divide():
+    with pytest.raises(ValueError, match=r"d_inner=96 .* is not divisible by head_dim=64"):
+        Mamba2(d_model=48)
+    with pytest.raises(ValueError, match=r"n_heads=4 .* is not divisible by n_groups=3"):
+        Mamba2(d_model=32, head_dim=16, n_groups=3)
+    with pytest.raises(ValueError, match="d_model=10 is not divisible by n_heads=4"):
+        Attention(d_model=10, n_heads=4)
+    with pytest.raises(ValueError, match="n_heads=4 is not divisible by n_kv_heads=3"):
+        Attention(d_model=16, n_heads=4, n_kv_heads=3)
+    with pytest.raises(ValueError, match="odd head_dim=3"):
+        Attention(d_model=6, n_heads=2)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "message"),
+    [
+        ("mamba1", {"d_state": 0}, "d_state: expected at least 1, got 0"),
+        ("mamba1", {"dt_rank": "big"}, "dt_rank: expected a number or 'auto', got 'big'"),
+        ("mamba1", {"dt_init": "zero"}, "dt_init: expected 'random' or 'constant'"),
+        ("mamba1", {"d_conv": 0}, "d_conv: expected at least 1"),
+        ("mamba2", {"head_dim": 0}, "head_dim: expected at least 1"),
+        ("mamba2", {"head_dim": 8, "A_init_range": (0, 1)}, "A_init_range: expected 0 < low <= high"),
+        ("mlp", {"d_hidden": 0}, "expected at least 1"),
+        ("bidirectional", {"merge": "max"}, "merge: expected one of sum, mean, concat, got 'max'"),
+        ("bidirectional", {"inner": "rnn"}, "no block is called 'rnn'"),
+        ("bidirectional", {"inner": "mamba1", "inner_options": {"x": 1}}, "options of mamba1"),
+        (
+            "bidirectional",
+            {"inner": "attention", "inner_options": {"causal": False}},
+            "looks in both directions already",
+        ),
+    ],
+)
+def test_bad_options(kind, options, message):
+    with pytest.raises(ValueError, match=message):
+        build_block(kind, 16, options)
+
+
+# --- the boundary
+
+
+@pytest.mark.parametrize("kind", SMALL)
+def test_wrong_inputs(kind):
+    block = small(kind)
+    with pytest.raises(ValueError, match=r"x: expected shape \(batch, length, d_model=16\), got \(2, 5, 8\)"):
+        block(sample(d_model=8))
+    with pytest.raises(ValueError, match=r"x: expected shape \(batch, length, d_model=16\), got \(2, 16\)"):
+        block(sample()[:, 0])
+    with pytest.raises(ValueError, match=r"either lengths .* or seq_idx .* not both"):
+        block(sample(), lengths=torch.tensor([1, 2]), seq_idx=torch.zeros(2, 5, dtype=torch.int32))
+    with pytest.raises(ValueError, match=r"seq_idx: expected shape \(batch=2, length=5\)"):
+        block(sample(), seq_idx=torch.zeros(2, 4, dtype=torch.int32))
+    with pytest.raises(TypeError, match="seq_idx: expected dtype int32, got int64"):
+        block(sample(), seq_idx=torch.zeros(2, 5, dtype=torch.int64))
+    with pytest.raises(TypeError, match="lengths: expected an int64 tensor, got list"):
+        block(sample(), lengths=[1, 2])
+    with pytest.raises(TypeError, match=r"lengths: expected an int64 tensor, got torch.float32"):
+        block(sample(), lengths=torch.tensor([1.0, 2.0]))
+    with pytest.raises(ValueError, match=r"lengths: expected shape \(batch=2,\), got \(3,\)"):
+        block(sample(), lengths=torch.tensor([1, 2, 3]))
+    for bad in ([1, 6], [-1, 2]):
+        with pytest.raises(ValueError, match=r"lengths: values must be in 0..5"):
+            block(sample(), lengths=torch.tensor(bad))
+
+
+@pytest.mark.parametrize("kind", CAUSAL)
+def test_wrong_steps(kind):
+    block = small(kind)
+    with pytest.raises(ValueError, match=r"x: expected shape \(batch, d_model=16\), got \(2, 5, 16\)"):
+        block.step(sample(), block.init_state(2))
+    with pytest.raises(TypeError, match=r"state: expected a State .* got NoneType"):
+        block.step(sample()[:, 0], None)
+    with pytest.raises(TypeError, match=r"state: expected a State .* got dict"):
+        block.step(sample()[:, 0], {})
+
+
+@pytest.mark.parametrize("kind", CAUSAL)
+def test_states_of_others(kind):
+    block = small(kind)
+    others = [
+        Mamba1(d_model=16, d_state=9),
+        Mamba2(d_model=16, head_dim=16, d_state=7),
+        Attention(d_model=16, n_heads=8),
+    ]
+    for other in others:
+        for call in (lambda state: block(sample(), state), lambda state: block.step(sample()[:, 0], state)):
+            with pytest.raises(ValueError, match=f"belongs to another block: {type(block).__name__} keeps"):
+                call(other.init_state(2))
+    with pytest.raises(ValueError, match="belongs to another block"):
+        block(sample(), State({"other": torch.zeros(2, 1)}))
+    if kind != "mlp":
+        with pytest.raises(ValueError, match="belongs to another block"):
+            block(sample(), State())
+        with pytest.raises(ValueError, match="for a batch of 3 rows, but x has 2"):
+            block(sample(), block.init_state(3))
+        with pytest.raises(ValueError, match="for a batch of 3 rows, but x has 2"):
+            block.step(sample()[:, 0], block.init_state(3))
+
+
+@pytest.mark.parametrize("kind", CAUSAL)
+def test_the_first_state_is_that_of_no_tokens(kind):
+    block = small(kind)
+    explicit = block(sample(), block.init_state(2))
+    implicit = block(sample())
+    torch.testing.assert_close(explicit[0], implicit[0], atol=1e-12, rtol=0)
+    assert_states_close(explicit[1], implicit[1], atol=1e-12)
+    moved = block.init_state(2, device="meta", dtype=torch.float64)
+    assert {tensor.device.type for _, tensor in moved.tensors()} <= {"meta"}
+
+
+# --- what each computes
+
+
+def test_rms_norm():
+    norm = RMSNorm(16, eps=0.1).double()
+    with torch.no_grad():
+        norm.weight.copy_(torch.arange(16.0))
+    x = sample()
+    torch.testing.assert_close(norm(x), F.rms_norm(x, (16,), norm.weight, 0.1))
+
+
+def test_mlp_is_swiglu():
+    block = small("mlp")
+    assert block.d_hidden == 48
+    x = sample()
+    gate, up = (x @ block.in_proj.weight.T).split(48, dim=-1)
+    torch.testing.assert_close(block(x)[0], (F.silu(gate) * up) @ block.out_proj.weight.T)
+
+
+def test_mamba1_by_its_equations():
+    block = small("mamba1")
+    x = sample()
+    u, z = (x @ block.in_proj.weight.T).split(32, dim=-1)
+    past = F.pad(u, (0, 0, 3, 0))
+    conv = sum(past[:, k : k + 5] * block.conv_weight[:, k] for k in range(4)) + block.conv_bias
+    u = F.silu(conv)
+    dt, B, C = (u @ block.x_proj.weight.T).split([1, 4, 4], dim=-1)
+    dt = F.softplus(dt @ block.dt_proj.weight.T + block.dt_proj.bias)
+    h = torch.zeros(2, 32, 4, dtype=torch.float64)
+    ys = []
+    for t in range(5):
+        h = torch.exp(dt[:, t, :, None] * -torch.exp(block.A_log)) * h
+        h = h + (dt[:, t] * u[:, t])[..., None] * B[:, t, None]
+        ys.append((h * C[:, t, None]).sum(-1) + block.D * u[:, t])
+    y = (torch.stack(ys, 1) * F.silu(z)) @ block.out_proj.weight.T
+    actual, state = block(x)
+    torch.testing.assert_close(actual, y, atol=1e-12, rtol=0)
+    torch.testing.assert_close(state["ssm"], h, atol=1e-12, rtol=0)
+    torch.testing.assert_close(state["conv"], past[:, 5:].transpose(1, 2), atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("n_kv_heads", [1, 2, 4])
+@pytest.mark.parametrize("causal", [True, False])
+def test_attention_by_its_equations(n_kv_heads, causal):
+    torch.manual_seed(0)
+    block = Attention(d_model=16, n_heads=4, n_kv_heads=n_kv_heads, causal=causal).double()
+    x = sample()
+    q, k, v = (x @ block.in_proj.weight.T).split([16, 4 * n_kv_heads, 4 * n_kv_heads], dim=-1)
+    out = torch.zeros(2, 5, 4, 4, dtype=torch.float64)
+    for head in range(4):
+        kv = head * n_kv_heads // 4
+
+        def turned(part, i):
+            pair = torch.complex(part[..., 4 * i : 4 * i + 2], part[..., 4 * i + 2 : 4 * i + 4])
+            angle = torch.arange(5.0)[:, None] * torch.tensor([1.0, 10000.0**-0.5]).double()
+            return pair * torch.polar(torch.ones_like(angle), angle)
+
+        scores = (turned(q, head)[:, :, None] * turned(k, kv)[:, None].conj()).real.sum(-1) / 2.0
+        if causal:
+            scores = scores.masked_fill(torch.ones(5, 5).triu(1).bool(), -torch.inf)
+        out[:, :, head] = scores.softmax(-1) @ v[..., 4 * kv : 4 * kv + 4]
+    expected = out.flatten(2) @ block.out_proj.weight.T
+    torch.testing.assert_close(block(x)[0], expected, atol=1e-7, rtol=0)
+
+
+def test_attention_by_distance_only():
+    """Rotary positions: where a sequence stands in a longer stream does not matter to itself."""
+    block = small("attention")
+    x = sample(length=6)
+    whole = torch.cat([x, x], dim=1)
+    seq_idx = torch.tensor([[0] * 6 + [1] * 6] * 2, dtype=torch.int32)
+    y, _ = block(whole, seq_idx=seq_idx)
+    torch.testing.assert_close(y[:, 6:], y[:, :6], atol=1e-12, rtol=0)
+
+
+def test_attention_keeps_only_what_it_may_look_at():
+    block = small("attention")
+    _, state = block(sample(batch=3, length=7), lengths=torch.tensor([4, 2, 0]))
+    assert state["key"].shape == (3, 4, 2, 8)
+    assert state["valid"].tolist() == [[True] * 4, [True] * 2 + [False] * 2, [False] * 4]
+    _, state = block(sample(), seq_idx=torch.tensor([[0, 0, 1, 1, 1], [0, 0, 0, 0, 1]], dtype=torch.int32))
+    assert state["valid"].sum(1).tolist() == [3, 1]
+    assert state["key"].shape[1] == 3
+
+
+@pytest.mark.parametrize("merge", ["sum", "mean", "concat"])
+def test_bidirectional_is_both_directions(merge):
+    torch.manual_seed(0)
+    block = Bidirectional(d_model=16, inner="mamba1", merge=merge).double()
+    x = sample()
+    ahead = block.ahead(x)[0]
+    back = block.back(x.flip(1))[0].flip(1)
+    assert (block.ahead(x)[0] - block.back(x)[0]).abs().max() > 1e-3  # weights of their own
+    expected = {
+        "sum": lambda: ahead + back,
+        "mean": lambda: (ahead + back) / 2,
+        "concat": lambda: torch.cat([ahead, back], -1) @ block.out_proj.weight.T,
+    }[merge]()
+    torch.testing.assert_close(block(x)[0], expected)
+
+
+@pytest.mark.parametrize("kind", SMALL)
+def test_learns_a_batch_by_heart(kind):
+    torch.manual_seed(0)
+    block = build_block(kind, 16, SMALL[kind])
+    x, target = sample(length=8).float(), sample(length=8).float().flip(0, 2)
+    optimizer = torch.optim.Adam(block.parameters(), lr=2e-2)
+    losses = []
+    for _ in range(100):
+        loss = (block(x)[0] - target).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.1 * losses[0]
+
+
+@pytest.mark.parametrize("kind", SMALL)
+def test_every_parameter_has_a_gradient(kind):
+    block = small(kind)
+    block(sample())[0].square().sum().backward()
+    for name, parameter in block.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().sum() > 0, name
+
+
+@pytest.mark.parametrize("kind", SMALL)
+def test_autocast(kind):
+    torch.manual_seed(0)
+    block = build_block(kind, 16, SMALL[kind])
+    x = sample().float()
+    expected, _ = block(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y, state = block(x)
+        if block.causal:
+            _, state = block(x, state)
+            block.step(x[:, 0], state)
+    torch.testing.assert_close(y.float(), expected, atol=0.03 * expected.abs().max().item(), rtol=0.05)
+    for name, tensor in state.tensors():
+        if name in ("conv", "ssm"):
+            assert tensor.dtype == torch.float32
+
+
+@pytest.mark.parametrize("kind", CAUSAL)
+def test_dynamo_traces_it_in_one_graph(kind):
+    torch.manual_seed(0)
+    block = build_block(kind, 16, SMALL[kind])
+    x = sample().float()
+    compiled = torch.compile(block, backend="eager", fullgraph=True)
+    y, state = compiled(x)
+    expected, expected_state = block(x)
+    torch.testing.assert_close(y, expected)
+    assert_states_close(state, expected_state, atol=1e-6)
+    torch.testing.assert_close(compiled(x, state)[0], block(x, expected_state)[0])
