@@ -12,7 +12,12 @@ import torch
 from torch import Tensor
 
 from mambakit.kernels.semantics import state_dtype
-from mambakit.kernels.ssd.portable import ssd_backward, ssd_forward
+from mambakit.kernels.ssd.cpu_forward import ssd_forward_cpu
+from mambakit.kernels.ssd.portable import default_chunk, ssd_backward, ssd_forward
+
+
+def _runs_in_numba(x: Tensor, B: Tensor) -> bool:
+    return x.device.type == "cpu" and x.dtype != torch.float64 and x.numel() > 0 and B.numel() > 0
 
 
 @torch.library.custom_op("mambakit::ssd_fwd", mutates_args=())
@@ -29,7 +34,9 @@ def ssd_fwd(
     chunk_size: int | None,
 ) -> tuple[Tensor, Tensor]:
     """``(y, final_state)``; see ``ssd_forward``."""
-    return ssd_forward(x, log_decay, scale, B, C, D, z, initial_state, seq_idx, chunk_size)
+    chunk_size = chunk_size or default_chunk(x.shape[1])
+    forward = ssd_forward_cpu if _runs_in_numba(x, B) else ssd_forward
+    return forward(x, log_decay, scale, B, C, D, z, initial_state, seq_idx, chunk_size)
 
 
 @ssd_fwd.register_fake

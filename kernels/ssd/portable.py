@@ -8,23 +8,22 @@ a chunk that starts from state ``S`` gives
 
 Sums over tokens, state and channels are matrix products; C B^T is taken once for all heads of a group, and
 so are the products with states, whose layout is ``(n_groups, d_state, heads of the group * head_dim)``.
-What lies between the products (decays, skip, gate, the recurrence over chunks) is elementwise: plain torch
-anywhere, numba on the CPU. Work goes slab by slab (a few chunks of a few rows), so that temporaries stay in
+What lies between the products (decays, skip, gate, the recurrence over chunks) is in ``elementwise``. Work goes slab by slab (a few chunks of a few rows), so that temporaries stay in
 cache. The backward pass saves nothing: it runs the states once more and then the slabs in reverse.
+``cpu_forward`` and ``cpu_backward`` are the same algebra for float32 on the CPU.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from types import ModuleType
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from mambakit.kernels.semantics import state_dtype
-from mambakit.kernels.ssd import elementwise_torch
+from mambakit.kernels.ssd import elementwise as ew
 
 # exp(-1000) is zero in every dtype, and sums of bounded terms have no inf - inf
 _LOWEST_LOG_DECAY = -1000.0
@@ -73,9 +72,8 @@ class Plan:
         self.batch, self.length, self.n_heads, self.head_dim = x.shape
         self.n_groups, self.d_state = B.shape[2:]
         self.dtype = state_dtype(x)
-        self.q = min(chunk_size or _default_chunk(self.length), max(self.length, 1))
+        self.q = min(chunk_size or default_chunk(self.length), max(self.length, 1))
         self.n_chunks = -(-self.length // self.q)
-        self.elementwise = _elementwise(x.device)
         wide = torch.float32 if x.device.type == "mps" else torch.float64
         self.cum = self._per_chunk(log_decay).to(wide).clamp(min=_LOWEST_LOG_DECAY).cumsum(-1)
         self.scale = self._per_chunk(scale).to(self.dtype).contiguous()
@@ -107,7 +105,7 @@ class Plan:
     def slabs(self, *, reverse: bool = False) -> Iterator[Slab]:
         """Slabs by rows, then by time (backwards with ``reverse``)."""
         widest = max(self.head_dim, self.q) * self.q + self.d_state * self.head_dim
-        budget = max(1, _SLAB_BYTES // (4 * self.n_heads * widest))
+        budget = max(1, _SLAB_BYTES // max(4 * self.n_heads * widest, 1))
         n_rows = max(1, min(self.batch, budget))
         n_chunks = max(1, budget // n_rows)
         for r0 in range(0, self.batch, n_rows):
@@ -158,7 +156,6 @@ def ssd_forward(
 ) -> tuple[Tensor, Tensor]:
     """``(y, final_state)``. ``D`` is ``(n_heads, head_dim)``; the other shapes as in ``ssd_core``."""
     plan = Plan(x, log_decay, scale, B, seq_idx, chunk_size)
-    ew = plan.elementwise
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     state = plan.inner_state(initial_state, x)
     D = None if D is None else D.to(plan.dtype).contiguous()
@@ -195,7 +192,6 @@ def ssd_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor]:
     """Gradients of x, log_decay, scale, B, C, D, z (None where not given) and the initial state."""
     plan = Plan(x, log_decay, scale, B, seq_idx, chunk_size)
-    ew = plan.elementwise
     D = None if D is None else D.to(plan.dtype).contiguous()
     dx, dB, dC = (torch.empty(v.shape, dtype=v.dtype, device=v.device) for v in (x, B, C))
     dz = None if z is None else torch.empty(z.shape, dtype=z.dtype, device=z.device)
@@ -262,9 +258,9 @@ def _all_states(plan: Plan, x: Tensor, B: Tensor, weight: Tensor, initial_state:
     state = plan.inner_state(initial_state, x)
     states = state.new_empty(plan.batch, plan.n_chunks, *state.shape[1:])
     for slab in plan.slabs():
-        _, xw = plan.elementwise.split(slab.tokens(x), slab.chunks(weight), plan.n_groups)
+        _, xw = ew.split(slab.tokens(x), slab.chunks(weight), plan.n_groups)
         local = torch.bmm(plan.grouped(B, slab).mT, xw)
-        starts = plan.elementwise.recur(local, slab.chunks(plan.through), state[slab.r0 : slab.r1])
+        starts = ew.recur(local, slab.chunks(plan.through), state[slab.r0 : slab.r1])
         slab.chunks(states).copy_(starts.view(slab.r1 - slab.r0, -1, *state.shape[1:]))
     return states
 
@@ -292,9 +288,6 @@ def _decay_gradients(plan: Plan, weight: Tensor, sums: Tensor, dthrough: Tensor)
     return dlog_decay + (plan.through * dthrough)[..., None], column + plan.out * leaving
 
 
-def _default_chunk(length: int) -> int:
+def default_chunk(length: int) -> int:
+    """The chunk size where the caller leaves it open."""
     return 64
-
-
-def _elementwise(device: torch.device) -> ModuleType:
-    return elementwise_torch
