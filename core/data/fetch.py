@@ -137,9 +137,10 @@ def _from_network(file: CardFile, target: Path, *, progress: bool) -> None:
             Path(served).unlink(missing_ok=True)
         return
     by_hand = file.sources[-1]
+    stored = file.sources[0].mirror or file.name
     raise DataError(
         f"could not download {file.name} ({'; '.join(failures)}); without a network, set "
-        f"MAMBAKIT_DATA_MIRROR to a folder that holds {file.sources[0].mirror or file.name}, or fetch {by_hand.url} by hand"
+        f"MAMBAKIT_DATA_MIRROR to a folder that holds {stored}, or fetch {by_hand.url} by hand"
         f"{', unpack it' if by_hand.compression else ''} and save it as {target}"
     )
 

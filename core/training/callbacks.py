@@ -154,6 +154,8 @@ class Progress(Callback):
         self.bar.update(1)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.bar is None:  # resumed from a checkpoint at this epoch's end: the line was printed then
+            return
         self.bar.close()
         shown = {
             name: float(value)

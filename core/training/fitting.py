@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import logging
+import signal
 import sys
 import time
 import warnings
@@ -83,7 +84,13 @@ def fit(
         dirpath=run.checkpoints, filename="best", monitor=monitor, mode=mode, save_last=True,
         enable_version_counter=False, save_on_train_epoch_end=False,
     )  # fmt: skip
-    stopping = EarlyStopping(monitor, mode=mode, patience=config.patience or 2**31, check_finite=False)
+    stopping = EarlyStopping(
+        monitor,
+        mode=mode,
+        patience=config.patience or 2**31,
+        check_finite=False,
+        check_on_train_epoch_end=False,
+    )
     averaging = [AveragedWeights(config.ema_decay)] if config.ema_decay else []
     resume_from = run.last_checkpoint
     with _quiet():
@@ -115,9 +122,8 @@ def fit(
         if resume_from is not None:
             print(f"continuing from {resume_from}", file=sys.stderr)
         began = time.monotonic()
-        trainer.fit(task, train_loader, val_loader, ckpt_path=resume_from, weights_only=True)
-        if trainer.interrupted:
-            raise KeyboardInterrupt
+        with _interruptible():
+            trainer.fit(task, train_loader, val_loader, ckpt_path=resume_from, weights_only=True)
         seconds = time.monotonic() - began
         score, checkpoint = _keep_best(task, trainer, best, val_loader, monitor, run)
     task.eval()
@@ -184,6 +190,19 @@ def _refuse_empty(train_loader: DataLoader[Any], val_loader: DataLoader[Any]) ->
                 raise UserError(
                     f"there is not one batch in the {name} split; use more data or a smaller batch"
                 )
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Lightning exits the process on Ctrl-C and ignores the next ones; a library must not."""
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as error:
+        if isinstance(error.__context__, KeyboardInterrupt):
+            signal.signal(signal.SIGINT, handler)
+            raise KeyboardInterrupt from error
+        raise
 
 
 @contextlib.contextmanager

@@ -310,9 +310,10 @@ class TestFit:
         with pytest.raises(KeyboardInterrupt):
             fit(Interrupted(CONFIG), *loaders(), CONFIG, RunFolder(tmp_path))
         assert RunFolder(tmp_path).result is None
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-@pytest.mark.parametrize("ema_decay", [0.0, 0.95])
+@pytest.mark.parametrize("ema_decay", [pytest.param(0.0, marks=pytest.mark.slow), 0.95])
 def test_killed_run_continues_as_if_nothing_had_happened(tmp_path: Path, ema_decay: float) -> None:
     config = dataclasses.replace(CONFIG, max_epochs=8, ema_decay=ema_decay)
     script = tmp_path / "train.py"
