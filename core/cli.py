@@ -12,6 +12,7 @@ import difflib
 import inspect
 import json
 import math
+import numbers
 import re
 import sys
 import textwrap
@@ -128,7 +129,7 @@ def format_table(rows: Sequence[Mapping[str, object]], columns: Sequence[str] | 
         columns = list(dict.fromkeys(key for row in rows for key in row))
     cells = [[_cell(row.get(column)) for column in columns] for row in rows]
     numeric = [
-        all(isinstance(row.get(column), (int, float, type(None))) for row in rows) for column in columns
+        all(isinstance(row.get(column), (numbers.Real, type(None))) for row in rows) for column in columns
     ]
     widths = [max(len(text) for text in column) for column in zip(columns, *cells, strict=True)]
     lines = [list(columns), ["-" * width for width in widths], *cells]
@@ -307,4 +308,5 @@ def _plain(value: Any) -> Any:
 def _cell(value: object) -> str:
     if value is None:
         return "-"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    inexact = isinstance(value, numbers.Real) and not isinstance(value, numbers.Integral)
+    return f"{float(value):.4g}" if inexact else str(value)

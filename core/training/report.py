@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import io
-import math
+import numbers
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -142,14 +142,16 @@ def _records(rows: Any) -> Sequence[Mapping[str, object]]:
 
 
 def _is_number(value: object) -> bool:
-    return value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))
+    return value is None or (isinstance(value, numbers.Real) and not isinstance(value, bool))
 
 
 def _shown(value: object) -> str:
     if value is None:
         return "&ndash;"
-    if isinstance(value, float):
-        return f"{value:.4g}" if math.isfinite(value) else str(value)
-    if isinstance(value, int) and not isinstance(value, bool):
-        return f"{value:,}"
+    if isinstance(value, bool):
+        return str(value)
+    if isinstance(value, numbers.Integral):
+        return f"{int(value):,}"
+    if isinstance(value, numbers.Real):
+        return f"{float(value):.4g}"
     return html.escape(str(value))
