@@ -26,6 +26,9 @@ def from_json(hint: Any, value: Any) -> Any:
             return None
         # the first member that changes the value decides; str | None and the like change nothing
         fitting = [arg for arg in args if _wants(arg, value)]
+        if not fitting and isinstance(value, dict):
+            # no dataclass has these fields: let the first one say which it doesn't know
+            fitting = [arg for arg in args if dataclasses.is_dataclass(arg)]
         return from_json(fitting[0], value) if fitting else value
     if origin is list and isinstance(value, list):
         return [from_json(args[0], item) for item in value]
@@ -57,6 +60,8 @@ def _wants(hint: Any, value: Any) -> bool:
         return isinstance(value, list)
     if origin is dict:
         return isinstance(value, dict)
+    if isinstance(origin, type) and issubclass(origin, Path):
+        return isinstance(value, str)
     if isinstance(origin, type) and issubclass(origin, enum.Enum):
         return any(member.value == value for member in origin)
     return isinstance(origin, type) and type(value) is origin

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import copy
 import json
-import pickle
 from collections.abc import Callable, Sequence
 
 import torch
@@ -34,7 +34,7 @@ def check_output(adapter: Adapter, tokens: Sequence[Tokens]) -> None:
 
 def check_dtype(adapter: Adapter, tokens: Sequence[Tokens]) -> None:
     """An adapter moved to another dtype embeds in that dtype."""
-    double = _copy(adapter).double()
+    double = copy.deepcopy(adapter).double()
     if next(double.parameters(), None) is None:
         return
     try:
@@ -104,11 +104,11 @@ def check_empty_row(adapter: Adapter, tokens: Sequence[Tokens]) -> None:
 
 def check_gradients(adapter: Adapter, tokens: Sequence[Tokens]) -> None:
     """Gradients reach every parameter that wants one."""
-    copy = _copy(adapter)
-    wanting = {name: p for name, p in copy.named_parameters() if p.requires_grad}
+    twin = copy.deepcopy(adapter)
+    wanting = {name: p for name, p in twin.named_parameters() if p.requires_grad}
     if not wanting:
         return
-    embedded = copy.embed(_pad(adapter, tokens))
+    embedded = twin.embed(_pad(adapter, tokens))
     if not embedded.requires_grad:
         fail("embed returned a tensor without gradient; take .detach(), .numpy() and no_grad out of it")
     torch.manual_seed(0)
@@ -124,16 +124,16 @@ def check_config(adapter: Adapter, tokens: Sequence[Tokens]) -> None:
     """``from_config(config())`` through JSON, with the weights copied over, is the same adapter."""
     try:
         config = json.loads(json.dumps(adapter.config()))
-        copy = type(adapter).from_config(config)
-        copy.load_state_dict(adapter.state_dict())
+        twin = type(adapter).from_config(config)
+        twin.load_state_dict(adapter.state_dict())
     except Exception as error:
         raise AssertionError(
             f"config() can't rebuild the adapter ({type(error).__name__}: {error}); "
             "return all the constructor's arguments as JSON-able values"
         ) from error
-    copy.to(_device(adapter)).eval()
+    twin.to(_device(adapter), next((p.dtype for p in adapter.parameters()), None)).eval()
     batch = _pad(adapter, tokens)
-    if copy.d_model != adapter.d_model or not _close(copy.embed(batch), adapter.embed(batch)):
+    if twin.d_model != adapter.d_model or not _close(twin.embed(batch), adapter.embed(batch)):
         fail("the adapter rebuilt from config() embeds otherwise; return all the constructor's arguments")
 
 
@@ -154,12 +154,6 @@ def _device(adapter: Adapter) -> torch.device:
 
 def _pad(adapter: Adapter, tokens: Sequence[Tokens]) -> TokenBatch:
     return pad_batch(tokens).to(_device(adapter))
-
-
-def _copy(adapter: Adapter) -> Adapter:
-    copy = pickle.loads(pickle.dumps(adapter))
-    assert isinstance(copy, Adapter)
-    return copy
 
 
 def _difference(a: Tensor, b: Tensor) -> float:
