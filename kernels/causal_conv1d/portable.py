@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mambakit.kernels.arrays import HAS_NUMBA
 from mambakit.kernels.causal_conv1d.reference import causal_conv1d_reference
 from mambakit.kernels.semantics import state_dtype
 
@@ -18,6 +19,10 @@ def conv_forward(
     silu: bool,
 ) -> tuple[Tensor, Tensor]:
     """``(y, final_state)``; shapes as in ``causal_conv1d``."""
+    if x.device.type == "cpu" and HAS_NUMBA:
+        from mambakit.kernels.causal_conv1d.cpu import conv_forward_cpu
+
+        return conv_forward_cpu(x, weight, bias, initial_state, seq_idx, silu)
     y, state = causal_conv1d_reference(
         x, weight, bias, activation="silu" if silu else None, initial_state=initial_state, seq_idx=seq_idx
     )
@@ -36,6 +41,10 @@ def conv_backward(
     silu: bool,
 ) -> tuple[Tensor, ...]:
     """Gradients of ``x, weight, bias, initial_state``, by way of the recomputed pre-activation."""
+    if x.device.type == "cpu" and HAS_NUMBA:
+        from mambakit.kernels.causal_conv1d.cpu import conv_backward_cpu
+
+        return conv_backward_cpu(dy, dfinal, x, weight, bias, initial_state, seq_idx, silu)
     batch, length, channels = x.shape
     width = weight.shape[1]
     dtype = state_dtype(x)

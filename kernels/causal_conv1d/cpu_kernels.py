@@ -1,0 +1,130 @@
+"""The causal convolution's inner loops for CPU, compiled by numba.
+
+One call computes a run of channels of one batch row, in blocks of LANES channels. Arrays are
+``x, y (batch, length, channels)``, ``weight (width, channels)``, ``past (batch, width - 1, channels)``.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+from numba import njit, types
+
+from mambakit.kernels.vector import LANES, load, load_lanes, splat_like, store, store_lanes
+from mambakit.kernels.vector_math import sigmoid
+
+_CHUNK = 32  # tokens for which a block of channels stays in the cache
+
+
+@njit(inline="always")
+def _owner(seq_idx, b, t):
+    """The sequence that token ``t`` belongs to; what lies before the row belongs to its first."""
+    return seq_idx[b, max(t, 0)]
+
+
+@njit(inline="always")
+def _token(x, past, b, t, c, count):
+    if t >= 0:
+        value = load_lanes(x, (b, t, c), count)
+    else:
+        value = load_lanes(past, (b, past.shape[1] + t, c), count)
+    return value
+
+
+def _forward(x, weight, bias, past, seq_idx, y, silu, has_seq, b, first, last):
+    length, width = x.shape[1], weight.shape[0]
+    for start in range(0, length, _CHUNK):
+        for c in range(first, last, LANES):
+            count = min(LANES, last - c)
+            shift = load_lanes(bias, (c,), count)
+            for t in range(start, min(start + _CHUNK, length)):
+                value = shift
+                for k in range(width):
+                    s = t - width + 1 + k
+                    if not has_seq or _owner(seq_idx, b, s) == seq_idx[b, t]:
+                        value = value + load_lanes(weight, (k, c), count) * _token(x, past, b, s, c, count)
+                if silu:
+                    value = value * sigmoid(value)
+                store_lanes(y, (b, t, c), value, count)
+
+
+def _backward(
+    dy, dfinal, x, weight, bias, past, seq_idx, dx, dweight, dbias, dpast, silu, has_seq, b, first, last
+):
+    length, width = x.shape[1], weight.shape[0]
+    n_blocks = (last - first + LANES - 1) // LANES
+    zero = splat_like(x, 0.0)
+    recent = np.zeros(
+        (n_blocks, width, LANES), x.dtype
+    )  # gradients before the activation, of t ... t + width - 1
+    dtaps = np.zeros((n_blocks, width, LANES), x.dtype)
+    dshift = np.zeros((n_blocks, LANES), x.dtype)
+    n_chunks = (length + width - 1 + _CHUNK - 1) // _CHUNK
+    for i in range(n_chunks - 1, -1, -1):
+        for block in range(n_blocks):
+            c = first + block * LANES
+            count = min(LANES, last - c)
+            shift, dsum = load_lanes(bias, (c,), count), load(dshift, (block, 0))
+            for place in range(min((i + 1) * _CHUNK, length + width - 1) - 1, i * _CHUNK - 1, -1):
+                t = place - (width - 1)  # the past comes last, as t < 0
+                if t >= 0:
+                    value = shift
+                    dpre = load_lanes(dy, (b, t, c), count)
+                    if silu:
+                        for k in range(width):
+                            s = t - width + 1 + k
+                            if not has_seq or _owner(seq_idx, b, s) == seq_idx[b, t]:
+                                tap = load_lanes(weight, (k, c), count)
+                                value = value + tap * _token(x, past, b, s, c, count)
+                        gate = sigmoid(value)
+                        dpre = dpre * (gate + value * (gate * (1.0 - gate)))
+                    for k in range(width):
+                        s = t - width + 1 + k
+                        if not has_seq or _owner(seq_idx, b, s) == seq_idx[b, t]:
+                            product = dpre * _token(x, past, b, s, c, count)
+                            store(dtaps, (block, k, 0), load(dtaps, (block, k, 0)) + product)
+                    store(recent, (block, t % width, 0), dpre)
+                    dsum = dsum + dpre
+                grad = zero
+                into_final = t - (length - (width - 1))
+                if into_final >= 0 and (
+                    not has_seq or _owner(seq_idx, b, t) == _owner(seq_idx, b, length - 1)
+                ):
+                    grad = load_lanes(dfinal, (b, into_final, c), count)
+                for k in range(width):
+                    s = t + width - 1 - k  # the token whose tap k reads t
+                    if 0 <= s < length and (not has_seq or _owner(seq_idx, b, t) == seq_idx[b, s]):
+                        grad = grad + load_lanes(weight, (k, c), count) * load(recent, (block, s % width, 0))
+                if t >= 0:
+                    store_lanes(dx, (b, t, c), grad, count)
+                else:
+                    store_lanes(dpast, (b, place, c), grad, count)
+            store(dshift, (block, 0), dsum)
+    for block in range(n_blocks):
+        c = first + block * LANES
+        count = min(LANES, last - c)
+        store_lanes(dbias, (b, c), load(dshift, (block, 0)), count)
+        for k in range(width):
+            store_lanes(dweight, (b, k, c), load(dtaps, (block, k, 0)), count)
+
+
+@functools.cache
+def forward_kernel(double: bool) -> Any:
+    """The forward loop for float32 or float64; one compiled version each, whatever the strides."""
+    real = types.float64 if double else types.float32
+    a1, a2, a3 = (types.Array(real, rank, "A") for rank in (1, 2, 3))
+    seq, flag, size = types.Array(types.int32, 2, "A"), types.boolean, types.intp
+    signature = types.void(a3, a2, a1, a3, seq, a3, flag, flag, size, size, size)
+    return njit(signature, nogil=True, cache=True)(_forward)
+
+
+@functools.cache
+def backward_kernel(double: bool) -> Any:
+    """The backward loop, as ``forward_kernel``."""
+    real = types.float64 if double else types.float32
+    a1, a2, a3 = (types.Array(real, rank, "A") for rank in (1, 2, 3))
+    seq, flag, size = types.Array(types.int32, 2, "A"), types.boolean, types.intp
+    signature = types.void(a3, a3, a3, a2, a1, a3, seq, a3, a3, a2, a3, flag, flag, size, size, size)
+    return njit(signature, nogil=True, cache=True)(_backward)
