@@ -52,9 +52,10 @@ def assert_states_close(actual: State, expected: State, *, atol: float) -> None:
     actual_items, expected_items = dict(actual.tensors()), dict(expected.tensors())
     assert actual_items.keys() == expected_items.keys()
     for name, tensor in expected_items.items():
-        torch.testing.assert_close(
-            actual_items[name], tensor, atol=atol, rtol=0, msg=lambda text, name=name: f"{name}: {text}"
-        )
+        try:
+            torch.testing.assert_close(actual_items[name], tensor, atol=atol, rtol=0)
+        except AssertionError as error:
+            raise AssertionError(f"{name}: {error}") from error
 
 
 def check_streaming(module: Sequential, x: Tensor, cuts: Sequence[int], *, atol: float) -> None:

@@ -68,7 +68,7 @@ class Attention(Block):
                 f"head_dim={self.head_dim}"
             )
         d_kv = n_kv_heads * self.head_dim
-        self._split = [d_model, d_kv, d_kv]
+        self._split = [n_heads + n_kv_heads, n_kv_heads]  # heads of queries and keys, and of values
         heads = (None, n_kv_heads, self.head_dim)
         self._shapes: dict[str, tuple[int | None, ...]] = (
             {"key": heads, "value": heads, "valid": (None,)} if causal else {}
@@ -96,10 +96,10 @@ class Attention(Block):
         self, x: Tensor, state: State | None, seq_idx: Tensor | None, lengths: Tensor | None
     ) -> tuple[Tensor, State]:
         batch, length, _ = x.shape
-        q, k, v = (part.unflatten(-1, (-1, self.head_dim)) for part in self.in_proj(x).split(self._split, -1))
+        qk, v = self.in_proj(x).unflatten(-1, (-1, self.head_dim)).split(self._split, dim=2)
         if self.rope:
-            positions = self._positions(x, state, seq_idx)
-            q, k = rotate(q, positions, self.rope_theta), rotate(k, positions, self.rope_theta)
+            qk = rotate(qk, self._positions(x, state, seq_idx), self.rope_theta)
+        q, k = qk.split([self.n_heads, self.n_kv_heads], dim=2)
         new_valid = torch.ones(batch, length, device=x.device, dtype=torch.bool)
         if lengths is not None:
             new_valid = ~padding_mask(lengths, length)

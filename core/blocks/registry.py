@@ -63,4 +63,4 @@ def build_block(kind: str, d_model: int, options: Mapping[str, object] | None = 
             raise ValueError(
                 f"options of {kind}: it has no option {name!r}; valid options are {', '.join(valid)}"
             )
-    return cls(d_model=d_model, **options)  # type: ignore[call-arg]
+    return cls(d_model=d_model, **options)
