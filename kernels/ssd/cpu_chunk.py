@@ -1,7 +1,7 @@
 """What the CPU kernels of ssd share: a chunk's decays, its masked matrix, and steps on whole chunks.
 
-Everything is float32; scratch rows have a stride ``pad`` (the chunk size rounded up to whole vectors), and what
-lies beyond a chunk's end in them is finite, so that vectors may run over it.
+Everything is float32; scratch rows have a stride ``pad`` (the chunk size rounded up to whole vectors), and
+what lies beyond a chunk's end in them is finite, so that vectors may run over it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import numba
 import numpy as np
 
 from mambakit.kernels.ssd.cpu_matmul import JIT, add_matmul, transpose
-from mambakit.kernels.vector import LANES, load, load_lanes, splat_like, store, store_lanes
+from mambakit.kernels.vector import LANES, load, load_lanes, reduce_add, splat_like, store, store_lanes
 from mambakit.kernels.vector_math import exp
 
 # exp(-1000) is zero, and sums of bounded terms have no inf - inf
@@ -25,7 +25,7 @@ BEFORE = np.where(np.arange(LANES) < np.arange(LANES)[:, None], _MASKED, np.floa
 
 
 @numba.njit(**JIT)
-def chunk_decays(log_decay, n_heads, head, seq_idx, row0, t0, n, high, low, into, out, start):  # noqa: ANN001, ANN201
+def chunk_decays(log_decay, n_heads, head, seq_idx, row0, t0, n, high, low, into, out, start):
     """Fill the decays of the ``n`` tokens from ``t0`` of a row that begins at ``row0 = b * length``.
 
     ``high + low`` is the running log-decay, of twice the usual digits, as differences of it follow.
@@ -60,8 +60,8 @@ def chunk_decays(log_decay, n_heads, head, seq_idx, row0, t0, n, high, low, into
 
 
 @numba.njit(**JIT)
-def exponent(high, low, i, j, first, at_high, at_low):  # noqa: ANN001, ANN201
-    """``cum_i - cum_j`` for the vector at ``j``, masked before exp where j > i or j is in an earlier sequence."""
+def exponent(high, low, i, j, first, at_high, at_low):
+    """``cum_i - cum_j`` for the vector at ``j``, masked where j > i or j is in an earlier sequence."""
     difference = (at_high - load(high, (j,))) + (at_low - load(low, (j,)))
     if j + LANES > i:
         difference = difference + load(AFTER, (min(i - j, LANES - 1), 0))
@@ -73,7 +73,7 @@ def exponent(high, low, i, j, first, at_high, at_low):  # noqa: ANN001, ANN201
 
 
 @numba.njit(**JIT)
-def decay_matrix(CB, pad, high, low, scale, start, n, M):  # noqa: ANN001, ANN201
+def decay_matrix(CB, pad, high, low, scale, start, n, M):
     """``M_ij = CB_ij exp(cum_i - cum_j) scale_j`` for j <= i in one sequence, else 0."""
     for i in range(n):
         for j in range(0, i + 1, LANES):
@@ -83,7 +83,7 @@ def decay_matrix(CB, pad, high, low, scale, start, n, M):  # noqa: ANN001, ANN20
 
 
 @numba.njit(**JIT)
-def scale_rows(source, s0, s_row, factor, rows, columns, target, t0, t_row):  # noqa: ANN001, ANN201
+def scale_rows(source, s0, s_row, factor, rows, columns, target, t0, t_row):
     """``target[t0 + i * t_row + j] = factor[i] * source[s0 + i * s_row + j]``."""
     for i in range(rows):
         for j in range(0, columns, LANES):
@@ -93,7 +93,7 @@ def scale_rows(source, s0, s_row, factor, rows, columns, target, t0, t_row):  # 
 
 
 @numba.njit(**JIT)
-def scale_all(values, size, factor):  # noqa: ANN001, ANN201
+def scale_all(values, size, factor):
     """``values[:size] *= factor``."""
     for k in range(0, size, LANES):
         count = min(LANES, size - k)
@@ -101,7 +101,7 @@ def scale_all(values, size, factor):  # noqa: ANN001, ANN201
 
 
 @numba.njit(**JIT)
-def fill_skip(target, t0, t_row, D, d0, x, x0, x_row, rows, columns):  # noqa: ANN001, ANN201
+def fill_skip(target, t0, t_row, D, d0, x, x0, x_row, rows, columns):
     """``target = D * x`` row by row, or zeros where ``D`` is empty."""
     zero = splat_like(target, 0.0)
     for i in range(rows):
@@ -114,7 +114,7 @@ def fill_skip(target, t0, t_row, D, d0, x, x0, x_row, rows, columns):  # noqa: A
 
 
 @numba.njit(**JIT)
-def add_lower_product(c, c0, c_row, a, a_row, b, b0, b_row, n, width):  # noqa: ANN001, ANN201
+def add_lower_product(c, c0, c_row, a, a_row, b, b0, b_row, n, width):
     """``c += a @ b`` for a lower-triangular ``a`` ``(n, n)`` at its array's start."""
     for i in range(0, n, BAND):
         rows = min(BAND, n - i)
@@ -122,7 +122,7 @@ def add_lower_product(c, c0, c_row, a, a_row, b, b0, b_row, n, width):  # noqa: 
 
 
 @numba.njit(**JIT)
-def add_upper_product(c, c0, c_row, a, a_row, b, b0, b_row, n, width):  # noqa: ANN001, ANN201
+def add_upper_product(c, c0, c_row, a, a_row, b, b0, b_row, n, width):
     """``c += a^T @ b`` for a lower-triangular ``a`` ``(n, n)`` at its array's start."""
     for i in range(0, n, BAND):
         rows = min(BAND, n - i)
@@ -131,7 +131,7 @@ def add_upper_product(c, c0, c_row, a, a_row, b, b0, b_row, n, width):  # noqa: 
 
 
 @numba.njit(**JIT)
-def lower_of_product(c, pad, a, a0, a_row, b, n, depth):  # noqa: ANN001, ANN201
+def lower_of_product(c, pad, a, a0, a_row, b, n, depth):
     """The lower triangle of ``a @ b``, ``(n, n)``, and what whole vectors see past the diagonal."""
     for i in range(0, n, BAND):
         rows = min(BAND, n - i)
@@ -141,7 +141,7 @@ def lower_of_product(c, pad, a, a0, a_row, b, n, depth):  # noqa: ANN001, ANN201
 
 
 @numba.njit(**JIT)
-def chunk_products(lo, hi, B, bb, bt, C, cb, ct, sizes, q, pad, products):  # noqa: ANN001, ANN201
+def chunk_products(lo, hi, B, bb, bt, C, cb, ct, sizes, q, pad, products):
     """Lower triangles of ``C B^T`` for the items ``lo:hi`` of (row, chunk, group); ``products[item]``."""
     length, n_groups, d_state = sizes[1], sizes[4], sizes[5]
     n_chunks = (length + q - 1) // q
@@ -151,3 +151,26 @@ def chunk_products(lo, hi, B, bb, bt, C, cb, ct, sizes, q, pad, products):  # no
         n = min(q, length - c * q)
         transpose(B, b * bb + c * q * bt + g * d_state, bt, n, d_state, turned, pad)
         lower_of_product(products[item], pad, C, b * cb + c * q * ct + g * d_state, ct, turned, n, d_state)
+
+
+@numba.njit(**JIT)
+def dot_rows(a, a0, a_row, b, rows, columns, target):
+    """``target[i] = a_i . b_i``, the rows of ``b`` being next to each other."""
+    for i in range(rows):
+        total = splat_like(target, 0.0)
+        for k in range(0, columns, LANES):
+            count = min(LANES, columns - k)
+            total = total + load_lanes(a, (a0 + i * a_row + k,), count) * load_lanes(
+                b, (i * columns + k,), count
+            )
+        target[i] = reduce_add(total)
+
+
+@numba.njit(**JIT)
+def dot_all(a, b, size):
+    """The sum of ``a * b`` over the first ``size`` values."""
+    total = splat_like(a, 0.0)
+    for k in range(0, size, LANES):
+        count = min(LANES, size - k)
+        total = total + load_lanes(a, (k,), count) * load_lanes(b, (k,), count)
+    return reduce_add(total)

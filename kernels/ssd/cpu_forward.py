@@ -1,7 +1,7 @@
 """Chunked SSD forward on the CPU in float32: one numba kernel from the inputs to ``y``.
 
 The algebra is ``portable``'s. A work item is one head of one row; it walks the chunks with its state
-``[n, p]`` in the first-level cache, so nothing but ``y`` and ``C B^T`` (which heads share) is written to memory.
+``[n, p]`` in the first-level cache: nothing but ``y`` and ``C B^T`` (which heads share) goes to memory.
 """
 
 from __future__ import annotations
@@ -117,8 +117,9 @@ def in_parallel(kernel: Callable[..., object], n_items: int, *args: object) -> N
 
 @numba.njit(**JIT)
 def _forward(
-    lo, hi, x, xb, xt, log_decay, scale, B, bb, bt, C, cb, ct, products, D, z, zb, zt, seq_idx, sizes, q, states, y
-):  # noqa: ANN001, ANN202  # fmt: skip
+    lo, hi, x, xb, xt, log_decay, scale, B, bb, bt, C, cb, ct, products, D, z, zb, zt,
+    seq_idx, sizes, q, states, y,
+):  # fmt: skip
     _, length, n_heads, p, n_groups, d_state = sizes
     n_chunks, pad = (length + q - 1) // q, (q + LANES - 1) // LANES * LANES
     high, low, into, out = (

@@ -27,10 +27,10 @@ def _make_tile(rows: int, vectors: int) -> Any:
     """An intrinsic that adds ``a[rows, depth] @ b[depth, vectors * WIDTH]`` to a tile of ``c``."""
 
     @intrinsic
-    def tile(typing_context, c, c0, c_row, a, a0, a_row, a_step, b, b0, b_row, depth):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    def tile(typing_context, c, c0, c_row, a, a0, a_row, a_step, b, b0, b_row, depth):  # type: ignore[no-untyped-def]
         signature = types.void(c, *[types.intp] * 2, a, *[types.intp] * 3, b, *[types.intp] * 3)
 
-        def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+        def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
             c_ptr, a_ptr, b_ptr = (
                 context.make_array(sig.args[k])(context, builder, value=args[k]).data for k in (0, 3, 7)
             )
@@ -41,13 +41,13 @@ def _make_tile(rows: int, vectors: int) -> Any:
                 builder.module, ir.FunctionType(vector, [vector] * 3), f"llvm.fma.v{WIDTH}f32"
             )
 
-            def at(pointer, offset):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+            def at(pointer, offset):  # type: ignore[no-untyped-def]
                 return builder.gep(pointer, [offset])
 
-            def vector_at(pointer, offset):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+            def vector_at(pointer, offset):  # type: ignore[no-untyped-def]
                 return builder.bitcast(at(pointer, offset), vector.as_pointer())
 
-            def times(value, k):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+            def times(value, k):  # type: ignore[no-untyped-def]
                 return builder.mul(value, ir.Constant(index, k))
 
             places = [
@@ -107,15 +107,15 @@ _tile_1x1 = _make_tile(1, 1)
 
 
 @intrinsic
-def transpose_tile(typing_context, source, s0, s_row, target, t0, t_row):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
+def transpose_tile(typing_context, source, s0, s_row, target, t0, t_row):  # type: ignore[no-untyped-def]
     """``target[t0 + j t_row + i] = source[s0 + i s_row + j]`` for i, j < LANES, through registers."""
     signature = types.void(source, types.intp, types.intp, target, types.intp, types.intp)
 
-    def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
         s_ptr, t_ptr = (context.make_array(sig.args[k])(context, builder, value=args[k]).data for k in (0, 3))
         vector = ir.VectorType(ir.FloatType(), LANES)
 
-        def vector_at(pointer, start, row, i):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+        def vector_at(pointer, start, row, i):  # type: ignore[no-untyped-def]
             offset = builder.add(start, builder.mul(row, ir.Constant(ir.IntType(64), i)))
             return builder.bitcast(builder.gep(pointer, [offset]), vector.as_pointer())
 
@@ -141,7 +141,7 @@ def transpose_tile(typing_context, source, s0, s_row, target, t0, t_row):  # typ
 
 
 @numba.njit(**JIT)
-def transpose(source, s0, s_row, rows, columns, target, t_row):  # noqa: ANN001, ANN201
+def transpose(source, s0, s_row, rows, columns, target, t_row):
     """``target[j * t_row + i] = source[s0 + i * s_row + j]``."""
     whole_rows, whole_columns = rows // LANES * LANES, columns // LANES * LANES
     for i in range(0, whole_rows, LANES):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mambakit.kernels.semantics import state_dtype
+from mambakit.kernels.ssd.cpu_backward import ssd_backward_cpu
 from mambakit.kernels.ssd.cpu_forward import ssd_forward_cpu
 from mambakit.kernels.ssd.portable import default_chunk, ssd_backward, ssd_forward
 
@@ -75,7 +76,9 @@ def ssd_bwd(
     chunk_size: int | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """See ``ssd_backward``; an empty tensor stands for the gradient of what was not given."""
-    dx, dlog_decay, dscale, dB, dC, dD, dz, dinitial = ssd_backward(
+    chunk_size = chunk_size or default_chunk(x.shape[1])
+    backward = ssd_backward_cpu if _runs_in_numba(x, B) else ssd_backward
+    dx, dlog_decay, dscale, dB, dC, dD, dz, dinitial = backward(
         dy, dfinal, x, log_decay, scale, B, C, D, z, initial_state, seq_idx, chunk_size
     )
     return (

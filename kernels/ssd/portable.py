@@ -8,9 +8,10 @@ a chunk that starts from state ``S`` gives
 
 Sums over tokens, state and channels are matrix products; C B^T is taken once for all heads of a group, and
 so are the products with states, whose layout is ``(n_groups, d_state, heads of the group * head_dim)``.
-What lies between the products (decays, skip, gate, the recurrence over chunks) is in ``elementwise``. Work goes slab by slab (a few chunks of a few rows), so that temporaries stay in
-cache. The backward pass saves nothing: it runs the states once more and then the slabs in reverse.
-``cpu_forward`` and ``cpu_backward`` are the same algebra for float32 on the CPU.
+What lies between the products (decays, skip, gate, the recurrence over chunks) is in ``elementwise``. Work
+goes slab by slab (a few chunks of a few rows), so that temporaries stay in cache. The backward pass saves
+nothing: it runs the states once more and then the slabs in reverse. ``cpu_forward`` and ``cpu_backward``
+are the same algebra for float32 on the CPU.
 """
 
 from __future__ import annotations
