@@ -196,3 +196,19 @@ def test_a_stack_learns_a_batch_by_heart():
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.1 * losses[0]
+
+
+@pytest.mark.parametrize("layers", [["mamba1", "mlp"], ["mamba2", "attention"]])
+def test_export_sees_through_blocks_and_state(layers):
+    """One graph for any length; the state that comes out of it goes on."""
+    torch.manual_seed(0)
+    options = {kind: values for kind, values in HYBRID.block_options.items() if kind in layers}
+    backbone = Backbone(BackboneConfig(d_model=16, layers=layers, block_options=options)).eval()
+    length = torch.export.Dim("length", min=2, max=4096)
+    with torch.no_grad():
+        graph = torch.export.export(backbone, (torch.randn(2, 8, 16),), dynamic_shapes={"x": {1: length}})
+        for n in (3, 71):
+            x = torch.randn(2, n, 16)
+            torch.testing.assert_close(graph.module()(x)[0], backbone(x)[0])
+        _, state = graph.module()(x)
+        torch.testing.assert_close(backbone.step(x[:, 0], state)[0], backbone(x[:, :1], state)[0][:, 0])
