@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import intrinsic, lower_builtin, models, register_model
@@ -177,56 +177,62 @@ def store(typing: Any, array: Any, index: Any, value: Any) -> Any:
 
 
 @intrinsic
-def _load_some(typing: Any, array: Any, index: Any, count: Any) -> Any:
-    """The first ``count`` lanes; zero in the others."""
+def load_lanes(typing: Any, array: Any, index: Any, count: Any) -> Any:
+    """As ``load``, but of ``count`` lanes; the others are zero."""
+    # an intrinsic rather than a function: numba counts references to arrays at each function's borders
     vector = Vector(array.dtype)
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> ir.Value:
         pointer = _pointer(context, builder, args[0], sig.args[0], args[1], sig.args[1])
-        slot = cgutils.alloca_once_value(builder, ir.Constant(vector.llvm, [0.0] * LANES))
-        builder.store(ir.Constant(vector.llvm, [0.0] * LANES), slot)
-        with cgutils.for_range(builder, args[2]) as loop:
-            lane = builder.load(builder.gep(pointer, [loop.index]))
-            builder.store(
-                builder.insert_element(builder.load(slot), lane, builder.trunc(loop.index, ir.IntType(32))),
-                slot,
-            )
-        return builder.load(slot)
+        slot = cgutils.alloca_once(builder, vector.llvm)
+        full = builder.icmp_signed("==", args[2], args[2].type(LANES))
+        with builder.if_else(full, likely=True) as (then, otherwise):
+            with then:
+                loaded = builder.load(
+                    builder.bitcast(pointer, vector.llvm.as_pointer()), align=vector.dtype.bitwidth // 8
+                )
+                then_block = builder.block
+            with otherwise:
+                builder.store(ir.Constant(vector.llvm, [0.0] * LANES), slot)
+                lanes = builder.bitcast(slot, pointer.type)
+                with cgutils.for_range(builder, args[2]) as loop:
+                    lane = builder.load(builder.gep(pointer, [loop.index]))
+                    builder.store(lane, builder.gep(lanes, [loop.index]))
+                gathered = builder.load(slot)
+                otherwise_block = builder.block
+        value = builder.phi(vector.llvm)
+        value.add_incoming(loaded, then_block)
+        value.add_incoming(gathered, otherwise_block)
+        return value
 
     return vector(array, index, types.intp), codegen
 
 
 @intrinsic
-def _store_some(typing: Any, array: Any, index: Any, value: Any, count: Any) -> Any:
-    """The first ``count`` lanes only."""
+def store_lanes(typing: Any, array: Any, index: Any, value: Any, count: Any) -> Any:
+    """As ``store``, but of ``count`` lanes."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> ir.Value:
         pointer = _pointer(context, builder, args[0], sig.args[0], args[1], sig.args[1])
-        with cgutils.for_range(builder, args[3]) as loop:
-            lane = builder.extract_element(args[2], builder.trunc(loop.index, ir.IntType(32)))
-            builder.store(lane, builder.gep(pointer, [loop.index]))
+        vector = sig.args[2]
+        slot = cgutils.alloca_once(builder, vector.llvm)
+        full = builder.icmp_signed("==", args[3], args[3].type(LANES))
+        with builder.if_else(full, likely=True) as (then, otherwise):
+            with then:
+                builder.store(
+                    args[2],
+                    builder.bitcast(pointer, vector.llvm.as_pointer()),
+                    align=vector.dtype.bitwidth // 8,
+                )
+            with otherwise:
+                builder.store(args[2], slot)
+                lanes = builder.bitcast(slot, pointer.type)
+                with cgutils.for_range(builder, args[3]) as loop:
+                    lane = builder.load(builder.gep(lanes, [loop.index]))
+                    builder.store(lane, builder.gep(pointer, [loop.index]))
         return context.get_dummy_value()
 
     return types.void(array, index, value, types.intp), codegen
-
-
-@njit(inline="always")
-def load_lanes(array: Any, index: Any, count: int) -> Any:
-    """As ``load``, but of ``count`` lanes; the others are zero."""
-    if count == LANES:
-        value = load(array, index)
-    else:
-        value = _load_some(array, index, count)
-    return value
-
-
-@njit(inline="always")
-def store_lanes(array: Any, index: Any, value: Any, count: int) -> None:
-    """As ``store``, but of ``count`` lanes."""
-    if count == LANES:
-        store(array, index, value)
-    else:
-        _store_some(array, index, value, count)
 
 
 @intrinsic

@@ -18,19 +18,8 @@ from mambakit.kernels.vector_math import sigmoid
 _CHUNK = 32  # tokens for which a block of channels stays in the cache
 
 
-@njit(inline="always")
-def _owner(seq_idx, b, t):
-    """The sequence that token ``t`` belongs to; what lies before the row belongs to its first."""
-    return seq_idx[b, max(t, 0)]
-
-
-@njit(inline="always")
-def _token(x, past, b, t, c, count):
-    if t >= 0:
-        value = load_lanes(x, (b, t, c), count)
-    else:
-        value = load_lanes(past, (b, past.shape[1] + t, c), count)
-    return value
+# The loops call no helper: numba counts references to the arrays at each call, at the price of the work.
+# Token s < 0 lies in the past; it belongs to the row's first sequence.
 
 
 def _forward(x, weight, bias, past, seq_idx, y, silu, has_seq, b, first, last):
@@ -43,8 +32,12 @@ def _forward(x, weight, bias, past, seq_idx, y, silu, has_seq, b, first, last):
                 value = shift
                 for k in range(width):
                     s = t - width + 1 + k
-                    if not has_seq or _owner(seq_idx, b, s) == seq_idx[b, t]:
-                        value = value + load_lanes(weight, (k, c), count) * _token(x, past, b, s, c, count)
+                    if not has_seq or seq_idx[b, max(s, 0)] == seq_idx[b, t]:
+                        tap = load_lanes(weight, (k, c), count)
+                        if s >= 0:
+                            value = value + tap * load_lanes(x, (b, s, c), count)
+                        else:
+                            value = value + tap * load_lanes(past, (b, s + width - 1, c), count)
                 if silu:
                     value = value * sigmoid(value)
                 store_lanes(y, (b, t, c), value, count)
@@ -75,27 +68,32 @@ def _backward(
                     if silu:
                         for k in range(width):
                             s = t - width + 1 + k
-                            if not has_seq or _owner(seq_idx, b, s) == seq_idx[b, t]:
+                            if not has_seq or seq_idx[b, max(s, 0)] == seq_idx[b, t]:
                                 tap = load_lanes(weight, (k, c), count)
-                                value = value + tap * _token(x, past, b, s, c, count)
+                                if s >= 0:
+                                    value = value + tap * load_lanes(x, (b, s, c), count)
+                                else:
+                                    value = value + tap * load_lanes(past, (b, s + width - 1, c), count)
                         gate = sigmoid(value)
                         dpre = dpre * (gate + value * (gate * (1.0 - gate)))
                     for k in range(width):
                         s = t - width + 1 + k
-                        if not has_seq or _owner(seq_idx, b, s) == seq_idx[b, t]:
-                            product = dpre * _token(x, past, b, s, c, count)
-                            store(dtaps, (block, k, 0), load(dtaps, (block, k, 0)) + product)
+                        if not has_seq or seq_idx[b, max(s, 0)] == seq_idx[b, t]:
+                            dtap = load(dtaps, (block, k, 0))
+                            if s >= 0:
+                                dtap = dtap + dpre * load_lanes(x, (b, s, c), count)
+                            else:
+                                dtap = dtap + dpre * load_lanes(past, (b, s + width - 1, c), count)
+                            store(dtaps, (block, k, 0), dtap)
                     store(recent, (block, t % width, 0), dpre)
                     dsum = dsum + dpre
                 grad = zero
                 into_final = t - (length - (width - 1))
-                if into_final >= 0 and (
-                    not has_seq or _owner(seq_idx, b, t) == _owner(seq_idx, b, length - 1)
-                ):
+                if into_final >= 0 and (not has_seq or seq_idx[b, max(t, 0)] == seq_idx[b, length - 1]):
                     grad = load_lanes(dfinal, (b, into_final, c), count)
                 for k in range(width):
                     s = t + width - 1 - k  # the token whose tap k reads t
-                    if 0 <= s < length and (not has_seq or _owner(seq_idx, b, t) == seq_idx[b, s]):
+                    if 0 <= s < length and (not has_seq or seq_idx[b, max(t, 0)] == seq_idx[b, s]):
                         grad = grad + load_lanes(weight, (k, c), count) * load(recent, (block, s % width, 0))
                 if t >= 0:
                     store_lanes(dx, (b, t, c), grad, count)
