@@ -72,6 +72,10 @@ class State(Mapping[str, StateItem]):
             held = ", ".join(map(repr, self._items)) or "nothing"
             raise KeyError(f"state: no entry {name!r}; it holds {held}") from None
 
+    def get(self, name: str, default: Any = None) -> Any:  # the mixin's way through an exception is slow
+        """The item called ``name``, or ``default``."""
+        return self._items.get(name, default)
+
     def __contains__(self, name: object) -> bool:
         return name in self._items
 

@@ -132,7 +132,7 @@ class Mamba1(Block):
         u, next_conv = causal_conv1d_step(
             state["conv"], u, self.conv_weight, self.conv_bias, activation="silu"
         )
-        dt, B, C = self.x_proj(u).split(self._split, dim=-1)
+        dt, B, C = self.x_proj(u).split_with_sizes(self._split, -1)
         y, next_ssm = selective_scan_step(
             state["ssm"],
             u,

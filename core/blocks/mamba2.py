@@ -148,25 +148,25 @@ class Mamba2(Block):
 
     def mix_step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         batch = x.shape[0]
-        z, inputs, dt = self.in_proj(x).split(self._split_in, dim=-1)
+        z, inputs, dt = self.in_proj(x).split_with_sizes(self._split_in, -1)
         mixed, next_conv = causal_conv1d_step(
             state["conv"], inputs, self.conv_weight, self.conv_bias, activation="silu"
         )
-        u, B, C = mixed.split(self._split_conv, dim=-1)
+        u, B, C = mixed.split_with_sizes(self._split_conv, -1)
         y, next_ssm = ssd_step(
             state["ssm"],
-            u.unflatten(-1, self._heads),
+            u.view(batch, *self._heads),
             dt,
             -torch.exp(self.A_log),
-            B.unflatten(-1, self._groups),
-            C.unflatten(-1, self._groups),
+            B.view(batch, *self._groups),
+            C.view(batch, *self._groups),
             D=self.D,
-            z=z.unflatten(-1, self._heads) if self.norm_weight is None else None,
+            z=z.view(batch, *self._heads) if self.norm_weight is None else None,
             dt_bias=self.dt_bias,
             dt_softplus=True,
             dt_limit=self.dt_limit,
         )
-        y = self._normalize(y.view(batch, self.d_inner), z)
+        y = self._normalize(y.flatten(1), z)
         return self.out_proj(y), State.of(conv=next_conv, ssm=next_ssm)
 
     def _normalize(self, y: Tensor, z: Tensor) -> Tensor:
