@@ -34,7 +34,7 @@ IMPLEMENTATIONS = {
 
 def ours(kind: str) -> nn.Module:
     options = {"mamba1": {"d_state": 16}, "mamba2": {"d_state": 64, "head_dim": 64}}[kind]
-    return build_block(kind, d_model=D_MODEL, **options)
+    return build_block(kind, D_MODEL, options)
 
 
 def renamed(kind: str, block: nn.Module) -> dict[str, Tensor]:
