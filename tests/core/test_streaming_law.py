@@ -325,3 +325,26 @@ def test_states_are_kept_in_float32_at_least(name, dtype):
         assert tensor.dtype == first.dtype
     y_step, _ = module.step(x[:, 0], start)
     torch.testing.assert_close(y_step, y[:, 0], atol=0.05 if dtype == torch.bfloat16 else 1e-10, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("name", ["mamba1", "mamba2-groups", "bidirectional-concat", "stack-hybrid"])
+def test_sequences_longer_than_a_chunk(name, dtype):
+    """Lengths around the chunks of 32 and 64 that the scans work in."""
+    module, x = build(name, dtype), sample(batch=2, length=151, dtype=dtype)
+    if module.causal:
+        check_streaming(module, x, [32, 64, 65, 97, 97, 130], atol=TOLERANCE[dtype])
+    check_packing(module, x, [1, 63, 64, 3, 20], atol=TOLERANCE[dtype])
+    check_packing(module, x, [65, 31, 32, 23], atol=TOLERANCE[dtype])
+    check_padding(module, x, [128, 33], atol=TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_strided_inputs(name):
+    module, x = build(name), sample()
+    expected, _ = module(x)
+    strided = torch.empty(D_MODEL, LENGTH, 3, dtype=x.dtype).permute(2, 1, 0).copy_(x)
+    assert not strided.is_contiguous()
+    torch.testing.assert_close(module(strided)[0], expected, atol=1e-12, rtol=0)
+    everyone = x[:1].expand(3, -1, -1)
+    torch.testing.assert_close(module(everyone)[0][2], module(x[:1])[0][0], atol=1e-12, rtol=0)
