@@ -33,6 +33,7 @@ CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 # Ties the weights to the config they were saved with; see save_pretrained.
 _SAVE_ID = "_save_id"
+_STAGING = ".saving"
 _NEVER_FETCHED = ["*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle", "*.joblib", "*.npy", "*.npz"]
 
 _CARD = """---
@@ -78,7 +79,7 @@ class HubModel(PyTorchModelHubMixin, library_name="mambakit", model_card_templat
     ) -> str | None:
         """Write ``config.json``, ``model.safetensors``, a ``README.md`` where there is none, and extras.
 
-        Everything is written into a hidden folder beside, then moved in: a save that is killed while
+        Everything is written into a hidden folder first, then moved in: a save that is killed while
         it writes leaves the old model whole. One that is killed between the moves of an overwritten
         model is noticed by ``from_pretrained``. Other files in the folder stay.
 
@@ -104,7 +105,9 @@ class HubModel(PyTorchModelHubMixin, library_name="mambakit", model_card_templat
             content = self.hub_config()
         else:
             content = dataclasses.asdict(config) if dataclasses.is_dataclass(config) else dict(config)  # type: ignore[arg-type]
-        staging = folder.absolute().parent / f".{folder.name}.saving-{os.getpid()}"
+        # on the folder's own file system, so that the moves are renames
+        beside = folder if folder.is_dir() else folder.absolute().parent
+        staging = beside / f"{_STAGING}-{os.getpid()}"
         try:
             shutil.rmtree(staging, ignore_errors=True)  # left by a killed process of the same number
             staging.mkdir(parents=True)
@@ -326,7 +329,10 @@ def _aliases(state: dict[str, Tensor]) -> dict[str, list[str]]:
 
 
 def _listing(folder: Path) -> str:
-    return _some(sorted(path.name for path in folder.iterdir())) or "nothing"
+    return (
+        _some(sorted(path.name for path in folder.iterdir() if not path.name.startswith(_STAGING)))
+        or "nothing"
+    )
 
 
 def _some(names: Iterable[str], most: int = 5) -> str:

@@ -17,6 +17,7 @@ from mambakit.core.adapters import (
     pad_batch,
 )
 from mambakit.core.adapters.testing import check_adapter
+from mambakit.core.backbone import Backbone, BackboneConfig
 
 SAMPLES = ["ACGT", "AAC", "T", "GGATC"]
 
@@ -132,6 +133,29 @@ def test_adapter_checks_type_and_device():
 def test_adapter_arguments_are_checked(build, message):
     with pytest.raises(ValueError, match=message):
         build()
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [["mamba1"], ["mamba2", "attention"], ["bidirectional"]],
+    ids=lambda layers: "+".join(layers),
+)
+def test_a_backbone_gives_each_sequence_what_it_gets_alone(layers):
+    options = {
+        "mamba1": {"d_state": 4},
+        "mamba2": {"head_dim": 4, "d_state": 4},
+        "attention": {"n_heads": 2},
+        "bidirectional": {"inner": "mamba2", "inner_options": {"head_dim": 4, "d_state": 4}},
+    }
+    torch.manual_seed(0)
+    config = BackboneConfig(d_model=8, layers=layers, block_options={k: options[k] for k in layers})
+    backbone, adapter = Backbone(config).double(), IdAdapter(9, 8, time_scale=1.0).double()
+    samples = [stamped(torch.randint(9, (n,)).tolist(), torch.arange(n).tolist()) for n in (5, 3, 7, 1, 4)]
+    alone = [backbone(adapter.embed(pad_batch([sample])))[0][0] for sample in samples]
+    for batch in (pad_batch(samples), pad_batch(samples, padding="left"), pack_batch(samples, 9)):
+        y, _ = backbone(adapter.embed(batch), **batch.layout())
+        for part, expected in zip(batch.split(y), alone, strict=True):
+            torch.testing.assert_close(part, expected, rtol=1e-9, atol=1e-9)
 
 
 # -- the conformance kit finds what is broken --

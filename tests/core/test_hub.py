@@ -4,9 +4,6 @@ import json
 import os
 import signal
 import socket
-import subprocess
-import sys
-import textwrap
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from mambakit.core import hub
 from mambakit.core.adapters import VocabularyTokenizer
 from mambakit.core.errors import DataError, UserError
 from mambakit.core.from_json import from_json
@@ -139,56 +137,52 @@ def test_saving_over_a_model_keeps_other_files_and_takes_the_new_weights(tmp_pat
     assert (tmp_path / "README.md").read_text() == "mine too"
 
 
-def test_a_killed_save_leaves_the_old_model(tmp_path):
-    script = textwrap.dedent(
-        """
-        import os, signal, sys
-        import torch
-        from torch import nn
-        import mambakit.core.hub as hub
+class Tiny(nn.Module, HubModel):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, 1)
 
-        class Tiny(nn.Module, hub.HubModel):
-            def __init__(self, width: int) -> None:
-                super().__init__()
-                self.linear = nn.Linear(width, 1)
-            def save_extra(self, folder):
-                (folder / "extra.txt").write_text("new")
 
-        def killed(*args, **kwargs):
-            os.kill(os.getpid(), signal.SIGKILL)
+def kill_self(*args, **kwargs):
+    os.kill(os.getpid(), signal.SIGKILL)
 
-        folder, where = sys.argv[1:]
-        torch.manual_seed(0)
-        Tiny(3).save_pretrained(folder)
-        if where == "writing":
-            hub.save_model = killed
-        else:
-            moves, replace = [], hub.Path.replace
-            def replace_once(self, target):
-                if moves:
-                    killed()
-                moves.append(target)
-                return replace(self, target)
-            hub.Path.replace = replace_once
-        Tiny(4).save_pretrained(folder)
-        """
-    )
 
-    class Tiny(nn.Module, HubModel):
-        def __init__(self, width: int) -> None:
-            super().__init__()
-            self.linear = nn.Linear(width, 1)
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="kills a forked process")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
+@pytest.mark.parametrize("where", ["writing", "moving"])
+def test_a_killed_save_leaves_the_old_model_or_is_noticed(tmp_path, monkeypatch, where):
+    first = Tiny(3)
+    first.save_pretrained(tmp_path)
+    second = Tiny(4)
+    child = os.fork()
+    if child == 0:
+        try:
+            if where == "writing":
+                monkeypatch.setattr(hub, "save_model", kill_self)
+            else:
+                replace, moved = Path.replace, []
 
-    for where in ("writing", "moving"):
-        done = subprocess.run(
-            [sys.executable, "-c", script, str(tmp_path / where), where], capture_output=True
-        )
-        assert done.returncode == -signal.SIGKILL, done.stderr.decode()
-    assert Tiny.from_pretrained(tmp_path / "writing").linear.in_features == 3
-    with pytest.raises(
-        DataError, match="come from two saves, the later one was interrupted; save the model again"
-    ):
-        Tiny.from_pretrained(tmp_path / "moving")
+                def replace_once(path, target):
+                    if moved:
+                        kill_self()
+                    moved.append(target)
+                    return replace(path, target)
+
+                monkeypatch.setattr(Path, "replace", replace_once)
+            second.save_pretrained(tmp_path)
+        finally:
+            os._exit(1)
+    _, status = os.waitpid(child, 0)
+    assert os.WTERMSIG(status) == signal.SIGKILL
+    if where == "writing":
+        assert same_weights(Tiny.from_pretrained(tmp_path), first)
+    else:
+        with pytest.raises(
+            DataError, match="come from two saves, the later one was interrupted; save the model"
+        ):
+            Tiny.from_pretrained(tmp_path)
+    second.save_pretrained(tmp_path)
+    assert same_weights(Tiny.from_pretrained(tmp_path), second)
 
 
 def write_weights(change):
