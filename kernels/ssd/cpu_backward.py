@@ -16,6 +16,7 @@ from mambakit.kernels.ssd.cpu_chunk import (
     add_lower_product,
     add_upper_product,
     chunk_decays,
+    copy_all,
     decay_matrix,
     dot_all,
     dot_rows,
@@ -34,7 +35,7 @@ from mambakit.kernels.ssd.cpu_forward import (
     rows,
     sizes_of,
 )
-from mambakit.kernels.ssd.cpu_matmul import JIT, add_matmul, transpose
+from mambakit.kernels.ssd.cpu_matmul import JIT, ONE, ZERO, add_matmul, transpose
 from mambakit.kernels.vector import LANES, load, load_lanes, reduce_add, splat_like, store, store_lanes
 from mambakit.kernels.vector_math import exp, sigmoid
 
@@ -124,7 +125,7 @@ def _states(lo, hi, x, xb, xt, log_decay, scale, B, bb, bt, seq_idx, sizes, q, r
         b, head = item // n_heads, item % n_heads
         state = running[item * d_state * p : (item + 1) * d_state * p]
         for c in range(n_chunks):
-            states[item, c] = state
+            copy_all(state, d_state * p, states[item, c])
             t0 = c * q
             n = min(q, length - t0)
             through, _ = chunk_decays(
@@ -133,10 +134,10 @@ def _states(lo, hi, x, xb, xt, log_decay, scale, B, bb, bt, seq_idx, sizes, q, r
             for i in range(n):
                 weight[i] = scale[(b * length + t0 + i) * n_heads + head] * out[i]
             b0 = b * bb + t0 * bt + head * n_groups // n_heads * d_state
-            scale_rows(B, b0, bt, weight, n, d_state, scaled, 0, d_state)
+            scale_rows(B, b0, bt, weight, n, d_state, scaled, ZERO, d_state)
             scale_all(state, d_state * p, through)
             x0 = b * xb + t0 * xt + head * p
-            add_matmul(state, 0, p, scaled, 0, 1, d_state, x, x0, xt, d_state, n, p)
+            add_matmul(state, ZERO, p, scaled, ZERO, ONE, d_state, x, x0, xt, d_state, n, p)
 
 
 @numba.njit(**JIT)
@@ -252,10 +253,10 @@ def _backward(
                 if z.size:
                     z0 = b * zb + t0 * zt + head * p
                     decay_matrix(CB, pad, high, low, scales, start, n, M)
-                    fill_skip(y, 0, p, D, head * p, x, x0, xt, n, p)
-                    scale_rows(C, c0, ct, into, n, d_state, by_state, 0, d_state)
-                    add_matmul(y, 0, p, by_state, 0, d_state, 1, S, 0, p, n, d_state, p)
-                    add_lower_product(y, 0, p, M, pad, x, x0, xt, n, p)
+                    fill_skip(y, ZERO, p, D, head * p, x, x0, xt, n, p)
+                    scale_rows(C, c0, ct, into, n, d_state, by_state, ZERO, d_state)
+                    add_matmul(y, ZERO, p, by_state, ZERO, d_state, ONE, S, ZERO, p, n, d_state, p)
+                    add_lower_product(y, ZERO, p, M, pad, x, x0, xt, n, p)
                     _through_gate(dy, dy0, dyt, z, z0, zt, y, n, p, dz, y0, y_row, grad)
                     dy_head, dy0, dy_row = grad, 0, p
 
@@ -269,24 +270,26 @@ def _backward(
                     _add_skip_gradient(dD, (b * n_heads + head) * p, x, x0, xt, dy_head, dy0, dy_row, n, p)
 
                 # what leaves the chunk in its last state
-                scale_rows(B, b0, bt, weight, n, d_state, by_state, 0, d_state)
-                add_matmul(dx, y0, y_row, by_state, 0, d_state, 1, dS, 0, p, n, d_state, p)
-                transpose(dS, 0, p, d_state, p, turned, d_state)
+                scale_rows(B, b0, bt, weight, n, d_state, by_state, ZERO, d_state)
+                add_matmul(dx, y0, y_row, by_state, ZERO, d_state, ONE, dS, ZERO, p, n, d_state, p)
+                transpose(dS, ZERO, p, d_state, p, turned, d_state)
                 by_state[:] = np.float32(0)
-                add_matmul(by_state, 0, d_state, x, x0, xt, 1, turned, 0, d_state, n, p, d_state)
+                add_matmul(by_state, ZERO, d_state, x, x0, xt, ONE, turned, ZERO, d_state, n, p, d_state)
                 dot_rows(B, b0, bt, by_state, n, d_state, leaving)
                 _add_scaled_rows(dB, g0, g_row, by_state, weight, n, d_state)
 
                 # what entered it with its first
-                transpose(S, 0, p, d_state, p, turned, d_state)
+                transpose(S, ZERO, p, d_state, p, turned, d_state)
                 by_state[:] = np.float32(0)
-                add_matmul(by_state, 0, d_state, dy_head, dy0, dy_row, 1, turned, 0, d_state, n, p, d_state)
+                add_matmul(
+                    by_state, ZERO, d_state, dy_head, dy0, dy_row, ONE, turned, ZERO, d_state, n, p, d_state
+                )
                 dot_rows(C, c0, ct, by_state, n, d_state, entering)
                 _add_scaled_rows(dC, g0, g_row, by_state, into, n, d_state)
                 kept = through * dot_all(dS, S, d_state * p)
-                scale_rows(C, c0, ct, into, n, d_state, by_state, 0, d_state)
+                scale_rows(C, c0, ct, into, n, d_state, by_state, ZERO, d_state)
                 scale_all(dS, d_state * p, through)
-                add_matmul(dS, 0, p, by_state, 0, 1, d_state, dy_head, dy0, dy_row, d_state, n, p)
+                add_matmul(dS, ZERO, p, by_state, ZERO, ONE, d_state, dy_head, dy0, dy_row, d_state, n, p)
 
                 # tokens after i that entered decays pass through i's; so do those before that leave
                 total = np.float64(kept)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-from mambakit.kernels.ssd.cpu_matmul import JIT, add_matmul, transpose
+from mambakit.kernels.ssd.cpu_matmul import JIT, ONE, ZERO, add_matmul, transpose
 from mambakit.kernels.vector import LANES, load, load_lanes, reduce_add, splat_like, store, store_lanes
 from mambakit.kernels.vector_math import exp
 
@@ -101,6 +101,13 @@ def scale_all(values, size, factor):
 
 
 @numba.njit(**JIT)
+def copy_all(source, size, target):
+    """``target[:size] = source[:size]``."""
+    for k in range(size):
+        target[k] = source[k]
+
+
+@numba.njit(**JIT)
 def fill_skip(target, t0, t_row, D, d0, x, x0, x_row, rows, columns):
     """``target = D * x`` row by row, or zeros where ``D`` is empty."""
     zero = splat_like(target, 0.0)
@@ -118,7 +125,7 @@ def add_lower_product(c, c0, c_row, a, a_row, b, b0, b_row, n, width):
     """``c += a @ b`` for a lower-triangular ``a`` ``(n, n)`` at its array's start."""
     for i in range(0, n, BAND):
         rows = min(BAND, n - i)
-        add_matmul(c, c0 + i * c_row, c_row, a, i * a_row, a_row, 1, b, b0, b_row, rows, i + rows, width)
+        add_matmul(c, c0 + i * c_row, c_row, a, i * a_row, a_row, ONE, b, b0, b_row, rows, i + rows, width)
 
 
 @numba.njit(**JIT)
@@ -127,7 +134,7 @@ def add_upper_product(c, c0, c_row, a, a_row, b, b0, b_row, n, width):
     for i in range(0, n, BAND):
         rows = min(BAND, n - i)
         at = i * a_row + i
-        add_matmul(c, c0 + i * c_row, c_row, a, at, 1, a_row, b, b0 + i * b_row, b_row, rows, n - i, width)
+        add_matmul(c, c0 + i * c_row, c_row, a, at, ONE, a_row, b, b0 + i * b_row, b_row, rows, n - i, width)
 
 
 @numba.njit(**JIT)
@@ -137,7 +144,7 @@ def lower_of_product(c, pad, a, a0, a_row, b, n, depth):
         rows = min(BAND, n - i)
         c[i * pad : (i + rows) * pad] = np.float32(0)
         width = min(n, (i + rows + LANES - 1) // LANES * LANES)
-        add_matmul(c, i * pad, pad, a, a0 + i * a_row, a_row, 1, b, 0, pad, rows, depth, width)
+        add_matmul(c, i * pad, pad, a, a0 + i * a_row, a_row, ONE, b, ZERO, pad, rows, depth, width)
 
 
 @numba.njit(**JIT)

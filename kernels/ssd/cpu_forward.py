@@ -23,7 +23,7 @@ from mambakit.kernels.ssd.cpu_chunk import (
     scale_all,
     scale_rows,
 )
-from mambakit.kernels.ssd.cpu_matmul import JIT, add_matmul
+from mambakit.kernels.ssd.cpu_matmul import JIT, ONE, ZERO, add_matmul
 from mambakit.kernels.vector import LANES, load_lanes, store_lanes
 from mambakit.kernels.vector_math import sigmoid
 
@@ -151,8 +151,8 @@ def _forward(
                 scales[i] = scale[(token0 + i) * n_heads + head]
                 weight[i] = scales[i] * out[i]
             fill_skip(y, y0, y_row, D, head * p, x, x0, xt, n, p)
-            scale_rows(C, c0, ct, into, n, d_state, scaled, 0, d_state)
-            add_matmul(y, y0, y_row, scaled, 0, d_state, 1, state, 0, p, n, d_state, p)
+            scale_rows(C, c0, ct, into, n, d_state, scaled, ZERO, d_state)
+            add_matmul(y, y0, y_row, scaled, ZERO, d_state, ONE, state, ZERO, p, n, d_state, p)
             decay_matrix(products[(b * n_chunks + c) * n_groups + g], pad, high, low, scales, start, n, M)
             add_lower_product(y, y0, y_row, M, pad, x, x0, xt, n, p)
             if z.size:
@@ -162,6 +162,6 @@ def _forward(
                         count, at = min(LANES, p - k), y0 + i * y_row + k
                         gate = load_lanes(z, (z0 + i * zt + k,), count)
                         store_lanes(y, (at,), load_lanes(y, (at,), count) * gate * sigmoid(gate), count)
-            scale_rows(B, b0, bt, weight, n, d_state, scaled, 0, d_state)
+            scale_rows(B, b0, bt, weight, n, d_state, scaled, ZERO, d_state)
             scale_all(state, d_state * p, through)
-            add_matmul(state, 0, p, scaled, 0, 1, d_state, x, x0, xt, d_state, n, p)
+            add_matmul(state, ZERO, p, scaled, ZERO, ONE, d_state, x, x0, xt, d_state, n, p)

@@ -12,6 +12,7 @@ from typing import Any
 
 import llvmlite.binding
 import numba
+import numpy as np
 from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
@@ -21,6 +22,8 @@ from mambakit.kernels.vector import LANES
 # floats of one vector: with AVX-512 a 6 x 2 tile fills 12 of 32 registers, with AVX2 of 8 lanes 12 of 16
 WIDTH = 16 if llvmlite.binding.get_host_cpu_features().get("avx512f") else 8
 JIT = {"nogil": True, "cache": True, "error_model": "numpy", "fastmath": {"contract"}}
+# numba compiles a function anew for every literal it is given, but not for these
+ZERO, ONE = np.int64(0), np.int64(1)
 
 
 def _make_tile(rows: int, vectors: int) -> Any:
@@ -31,14 +34,26 @@ def _make_tile(rows: int, vectors: int) -> Any:
         signature = types.void(c, *[types.intp] * 2, a, *[types.intp] * 3, b, *[types.intp] * 3)
 
         def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
-            c_ptr, a_ptr, b_ptr = (
-                context.make_array(sig.args[k])(context, builder, value=args[k]).data for k in (0, 3, 7)
-            )
-            (c0, c_row), (a0, a_row, a_step), (b0, b_row, depth) = args[1:3], args[4:7], args[8:11]
+            data = [context.make_array(sig.args[k])(context, builder, value=args[k]).data for k in (0, 3, 7)]
+            numbers = [*args[1:3], *args[4:7], *args[8:11]]
+            # a function of its own, compiled once a kernel however many places call it
+            name = f"mambakit_add_matmul_{rows}x{vectors}x{WIDTH}"
+            kind = ir.FunctionType(ir.VoidType(), [v.type for v in (*data, *numbers)])
+            function = cgutils.get_or_insert_function(builder.module, kind, name)
+            if not function.blocks:
+                function.linkage = "linkonce_odr"
+                function.attributes.add("noinline")
+                define(function)
+            builder.call(function, [*data, *numbers])
+            return context.get_dummy_value()
+
+        def define(function):  # type: ignore[no-untyped-def]
+            builder = ir.IRBuilder(function.append_basic_block("entry"))
+            c_ptr, a_ptr, b_ptr, c0, c_row, a0, a_row, a_step, b0, b_row, depth = function.args
             index = ir.IntType(64)
             vector = ir.VectorType(ir.FloatType(), WIDTH)
             fma = cgutils.get_or_insert_function(
-                builder.module, ir.FunctionType(vector, [vector] * 3), f"llvm.fma.v{WIDTH}f32"
+                function.module, ir.FunctionType(vector, [vector] * 3), f"llvm.fma.v{WIDTH}f32"
             )
 
             def at(pointer, offset):  # type: ignore[no-untyped-def]
@@ -57,7 +72,7 @@ def _make_tile(rows: int, vectors: int) -> Any:
             ]
             start = [builder.load(vector_at(c_ptr, place), align=4) for place in places]
             before = builder.block
-            loop, done = builder.append_basic_block("loop"), builder.append_basic_block("done")
+            loop, done = function.append_basic_block("loop"), function.append_basic_block("done")
             builder.cbranch(builder.icmp_signed(">", depth, ir.Constant(index, 0)), loop, done)
             builder.position_at_end(loop)
             step = builder.phi(index)
@@ -93,7 +108,7 @@ def _make_tile(rows: int, vectors: int) -> Any:
                 result.add_incoming(new, loop)
             for place, result in zip(places, results, strict=True):
                 builder.store(result, vector_at(c_ptr, place), align=4)
-            return context.get_dummy_value()
+            builder.ret_void()
 
         return signature, codegen
 
