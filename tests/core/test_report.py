@@ -83,7 +83,7 @@ def test_picture_is_inside() -> None:
 def test_numbers_line_up_and_read_well() -> None:
     report = Report("t")
     report.add_table(
-        [{"model": "a", "mse": 0.43219, "n": 12345}, {"model": "b", "mse": None, "n": np.int64(7)}]
+        [{"model": "a", "mse": 0.43219, "n": 12345}, {"model": "b", "mse": None, "n": np.int64(7000)}]
     )
     text = report.render()
     assert '<td class="number">0.4322</td>' in text

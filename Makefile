@@ -1,0 +1,82 @@
+# `make demo` and `make test` set up .venv themselves, with plain pip. A second run is quick.
+
+PYTHON ?= python3
+VENV ?= .venv
+DEMO ?= runs/demo
+PACKAGES := kernels core domains apps
+
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+# The demo's budget a domain. SHORT=1 shows that every verb works, and trains next to nothing.
+ifdef SHORT
+TRAIN_TIME := 10s
+else
+TRAIN_TIME := 60s
+endif
+
+.PHONY: help setup demo test lint types format tables lock clean
+
+help:
+	@echo "make demo     train, evaluate and draw on embedded data; prints where the report is (SHORT=1: quicker)"
+	@echo "make test     run the tests"
+	@echo "make lint     ruff, mypy and the import contracts"
+	@echo "make format   let ruff format the code"
+	@echo "make tables   render the README's tables from benchmarks/results"
+	@echo "make lock     resolve requirements.lock anew"
+	@echo "make clean    remove .venv, caches and what was built"
+
+setup: $(READY)
+
+$(READY): requirements.lock pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --editable .
+	touch $@
+
+demo: $(READY)
+	rm -rf $(DEMO)
+	$(BIN)/mambakit timeseries train --data co2 --horizon 24 --max-time $(TRAIN_TIME) --output $(DEMO)/timeseries
+	$(BIN)/mambakit timeseries evaluate --data co2 --model $(DEMO)/timeseries
+	$(BIN)/mambakit timeseries forecast --data co2 --model $(DEMO)/timeseries \
+		--output $(DEMO)/forecast.csv --plot $(DEMO)/forecast.png
+	@echo "report: $(abspath $(DEMO))/timeseries/report.html"
+
+test: $(READY)
+	$(BIN)/pytest
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(MAKE) types
+
+# mypy cannot follow an editable install's mapped packages: it reads the installed wheel in .ci/run, and here
+# a copy laid out as the wheel is.
+types: $(READY)
+	rm -rf build/typed && mkdir -p build/typed/mambakit
+	cp -r $(PACKAGES) build/typed/mambakit/
+	cd build/typed && MYPYPATH=. $(abspath $(BIN))/mypy --config-file $(CURDIR)/pyproject.toml \
+		$(addprefix -p mambakit.,$(PACKAGES))
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+tables: $(READY)
+	$(BIN)/python -P benchmarks/tables.py
+
+# One lock for torch's CPU build and its CUDA build: no local version, and no pins of the CUDA libraries, which
+# the CUDA build asks for itself.
+lock: $(READY)
+	$(BIN)/pip-compile --quiet --extra dev --extra timeseries --strip-extras --no-annotate --no-header \
+		--no-emit-index-url --no-emit-find-links --no-emit-trusted-host \
+		--constraint requirements.in --output-file requirements.lock pyproject.toml
+	sed -i.old -E -e 's/^(torch==[0-9.]+)\+[a-z0-9]+/\1/' \
+		-e '/^(mambakit|nvidia-|cuda-)/d' -e '/^(#|$$)/d' requirements.lock
+	{ echo "# Made by 'make lock' from pyproject.toml and requirements.in."; cat requirements.lock; } > requirements.lock.new
+	mv requirements.lock.new requirements.lock
+	rm -f requirements.lock.old
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis $(DEMO)
