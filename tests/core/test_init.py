@@ -37,7 +37,7 @@ def test_hippo_legs_remembers_legendre_coefficients():
     """d/dt c = (A c + B f) / t keeps the projection of the whole past onto Legendre polynomials."""
     n = 4
     A, B = init.hippo_legs(n)
-    steps = 20000
+    steps = 2000
     c = torch.zeros(n, dtype=torch.float64)
     c[0] = 1.0  # f(0) = 1
     identity = torch.eye(n, dtype=torch.float64)
@@ -45,7 +45,7 @@ def test_hippo_legs_remembers_legendre_coefficients():
         c = torch.linalg.solve(identity - A / k, c + B * (1 + k / steps) / k)
     # 1 + t on [0, 1] in shifted Legendre polynomials sqrt(2n+1) P_n(2t - 1): 3/2, 1/(2 sqrt 3), 0, 0
     expected = torch.tensor([1.5, 1 / (2 * math.sqrt(3)), 0.0, 0.0], dtype=torch.float64)
-    torch.testing.assert_close(c, expected, atol=1e-3, rtol=0)
+    torch.testing.assert_close(c, expected, atol=2e-3, rtol=0)
 
 
 def test_inverse_softplus():
