@@ -14,9 +14,27 @@ HAS_NUMBA = importlib.util.find_spec("numba") is not None
 
 def as_array(tensor: Tensor, dtype: torch.dtype) -> np.ndarray:
     """``tensor`` in ``dtype`` with unit stride in its last dimension; a view where it already is so."""
-    tensor = tensor.detach().to(dtype)
+    if tensor.requires_grad:
+        tensor = tensor.detach()
+    if tensor.dtype != dtype:
+        tensor = tensor.to(dtype)
     if tensor.stride(-1) != 1:
-        tensor = tensor.contiguous()
-        if tensor.stride(-1) != 1:  # a last dimension of size one may keep any stride
-            tensor = tensor.clone(memory_format=torch.contiguous_format)
+        # not .contiguous(): it leaves a last dimension of size one at any stride
+        tensor = tensor.clone(memory_format=torch.contiguous_format)
     return tensor.numpy()
+
+
+def is_plain_cpu_call(*tensors: Tensor | None) -> bool:
+    """Whether these can be read as arrays at once: on CPU, no gradient asked for, nothing traced."""
+    if not HAS_NUMBA or torch.compiler.is_compiling():
+        return False
+    grad = torch.is_grad_enabled()
+    return all(
+        v is None
+        or (
+            v.device.type == "cpu"
+            and type(v) in (Tensor, torch.nn.Parameter)
+            and not (grad and v.requires_grad)
+        )
+        for v in tensors
+    )

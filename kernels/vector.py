@@ -12,8 +12,9 @@ import operator
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
-from numba import types
+from numba import njit, types
 from numba.core import cgutils
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import intrinsic, lower_builtin, models, register_model
@@ -266,3 +267,12 @@ def reduce_add(typing: Any, value: Any) -> Any:
         return builder.extract_element(total, ir.Constant(ir.IntType(32), 0))
 
     return value.dtype(value), codegen
+
+
+@njit
+def aligned_zeros(n: int, m: int, like: Any) -> Any:
+    """Zeros ``(n, m, LANES)`` of the dtype of ``like``; no vector crosses a cache line (64 bytes)."""
+    padding = 64 // like.itemsize
+    buffer = np.zeros(n * m * LANES + padding, like.dtype)
+    skip = (-buffer.ctypes.data % 64) // like.itemsize
+    return buffer[skip : skip + n * m * LANES].reshape((n, m, LANES))

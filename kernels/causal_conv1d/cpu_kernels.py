@@ -9,10 +9,9 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-import numpy as np
 from numba import njit, types
 
-from mambakit.kernels.vector import LANES, load, load_lanes, splat_like, store, store_lanes
+from mambakit.kernels.vector import LANES, aligned_zeros, load, load_lanes, splat_like, store, store_lanes
 from mambakit.kernels.vector_math import sigmoid
 
 _CHUNK = 32  # tokens for which a block of channels stays in the cache
@@ -49,17 +48,16 @@ def _backward(
     length, width = x.shape[1], weight.shape[0]
     n_blocks = (last - first + LANES - 1) // LANES
     zero = splat_like(x, 0.0)
-    recent = np.zeros(
-        (n_blocks, width, LANES), x.dtype
-    )  # gradients before the activation, of t ... t + width - 1
-    dtaps = np.zeros((n_blocks, width, LANES), x.dtype)
-    dshift = np.zeros((n_blocks, LANES), x.dtype)
+    # gradients before the activation, of tokens t ... t + width - 1
+    recent = aligned_zeros(n_blocks, width, x)
+    dtaps = aligned_zeros(n_blocks, width, x)
+    dshift = aligned_zeros(n_blocks, 1, x)
     n_chunks = (length + width - 1 + _CHUNK - 1) // _CHUNK
     for i in range(n_chunks - 1, -1, -1):
         for block in range(n_blocks):
             c = first + block * LANES
             count = min(LANES, last - c)
-            shift, dsum = load_lanes(bias, (c,), count), load(dshift, (block, 0))
+            shift, dsum = load_lanes(bias, (c,), count), load(dshift, (block, 0, 0))
             for place in range(min((i + 1) * _CHUNK, length + width - 1) - 1, i * _CHUNK - 1, -1):
                 t = place - (width - 1)  # the past comes last, as t < 0
                 if t >= 0:
@@ -99,11 +97,11 @@ def _backward(
                     store_lanes(dx, (b, t, c), grad, count)
                 else:
                     store_lanes(dpast, (b, place, c), grad, count)
-            store(dshift, (block, 0), dsum)
+            store(dshift, (block, 0, 0), dsum)
     for block in range(n_blocks):
         c = first + block * LANES
         count = min(LANES, last - c)
-        store_lanes(dbias, (b, c), load(dshift, (block, 0)), count)
+        store_lanes(dbias, (b, c), load(dshift, (block, 0, 0)), count)
         for k in range(width):
             store_lanes(dweight, (b, k, c), load(dtaps, (block, k, 0)), count)
 

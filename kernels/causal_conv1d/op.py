@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mambakit.kernels.arrays import is_plain_cpu_call
 from mambakit.kernels.backend import choose_backend
 from mambakit.kernels.causal_conv1d.library import causal_conv1d_fwd
 from mambakit.kernels.causal_conv1d.reference import causal_conv1d_reference
@@ -105,8 +106,15 @@ def causal_conv1d_step(
     check_float("state", state)
     check_shape("state", state, batch=batch, channels=channels, past=weight.shape[1] - 1)
     check_same_device("x", x, state=state, weight=weight, bias=bias)
-    choose_backend("causal_conv1d", backend, x.device)
     dtype = state.dtype
+    if (
+        choose_backend("causal_conv1d", backend, x.device) != "reference"
+        and dtype in (torch.float32, torch.float64)
+        and is_plain_cpu_call(state, x, weight, bias)
+    ):
+        from mambakit.kernels.causal_conv1d.cpu_step import step_cpu
+
+        return step_cpu(state, x, weight, bias, activation == "silu", inplace)
     window = torch.cat([state, x.to(dtype)[..., None]], dim=-1)  # [b, c, w]
     y = torch.linalg.vecdot(window, weight.to(dtype))
     if bias is not None:

@@ -11,10 +11,18 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-import numpy as np
 from numba import njit, types
 
-from mambakit.kernels.vector import LANES, load, load_lanes, reduce_add, splat_like, store, store_lanes
+from mambakit.kernels.vector import (
+    LANES,
+    aligned_zeros,
+    load,
+    load_lanes,
+    reduce_add,
+    splat_like,
+    store,
+    store_lanes,
+)
 from mambakit.kernels.vector_math import between, clamp, exp2, sigmoid, softplus
 
 
@@ -24,8 +32,7 @@ def _forward(
 ):  # fmt: skip
     length, d_state = x.shape[1], A2.shape[0]
     n_blocks = (last - first + LANES - 1) // LANES
-    h = np.empty((n_blocks, d_state, LANES), A2.dtype)
-    rates = np.empty((n_blocks, d_state, LANES), A2.dtype)
+    h, rates = aligned_zeros(n_blocks, d_state, A2), aligned_zeros(n_blocks, d_state, A2)
     for k in range(n_blocks):
         c = first + k * LANES
         count = min(LANES, last - c)
@@ -75,24 +82,23 @@ def _backward(
     length, d_state = x.shape[1], A2.shape[0]
     n_blocks = (last - first + LANES - 1) // LANES
     zero = splat_like(A2, 0.0)
-    shape = (n_blocks, d_state, LANES)
-    dh, rates, drates = np.empty(shape, A2.dtype), np.empty(shape, A2.dtype), np.empty(shape, A2.dtype)
-    sums = np.zeros((n_blocks, 2, LANES), A2.dtype)  # of D and dt_bias
-    h = np.empty((d_state, LANES), A2.dtype)
+    dh, rates = aligned_zeros(n_blocks, d_state, A2), aligned_zeros(n_blocks, d_state, A2)
+    drates = aligned_zeros(n_blocks, d_state, A2)
+    sums = aligned_zeros(n_blocks, 2, A2)  # of D and dt_bias
+    h = aligned_zeros(1, d_state, A2)
     # of one block and chunk: the state before each token, its decay, and the step size
-    before = np.empty((chunk, d_state, LANES), A2.dtype)
-    decays = np.empty((chunk, d_state, LANES), A2.dtype)
-    steps = np.empty((chunk, LANES), A2.dtype)
+    before = aligned_zeros(chunk, d_state, A2)
+    decays = aligned_zeros(chunk, d_state, A2)
+    steps = aligned_zeros(chunk, 1, A2)
     # of one chunk: the gradients of B and C, to be summed over the lanes in the end
-    dBs = np.empty((chunk, d_state, LANES), A2.dtype)
-    dCs = np.empty((chunk, d_state, LANES), A2.dtype)
+    dBs = aligned_zeros(chunk, d_state, A2)
+    dCs = aligned_zeros(chunk, d_state, A2)
     for k in range(n_blocks):
         c = first + k * LANES
         count = min(LANES, last - c)
         for n in range(d_state):
             store(rates, (k, n, 0), load_lanes(A2, (n, c), count))
             store(dh, (k, n, 0), load_lanes(dfinal, (b, n, c), count))
-            store(drates, (k, n, 0), zero)
     n_chunks = (length + chunk - 1) // chunk
     for i in range(n_chunks - 1, -1, -1):
         start, stop = i * chunk, min(i * chunk + chunk, length)
@@ -103,25 +109,25 @@ def _backward(
             count = min(LANES, last - c)
             bias, skip = load_lanes(dt_bias, (c,), count), load_lanes(D, (c,), count)
             for n in range(d_state):
-                store(h, (n, 0), load_lanes(saved, (b, i, n, c), count))
+                store(h, (0, n, 0), load_lanes(saved, (b, i, n, c), count))
             for t in range(start, stop):
                 step = load_lanes(dt, (b, t, c), count) + bias
                 if use_softplus:
                     step = softplus(step)
                 step = clamp(step, dt_low, dt_high)
-                store(steps, (t - start, 0), step)
+                store(steps, (t - start, 0, 0), step)
                 scaled = step * load_lanes(x, (b, t, c), count)
                 if has_seq and t > 0 and seq_idx[b, t] != seq_idx[b, t - 1]:
-                    h[:, :] = 0
+                    h[0, :, :] = 0
                 for n in range(d_state):
-                    decay, state = exp2(step * load(rates, (k, n, 0))), load(h, (n, 0))
+                    decay, state = exp2(step * load(rates, (k, n, 0))), load(h, (0, n, 0))
                     store(before, (t - start, n, 0), state)
                     store(decays, (t - start, n, 0), decay)
-                    store(h, (n, 0), decay * state + scaled * B[b, t, group, n])
+                    store(h, (0, n, 0), decay * state + scaled * B[b, t, group, n])
             dskip, draw = load(sums, (k, 0, 0)), load(sums, (k, 1, 0))
             for t in range(stop - 1, start - 1, -1):
                 j = t - start
-                step, inputs = load(steps, (j, 0)), load_lanes(x, (b, t, c), count)
+                step, inputs = load(steps, (j, 0, 0)), load_lanes(x, (b, t, c), count)
                 scaled = step * inputs
                 dout = load_lanes(dy, (b, t, c), count)
                 dgate = zero

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mambakit.kernels.arrays import is_plain_cpu_call
 from mambakit.kernels.backend import choose_backend
 from mambakit.kernels.checks import check_dt_limit, check_float, check_groups, check_same_device, check_shape
 from mambakit.kernels.semantics import effective_dt
@@ -49,8 +51,16 @@ def selective_scan_step(
     """
     _check_step(state, x, dt, A, B, C, D, z, dt_bias)
     dt_limit = check_dt_limit(dt_limit)
-    choose_backend("selective_scan", backend, x.device)
     dtype = state.dtype
+    if (
+        choose_backend("selective_scan", backend, x.device) != "reference"
+        and dtype in (torch.float32, torch.float64)
+        and (state.stride(2) == 1 or not inplace)
+        and is_plain_cpu_call(state, x, dt, A, B, C, D, z, dt_bias)
+    ):
+        from mambakit.kernels.selective_scan.cpu_step import step_cpu
+
+        return step_cpu(state, x, dt, A, B, C, D, z, dt_bias, bool(dt_softplus), dt_limit, inplace)
     per_group = x.shape[1] // B.shape[1]
     xs = x.to(dtype)
     dts = effective_dt(dt, dt_bias, dt_softplus, dt_limit, dtype)[..., None]
