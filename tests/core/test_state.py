@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import copy
+import pickle
+
 import pytest
 import safetensors.torch
 import torch
@@ -180,3 +183,12 @@ def test_files_that_are_no_states(tmp_path):
     safetensors.torch.save_file({"weight": torch.zeros(2)}, tmp_path / "weights")
     with pytest.raises(ValueError, match="is not a saved state"):
         State.load(tmp_path / "weights")
+
+
+def test_copies_and_processes():
+    state = example()
+    for other in (copy.copy(state), copy.deepcopy(state), pickle.loads(pickle.dumps(state))):
+        assert_equal(other, state)
+    deep = copy.deepcopy(state)
+    deep["0"]["conv"].zero_()
+    assert_equal(state, example())
