@@ -7,6 +7,7 @@ stdout.
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import difflib
 import inspect
@@ -74,7 +75,7 @@ def run_app(
     except UserError as error:
         return _fail(str(error), error.exit_status)
     except BrokenPipeError:  # the reader (head, less) has seen enough
-        sys.stdout = None  # type: ignore[assignment]  # the interpreter's own flush at exit would fail too
+        sys.stdout = None  # the interpreter's own flush at exit would fail too
         return 0
     except OSError as error:
         named = f"{error.filename}: " if error.filename is not None else ""
@@ -146,8 +147,8 @@ def _parser(prog: str, verb: Verb) -> ArgumentParser:
     import jsonargparse
 
     class Parser(jsonargparse.ArgumentParser):
-        def format_help(self) -> str:
-            return _help_as_typed(super().format_help())
+        def format_help(self, formatter: argparse.HelpFormatter | None = None) -> str:
+            return _help_as_typed(super().format_help(formatter))
 
         def error(self, message: str, ex: Exception | None = None) -> NoReturn:
             raise jsonargparse.ArgumentError(None, message) from ex
@@ -179,8 +180,6 @@ def _parser(prog: str, verb: Verb) -> ArgumentParser:
 
 
 def _formatter() -> type:
-    import argparse
-
     import jsonargparse
 
     class Formatter(jsonargparse.DefaultHelpFormatter):
@@ -308,5 +307,6 @@ def _plain(value: Any) -> Any:
 def _cell(value: object) -> str:
     if value is None:
         return "-"
-    inexact = isinstance(value, numbers.Real) and not isinstance(value, numbers.Integral)
-    return f"{float(value):.4g}" if inexact else str(value)
+    if isinstance(value, numbers.Real) and not isinstance(value, numbers.Integral):
+        return f"{float(value):.4g}"
+    return str(value)

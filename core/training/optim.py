@@ -26,7 +26,8 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
         module: Whose parameters.
         weight_decay: The decay of the first group.
     """
-    decayed, kept = [], []
+    decayed: list[nn.Parameter] = []
+    kept: list[nn.Parameter] = []
     for name, parameter in module.named_parameters():
         if not parameter.requires_grad:
             continue
