@@ -1,4 +1,74 @@
-"""Stopgap."""
-from mambakit.kernels.gated_rms_norm.reference import gated_rms_norm_reference
-def gated_rms_norm_fwd(x, weight, z, eps, group_size, norm_before_gate):
-    return gated_rms_norm_reference(x, weight, z=z, eps=eps, group_size=group_size or None, norm_before_gate=norm_before_gate)
+"""``mambakit::gated_rms_norm_fwd`` and ``_bwd``: the portable norm as custom ops, opaque to compilers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mambakit.kernels.gated_rms_norm.cpu import gated_rms_norm_backward_cpu, gated_rms_norm_forward_cpu
+from mambakit.kernels.gated_rms_norm.portable import gated_rms_norm_backward, gated_rms_norm_forward
+
+
+def _runs_in_numba(x: Tensor) -> bool:
+    return x.device.type == "cpu" and x.dtype != torch.float64 and x.numel() > 0
+
+
+@torch.library.custom_op("mambakit::gated_rms_norm_fwd", mutates_args=())
+def gated_rms_norm_fwd(
+    x: Tensor, weight: Tensor, z: Tensor | None, eps: float, group_size: int, norm_before_gate: bool
+) -> Tensor:
+    """See ``gated_rms_norm``."""
+    forward = gated_rms_norm_forward_cpu if _runs_in_numba(x) else gated_rms_norm_forward
+    return forward(x, weight, z, eps, group_size, norm_before_gate).contiguous()
+
+
+@gated_rms_norm_fwd.register_fake
+def _(
+    x: Tensor, weight: Tensor, z: Tensor | None, eps: float, group_size: int, norm_before_gate: bool
+) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+@torch.library.custom_op("mambakit::gated_rms_norm_bwd", mutates_args=())
+def gated_rms_norm_bwd(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    z: Tensor | None,
+    eps: float,
+    group_size: int,
+    norm_before_gate: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x, weight and z; an empty tensor stands for that of a gate that was not given."""
+    backward = gated_rms_norm_backward_cpu if _runs_in_numba(x) else gated_rms_norm_backward
+    dx, dweight, dz = backward(dy, x, weight, z, eps, group_size, norm_before_gate)
+    return dx.contiguous(), dweight, x.new_empty(0) if dz is None else dz.contiguous()
+
+
+@gated_rms_norm_bwd.register_fake
+def _(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    z: Tensor | None,
+    eps: float,
+    group_size: int,
+    norm_before_gate: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    dz = x.new_empty(0) if z is None else z.new_empty(z.shape)
+    return x.new_empty(x.shape), weight.new_empty(weight.shape), dz
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weight, z, *ctx.options = inputs
+    ctx.save_for_backward(x, weight, z)
+
+
+def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    dx, dweight, dz = gated_rms_norm_bwd(dy, *ctx.saved_tensors, *ctx.options)
+    return dx, dweight, None if ctx.saved_tensors[2] is None else dz, None, None, None
+
+
+gated_rms_norm_fwd.register_autograd(_backward, setup_context=_setup)
