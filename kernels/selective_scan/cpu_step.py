@@ -88,7 +88,7 @@ def step_cpu(
     dt_limit: tuple[float, float],
     inplace: bool,
 ) -> tuple[Tensor, Tensor]:
-    """``selective_scan_step`` without gradients, of a float32 or float64 state (``inplace``: of unit stride)."""
+    """``selective_scan_step`` without gradients, of a float32 or float64 state; in place: of unit stride."""
     dtype = state.dtype
     double = dtype == torch.float64
     new_state = state if inplace else torch.empty(state.shape, dtype=dtype)

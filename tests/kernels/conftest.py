@@ -1,0 +1,25 @@
+"""Fixtures for every op's tests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def poisoned_empty() -> Iterator[None]:
+    """torch.empty gives NaN, so that reading what nobody wrote is seen."""
+    was = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    yield
+    torch.use_deterministic_algorithms(was[0])
+    torch.utils.deterministic.fill_uninitialized_memory = was[1]
+
+
+@pytest.fixture(autouse=True)
+def no_backend_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A MAMBAKIT_BACKEND in the developer's shell does not change what is tested."""
+    monkeypatch.delenv("MAMBAKIT_BACKEND", raising=False)
