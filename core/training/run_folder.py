@@ -167,16 +167,15 @@ def write_atomically(path: Path, text: str) -> None:
 
 def _git_commit() -> str | None:
     """The commit of the checkout that this code lies in; None when it is installed."""
+    here = Path(__file__)
+    git = ["git", "-C", str(here.parent)]
     try:
-        git = subprocess.run(
-            ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
+        # An installed copy may lie inside a repository of the user's own: that commit is not ours.
+        subprocess.run([*git, "ls-files", "--error-unmatch", here.name], capture_output=True, check=True)
+        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
-    return git.stdout.strip()
+    return head.stdout.strip()
 
 
 def _plain(value: Any) -> Any:

@@ -13,6 +13,11 @@ from mambakit.apps.cli import APPS, main
 from mambakit.kernels.backend import TRITON_OPS
 
 
+@pytest.fixture(autouse=True)
+def no_forced_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MAMBAKIT_BACKEND", raising=False)
+
+
 def test_info_says_what_would_run_and_why_not(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["info", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)

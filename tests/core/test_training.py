@@ -300,6 +300,19 @@ class TestFit:
         assert (tmp_path / "metrics.csv").stat().st_mtime_ns == stamp
         assert torch.equal(first.net[0].weight, second.net[0].weight)
 
+    @pytest.mark.gpu
+    @pytest.mark.parametrize("ema_decay", [0.0, 0.9])
+    def test_on_a_gpu_in_bf16(self, tmp_path: Path, ema_decay: float) -> None:
+        config = dataclasses.replace(CONFIG, device="cuda", max_epochs=10, ema_decay=ema_decay)
+        assert choose_precision("auto", resolve_device("cuda")) == "bf16-mixed"
+        task, result = run_fit(tmp_path, config)
+        losses = [float(row["val/loss"]) for row in metrics_of(tmp_path)]
+        assert losses[-1] < losses[0] / 2
+        x, y = loaders()[1].dataset.tensors
+        with torch.no_grad():
+            loss = (task.cpu().net(x) - y).square().mean().item()
+        assert loss == pytest.approx(result.best_score, rel=0.05)
+
     def test_interruption_is_not_a_result(self, tmp_path: Path) -> None:
         class Interrupted(Line):  # type: ignore[misc, valid-type]
             def training_step(self, batch: Any, index: int) -> Tensor:
