@@ -116,7 +116,7 @@ def to_expression(
 
 
 def _register_operator(op: Callable[..., Any]) -> None:
-    class Template(AbstractTemplate):  # type: ignore[misc]
+    class Template(AbstractTemplate):
         def generic(self, args: Any, kws: Any) -> Any:
             vectors = [arg for arg in args if isinstance(arg, Vector)]
             if len(args) == 2 and vectors:

@@ -16,8 +16,15 @@ from numba.extending import intrinsic
 from mambakit.kernels.vector import LANES, Expression, to_expression
 
 # 2^f on [-1/2, 1/2]: minimax with the constant term 1 in float32, Taylor in float64
-_EXP2_32 = (1.0, 0.6931471824645996, 0.24022647738456726, 0.055503323674201965, 0.00961843691766262)
-_EXP2_32 += (0.0013398875016719103, 0.00015353361959569156)
+_EXP2_32 = (
+    1.0,
+    0.6931471824645996,
+    0.24022647738456726,
+    0.055503323674201965,
+    0.00961843691766262,
+    0.0013398875016719103,
+    0.00015353361959569156,
+)
 _EXP2_64 = tuple(math.log(2) ** k / math.factorial(k) for k in range(14))
 _LOG2E = math.log2(math.e)
 # ln(2) in two parts, the first short enough that its integer multiples are exact

@@ -41,9 +41,9 @@ def causal_conv1d_reference(
     y = torch.zeros(batch, length, channels, dtype=dtype, device=x.device)
     for k in range(width):
         tap = extended[:, k : k + length]
-        if owner is not None:
-            same = owner[:, k : k + length] == seq_idx
-            tap = tap.masked_fill(~same[:, :, None], 0.0)
+        if owner is not None and seq_idx is not None:
+            other = torch.ne(owner[:, k : k + length], seq_idx)
+            tap = tap.masked_fill(other[:, :, None], 0.0)
         y = y + tap * weight[:, k].to(dtype)
     if bias is not None:
         y = y + bias.to(dtype)
