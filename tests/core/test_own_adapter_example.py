@@ -65,6 +65,7 @@ def python(tmp_path_factory):
     return python
 
 
+@pytest.mark.slow
 def test_a_package_from_outside_is_found_conforms_and_trains(python, tmp_path):
     done = subprocess.run(
         [str(python), "-c", IN_THE_VENV],
