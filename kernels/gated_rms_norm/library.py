@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mambakit.kernels.gated_rms_norm.cpu import gated_rms_norm_backward_cpu, gated_rms_norm_forward_cpu
+from mambakit.kernels.arrays import HAS_NUMBA
 from mambakit.kernels.gated_rms_norm.portable import gated_rms_norm_backward, gated_rms_norm_forward
 
 
 def _runs_in_numba(x: Tensor) -> bool:
-    return x.device.type == "cpu" and x.dtype != torch.float64 and x.numel() > 0
+    return HAS_NUMBA and x.device.type == "cpu" and x.dtype != torch.float64 and x.numel() > 0
 
 
 @torch.library.custom_op("mambakit::gated_rms_norm_fwd", mutates_args=())
@@ -20,7 +20,10 @@ def gated_rms_norm_fwd(
     x: Tensor, weight: Tensor, z: Tensor | None, eps: float, group_size: int, norm_before_gate: bool
 ) -> Tensor:
     """See ``gated_rms_norm``."""
-    forward = gated_rms_norm_forward_cpu if _runs_in_numba(x) else gated_rms_norm_forward
+    if _runs_in_numba(x):
+        from mambakit.kernels.gated_rms_norm.cpu import gated_rms_norm_forward_cpu as forward
+    else:
+        forward = gated_rms_norm_forward
     return forward(x, weight, z, eps, group_size, norm_before_gate).contiguous()
 
 
@@ -42,7 +45,10 @@ def gated_rms_norm_bwd(
     norm_before_gate: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x, weight and z; an empty tensor stands for that of a gate that was not given."""
-    backward = gated_rms_norm_backward_cpu if _runs_in_numba(x) else gated_rms_norm_backward
+    if _runs_in_numba(x):
+        from mambakit.kernels.gated_rms_norm.cpu import gated_rms_norm_backward_cpu as backward
+    else:
+        backward = gated_rms_norm_backward
     dx, dweight, dz = backward(dy, x, weight, z, eps, group_size, norm_before_gate)
     return dx.contiguous(), dweight, x.new_empty(0) if dz is None else dz.contiguous()
 

@@ -11,14 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mambakit.kernels.arrays import HAS_NUMBA
 from mambakit.kernels.semantics import state_dtype
-from mambakit.kernels.ssd.cpu_backward import ssd_backward_cpu
-from mambakit.kernels.ssd.cpu_forward import ssd_forward_cpu
 from mambakit.kernels.ssd.portable import default_chunk, ssd_backward, ssd_forward
 
 
 def _runs_in_numba(x: Tensor, B: Tensor) -> bool:
-    return x.device.type == "cpu" and x.dtype != torch.float64 and x.numel() > 0 and B.numel() > 0
+    return (
+        HAS_NUMBA and x.device.type == "cpu" and x.dtype != torch.float64 and x.numel() > 0 and B.numel() > 0
+    )
 
 
 @torch.library.custom_op("mambakit::ssd_fwd", mutates_args=())
@@ -36,7 +37,10 @@ def ssd_fwd(
 ) -> tuple[Tensor, Tensor]:
     """``(y, final_state)``; see ``ssd_forward``."""
     chunk_size = chunk_size or default_chunk(x.shape[1])
-    forward = ssd_forward_cpu if _runs_in_numba(x, B) else ssd_forward
+    if _runs_in_numba(x, B):
+        from mambakit.kernels.ssd.cpu_forward import ssd_forward_cpu as forward
+    else:
+        forward = ssd_forward
     return forward(x, log_decay, scale, B, C, D, z, initial_state, seq_idx, chunk_size)
 
 
@@ -77,7 +81,10 @@ def ssd_bwd(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """See ``ssd_backward``; an empty tensor stands for the gradient of what was not given."""
     chunk_size = chunk_size or default_chunk(x.shape[1])
-    backward = ssd_backward_cpu if _runs_in_numba(x, B) else ssd_backward
+    if _runs_in_numba(x, B):
+        from mambakit.kernels.ssd.cpu_backward import ssd_backward_cpu as backward
+    else:
+        backward = ssd_backward
     dx, dlog_decay, dscale, dB, dC, dD, dz, dinitial = backward(
         dy, dfinal, x, log_decay, scale, B, C, D, z, initial_state, seq_idx, chunk_size
     )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mambakit.kernels.arrays import is_plain_cpu_call
 from mambakit.kernels.backend import choose_backend
 from mambakit.kernels.checks import check_dt_limit, check_float, check_groups, check_same_device, check_shape
 from mambakit.kernels.semantics import effective_dt
@@ -50,7 +52,15 @@ def ssd_step(
     """
     _check_step(state, x, dt, A, B, C, D, z, dt_bias)
     dt_limit = check_dt_limit(dt_limit)
-    choose_backend("ssd", backend, x.device)
+    if (
+        choose_backend("ssd", backend, x.device) != "reference"
+        and state.dtype in (torch.float32, torch.float64)
+        and (state.stride(3) == 1 or not inplace)
+        and is_plain_cpu_call(state, x, dt, A, B, C, D, z, dt_bias)
+    ):
+        from mambakit.kernels.ssd.cpu_step import ssd_step_cpu
+
+        return ssd_step_cpu(state, x, dt, A, B, C, D, z, dt_bias, bool(dt_softplus), dt_limit, inplace)
     n_heads, n_groups = x.shape[1], B.shape[1]
     dtype = state.dtype
     dt = effective_dt(dt, dt_bias, dt_softplus, dt_limit, dtype)

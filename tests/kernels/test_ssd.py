@@ -113,7 +113,7 @@ def test_matches_reference_without_options(dtype: torch.dtype) -> None:
     check(inputs, cotangents, dtype, chunk_size=8, dt_limit=(0.05, 0.5))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30, deadline=None, derandomize=True)
 @given(
     batch=st.integers(0, 3),
     length=st.integers(0, 45),
