@@ -148,4 +148,3 @@ def test_a_package_can_not_take_a_name_of_ours(install):
 def test_a_spec_is_checked(parts, error, message):
     with pytest.raises(error, match=message):
         AdapterSpec(*parts)
-
