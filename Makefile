@@ -21,6 +21,7 @@ help:
 	@echo "make demo     train, evaluate and draw on embedded data; prints where the report is (SHORT=1: quicker)"
 	@echo "make test     run the tests"
 	@echo "make lint     ruff, mypy and the import contracts"
+	@echo "make types    mypy alone"
 	@echo "make format   let ruff format the code"
 	@echo "make tables   render the README's tables from benchmarks/results"
 	@echo "make lock     resolve requirements.lock anew"
@@ -56,7 +57,7 @@ lint: $(READY)
 types: $(READY)
 	rm -rf build/typed && mkdir -p build/typed/mambakit
 	cp -r $(PACKAGES) build/typed/mambakit/
-	cd build/typed && MYPYPATH=. $(abspath $(BIN))/mypy --config-file $(CURDIR)/pyproject.toml \
+	cd build/typed && MYPYPATH=. $(abspath $(BIN))/mypy --cache-dir $(CURDIR)/.mypy_cache --config-file $(CURDIR)/pyproject.toml \
 		$(addprefix -p mambakit.,$(PACKAGES))
 
 format: $(READY)
