@@ -11,6 +11,9 @@ from torch import Tensor
 # numba compiles the CPU loops; without it everything runs in plain torch, slower
 HAS_NUMBA = importlib.util.find_spec("numba") is not None
 
+# what a compiled loop may read directly; subclasses may be traces without memory
+_PLAIN = (Tensor, torch.nn.Parameter)
+
 
 def as_array(tensor: Tensor, dtype: torch.dtype) -> np.ndarray:
     """``tensor`` in ``dtype`` with unit stride in its last dimension; a view where it already is so."""
@@ -29,12 +32,9 @@ def is_plain_cpu_call(*tensors: Tensor | None) -> bool:
     if not HAS_NUMBA or torch.compiler.is_compiling():
         return False
     grad = torch.is_grad_enabled()
-    return all(
-        v is None
-        or (
-            v.device.type == "cpu"
-            and type(v) in (Tensor, torch.nn.Parameter)
-            and not (grad and v.requires_grad)
-        )
-        for v in tensors
-    )
+    for v in tensors:
+        if v is None:
+            continue
+        if not v.is_cpu or type(v) not in _PLAIN or (grad and v.requires_grad):
+            return False
+    return True
