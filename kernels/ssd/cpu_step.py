@@ -11,7 +11,7 @@ from numba import njit, types
 from torch import Tensor
 
 from mambakit.kernels.arrays import as_array
-from mambakit.kernels.vector import LANES, load_lanes, reduce_add, splat_like, store_lanes
+from mambakit.kernels.vector import LANES, load, load_lanes, reduce_add, splat_like, store, store_lanes
 from mambakit.kernels.vector_math import clamp, exp, sigmoid, softplus
 
 
@@ -20,6 +20,7 @@ def _step(
 ):  # fmt: skip
     batch, n_heads, head_dim = x.shape
     d_state, per_group = state.shape[3], n_heads // B.shape[1]
+    whole = d_state // LANES * LANES
     for b in range(batch):
         for head in range(n_heads):
             group = head // per_group
@@ -32,12 +33,16 @@ def _step(
             decay = exp(step * A[head])
             for p in range(head_dim):
                 scaled, out = step * x[b, head, p], splat_like(state, 0.0)
-                for n in range(0, d_state, LANES):
-                    count = min(LANES, d_state - n)
-                    h = decay * load_lanes(state, (b, head, p, n), count)
-                    h = h + scaled * load_lanes(B, (b, group, n), count)
-                    store_lanes(new_state, (b, head, p, n), h, count)
-                    out = out + h * load_lanes(C, (b, group, n), count)
+                for n in range(0, whole, LANES):
+                    h = decay * load(state, (b, head, p, n)) + scaled * load(B, (b, group, n))
+                    store(new_state, (b, head, p, n), h)
+                    out = out + h * load(C, (b, group, n))
+                if whole < d_state:
+                    rest = d_state - whole
+                    h = decay * load_lanes(state, (b, head, p, whole), rest)
+                    h = h + scaled * load_lanes(B, (b, group, whole), rest)
+                    store_lanes(new_state, (b, head, p, whole), h, rest)
+                    out = out + h * load_lanes(C, (b, group, whole), rest)
                 y[b, head, p] = reduce_add(out)
             if has_D:
                 # (n_heads, 1) or (n_heads, head_dim)
