@@ -1,0 +1,213 @@
+"""The frozen preset on the long-term forecasting sets, beside its baselines, in one run.
+
+    python benchmarks/timeseries_ltsf.py --seeds 0 1 2 --jobs 12
+
+Trains a model for every set, horizon and seed with the app's own code (lookback 96; weights chosen by
+validation error), measures every test window once, and writes rows into results/timeseries.json.
+``--set model.d_series=256`` changes the preset for a trial; such runs, and those with ``--validation-only``,
+measure no test window and write no rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import multiprocessing
+import queue
+import statistics
+import sys
+import tempfile
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+LOOKBACK = 96
+# Best published forecasters at lookback 96 with a full test set: mean of four horizons, MSE/MAE.
+PUBLISHED = {
+    "ETTh1": {"CMamba": (0.433, 0.425), "S-Mamba": (0.455, 0.450), "PatchTST": (0.469, 0.454)},
+    "ETTm1": {"CMamba": (0.376, 0.379), "S-Mamba": (0.398, 0.405), "PatchTST": (0.387, 0.400)},
+    "Weather": {"CMamba": (0.237, 0.259), "S-Mamba": (0.251, 0.276), "PatchTST": (0.259, 0.281)},
+    "Exchange": {"S-Mamba": (0.367, 0.408), "PatchTST": (0.367, 0.404)},
+}
+
+
+def run_job(job: dict[str, Any]) -> dict[str, Any]:
+    """Trains and measures one set, horizon and seed."""
+    import torch
+
+    from mambakit.core.training import RunFolder
+    from mambakit.domains.timeseries.config import PRESET_TRAIN, LossConfig, ModelConfig
+    from mambakit.domains.timeseries.data import load_data
+    from mambakit.domains.timeseries.evaluation import evaluate
+    from mambakit.domains.timeseries.training import make_values, train_forecaster
+
+    torch.set_num_threads(1)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    began = time.monotonic()
+    configs: dict[str, Any] = {"model": ModelConfig(), "loss": LossConfig(), "train": PRESET_TRAIN}
+    for name, value in job["changes"].items():
+        part, _, field = name.partition(".")
+        configs[part] = dataclasses.replace(configs[part], **{field: value})
+    train_config = dataclasses.replace(configs["train"], seed=job["seed"], device=device)
+    data = load_data(job["set"])
+    horizon = job["horizon"]
+    with tempfile.TemporaryDirectory() as folder:
+        model, result = train_forecaster(
+            data,
+            RunFolder(Path(folder) / "run"),
+            lookback=LOOKBACK,
+            horizon=horizon,
+            model_config=configs["model"],
+            loss_config=configs["loss"],
+            train_config=train_config,
+        )
+    trained = time.monotonic() - began
+    found: dict[str, Any] = {**job, "validation": result.best_score, "epochs": result.epochs}
+    if job["test"]:
+        values = make_values(data, model.tokenizer)
+        test = evaluate(model, data, "test", values=values, lookback=LOOKBACK, horizon=horizon, device=device)
+        found["test"] = {str(row["forecaster"]): row for row in test.rows}
+        found["n_windows"] = test.n_windows
+    found["seconds"] = [round(trained, 1), round(time.monotonic() - began, 1)]
+    return found
+
+
+def work(jobs: Any, results: Any, deadline: float) -> None:
+    """One process: takes jobs until none is left or the time is up."""
+    while time.time() < deadline:
+        try:
+            job = jobs.get_nowait()
+        except queue.Empty:
+            return
+        try:
+            results.put(run_job(job))
+        except Exception:  # noqa: BLE001  the other jobs go on; the error is printed and counted
+            results.put({**job, "error": traceback.format_exc()})
+
+
+def run_all(jobs: list[dict[str, Any]], n_processes: int, seconds: float) -> list[dict[str, Any]]:
+    """All jobs over some processes that share the machine's accelerator."""
+    context = multiprocessing.get_context("spawn")
+    waiting, results = context.Queue(), context.Queue()
+    for job in jobs:
+        waiting.put(job)
+    time.sleep(0.5)
+    began = time.time()
+    processes = [
+        context.Process(target=work, args=(waiting, results, began + seconds))
+        for _ in range(min(n_processes, len(jobs)))
+    ]
+    for process in processes:
+        process.start()
+    found: list[dict[str, Any]] = []
+    while any(process.is_alive() for process in processes) or not results.empty():
+        try:
+            one = results.get(timeout=1)
+        except queue.Empty:
+            continue
+        found.append(one)
+        said = (
+            one.get("error") or f"validation {one['validation']:.4f} epochs {one['epochs']} {one['seconds']}"
+        )
+        print(
+            f"{time.time() - began:6.1f} s  {one['set']:<8} H={one['horizon']:<3} seed {one['seed']} "
+            f"{one['changes'] or ''} {said}",
+            file=sys.stderr,
+            flush=True,
+        )
+    return found
+
+
+def rows_of(found: list[dict[str, Any]], horizons: list[int], command: str) -> list[dict[str, Any]]:
+    """Result rows: each set and horizon, and the mean over the horizons."""
+    from rows import row
+
+    made = []
+    for name in dict.fromkeys(one["set"] for one in found):
+        done = {(one["horizon"], one["seed"]): one["test"] for one in found if one["set"] == name}
+        seeds = sorted({seed for _, seed in done})
+        whole = [seed for seed in seeds if all((h, seed) in done for h in horizons)]
+        for place, metric in enumerate(("mse", "mae")):
+
+            def values(
+                forecaster: str, seed: int, hs: list[int], metric: str = metric, done: Any = done
+            ) -> float:
+                return statistics.mean(done[h, seed][forecaster][metric] for h in hs)
+
+            cells = [(f"L{LOOKBACK}-H{h}", [h], [s for s in seeds if (h, s) in done]) for h in horizons]
+            cells.append((f"L{LOOKBACK}-mean{len(horizons)}", horizons, whole))
+            for label, hs, those in cells:
+                if not those:
+                    continue
+                ours = [values("mambakit", seed, hs) for seed in those]
+                peers: dict[str, float | None] = {
+                    peer: round(values(peer, those[0], hs), 4)
+                    for peer in ("linear", "seasonal naive", "naive")
+                }
+                if len(hs) == 4:
+                    published = PUBLISHED.get(name, {})
+                    peers |= {f"{peer} (published)": pair[place] for peer, pair in published.items()}
+                made.append(
+                    row(
+                        f"timeseries/{name}/{metric}/{label}",
+                        round(statistics.mean(ours), 4),
+                        "on scaled values",
+                        peers=peers,
+                        spread=round(statistics.pstdev(ours), 4),
+                        seeds=those,
+                        command=command,
+                    )
+                )
+    return made
+
+
+def main() -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--sets", nargs="+", default=["Weather", "ETTm1", "ETTh1", "Exchange"])
+    parser.add_argument("--horizons", nargs="+", type=int, default=[96, 192, 336, 720])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--jobs", type=int, default=1, help="processes at once")
+    parser.add_argument("--seconds", type=float, default=1e9, help="begin no job after so long")
+    parser.add_argument("--set", dest="changes", nargs="*", default=[], metavar="PART.FIELD=JSON")
+    parser.add_argument("--validation-only", action="store_true", help="measure no test window")
+    parser.add_argument("--raw", type=Path, help="also write every run's result here")
+    arguments = parser.parse_args()
+    changes = {name: json.loads(value) for name, _, value in (c.partition("=") for c in arguments.changes)}
+    test = not (arguments.validation_only or changes)
+
+    from mambakit.core.data import fetch, load_card
+
+    for name in arguments.sets:
+        fetch(load_card(name))
+    jobs = [
+        {"set": name, "horizon": horizon, "seed": seed, "changes": changes, "test": test}
+        for seed in arguments.seeds
+        for name in arguments.sets
+        for horizon in sorted(arguments.horizons, reverse=True)
+    ]
+    found = run_all(jobs, arguments.jobs, arguments.seconds)
+    failed = [one for one in found if "error" in one]
+    found = [one for one in found if "error" not in one]
+    if arguments.raw:
+        arguments.raw.write_text(json.dumps(found, indent=1))
+    for name in arguments.sets:
+        scores = [one["validation"] for one in found if one["set"] == name]
+        if scores:
+            print(f"{name}: mean validation MSE of {len(scores)} runs {statistics.mean(scores):.4f}")
+    if test and found:
+        from rows import write_rows
+
+        made = rows_of(found, arguments.horizons, "python benchmarks/timeseries_ltsf.py --jobs 12")
+        print(f"{len(made)} rows written to {write_rows('timeseries', made)}")
+        for one in made:
+            print(one["what"], one["value"], "+-", one["spread"], one["peers"])
+    if len(found) + len(failed) < len(jobs):
+        print(f"out of time: {len(jobs) - len(found) - len(failed)} runs were not begun", file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

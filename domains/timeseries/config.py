@@ -1,0 +1,117 @@
+"""What a forecaster is made of, and the frozen preset that every data set is trained with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from mambakit.core.errors import UsageError
+from mambakit.core.training import TrainConfig
+
+# Rows in the natural season of a frequency: a day of minutes or hours, a week of days, a year of the rest.
+SEASONS = {"D": 7, "B": 5, "W": 52, "MS": 12, "ME": 12, "QS": 4, "QE": 4}
+_SECONDS_A_DAY = {"h": 3600, "min": 60, "s": 1}
+_LONGEST_SEASON = 1440
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The shape of the network; the defaults are the frozen preset."""
+
+    patch_length: int = 16
+    """Rows in a token; the lookback is a multiple of it."""
+    d_time: int = 64
+    """Width of the stack that reads a series' patches over time."""
+    time_blocks: list[str] = field(default_factory=lambda: ["mamba2"])
+    """Kinds of its layers; empty reads the whole lookback with one linear map instead."""
+    d_series: int = 128
+    """Width of the stack that reads across series."""
+    series_blocks: list[str] = field(default_factory=lambda: ["mamba2", "mlp"])
+    """Kinds of its layers, both directions; [mlp] keeps the series apart."""
+    d_state: int = 16
+    """State size of the Mamba blocks."""
+    head_dim: int = 16
+    """Channels a head of the Mamba blocks."""
+    dropout: float = 0.1
+    """Share of activations that is dropped while training."""
+    quantiles: list[float] = field(default_factory=lambda: [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9])
+    """Levels that are forecast; the point forecast is their mean."""
+    use_season: bool = True
+    """Learn a pattern a series and season, taken out before the network and put back behind it."""
+    use_linear: bool = True
+    """Add a linear map from lookback to horizon, begun at its least-squares solution."""
+
+    def __post_init__(self) -> None:
+        if self.patch_length < 1:
+            raise UsageError(f"patch_length: expected at least 1, got {self.patch_length}")
+        if not self.quantiles or any(not 0 < level < 1 for level in self.quantiles):
+            raise UsageError(f"quantiles: expected levels inside (0, 1), got {self.quantiles}")
+
+
+@dataclass(frozen=True)
+class ForecasterConfig:
+    """A network and the data it is for: what ``config.json`` holds."""
+
+    lookback: int
+    """Rows that are read."""
+    horizon: int
+    """Rows that are forecast at once."""
+    n_series: int
+    """Series that it learns of."""
+    season_length: int = 1
+    """Rows in a season; 1 for none."""
+    mix_series: bool = True
+    """Read across the series; else each is forecast from itself alone."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """The shape of the network."""
+
+    def __post_init__(self) -> None:
+        for name in ("lookback", "horizon", "n_series", "season_length"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        if self.lookback % self.model.patch_length:
+            raise UsageError(
+                f"lookback: expected a multiple of the patch length {self.model.patch_length}, "
+                f"got {self.lookback}"
+            )
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """What training minimises."""
+
+    step_weight_power: float = 0.5
+    """Step h of the horizon weighs h to the minus this: near steps carry more signal. 0 weighs all alike."""
+    solo_share: float = 0.1
+    """Share of training steps that read each series alone and unnamed, as a series unknown so far is."""
+
+
+# Chosen by validation error alone, over ETTh1, ETTm1 and Weather together; nothing is tuned for one set.
+PRESET_TRAIN = TrainConfig(
+    max_epochs=4,
+    batch_size=128,
+    lr=1e-3,
+    weight_decay=0.05,
+    warmup_fraction=0.1,
+    final_lr_fraction=0.0,
+    ema_decay=0.995,
+    patience=3,
+    precision="32-true",
+)
+# Small tables get smaller batches, for an epoch of this many steps, and more epochs, for so many in all.
+LEAST_EPOCH = 32
+LEAST_STEPS = 160
+
+
+def season_of(frequency: str) -> int:
+    """Rows in the natural season of a frequency: 24 for ``h``, 96 for ``15min``, 7 for ``D``, 12 for ``MS``.
+
+    1, no season, where none is natural or it would be longer than 1440 rows.
+    """
+    name = frequency.partition("-")[0]
+    digits = "".join(letter for letter in name if letter.isdigit())
+    unit, n = name[len(digits) :], int(digits or 1)
+    if unit in _SECONDS_A_DAY:
+        rows, rest = divmod(86400, _SECONDS_A_DAY[unit] * n)
+        return rows if rest == 0 and 1 < rows <= _LONGEST_SEASON else 1
+    season, rest = divmod(SEASONS.get(unit, 1), n)
+    return season if season > 1 and rest == 0 else 1

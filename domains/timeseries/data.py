@@ -1,0 +1,307 @@
+"""From a table or a data card to windows: groups of aligned series, splits in time, lazy indices.
+
+A window is one number, the row of its first forecast step. The values lie in memory once; what a window
+reads and what it should forecast are cut out of them a batch at a time, on the device that trains.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from mambakit.core.data import Card, card_names, fetch, load_card
+from mambakit.core.errors import DataError, UsageError
+from mambakit.domains.timeseries.config import season_of
+from mambakit.domains.timeseries.table import Missing, Series, read_table, step_numbers
+
+SPLITS = ("train", "validation", "test")
+# Reading across more series than this costs more than it brings: each is then read alone.
+MOST_MIXED = 64
+
+
+@dataclass(frozen=True)
+class Group:
+    """Series that share their stamps.
+
+    Attributes:
+        ids: Their names.
+        stamps: ``(length,)``.
+        values: ``(length, n_series)`` float64, in their own units.
+        bounds: Rows where validation begins, where test begins, and where test ends.
+    """
+
+    ids: tuple[str, ...]
+    stamps: pd.Index
+    values: NDArray[np.float64]
+    bounds: tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class SeriesData:
+    """All series of a data set, in groups: one group of all, or a group for each.
+
+    Attributes:
+        name: The card's name, or the file's.
+        groups: Aligned series together if they are few enough to be read across, else one by one.
+        frequency: Their common step.
+        season_length: Rows in a season; 1 for none.
+    """
+
+    name: str
+    groups: tuple[Group, ...]
+    frequency: str
+    season_length: int
+
+    @property
+    def ids(self) -> list[str]:
+        """The names of all series, in order."""
+        return [name for group in self.groups for name in group.ids]
+
+    @property
+    def mixed(self) -> bool:
+        """Whether a window holds several series."""
+        return len(self.groups[0].ids) > 1
+
+
+def load_data(
+    source: str,
+    *,
+    missing: Missing = "error",
+    season_length: int | None = None,
+    mix: bool | None = None,
+) -> SeriesData:
+    """The data set that ``--data`` names: a card, or a CSV or Parquet file.
+
+    A card's rows are taken as they stand and split as the card says. A file's table is checked, and each
+    of its series is split 70/10/20 in time.
+
+    Args:
+        source: A card's name or a path.
+        missing: What to do about missing values in a file.
+        season_length: Rows in a season, in place of the card's or the frequency's own.
+        mix: Whether aligned series are read together; None decides by their number.
+
+    Raises:
+        DataError, UsageError: If there is no such card or file, or its table can't be used.
+    """
+    path = Path(source)
+    is_file = path.suffix != "" or path.exists()
+    if not is_file:
+        card = load_card(source)
+        if card.domain != "timeseries":
+            raise UsageError(f"data: {card.name} is a data set of the domain {card.domain}")
+        group, frequency = read_card_table(card)
+        season = season_length or card.season_length or season_of(frequency)
+        groups = [group] if mix is not False else _apart(group)
+        return SeriesData(card.name, tuple(groups), frequency, season)
+    series = read_table(path, missing=missing)
+    frequency = series[0].frequency
+    season = season_length or season_of(frequency)
+    return SeriesData(path.stem, tuple(group_series(series, mix=mix)), frequency, season)
+
+
+def group_series(series: Sequence[Series], *, mix: bool | None = None) -> list[Group]:
+    """Aligned series as one group (few enough of them, or ``mix``), others each as their own."""
+    first = series[0].stamps
+    aligned = all(one.stamps.equals(first) for one in series)
+    if len(series) > 1 and aligned and (len(series) <= MOST_MIXED if mix is None else mix):
+        values = np.stack([one.values for one in series], axis=1)
+        return [Group(tuple(one.unique_id for one in series), first, values, _bounds(len(first)))]
+    return [
+        Group((one.unique_id,), one.stamps, one.values[:, None], _bounds(len(one.stamps))) for one in series
+    ]
+
+
+def read_card_table(card: Card) -> tuple[Group, str]:
+    """The one group of a card's series, split as the card says, and its frequency.
+
+    Raises:
+        DataError: If the file doesn't have the rows and columns that the card promises.
+    """
+    if card.embedded:
+        module, _, attribute = f"mambakit.domains.timeseries.embedded:{card.embedded}".partition(":")
+        frame = importlib.import_module(module).load(attribute)
+    else:
+        path = next(iter(fetch(card).values()))
+        header = 0 if card.time_column else None
+        frame = pd.read_csv(path, header=header, encoding="utf-8", encoding_errors="replace")
+    if card.time_column:
+        stamps: pd.Index = pd.DatetimeIndex(pd.to_datetime(frame.pop(card.time_column)))
+    else:
+        stamps = pd.date_range(card.first_stamp or "2000-01-01", periods=len(frame), freq=card.frequency)
+    if (card.rows is not None and len(frame) != card.rows) or frame.shape[1] != len(card.columns):
+        raise DataError(
+            f"{card.name}: its card promises {card.rows} rows of {len(card.columns)} series, "
+            f"the file holds {frame.shape[0]} of {frame.shape[1]}"
+        )
+    splits = card.splits
+    bounds = (splits["train"][1], splits["validation"][1], splits["test"][1])
+    values = np.ascontiguousarray(frame.to_numpy(dtype=np.float64))
+    return Group(tuple(card.columns), stamps, values, bounds), str(card.frequency)
+
+
+def timeseries_cards() -> list[str]:
+    """Names of the cards of this domain."""
+    return [name for name in card_names() if load_card(name).domain == "timeseries"]
+
+
+class Batch(NamedTuple):
+    """Windows cut out of the values.
+
+    Attributes:
+        history: ``(batch, lookback, n_series)``, scaled.
+        future: ``(batch, horizon, n_series)``, scaled.
+        phase: Season's phase of the first forecast step, ``(batch,)`` int64.
+        series: Index of each series, ``(n_series,)``, or ``(batch, n_series)`` where windows differ in it.
+    """
+
+    history: Tensor
+    future: Tensor
+    phase: Tensor
+    series: Tensor
+
+
+@dataclass(frozen=True)
+class Values:
+    """The scaled rows of all groups one below the other, ready to move to a device.
+
+    Attributes:
+        rows: ``(total, n_series)`` float32.
+        phase: Season's phase of each row, ``(total,)`` int64.
+        series: Index of each row's series, ``(total,)`` int64, or ``(n_series,)`` if all rows share them.
+        shared: Whether they do.
+    """
+
+    rows: Tensor
+    phase: Tensor
+    series: Tensor
+    shared: bool
+
+    def to(self, device: torch.device | str) -> Values:
+        """The same on a device."""
+        return Values(self.rows.to(device), self.phase.to(device), self.series.to(device), self.shared)
+
+    def cut(self, starts: Tensor, lookback: int, horizon: int) -> Batch:
+        """The windows whose first forecast rows are ``starts`` ``(batch,)``."""
+        offsets = torch.arange(-lookback, horizon, device=starts.device)
+        window = self.rows[starts[:, None] + offsets]
+        series = self.series if self.shared else self.series[starts][:, None]
+        return Batch(window[:, :lookback], window[:, lookback:], self.phase[starts], series)
+
+
+class Windows(Dataset[Tensor]):
+    """Every window of one split, stride 1, as the row of its first forecast step; nothing is copied.
+
+    Targets lie inside the split; the rows looked back at may lie before it.
+
+    Args:
+        data: The series.
+        split: ``"train"``, ``"validation"`` or ``"test"``.
+        lookback: Rows looked back at.
+        horizon: Rows forecast.
+        stride: Rows from one window to the next.
+
+    Raises:
+        UsageError: On another split, or a lookback, horizon or stride below 1.
+    """
+
+    def __init__(self, data: SeriesData, split: str, *, lookback: int, horizon: int, stride: int = 1) -> None:
+        if split not in SPLITS:
+            raise UsageError(f"split: expected one of {', '.join(SPLITS)}, got {split!r}")
+        for name, value in (("lookback", lookback), ("horizon", horizon), ("stride", stride)):
+            if value < 1:
+                raise UsageError(f"{name}: expected at least 1, got {value}")
+        self.stride = stride
+        part = SPLITS.index(split)
+        firsts, counts, offset = [], [], 0
+        for group in data.groups:
+            begin, end = (0, *group.bounds)[part : part + 2]
+            first = max(begin, lookback)
+            counts.append(max(0, (end - horizon - first) // stride + 1))
+            firsts.append(offset + first)
+            offset += len(group.values)
+        self._firsts = np.array(firsts)
+        self.counts = np.array(counts)
+        self._ends = self.counts.cumsum()
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def starts(self, indices: NDArray[np.int64]) -> Tensor:
+        """Rows of the first forecast steps of some windows, ``(n,)`` int64."""
+        group = np.searchsorted(self._ends, indices, side="right")
+        inside = indices - (self._ends[group] - self.counts[group])
+        return torch.from_numpy(self._firsts[group] + inside * self.stride)
+
+    def __getitem__(self, index: int) -> Tensor:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        return self.starts(np.array([index]))[0]
+
+    def __getitems__(self, indices: list[int]) -> Tensor:
+        """A batch at once; the data loader calls it."""
+        return self.starts(np.asarray(indices))
+
+    def loader(self, batch_size: int, *, shuffle: bool = False) -> DataLoader[Tensor]:
+        """Batches of starts; the last one may be smaller, none is dropped."""
+        return DataLoader(self, batch_size, shuffle=shuffle, collate_fn=_as_is)
+
+    def batches(self, batch_size: int) -> list[Tensor]:
+        """All starts in order, ``batch_size`` at a time."""
+        return list(self.starts(np.arange(len(self))).split(batch_size))
+
+
+def _as_is(batch: Tensor) -> Tensor:
+    return batch
+
+
+def require_windows(data: SeriesData, *, lookback: int, horizon: int) -> list[str]:
+    """Names of the series too short to train on; an error if nothing is left to train or validate on.
+
+    Raises:
+        DataError: Saying how many rows are needed.
+        UsageError: On a lookback or horizon below 1.
+    """
+    train = Windows(data, "train", lookback=lookback, horizon=horizon)
+    validation = Windows(data, "validation", lookback=lookback, horizon=horizon)
+    longest = max(data.groups, key=lambda group: len(group.values))
+    if not len(train) or not len(validation):
+        need = max(int(np.ceil((lookback + horizon) / 0.7)), int(np.ceil(horizon / 0.1)))
+        raise DataError(
+            f"{data.name}: too short for lookback {lookback} and horizon {horizon}: the longest series, "
+            f"{longest.ids[0]!r}, has {len(longest.values)} rows and about {need} are needed (70 % train, "
+            "10 % validate); use a shorter --lookback or --horizon"
+        )
+    return [
+        name
+        for group, count in zip(data.groups, train.counts.tolist(), strict=True)
+        if count == 0
+        for name in group.ids
+    ]
+
+
+def phases(stamps: pd.Index, frequency: str, season_length: int) -> NDArray[np.int64]:
+    """Season's phase of each stamp, ``0 .. season_length - 1``."""
+    return step_numbers(stamps, frequency) % season_length
+
+
+def _apart(group: Group) -> list[Group]:
+    return [
+        Group((name,), group.stamps, group.values[:, [i]], group.bounds) for i, name in enumerate(group.ids)
+    ]
+
+
+def _bounds(length: int) -> tuple[int, int, int]:
+    """70/10/20: the custom split of the long-term forecasting benchmarks."""
+    n_train, n_test = int(length * 0.7), int(length * 0.2)
+    return n_train, length - n_test, length

@@ -1,0 +1,217 @@
+"""The model beside its baselines: over every window of a split, or over rolling origins."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from mambakit.domains.timeseries import baselines
+from mambakit.domains.timeseries.data import SeriesData, Values, Windows, group_series
+from mambakit.domains.timeseries.forecasting import Forecast, cutoffs, forecast, until
+from mambakit.domains.timeseries.metrics import Errors, mase_scale
+from mambakit.domains.timeseries.model import Forecaster
+from mambakit.domains.timeseries.table import Series
+from mambakit.domains.timeseries.training import least_squares_of, make_values
+
+OURS = "mambakit"
+# Numbers held at once: windows x horizon x series x levels
+_MOST_NUMBERS = 20_000_000
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Errors by forecaster, ours first.
+
+    Attributes:
+        rows: One mapping a forecaster: ``forecaster`` and its errors. mse and mae are of scaled values.
+        mse_by_step: Of each forecaster, ``(horizon,)``.
+        n_windows: Windows averaged over.
+    """
+
+    rows: list[dict[str, object]]
+    mse_by_step: dict[str, list[float]]
+    n_windows: int
+
+
+@torch.no_grad()
+def evaluate(
+    model: Forecaster | None,
+    data: SeriesData,
+    split: str,
+    *,
+    values: Values,
+    lookback: int,
+    horizon: int,
+    linear_weight: Tensor | None = None,
+    device: torch.device | str = "cpu",
+) -> Evaluation:
+    """Errors over every window of a split, stride 1, none left out.
+
+    Args:
+        model: The forecaster; None for the baselines alone.
+        data: The series.
+        split: ``"validation"`` or ``"test"``.
+        values: Their scaled rows.
+        lookback, horizon: Of the windows.
+        linear_weight: The closed-form linear map; fitted on the training windows if None.
+        device: Where to compute.
+    """
+    windows = Windows(data, split, lookback=lookback, horizon=horizon)
+    if linear_weight is None:
+        linear_weight = least_squares_of(data, values, lookback=lookback, horizon=horizon, device=device)
+    values = values.to(device)
+    first = int(windows.starts(np.array([0]))[0]) if len(windows) else 0
+    # A season may be longer than the lookback: the baseline sees it where the rows are there.
+    back = max(lookback, data.season_length) if first >= data.season_length and values.shared else lookback
+    forecasters = {
+        "linear": baselines.linear(linear_weight),
+        "seasonal naive": baselines.seasonal_naive(horizon, data.season_length),
+        "naive": baselines.naive(horizon),
+    }
+    levels = model.levels if model is not None else ()
+    errors = {name: Errors() for name in forecasters}
+    if model is not None:
+        model = model.to(device).eval()
+        errors = {OURS: Errors(levels), **errors}
+    mean, deviation, scale = _scales(data, values, device)
+    per_window = horizon * values.rows.shape[1] * max(1, len(levels))
+    for starts in windows.batches(max(1, min(1024, _MOST_NUMBERS // per_window))):
+        batch = values.cut(starts.to(device), back, horizon)
+        n = batch.series if batch.series.dim() == 1 else batch.series[:, None]
+        own_mean, own_deviation = mean[n], deviation[n]
+
+        def add(name: str, point: Tensor, quantiles: Tensor | None = None) -> None:
+            own = (point * own_deviation + own_mean, batch.future * own_deviation + own_mean)  # noqa: B023
+            errors[name].add(point, batch.future, quantiles, scaled_back=own, scale=scale[n])  # noqa: B023
+
+        if model is not None:
+            quantiles = model(batch.history[:, -lookback:], batch.phase, batch.series)
+            add(OURS, model.point(quantiles), quantiles)
+        for name, baseline in forecasters.items():
+            history = batch.history if name == "seasonal naive" else batch.history[:, -lookback:]
+            add(name, baseline(history))
+    return Evaluation(
+        [{"forecaster": name, **one.result()} for name, one in errors.items()],
+        {name: one.mse_by_step() for name, one in errors.items()},
+        len(windows),
+    )
+
+
+@dataclass(frozen=True)
+class Backtest:
+    """Rolling origins.
+
+    Attributes:
+        rows: One mapping a forecaster, ours first; mse and mae are in the series' own units.
+        table: unique_id, cutoff, ds, y, y_hat, levels, and a column for each baseline.
+        last: The forecasts from the last origin.
+    """
+
+    rows: list[dict[str, object]]
+    table: pd.DataFrame
+    last: list[Forecast]
+
+
+def backtest(
+    model: Forecaster,
+    series: Sequence[Series],
+    *,
+    horizon: int,
+    windows: int,
+    linear_weight: Tensor,
+    season_length: int,
+) -> Backtest:
+    """Forecasts from the last ``windows`` origins, a horizon apart, and compares with what came.
+
+    Args:
+        model: Trained on rows before the first origin, for an honest result.
+        series: The whole series.
+        horizon: Rows from each origin.
+        windows: Number of origins.
+        linear_weight: ``(lookback, horizon)``, from rows before the first origin.
+        season_length: Rows in a season.
+
+    Raises:
+        DataError: If a series is too short.
+        UsageError: If ``windows`` or ``horizon`` is below 1.
+    """
+    lookback = model.config.lookback
+    cuts = [cutoffs(len(one.values), horizon=horizon, windows=windows, least=lookback) for one in series]
+    forecasters = {
+        "linear": baselines.linear(linear_weight),
+        "seasonal naive": baselines.seasonal_naive(horizon, season_length),
+        "naive": baselines.naive(horizon),
+    }
+    errors = {name: Errors(model.levels if name == OURS else ()) for name in (OURS, *forecasters)}
+    frames: list[pd.DataFrame] = []
+    last: list[Forecast] = []
+    for window in range(windows):
+        histories = [until(one, cut[window]) for one, cut in zip(series, cuts, strict=True)]
+        last = forecast(model, histories, horizon)
+        for one, history, made in zip(series, histories, last, strict=True):
+            n = len(history.values)
+            truth = one.values[n : n + horizon]
+            training = torch.from_numpy(history.values)[:, None]
+            scale = mase_scale(training, season_length)
+            target = torch.from_numpy(truth)[None, :, None]
+            quantiles = torch.from_numpy(made.quantiles)[None, :, None]
+            errors[OURS].add(torch.from_numpy(made.point)[None, :, None], target, quantiles, scale=scale)
+            columns = {f"q{level * 100:g}": made.quantiles[:, i] for i, level in enumerate(made.levels)}
+            for name, baseline in forecasters.items():
+                reach = max(lookback, season_length) if name == "seasonal naive" else lookback
+                point = baseline(training[None, -reach:])
+                errors[name].add(point, target, scale=scale)
+                columns[name.replace(" ", "_")] = point[0, :, 0].numpy()
+            frames.append(
+                pd.DataFrame(
+                    {
+                        "unique_id": one.unique_id,
+                        "cutoff": history.stamps[-1],
+                        "ds": one.stamps[n : n + horizon],
+                        "y": truth,
+                        "y_hat": made.point,
+                        **columns,
+                    }
+                )
+            )
+    rows: list[dict[str, object]] = [{"forecaster": name, **one.result()} for name, one in errors.items()]
+    return Backtest(rows, pd.concat(frames, ignore_index=True), last)
+
+
+def data_before(
+    series: Sequence[Series], n_held_out: int, *, name: str, frequency: str, season_length: int
+) -> SeriesData:
+    """The series without their last rows, split 87.5/12.5 into training and validation."""
+    shorter = [until(one, len(one.values) - n_held_out) for one in series]
+    groups = []
+    for group in group_series(shorter):
+        length = len(group.values)
+        n_train = int(length * 0.875)
+        groups.append(type(group)(group.ids, group.stamps, group.values, (n_train, length, length)))
+    return SeriesData(name, tuple(groups), frequency, season_length)
+
+
+def linear_weight_of(data: SeriesData, model: Forecaster, *, horizon: int) -> Tensor:
+    """The closed-form linear map of a data set's training windows, scaled as the model's."""
+    values = make_values(data, model.tokenizer)
+    return least_squares_of(data, values, lookback=model.config.lookback, horizon=horizon)
+
+
+def _scales(data: SeriesData, values: Values, device: torch.device | str) -> tuple[Tensor, Tensor, Tensor]:
+    """Of each series the mean and deviation that scaled it, and its MASE scale in scaled units."""
+    means, deviations, scales, offset = [], [], [], 0
+    for group in data.groups:
+        n_train = group.bounds[0]
+        rows = values.rows[offset : offset + len(group.values)].double()
+        offset += len(group.values)
+        own = torch.tensor(group.values[:n_train])
+        constant = own.std(0, correction=0) <= 1e-12 * own.mean(0).abs().clamp(min=1e-300)
+        deviations.append(torch.where(constant, 1.0, own.std(0, correction=0)))
+        means.append(own.mean(0))
+        scales.append(mase_scale(rows[:n_train], data.season_length))
+    return tuple(torch.cat(parts).to(device) for parts in (means, deviations, scales))  # type: ignore[return-value]

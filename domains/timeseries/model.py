@@ -1,0 +1,173 @@
+"""The forecaster: a linear map, and a Mamba-2 over time and across series that corrects it.
+
+normalise each window by its own mean and deviation            (RevIN: Kim et al. 2022, without affine)
+take out the seasonal pattern learned for the series           (CycleNet: Lin et al. 2024, eq. 3)
++ linear map lookback -> horizon, begun at least squares
++ patches -> Mamba-2 over time -> one vector a series
+  -> Mamba-2 both ways across the series -> quantiles        (series as tokens: S-Mamba, Wang 2024)
+put the seasonal pattern and the normalisation back
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mambakit.core.adapters import TokenBatch
+from mambakit.core.backbone import Backbone, BackboneConfig
+from mambakit.core.heads import QuantileHead
+from mambakit.core.hub import HubModel
+from mambakit.domains.timeseries.config import ForecasterConfig
+from mambakit.domains.timeseries.tokenizer import PatchAdapter, PatchTokenizer
+
+_EPSILON = 1e-5
+# Quantiles begin as those of a normal distribution with this deviation, in window deviations.
+_FIRST_SPREAD = 0.6
+
+
+class Forecaster(nn.Module, HubModel):
+    """Quantile forecasts of all series of a window.
+
+    Args:
+        config: The network and the data it is for.
+    """
+
+    tokenizer: PatchTokenizer
+
+    def __init__(self, config: ForecasterConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.tokenizer = PatchTokenizer(config.model.patch_length)
+        model, lookback, horizon = config.model, config.lookback, config.horizon
+        names = config.n_series + 1  # the last one stands for every unknown series
+        self.unknown = config.n_series
+        if model.use_season and config.season_length > 1:
+            self.season: nn.Parameter | None = nn.Parameter(torch.zeros(config.season_length, names))
+            self.season._no_weight_decay = True  # type: ignore[attr-defined]
+        else:
+            self.season = None
+        if model.use_linear:
+            self.linear: nn.Parameter | None = nn.Parameter(torch.zeros(lookback, horizon))
+            self.linear._no_weight_decay = True  # type: ignore[attr-defined]
+        else:
+            self.linear = None
+        if model.time_blocks:
+            self.adapter: PatchAdapter | None = PatchAdapter(model.patch_length, model.d_time)
+            self.over_time: Backbone | None = Backbone(_backbone(config, model.d_time, model.time_blocks))
+            features = lookback // model.patch_length * model.d_time
+        else:
+            self.adapter = self.over_time = None
+            features = lookback
+        self.to_series = nn.Linear(features, model.d_series)
+        self.name_table = nn.Embedding(names, model.d_series)
+        nn.init.normal_(self.name_table.weight, std=0.02)
+        self.name_table.weight._no_weight_decay = True  # type: ignore[attr-defined]
+        self.across_series = Backbone(_backbone(config, model.d_series, model.series_blocks, both_ways=True))
+        self.dropout = nn.Dropout(model.dropout)
+        levels = sorted(model.quantiles)
+        self.head = QuantileHead(d_model=model.d_series, quantiles=levels, d_output=horizon)
+        self._begin_at_normal_quantiles()
+
+    @property
+    def levels(self) -> tuple[float, ...]:
+        """The quantile levels, increasing."""
+        return self.head.quantiles
+
+    def forward(self, history: Tensor, phase: Tensor, series: Tensor) -> Tensor:
+        """Quantiles of what follows.
+
+        Args:
+            history: Scaled values, ``(batch, lookback, n_series)``.
+            phase: Season's phase of the first forecast step, ``(batch,)`` int64.
+            series: Index of each series, ``(n_series,)`` or ``(batch, n_series)`` int64; ``unknown``
+                for one that was not trained on.
+
+        Returns:
+            ``(batch, horizon, n_series, n_quantiles)``, increasing along the last dimension.
+
+        Raises:
+            ValueError: If the history has another lookback.
+        """
+        if history.dim() != 3 or history.shape[1] != self.config.lookback:
+            raise ValueError(
+                f"history: expected shape (batch, lookback={self.config.lookback}, n_series), "
+                f"got {tuple(history.shape)}"
+            )
+        x = history.transpose(1, 2)  # [b, c, l]
+        mean = x.mean(-1, keepdim=True)
+        deviation = (x.var(-1, keepdim=True, unbiased=False) + _EPSILON).sqrt()
+        x = (x - mean) / deviation
+        season = self._season(phase, series)
+        if season is not None:
+            x = x - season[..., : self.config.lookback]
+        y = self.head(self.dropout(self._features(x, series)))  # [b, c, h, q]
+        if self.linear is not None:
+            y = y + (x @ self.linear)[..., None]
+        if season is not None:
+            y = y + season[..., self.config.lookback :, None]
+        y = y * deviation[..., None] + mean[..., None]
+        return y.transpose(1, 2)
+
+    def point(self, quantiles: Tensor) -> Tensor:
+        """The point forecast: the mean over the levels, which for a skewed outcome is nearer the mean."""
+        return quantiles.mean(-1)
+
+    def save_extra(self, folder: Path) -> None:
+        """The tokenizer: names, scales and frequency."""
+        self.tokenizer.save(folder)
+
+    def load_extra(self, folder: Path) -> None:
+        """Reads what ``save_extra`` wrote."""
+        self.tokenizer = PatchTokenizer.load(folder)
+
+    def _features(self, x: Tensor, series: Tensor) -> Tensor:
+        """One vector for each series, ``(batch, n_series, d_series)``, from its normalised lookback."""
+        batch, n_series, _ = x.shape
+        if self.over_time is not None and self.adapter is not None:
+            patches = x.reshape(batch * n_series, -1, self.config.model.patch_length)
+            lengths = torch.full((len(patches),), patches.shape[1], device=x.device)
+            tokens = TokenBatch(patches, lengths)
+            read, _ = self.over_time(self.adapter.embed(tokens))
+            x = read.reshape(batch, n_series, -1)
+        vectors = self.to_series(x) + self.name_table(series)
+        return self.across_series(vectors)[0]
+
+    def _season(self, phase: Tensor, series: Tensor) -> Tensor | None:
+        """The seasonal pattern over lookback and horizon, ``(batch, n_series, lookback + horizon)``."""
+        if self.season is None:
+            return None
+        length = self.config.season_length
+        offsets = torch.arange(-self.config.lookback, self.config.horizon, device=phase.device)
+        steps = (phase[:, None] + offsets) % length  # [b, l + h]
+        if series.dim() == 1:
+            return F.embedding(steps, self.season[:, series]).transpose(1, 2)
+        index = steps[:, None, :] * self.season.shape[1] + series[..., None]
+        return F.embedding(index, self.season.view(-1, 1))[..., 0]
+
+    @torch.no_grad()
+    def _begin_at_normal_quantiles(self) -> None:
+        levels = torch.tensor(self.levels, dtype=torch.float64)
+        gaps = torch.special.ndtri(levels).diff() * _FIRST_SPREAD
+        bias = torch.zeros(self.config.horizon, len(levels))
+        anchor = self.head.anchor
+        raw = torch.log(torch.expm1(gaps)).float()  # softplus undone
+        bias[:, :anchor], bias[:, anchor + 1 :] = raw[:anchor], raw[anchor:]
+        self.head.proj.weight.zero_()
+        self.head.proj.bias.copy_(bias.flatten())
+
+
+def _backbone(
+    config: ForecasterConfig, d_model: int, blocks: list[str], *, both_ways: bool = False
+) -> BackboneConfig:
+    model = config.model
+    options = {"d_state": model.d_state, "head_dim": model.head_dim}
+    return BackboneConfig(
+        d_model=d_model,
+        layers=list(blocks),
+        block_options={"mamba2": options} if "mamba2" in blocks else {},
+        bidirectional=both_ways,
+        dropout=model.dropout,
+    )

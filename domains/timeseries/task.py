@@ -1,0 +1,80 @@
+"""Training: the pinball loss of the scaled values; windows are cut on the device that trains."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+
+from mambakit.core.training import TrainConfig, configure_optimizer
+from mambakit.domains.timeseries.config import LossConfig
+from mambakit.domains.timeseries.data import Values
+from mambakit.domains.timeseries.metrics import pinball
+from mambakit.domains.timeseries.model import Forecaster
+
+
+class ForecastTask(pl.LightningModule):
+    """Trains a ``Forecaster`` on batches of window starts.
+
+    Args:
+        model: The network.
+        values: All scaled rows; they move to the training device once.
+        train: The training options.
+        loss: What to minimise.
+    """
+
+    def __init__(self, model: Forecaster, values: Values, train: TrainConfig, loss: LossConfig) -> None:
+        super().__init__()
+        self.model = model
+        self.train_config = train
+        self.loss_config = loss
+        self._values = values
+        horizon = model.config.horizon
+        weight = torch.arange(1, horizon + 1, dtype=torch.float32) ** -loss.step_weight_power
+        self.register_buffer("step_weight", weight / weight.mean(), persistent=False)
+
+    def on_fit_start(self) -> None:
+        """Moves the rows to the device."""
+        self._values = self._values.to(self.device)
+
+    def on_validation_start(self) -> None:
+        """Moves the rows to the device, where validation runs without a fit."""
+        self._values = self._values.to(self.device)
+
+    def training_step(self, starts: Tensor, batch_idx: int) -> Tensor:
+        """Weighted pinball loss; some steps read every series alone and unnamed."""
+        config = self.model.config
+        history, future, phase, series = self._values.cut(starts, config.lookback, config.horizon)
+        if torch.rand(()) < self.loss_config.solo_share:
+            n_series = history.shape[2]
+            history = history.transpose(1, 2).flatten(0, 1)[..., None]
+            future = future.transpose(1, 2).flatten(0, 1)[..., None]
+            phase = phase.repeat_interleave(n_series)
+            series = series.new_full((1,), self.model.unknown)
+        quantiles = self.model(history, phase, series)
+        weight: Tensor = self.step_weight  # type: ignore[assignment]
+        by_step = pinball(quantiles, future, self.model.levels).mean((0, 2, 3))
+        loss = 2 * (by_step * weight).mean()
+        self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=len(starts))
+        return loss
+
+    def validation_step(self, starts: Tensor, batch_idx: int) -> None:
+        """Mean squared and absolute error of the point forecast, and the pinball loss."""
+        config = self.model.config
+        history, future, phase, series = self._values.cut(starts, config.lookback, config.horizon)
+        quantiles = self.model(history, phase, series)
+        error = self.model.point(quantiles) - future
+        scores = {
+            "val/mse": error.square().mean(),
+            "val/mae": error.abs().mean(),
+            "val/loss": 2 * pinball(quantiles, future, self.model.levels).mean(),
+        }
+        self.log_dict(scores, batch_size=len(starts))
+
+    def configure_optimizers(self) -> Any:
+        """AdamW with warm-up and cosine."""
+        return configure_optimizer(
+            self.model, self.train_config, int(self.trainer.estimated_stepping_batches)
+        )
