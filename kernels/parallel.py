@@ -1,23 +1,31 @@
 """Threads for kernels that release the GIL: as many as torch is set to use.
 
-numba's own threading layers are not used: the one that always exists breaks when two Python threads
-enter it at once, and none survives a fork.
+On Linux the tasks run on the very threads that run torch's own loops (its bundled OpenMP runtime), for
+those keep spinning for milliseconds after a matrix product and would compete with any others: a Mamba-1
+block took a quarter longer on threads of our own. Elsewhere, and in a forked child, whose OpenMP threads
+are gone, a thread pool serves. numba's threading layers are not used: the one that always exists breaks
+when two Python threads enter it at once, and none survives a fork.
 """
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import itertools
 import os
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import torch
 
+_BODY = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+_home_pid = os.getpid()
 _lock = threading.Lock()
 _pool: ThreadPoolExecutor | None = None
 _pool_size = 0
-_pool_pid = 0
 
 
 def parallel_for(n_tasks: int, run: Callable[[int], object], *, small: bool = False) -> None:
@@ -39,33 +47,57 @@ def parallel_for(n_tasks: int, run: Callable[[int], object], *, small: bool = Fa
             run(task)
         return
     counter = itertools.count()  # next() on it is atomic
+    errors: list[BaseException] = []
 
-    def work() -> None:
-        while (task := next(counter)) < n_tasks:
-            run(task)
+    def work(_: object = None) -> None:
+        try:
+            while (task := next(counter)) < n_tasks:
+                run(task)
+        except BaseException as error:  # noqa: BLE001 - raised again below, in the caller's thread
+            errors.append(error)
 
-    helpers = [_get_pool(n_threads - 1).submit(work) for _ in range(n_threads - 1)]
-    try:
+    in_openmp = _openmp_parallel() if os.getpid() == _home_pid else None
+    if in_openmp is not None:
+        in_openmp(_BODY(work), None, n_threads, 0)
+    else:
+        helpers = [_get_pool(n_threads - 1).submit(work) for _ in range(n_threads - 1)]
         work()
-    finally:
-        # one still in the queue has nothing left to do; one that runs must end before memory is freed
-        started = [helper for helper in helpers if not helper.cancel()]
-        errors = [error for helper in started if (error := helper.exception()) is not None]
+        for helper in helpers:
+            # one still in the queue has nothing left to do; one that runs must end before memory is freed
+            if not helper.cancel():
+                helper.result()
     if errors:
         raise errors[0]
 
 
+@functools.cache
+def _openmp_parallel() -> Callable[..., None] | None:
+    """``GOMP_parallel(body, data, n_threads, flags)`` of the OpenMP runtime that torch brings; None without."""
+    if not sys.platform.startswith("linux"):
+        return None
+    for path in sorted(Path(torch.__file__).parent.glob("lib/libgomp*.so*")):
+        try:
+            function = ctypes.CDLL(str(path)).GOMP_parallel
+        except (OSError, AttributeError):
+            continue
+        function.argtypes = [_BODY, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
+        function.restype = None
+        return function
+    return None
+
+
 def _get_pool(size: int) -> ThreadPoolExecutor:
-    global _pool, _pool_size, _pool_pid
+    global _pool, _pool_size
     with _lock:
-        if _pool is None or _pool_size < size or _pool_pid != os.getpid():
-            # a smaller pool is left to finish its tasks; a forked child inherits no threads
+        if _pool is None or _pool_size < size:
+            # a smaller pool is left to finish its tasks
             _pool = ThreadPoolExecutor(size, thread_name_prefix="mambakit")
-            _pool_size, _pool_pid = size, os.getpid()
+            _pool_size = size
         return _pool
 
 
 def _reset_after_fork() -> None:
+    # a forked child inherits no threads
     global _lock, _pool
     _lock, _pool = threading.Lock(), None
 
