@@ -72,7 +72,7 @@ def parallel_for(n_tasks: int, run: Callable[[int], object], *, small: bool = Fa
 
 @functools.cache
 def _openmp_parallel() -> Callable[..., None] | None:
-    """``GOMP_parallel(body, data, n_threads, flags)`` of the OpenMP runtime that torch brings; None without."""
+    """``GOMP_parallel(body, data, n_threads, flags)`` of the OpenMP runtime that torch brings, or None."""
     if not sys.platform.startswith("linux"):
         return None
     for path in sorted(Path(torch.__file__).parent.glob("lib/libgomp*.so*")):
