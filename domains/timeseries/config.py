@@ -85,6 +85,8 @@ class LossConfig:
     """Share of training steps that read each series alone and unnamed, as a series unknown so far is."""
 
 
+PRESET_MODEL = ModelConfig()
+PRESET_LOSS = LossConfig()
 # Chosen by validation error alone, over ETTh1, ETTm1 and Weather together; nothing is tuned for one set.
 PRESET_TRAIN = TrainConfig(
     max_epochs=4,

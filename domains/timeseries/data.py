@@ -290,6 +290,15 @@ def require_windows(data: SeriesData, *, lookback: int, horizon: int) -> list[st
     ]
 
 
+def series_in(data: SeriesData) -> list[Series]:
+    """The series of a data set one by one, in order."""
+    return [
+        Series(name, group.stamps, group.values[:, column], data.frequency)
+        for group in data.groups
+        for column, name in enumerate(group.ids)
+    ]
+
+
 def phases(stamps: pd.Index, frequency: str, season_length: int) -> NDArray[np.int64]:
     """Season's phase of each stamp, ``0 .. season_length - 1``."""
     return step_numbers(stamps, frequency) % season_length

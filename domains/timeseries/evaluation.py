@@ -16,7 +16,7 @@ from mambakit.domains.timeseries.forecasting import Forecast, cutoffs, forecast,
 from mambakit.domains.timeseries.metrics import Errors, mase_scale
 from mambakit.domains.timeseries.model import Forecaster
 from mambakit.domains.timeseries.table import Series
-from mambakit.domains.timeseries.training import least_squares_of, make_values
+from mambakit.domains.timeseries.training import fit_tokenizer, least_squares_of, make_values
 
 OURS = "mambakit"
 # Numbers held at once: windows x horizon x series x levels
@@ -196,10 +196,10 @@ def data_before(
     return SeriesData(name, tuple(groups), frequency, season_length)
 
 
-def linear_weight_of(data: SeriesData, model: Forecaster, *, horizon: int) -> Tensor:
-    """The closed-form linear map of a data set's training windows, scaled as the model's."""
-    values = make_values(data, model.tokenizer)
-    return least_squares_of(data, values, lookback=model.config.lookback, horizon=horizon)
+def linear_map_before(data: SeriesData, *, lookback: int, horizon: int) -> Tensor:
+    """The closed-form linear map of a data set's training windows, on scaled values."""
+    values = make_values(data, fit_tokenizer(data, 1))
+    return least_squares_of(data, values, lookback=lookback, horizon=horizon)
 
 
 def _scales(data: SeriesData, values: Values, device: torch.device | str) -> tuple[Tensor, Tensor, Tensor]:

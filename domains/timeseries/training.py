@@ -29,6 +29,8 @@ from mambakit.domains.timeseries.tokenizer import PatchTokenizer, Window
 _MOST_ROWS = 2_000_000
 _VALIDATION_BATCH = 256
 _LEAST_BATCH = 16
+# A long epoch is validated so often: the best weights of a small set lie inside its first epochs.
+_VALIDATIONS = 4
 
 
 def fit_tokenizer(data: SeriesData, patch_length: int) -> PatchTokenizer:
@@ -147,10 +149,15 @@ def train_forecaster(
 def adapted(config: TrainConfig, n_windows: int) -> TrainConfig:
     """Smaller batches and more epochs for a small table, which would end before it has learned anything.
 
-    Nothing changes from ``batch_size * LEAST_STEPS / max_epochs`` windows on.
+    Long epochs are validated several times; patience counts epochs as the config means it.
     """
     batch_size = min(config.batch_size, max(_LEAST_BATCH, n_windows // LEAST_EPOCH))
     steps = math.ceil(n_windows / batch_size)
     epochs = max(config.max_epochs, math.ceil(LEAST_STEPS / steps))
     patience = math.ceil(config.patience * epochs / config.max_epochs)
-    return dataclasses.replace(config, batch_size=batch_size, max_epochs=epochs, patience=patience)
+    every = config.validate_every
+    if every is None and steps >= _LEAST_BATCH * _VALIDATIONS:
+        every, patience = steps // _VALIDATIONS, patience * _VALIDATIONS
+    return dataclasses.replace(
+        config, batch_size=batch_size, max_epochs=epochs, patience=patience, validate_every=every
+    )

@@ -1,0 +1,130 @@
+"""Pictures: forecasts with their intervals, learning curves, errors along the horizon."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+from matplotlib.figure import Figure
+
+from mambakit.domains.timeseries.forecasting import Forecast
+from mambakit.domains.timeseries.table import Series
+
+_INK, _OURS, _GREY = "#22303c", "#1668b8", "#8a94a0"
+_OTHERS = ("#c2571a", "#4a8f3c", "#8a94a0")
+_TRUTH = {"color": _INK, "linewidth": 1.1, "linestyle": ":", "label": "what came"}
+MOST_PANELS = 8
+
+
+def forecast_figure(
+    histories: Sequence[Series],
+    forecasts: Sequence[Forecast],
+    *,
+    truths: Sequence[Series] | None = None,
+    title: str = "",
+) -> Figure:
+    """History, point forecast and intervals, a panel a series (the first eight).
+
+    Args:
+        histories: What was known.
+        forecasts: What was said, one for each history.
+        truths: Each series with what came as its last rows, drawn over the forecast.
+        title: Above all panels.
+    """
+    shown = min(len(forecasts), MOST_PANELS)
+    columns = 1 if shown == 1 else 2
+    n_rows = -(-shown // columns)
+    figure = Figure(figsize=(10, 1.0 + 3.0 * n_rows) if columns == 2 else (10, 4.2), layout="constrained")
+    axes = figure.subplots(n_rows, columns, squeeze=False).flatten()
+    for axis in axes[shown:]:
+        axis.set_visible(False)
+    for i in range(shown):
+        axis, history, made = axes[i], histories[i], forecasts[i]
+        keep = min(len(history.values), max(3 * len(made.point), 48))
+        past, values = history.stamps[-keep:], history.values[-keep:]
+        axis.plot(past, values, color=_INK, linewidth=1.2, label="history")
+        # The forecast begins at the last known value, so that no hole opens between the two.
+        stamps = past[-1:].append(made.stamps)
+        joined = np.concatenate([np.full((1, made.quantiles.shape[1]), values[-1]), made.quantiles])
+        n_levels = len(made.levels)
+        for k in range(n_levels // 2):
+            low, high = joined[:, k], joined[:, n_levels - 1 - k]
+            share = round(100 * (made.levels[n_levels - 1 - k] - made.levels[k]))
+            label = f"{share} % interval" if k == 0 else None
+            axis.fill_between(stamps, low, high, color=_OURS, alpha=0.13, linewidth=0, label=label)
+        point = np.concatenate([values[-1:], made.point])
+        axis.plot(stamps, point, color=_OURS, linewidth=1.6, label="forecast")
+        if truths is not None:
+            n = len(made.point)
+            axis.plot(truths[i].stamps[-n:], truths[i].values[-n:], **_TRUTH)
+        axis.axvline(past[-1], color=_GREY, linewidth=0.8, linestyle="--")
+        axis.set_title(made.unique_id, fontsize=10, loc="left")
+        _tidy(axis, past)
+    axes[0].legend(fontsize=8, loc="upper left", frameon=False, ncols=2)
+    if len(forecasts) > shown:
+        title = f"{title} (the first {shown} of {len(forecasts)} series)".strip()
+    if title:
+        figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def learning_figure(metrics_csv: Path) -> Figure:
+    """Training and validation loss, and validation error, by step.
+
+    Args:
+        metrics_csv: A run folder's ``metrics.csv``.
+    """
+    with metrics_csv.open(encoding="utf-8") as stream:
+        rows = list(csv.DictReader(stream))
+    figure = Figure(figsize=(10, 3.4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for axis, names, label in (
+        (left, ("train/loss", "val/loss"), "pinball loss"),
+        (right, ("val/mse",), "validation MSE, scaled values"),
+    ):
+        for name, color in zip(names, (_GREY, _OURS), strict=False):
+            pairs = [(int(row["step"]), float(row[name])) for row in rows if row.get(name)]
+            color = _OURS if name.startswith("val") else color
+            steps, values = [step for step, _ in pairs], [value for _, value in pairs]
+            axis.plot(steps, values, color=color, marker="o", markersize=3.5, label=name.replace("/", " "))
+            if name == "val/mse" and pairs:
+                best = int(np.argmin(values))
+                axis.plot(steps[best], values[best], "o", color=_OTHERS[0], markersize=7, label="kept")
+        axis.set_xlabel("optimizer steps")
+        axis.set_title(label, fontsize=10, loc="left")
+        axis.legend(fontsize=8, frameon=False)
+        _tidy(axis)
+    return figure
+
+
+def horizon_figure(mse_by_step: Mapping[str, Sequence[float]]) -> Figure:
+    """Mean squared error along the horizon, ours beside the baselines.
+
+    Args:
+        mse_by_step: By forecaster, ours first; ``(horizon,)`` each.
+    """
+    figure = Figure(figsize=(10, 3.6), layout="constrained")
+    axis = figure.subplots()
+    for (name, values), color in zip(mse_by_step.items(), (_OURS, *_OTHERS), strict=False):
+        steps = np.arange(1, len(values) + 1)
+        axis.plot(steps, values, color=color, label=name, linewidth=2.0 if color == _OURS else 1.2)
+    axis.set_xlabel("steps ahead")
+    axis.set_title("mean squared error, scaled values", fontsize=10, loc="left")
+    axis.set_ylim(bottom=0)
+    axis.legend(fontsize=8, frameon=False)
+    _tidy(axis)
+    return figure
+
+
+def _tidy(axis, stamps=None) -> None:  # type: ignore[no-untyped-def]  # matplotlib's axes have no types
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.grid(axis="y", color="#e6e9ed", linewidth=0.7)
+    axis.set_axisbelow(True)
+    axis.tick_params(labelsize=8)
+    if stamps is not None and hasattr(stamps, "tz"):
+        locator = AutoDateLocator(minticks=3, maxticks=7)
+        axis.xaxis.set_major_locator(locator)
+        axis.xaxis.set_major_formatter(ConciseDateFormatter(locator))
