@@ -1,0 +1,157 @@
+"""The time-series app as a user calls it: exit statuses, files, tables."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from mambakit.apps.timeseries import main
+
+SMALL = ["--model.d_time=16", "--model.d_series=16", "--model.d_state=8", "--model.head_dim=8"]
+FORECAST = ["forecast", "--model", "MODEL", "--input"]
+QUICK = ["--device", "cpu", "--train.max_steps=30", "--train.lr=3e-3", "--train.batch_size=32"]
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    rng = np.random.default_rng(0)
+    t = np.arange(360)
+    frame = pd.DataFrame(
+        {
+            "unique_id": "load",
+            "ds": pd.date_range("2024-01-01", periods=360, freq="h"),
+            "y": 20 + 4 * np.sin(2 * np.pi * t / 24) + 0.3 * rng.standard_normal(360),
+        }
+    )
+    path = tmp_path_factory.mktemp("data") / "my.csv"
+    frame.to_csv(path, index=False)
+    return path
+
+
+@pytest.fixture(scope="module")
+def model(table: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "load"
+    words = ["train", "--data", str(table), "--horizon", "12", "--lookback", "48", "--output", str(folder)]
+    assert main([*words, *SMALL, *QUICK]) == 0
+    return folder
+
+
+def test_train_leaves_a_run_and_a_model(model: Path):
+    for name in (
+        "config.yaml",
+        "metrics.csv",
+        "report.html",
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+    ):
+        assert (model / name).stat().st_size > 0
+    page = (model / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 3
+    assert "seasonal naive" in page
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    assert {path.stem for path in (model / "pictures").iterdir()} == {
+        "error_by_step",
+        "forecast",
+        "learning_curve",
+    }
+
+
+def test_evaluate_prints_the_baselines_beside(model: Path, table: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["evaluate", "--model", str(model), "--data", str(table), "--device", "cpu", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    rows = {row["forecaster"]: row for row in found["results"]}
+    assert set(rows) == {"mambakit", "linear", "seasonal naive", "naive"}
+    assert found["n_windows"] == 72 - 12 + 1
+    assert rows["mambakit"]["mse"] < rows["naive"]["mse"]
+
+
+def test_forecast_writes_a_table_and_a_picture(model: Path, table: Path, tmp_path: Path):
+    output, plot = tmp_path / "f.csv", tmp_path / "f.png"
+    words = ["--input", str(table), "--horizon", "20", "--output", str(output), "--plot", str(plot)]
+    assert main(["forecast", "--model", str(model), *words, "--device", "cpu"]) == 0
+    frame = pd.read_csv(output)
+    assert list(frame.columns[:3]) == ["unique_id", "ds", "y_hat"]
+    assert len(frame) == 20
+    assert frame.ds.iloc[0] == "2024-01-16 00:00:00"
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_forecast_of_a_series_it_has_not_seen(
+    model: Path, table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    other = pd.read_csv(table).assign(unique_id="other")
+    other.to_csv(tmp_path / "other.csv", index=False)
+    assert main(["forecast", "--model", str(model), "--input", str(tmp_path / "other.csv"), "--json"]) == 0
+    said = capsys.readouterr()
+    assert len(json.loads(said.out)) == 12
+    assert "other" in said.err
+
+
+def test_backtest_trains_and_compares(table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    words = ["backtest", "--data", str(table), "--horizon", "12", "--windows", "2", "--lookback", "48"]
+    assert main([*words, *QUICK, "--train.max_steps=8", "--output", str(tmp_path / "b.parquet")]) == 0
+    out = capsys.readouterr().out
+    for name in ("mambakit", "linear", "seasonal naive", "naive", "mase", "coverage"):
+        assert name in out
+    assert len(pd.read_parquet(tmp_path / "b.parquet")) == 24
+
+
+def test_a_finished_run_is_not_overwritten_by_another(model: Path, table: Path, capsys):
+    words = ["train", "--data", str(table), "--horizon", "6", "--lookback", "48", "--output", str(model)]
+    assert main([*words, *SMALL, *QUICK]) == 1
+    assert "another config" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "said"),
+    [
+        (["train", "--horizon", "0"], 2, "horizon: expected at least 1, got 0"),
+        (["train", "--horizon", "-3"], 2, "horizon: expected at least 1, got -3"),
+        (["train", "--lookback", "50"], 2, "lookback: expected a multiple of 16"),
+        (["train", "--data", "ETTh7"], 2, "did you mean ETTh1"),
+        (["train", "--data", "no.csv"], 1, "no such file: no.csv"),
+        (["train", "--data", "BAD", "--missing", "guess"], 2, "--missing"),
+        (["train", "--data", "BAD"], 1, "has a gap"),
+        (["train", "--data", "SHORT"], 1, "240 are needed"),
+        (["train", "--horizn", "3"], 2, "did you mean --horizon"),
+        (
+            ["forecast", "--model", "MODEL", "--input", "GOOD", "--horizon", "0"],
+            2,
+            "horizon: expected at least 1",
+        ),
+        (["forecast", "--model", "nowhere", "--input", "GOOD"], 1, "no saved model at nowhere"),
+        ([*FORECAST, "SHORT"], 1, "the model reads 48"),
+        (
+            ["forecast", "--model", "MODEL", "--input", "GOOD", "--output", "f.xls"],
+            2,
+            "ends in .csv or .parquet",
+        ),
+        (["forecast", "--input", "GOOD"], 2, "--model is required"),
+        (["evaluate", "--model", "MODEL", "--data", "co2"], 1, "other series"),
+        (["backtest", "--data", "SHORT"], 1, "rows are too few"),
+        (["backtest", "--data", "GOOD", "--windows", "0"], 2, "windows: expected at least 1"),
+        (["predict"], 2, "there is no verb 'predict'"),
+        ([], 2, "usage"),
+    ],
+)
+def test_exit_status_and_sentence(words, status, said, model, table, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    good = pd.read_csv(table)
+    good.drop(index=[40, 41]).to_csv("gap.csv", index=False)
+    good[:30].to_csv("short.csv", index=False)
+    names = {"GOOD": str(table), "MODEL": str(model), "BAD": "gap.csv", "SHORT": "short.csv"}
+    assert main([names.get(word, word) for word in words]) == status
+    err = capsys.readouterr().err
+    assert said in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("verb", ["train", "evaluate", "forecast", "backtest"])
+def test_help_shows_examples(verb: str, capsys: pytest.CaptureFixture[str]):
+    assert main([verb, "--help"]) == 0
+    assert f"mambakit timeseries {verb}" in capsys.readouterr().out
