@@ -54,10 +54,12 @@ def forward_backward(
 
     Returns the outputs as ``out0``, ``out1``, ... and the gradient of every floating input as ``d<name>``.
     """
-    leaves = {}
+    leaves: dict[str, Tensor | None] = {}
     for name, value in inputs.items():
-        is_leaf = value is not None and value.is_floating_point()
-        leaves[name] = value.detach().clone().requires_grad_() if is_leaf else value
+        if value is not None and value.is_floating_point():
+            leaves[name] = value.detach().clone().requires_grad_()
+        else:
+            leaves[name] = value
     outputs = op(**leaves, **options)
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
     named = {name: leaf for name, leaf in leaves.items() if leaf is not None and leaf.requires_grad}

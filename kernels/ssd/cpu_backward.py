@@ -298,7 +298,7 @@ def _backward(
                     dscale[at] = column[i] + out[i] * leaving[i]
                     dlog_decay[at] = np.float32(total + spans[i])
                     total += np.float64(weight[i]) * leaving[i]
-                total = 0.0
+                total = np.float64(0.0)
                 for i in range(n - 1, -1, -1):
                     total += np.float64(into[i]) * entering[i]
                     dlog_decay[(token0 + i) * n_heads + head] += np.float32(total)

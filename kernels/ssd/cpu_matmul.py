@@ -30,10 +30,10 @@ def _make_tile(rows: int, vectors: int) -> Any:
     """An intrinsic that adds ``a[rows, depth] @ b[depth, vectors * WIDTH]`` to a tile of ``c``."""
 
     @intrinsic
-    def tile(typing_context, c, c0, c_row, a, a0, a_row, a_step, b, b0, b_row, depth):  # type: ignore[no-untyped-def]
+    def tile(typing_context, c, c0, c_row, a, a0, a_row, a_step, b, b0, b_row, depth):
         signature = types.void(c, *[types.intp] * 2, a, *[types.intp] * 3, b, *[types.intp] * 3)
 
-        def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
+        def codegen(context, builder, sig, args):
             data = [context.make_array(sig.args[k])(context, builder, value=args[k]).data for k in (0, 3, 7)]
             numbers = [*args[1:3], *args[4:7], *args[8:11]]
             # a function of its own, compiled once a kernel however many places call it
@@ -47,7 +47,7 @@ def _make_tile(rows: int, vectors: int) -> Any:
             builder.call(function, [*data, *numbers])
             return context.get_dummy_value()
 
-        def define(function):  # type: ignore[no-untyped-def]
+        def define(function):
             builder = ir.IRBuilder(function.append_basic_block("entry"))
             c_ptr, a_ptr, b_ptr, c0, c_row, a0, a_row, a_step, b0, b_row, depth = function.args
             index = ir.IntType(64)
@@ -56,13 +56,13 @@ def _make_tile(rows: int, vectors: int) -> Any:
                 function.module, ir.FunctionType(vector, [vector] * 3), f"llvm.fma.v{WIDTH}f32"
             )
 
-            def at(pointer, offset):  # type: ignore[no-untyped-def]
+            def at(pointer, offset):
                 return builder.gep(pointer, [offset])
 
-            def vector_at(pointer, offset):  # type: ignore[no-untyped-def]
+            def vector_at(pointer, offset):
                 return builder.bitcast(at(pointer, offset), vector.as_pointer())
 
-            def times(value, k):  # type: ignore[no-untyped-def]
+            def times(value, k):
                 return builder.mul(value, ir.Constant(index, k))
 
             places = [
@@ -122,15 +122,15 @@ _tile_1x1 = _make_tile(1, 1)
 
 
 @intrinsic
-def transpose_tile(typing_context, source, s0, s_row, target, t0, t_row):  # type: ignore[no-untyped-def]
+def transpose_tile(typing_context, source, s0, s_row, target, t0, t_row):
     """``target[t0 + j t_row + i] = source[s0 + i s_row + j]`` for i, j < LANES, through registers."""
     signature = types.void(source, types.intp, types.intp, target, types.intp, types.intp)
 
-    def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, sig, args):
         s_ptr, t_ptr = (context.make_array(sig.args[k])(context, builder, value=args[k]).data for k in (0, 3))
         vector = ir.VectorType(ir.FloatType(), LANES)
 
-        def vector_at(pointer, start, row, i):  # type: ignore[no-untyped-def]
+        def vector_at(pointer, start, row, i):
             offset = builder.add(start, builder.mul(row, ir.Constant(ir.IntType(64), i)))
             return builder.bitcast(builder.gep(pointer, [offset]), vector.as_pointer())
 
