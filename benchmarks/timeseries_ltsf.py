@@ -87,8 +87,10 @@ def work(jobs: Any, results: Any, deadline: float) -> None:
             results.put({**job, "error": traceback.format_exc()})
 
 
-def run_all(jobs: list[dict[str, Any]], n_processes: int, seconds: float) -> list[dict[str, Any]]:
-    """All jobs over some processes that share the machine's accelerator."""
+def run_all(
+    jobs: list[dict[str, Any]], n_processes: int, seconds: float, stop_after: float
+) -> list[dict[str, Any]]:
+    """All jobs over some processes that share the machine's accelerator; those still running are stopped."""
     context = multiprocessing.get_context("spawn")
     waiting, results = context.Queue(), context.Queue()
     for job in jobs:
@@ -103,6 +105,11 @@ def run_all(jobs: list[dict[str, Any]], n_processes: int, seconds: float) -> lis
         process.start()
     found: list[dict[str, Any]] = []
     while any(process.is_alive() for process in processes) or not results.empty():
+        if time.time() - began > stop_after:
+            for process in processes:
+                process.terminate()
+            waiting.cancel_join_thread()
+            break
         try:
             one = results.get(timeout=1)
         except queue.Empty:
@@ -171,6 +178,7 @@ def main() -> int:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--jobs", type=int, default=1, help="processes at once")
     parser.add_argument("--seconds", type=float, default=1e9, help="begin no job after so long")
+    parser.add_argument("--stop-after", type=float, default=1e9, help="keep what is done after so long")
     parser.add_argument("--set", dest="changes", nargs="*", default=[], metavar="PART.FIELD=JSON")
     parser.add_argument("--validation-only", action="store_true", help="measure no test window")
     parser.add_argument("--raw", type=Path, help="also write every run's result here")
@@ -188,8 +196,9 @@ def main() -> int:
         for name in arguments.sets
         for horizon in sorted(arguments.horizons, reverse=True)
     ]
-    found = run_all(jobs, arguments.jobs, arguments.seconds)
+    found = run_all(jobs, arguments.jobs, arguments.seconds, arguments.stop_after)
     failed = [one for one in found if "error" in one]
+    n_done = len(found)
     found = [one for one in found if "error" not in one]
     if arguments.raw:
         arguments.raw.write_text(json.dumps(found, indent=1))
@@ -204,8 +213,8 @@ def main() -> int:
         print(f"{len(made)} rows written to {write_rows('timeseries', made)}")
         for one in made:
             print(one["what"], one["value"], "+-", one["spread"], one["peers"])
-    if len(found) + len(failed) < len(jobs):
-        print(f"out of time: {len(jobs) - len(found) - len(failed)} runs were not begun", file=sys.stderr)
+    if n_done < len(jobs):
+        print(f"out of time: {len(jobs) - n_done} runs are not done", file=sys.stderr)
     return 1 if failed else 0
 
 
