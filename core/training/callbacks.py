@@ -29,14 +29,24 @@ class AveragedWeights(WeightAveraging):
 
     The decay rises with the number of updates n as ``min(decay, (1 + n) / (10 + n))``: the first
     averages would otherwise be little more than the random start. Buffers are copied, not averaged.
+
+    Args:
+        decay: Its highest value.
+        device: Where the averages live: the device that trains, else every step waits for it.
     """
 
-    def __init__(self, decay: float) -> None:
-        def average(averaged: Tensor, current: Tensor, n_averaged: Tensor | int) -> Tensor:
-            n = int(n_averaged)
-            return torch.lerp(averaged, current.to(averaged.dtype), 1 - min(decay, (1 + n) / (10 + n)))
+    def __init__(self, decay: float, device: torch.device | None = None) -> None:
+        def average(averaged: Any, current: Any, n_averaged: Tensor | int) -> None:
+            n = int(n_averaged if self._average_model is None else self._average_model.n_averaged)
+            current = [new.to(old.dtype) for old, new in zip(averaged, current, strict=True)]
+            torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + n) / (10 + n)))
 
-        super().__init__(use_buffers=False, avg_fn=average)
+        super().__init__(device=device, use_buffers=False, multi_avg_fn=average)
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        if self._average_model is not None:  # a count on a GPU would make every step wait for it
+            self._average_model.n_averaged = self._average_model.n_averaged.cpu()
 
 
 class EpochSeed(Callback):

@@ -91,7 +91,7 @@ def fit(
         check_finite=False,
         check_on_train_epoch_end=False,
     )
-    averaging = [AveragedWeights(config.ema_decay)] if config.ema_decay else []
+    averaging = [AveragedWeights(config.ema_decay, device)] if config.ema_decay else []
     resume_from = run.last_checkpoint
     with _quiet():
         trainer = pl.Trainer(

@@ -29,6 +29,8 @@ from mambakit.kernels.ssd import elementwise as ew
 # exp(-1000) is zero in every dtype, and sums of bounded terms have no inf - inf
 _LOWEST_LOG_DECAY = -1000.0
 _SLAB_BYTES = 1 << 20
+# elsewhere fewer launches matter more than a cache
+_SLAB_BYTES_OFF_CPU = 1 << 28
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,8 @@ class Plan:
     def slabs(self, *, reverse: bool = False) -> Iterator[Slab]:
         """Slabs by rows, then by time (backwards with ``reverse``)."""
         widest = max(self.head_dim, self.q) * self.q + self.d_state * self.head_dim
-        budget = max(1, _SLAB_BYTES // max(4 * self.n_heads * widest, 1))
+        slab_bytes = _SLAB_BYTES if self.cum.device.type == "cpu" else _SLAB_BYTES_OFF_CPU
+        budget = max(1, slab_bytes // max(4 * self.n_heads * widest, 1))
         n_rows = max(1, min(self.batch, budget))
         n_chunks = max(1, budget // n_rows)
         for r0 in range(0, self.batch, n_rows):

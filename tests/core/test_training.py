@@ -242,13 +242,13 @@ class TestFit:
     def test_average_follows_its_formula(self) -> None:
         from mambakit.core.training.callbacks import AveragedWeights
 
-        averaging = AveragedWeights(0.9)._kwargs["avg_fn"]
+        averaging = AveragedWeights(0.9)._kwargs["multi_avg_fn"]
         average = torch.zeros(1, dtype=torch.float64)
         expected = 0.0
         for n in range(1, 200):
             decay = min(0.9, (1 + n) / (10 + n))
             expected = decay * expected + (1 - decay) * n
-            average = averaging(average, torch.tensor([float(n)], dtype=torch.float64), torch.tensor(n))
+            averaging([average], [torch.tensor([float(n)], dtype=torch.float64)], torch.tensor(n))
         assert average.item() == pytest.approx(expected)
 
     def test_stops_after_max_steps(self, tmp_path: Path) -> None:
