@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -290,7 +290,12 @@ def backtest(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs ``mambakit timeseries ...``; returns the exit status."""
-    verbs = {"train": train, "evaluate": evaluate, "forecast": forecast, "backtest": backtest}
+    verbs: dict[str, Callable[..., object]] = {
+        "train": train,
+        "evaluate": evaluate,
+        "forecast": forecast,
+        "backtest": backtest,
+    }
     text = __doc__ or ""
     description, _, examples = text.partition("\n\n")
     return run_app("mambakit timeseries", verbs, argv, description, examples)
@@ -302,7 +307,7 @@ def _evaluate(forecaster: Forecaster, data: SeriesData, device: str) -> Evaluati
     from mambakit.domains.timeseries.training import make_values
 
     config = forecaster.config
-    sizes = {"lookback": config.lookback, "horizon": config.horizon}
+    sizes: dict[str, Any] = {"lookback": config.lookback, "horizon": config.horizon}
     chosen = resolve_device(device)
     chosen = "cpu" if chosen.type == "mps" else chosen  # type: ignore[assignment]  # it has no float64
     values = make_values(data, forecaster.tokenizer)
@@ -314,8 +319,13 @@ def _evaluate(forecaster: Forecaster, data: SeriesData, device: str) -> Evaluati
 
 
 def _train_config(config: TrainConfig, seed: int, device: str, max_time: str | None) -> TrainConfig:
-    """The nested options with the flags that every app has in front."""
-    return dataclasses.replace(config, seed=seed, device=device, max_time=max_time or config.max_time)
+    """The nested options; the flags that every app has come before them where they are given."""
+    return dataclasses.replace(
+        config,
+        seed=seed or config.seed,
+        device=config.device if device == "auto" else device,
+        max_time=max_time or config.max_time,
+    )
 
 
 def _check_window(lookback: int, horizon: int, model: ModelConfig) -> None:

@@ -10,7 +10,7 @@ import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -261,7 +261,8 @@ class Windows(Dataset[Tensor]):
         return list(self.starts(np.arange(len(self))).split(batch_size))
 
 
-def _as_is(batch: Tensor) -> Tensor:
+def _as_is(batch: Any) -> Any:
+    """``__getitems__`` has made the batch already."""
     return batch
 
 
