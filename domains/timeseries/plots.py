@@ -63,7 +63,8 @@ def forecast_figure(
         axis.axvline(past[-1], color=_GREY, linewidth=0.8, linestyle="--")
         axis.set_title(made.unique_id, fontsize=10, loc="left")
         _tidy(axis, past)
-    axes[0].legend(fontsize=8, loc="upper left", frameon=False, ncols=2)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, fontsize=8, loc="outside upper right", frameon=False, ncols=4)
     if len(forecasts) > shown:
         title = f"{title} (the first {shown} of {len(forecasts)} series)".strip()
     if title:
@@ -114,7 +115,7 @@ def horizon_figure(mse_by_step: Mapping[str, Sequence[float]]) -> Figure:
     axis.set_xlabel("steps ahead")
     axis.set_title("mean squared error, scaled values", fontsize=10, loc="left")
     axis.set_ylim(bottom=0)
-    axis.legend(fontsize=8, frameon=False)
+    figure.legend(fontsize=8, loc="outside upper right", frameon=False, ncols=4)
     _tidy(axis)
     return figure
 
