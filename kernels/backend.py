@@ -48,6 +48,8 @@ def choose_backend(op: str, backend: str | None, device: torch.device) -> str:
         backend = os.environ.get("MAMBAKIT_BACKEND") or None
         asked_by = "MAMBAKIT_BACKEND"
     if backend is None:
+        if op not in TRITON_OPS:
+            return "portable"
         return "triton" if why_unavailable("triton", op, device) is None else "portable"
     if backend not in BACKENDS:
         raise ValueError(f"{asked_by}: expected one of {', '.join(BACKENDS)}, got {backend!r}")

@@ -79,7 +79,8 @@ def check_groups(n_groups: int, n_channels: int, channels_name: str) -> None:
 
 def check_dt_limit(dt_limit: tuple[float, float]) -> tuple[float, float]:
     """Return ``(low, high)`` as floats, or raise a ValueError if it is no interval."""
-    low, high = (float(bound) for bound in dt_limit)
+    low, high = dt_limit
+    low, high = float(low), float(high)
     if not low <= high:
         raise ValueError(f"dt_limit: expected (low, high) with low <= high, got {tuple(dt_limit)}")
     return low, high

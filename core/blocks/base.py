@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as hooks_of_all
 
 from mambakit.core.state import State
 from mambakit.kernels.checks import check_seq_idx
@@ -151,6 +152,8 @@ class Block(nn.Module):
                 got = tensor.shape
                 if got[0] != batch:
                     raise ValueError(f"state: it is for a batch of {got[0]} rows, but x has {batch}")
+                if got == (batch, *shape):
+                    continue
                 if got[1:] != shape and not _fits(got[1:], shape):
                     break
             else:
@@ -172,6 +175,28 @@ class Block(nn.Module):
     ) -> tuple[torch.device | str, torch.dtype]:
         parameter = next(self.parameters())
         return device or parameter.device, dtype or parameter.dtype
+
+
+def are_plain_linear(*modules: nn.Module) -> bool:
+    """Whether calling each is ``F.linear`` with its weight and bias and nothing else, without gradients.
+
+    Never while a graph is traced, which then need not depend on it.
+    """
+    if (
+        torch.compiler.is_compiling()
+        or hooks_of_all._global_forward_hooks
+        or hooks_of_all._global_forward_pre_hooks
+    ):
+        return False
+    for module in modules:
+        if (
+            type(module) is not nn.Linear
+            or module._forward_hooks
+            or module._forward_pre_hooks
+            or "forward" in module.__dict__
+        ):
+            return False
+    return True
 
 
 def _fits(got: torch.Size, wanted: tuple[int | None, ...]) -> bool:

@@ -9,11 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mambakit.core import init
-from mambakit.core.blocks.base import Block
+from mambakit.core.blocks.base import Block, are_plain_linear
 from mambakit.core.blocks.ragged import last_inputs, masked_dt
 from mambakit.core.blocks.registry import register_block
 from mambakit.core.state import State
 from mambakit.kernels import causal_conv1d, causal_conv1d_step, selective_scan, selective_scan_step
+from mambakit.kernels.token_step import mamba1_token
 
 
 @register_block("mamba1")
@@ -128,6 +129,28 @@ class Mamba1(Block):
         return self.out_proj(y), State.of(conv=next_conv, ssm=next_ssm)
 
     def mix_step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        in_proj, x_proj, dt_proj, out_proj = self.in_proj, self.x_proj, self.dt_proj, self.out_proj
+        if are_plain_linear(in_proj, x_proj, dt_proj, out_proj):
+            result = mamba1_token(
+                x,
+                state["conv"],
+                state["ssm"],
+                in_weight=in_proj.weight,
+                in_bias=in_proj.bias,
+                conv_weight=self.conv_weight,
+                conv_bias=self.conv_bias,
+                x_weight=x_proj.weight,
+                x_bias=x_proj.bias,
+                dt_weight=dt_proj.weight,
+                dt_bias=dt_proj.bias,
+                A_log=self.A_log,
+                D=self.D,
+                out_weight=out_proj.weight,
+                out_bias=out_proj.bias,
+                dt_limit=self.dt_limit,
+            )
+            if result is not None:
+                return result[0], State.of(conv=result[1], ssm=result[2])
         u, z = self.in_proj(x).chunk(2, dim=-1)  # [b, d]
         u, next_conv = causal_conv1d_step(
             state["conv"], u, self.conv_weight, self.conv_bias, activation="silu"
@@ -136,13 +159,13 @@ class Mamba1(Block):
         y, next_ssm = selective_scan_step(
             state["ssm"],
             u,
-            F.linear(dt, self.dt_proj.weight),
+            F.linear(dt, dt_proj.weight),
             -torch.exp(self.A_log),
             B.unsqueeze(1),
             C.unsqueeze(1),
             D=self.D,
             z=z,
-            dt_bias=self.dt_proj.bias,
+            dt_bias=dt_proj.bias,
             dt_softplus=True,
             dt_limit=self.dt_limit,
         )

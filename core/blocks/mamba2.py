@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from mambakit.core import init
-from mambakit.core.blocks.base import Block
+from mambakit.core.blocks.base import Block, are_plain_linear
 from mambakit.core.blocks.ragged import last_inputs, masked_dt
 from mambakit.core.blocks.registry import register_block
 from mambakit.core.state import State
 from mambakit.kernels import causal_conv1d, causal_conv1d_step, gated_rms_norm, ssd, ssd_step
+from mambakit.kernels.token_step import mamba2_token
 
 
 @register_block("mamba2")
@@ -147,6 +148,29 @@ class Mamba2(Block):
         return self.out_proj(self._normalize(y.flatten(-2), z)), State.of(conv=next_conv, ssm=next_ssm)
 
     def mix_step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        in_proj, out_proj = self.in_proj, self.out_proj
+        if are_plain_linear(in_proj, out_proj):
+            result = mamba2_token(
+                x,
+                state["conv"],
+                state["ssm"],
+                in_weight=in_proj.weight,
+                in_bias=in_proj.bias,
+                conv_weight=self.conv_weight,
+                conv_bias=self.conv_bias,
+                dt_bias=self.dt_bias,
+                A_log=self.A_log,
+                D=self.D,
+                norm_weight=self.norm_weight,
+                out_weight=out_proj.weight,
+                out_bias=out_proj.bias,
+                n_groups=self.n_groups,
+                norm_before_gate=self.norm_before_gate,
+                norm_eps=self.norm_eps,
+                dt_limit=self.dt_limit,
+            )
+            if result is not None:
+                return result[0], State.of(conv=result[1], ssm=result[2])
         batch = x.shape[0]
         z, inputs, dt = self.in_proj(x).split_with_sizes(self._split_in, -1)
         mixed, next_conv = causal_conv1d_step(

@@ -3,64 +3,49 @@
 from __future__ import annotations
 
 import functools
-import math
 from typing import Any
 
-import numpy as np
-import torch
-from numba import njit, types
-from torch import Tensor
+from numba import carray, njit, types
 
-from mambakit.kernels.arrays import as_array
+from mambakit.kernels.addresses import pointer
+from mambakit.kernels.vector import LANES, load_lanes, store_lanes
+from mambakit.kernels.vector_math import sigmoid
 
 
-def _step(x, weight, bias, state, y, new_state, has_bias, silu):
-    batch, channels = x.shape
-    n_past = state.shape[2]
+def _step(state_at, x_at, weight_at, bias_at, y_at, new_state_at, batch, channels, n_past, silu, zero):
+    state = carray(pointer(state_at, zero), (batch, channels, n_past))
+    new_state = carray(pointer(new_state_at, zero), (batch, channels, n_past))
+    x = carray(pointer(x_at, zero), (batch, channels))
+    y = carray(pointer(y_at, zero), (batch, channels))
+    weight = carray(pointer(weight_at, zero), (channels, n_past + 1))
+    bias = carray(pointer(bias_at, zero), (channels,))
     for b in range(batch):
         for c in range(channels):
             value = x[b, c] * weight[c, n_past]
             for k in range(n_past):
                 value += weight[c, k] * state[b, c, k]
+            y[b, c] = value
             # ascending, so that new_state may be state
             for k in range(n_past - 1):
                 new_state[b, c, k] = state[b, c, k + 1]
             if n_past > 0:
                 new_state[b, c, n_past - 1] = x[b, c]
-            if has_bias:
-                value += bias[c]
+        for c in range(0, channels, LANES):
+            count = min(LANES, channels - c)
+            result = load_lanes(y, (b, c), count)
+            if bias_at:
+                result = result + load_lanes(bias, (c,), count)
             if silu:
-                value /= 1 + math.exp(-value)
-            y[b, c] = value
+                result = result * sigmoid(result)
+            store_lanes(y, (b, c), result, count)
 
 
 @functools.cache
-def _kernel(double: bool) -> Any:
+def compiled_step(double: bool) -> Any:
+    """``step(state, x, weight, bias, y, new_state, batch, channels, n_past, silu, 0.0)``.
+
+    Tensors by address, contiguous and all float64 if ``double``, else float32; 0 for one not given.
+    """
     real = types.float64 if double else types.float32
-    a1, a2, a3 = (types.Array(real, rank, "A") for rank in (1, 2, 3))
-    signature = types.void(a2, a2, a1, a3, a2, a3, types.boolean, types.boolean)
+    signature = types.void(*[types.intp] * 9, types.boolean, real)
     return njit(signature, nogil=True, cache=True, error_model="numpy")(_step)
-
-
-_NONE = {dtype: np.empty(0, dtype) for dtype in (np.float32, np.float64)}
-
-
-def step_cpu(
-    state: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, inplace: bool
-) -> tuple[Tensor, Tensor]:
-    """``causal_conv1d_step`` without gradients; ``state`` is float32 or float64."""
-    dtype = state.dtype
-    double = dtype == torch.float64
-    new_state = state if inplace else torch.empty(state.shape, dtype=dtype)
-    y = torch.empty(x.shape, dtype=dtype)
-    _kernel(double)(
-        as_array(x, dtype),
-        as_array(weight, dtype),
-        _NONE[np.float64 if double else np.float32] if bias is None else as_array(bias, dtype),
-        state.detach().numpy(),
-        y.numpy(),
-        new_state.detach().numpy(),
-        bias is not None,
-        silu,
-    )
-    return y.to(x.dtype), new_state

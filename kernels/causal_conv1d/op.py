@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mambakit.kernels.arrays import is_plain_cpu_call
+from mambakit.kernels.arrays import addresses, step_memory, usual_addresses
 from mambakit.kernels.backend import choose_backend
 from mambakit.kernels.causal_conv1d.library import causal_conv1d_fwd
 from mambakit.kernels.causal_conv1d.reference import causal_conv1d_reference
@@ -99,22 +102,27 @@ def causal_conv1d_step(
         ValueError: On a wrong shape, device, ``activation`` or name of a backend.
         BackendUnavailableError: If the backend asked for cannot run here.
     """
-    check_float("x", x)
-    check_shape("x", x, batch=None, channels=None)
-    batch, channels = x.shape
-    _check_filter(weight, bias, activation, channels)
-    check_float("state", state)
-    check_shape("state", state, batch=batch, channels=channels, past=weight.shape[1] - 1)
-    check_same_device("x", x, state=state, weight=weight, bias=bias)
+    found = _usual_addresses(state, x, weight, bias, activation)
+    if found is None:
+        check_float("x", x)
+        check_shape("x", x, batch=None, channels=None)
+        batch, channels = x.shape
+        _check_filter(weight, bias, activation, channels)
+        check_float("state", state)
+        check_shape("state", state, batch=batch, channels=channels, past=weight.shape[1] - 1)
+        check_same_device("x", x, state=state, weight=weight, bias=bias)
     dtype = state.dtype
-    if (
-        choose_backend("causal_conv1d", backend, x.device) != "reference"
-        and dtype in (torch.float32, torch.float64)
-        and is_plain_cpu_call(state, x, weight, bias)
-    ):
-        from mambakit.kernels.causal_conv1d.cpu_step import step_cpu
-
-        return step_cpu(state, x, weight, bias, activation == "silu", inplace)
+    if choose_backend("causal_conv1d", backend, x.device) != "reference":
+        memory: list[Any] | None = [state, x]
+        if found is None:
+            memory = step_memory(state, x, weight, bias, inplace=inplace)
+        if memory is not None:
+            new_state, y = memory[0] if inplace else torch.empty_like(memory[0]), torch.empty_like(memory[1])
+            _compiled_step(dtype)(
+                *(found or addresses(memory)), y.data_ptr(), new_state.data_ptr(),
+                *state.shape, activation == "silu", 0.0,
+            )  # fmt: skip
+            return y if y.dtype is x.dtype else y.to(x.dtype), state if inplace else new_state
     window = torch.cat([state, x.to(dtype)[..., None]], dim=-1)  # [b, c, w]
     y = torch.linalg.vecdot(window, weight.to(dtype))
     if bias is not None:
@@ -126,6 +134,32 @@ def causal_conv1d_step(
         state.copy_(new_state)
         new_state = state
     return y.to(x.dtype), new_state
+
+
+@functools.cache
+def _compiled_step(dtype: torch.dtype) -> Any:
+    from mambakit.kernels.causal_conv1d.cpu_step import compiled_step
+
+    return compiled_step(dtype == torch.float64)
+
+
+def _usual_addresses(
+    state: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None
+) -> list[int] | None:
+    try:
+        batch, channels, past = state.shape
+        dtype = state.dtype
+    except (AttributeError, ValueError):
+        return None
+    if activation not in (None, "silu"):
+        return None
+    return usual_addresses(
+        dtype,
+        (state, (batch, channels, past)),
+        (x, (batch, channels)),
+        (weight, (channels, past + 1)),
+        (bias, (channels,)),
+    )
 
 
 def _check_filter(weight: Tensor, bias: Tensor | None, activation: str | None, channels: int) -> None:

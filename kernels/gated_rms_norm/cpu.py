@@ -7,8 +7,10 @@ from collections.abc import Callable
 import numba
 import numpy as np
 import torch
+from numba import carray
 from torch import Tensor
 
+from mambakit.kernels.addresses import pointer
 from mambakit.kernels.parallel import parallel_for
 from mambakit.kernels.vector import LANES, load_lanes, reduce_add, splat_like, store_lanes
 from mambakit.kernels.vector_math import sigmoid
@@ -96,6 +98,17 @@ def _forward(part, lo, hi, x, weight, z, eps, group_size, norm_before_gate, y):
                     gate = load_lanes(z, (r, k), count)
                     value = value * gate * sigmoid(gate)
                 store_lanes(y, (r, k), value, count)
+
+
+@numba.njit("void(intp, intp, intp, intp, intp, intp, intp, float64, boolean)", **_JIT)
+def forward_at(x_at, weight_at, z_at, y_at, n_rows, channels, group_size, eps, norm_before_gate):
+    """``gated_rms_norm`` of tensors at addresses, 0 for no ``z``: where a call counts more than its work."""
+    zero = np.float32(0)
+    shape = (n_rows, channels)
+    x, y = carray(pointer(x_at, zero), shape), carray(pointer(y_at, zero), shape)
+    z = carray(pointer(z_at, zero), shape if z_at else (0, 0))
+    weight = carray(pointer(weight_at, zero), (channels,))
+    _forward(0, 0, n_rows, x, weight, z, eps, group_size, norm_before_gate, y)
 
 
 @numba.njit(**_JIT)

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
+import torch
 from torch import Tensor
 
+from mambakit.kernels.arrays import usual_addresses
 from mambakit.kernels.backend import choose_backend
 from mambakit.kernels.checks import check_float, check_same_device, check_shape
 from mambakit.kernels.gated_rms_norm.library import gated_rms_norm_fwd
 from mambakit.kernels.gated_rms_norm.reference import gated_rms_norm_reference
+
+# a call on fewer values than this is shorter than the way through a custom op
+_SMALL = 1 << 14
 
 
 def gated_rms_norm(
@@ -43,17 +51,10 @@ def gated_rms_norm(
         ValueError: On a wrong shape, device, ``eps``, ``group_size`` or name of a backend.
         BackendUnavailableError: If the backend asked for cannot run here.
     """
-    check_float("x", x)
-    if x.dim() < 1:
-        raise ValueError("x: expected shape (..., channels), got ()")
+    found = _usual_addresses(x, weight, z)
+    if found is None:
+        _check(x, weight, z)
     channels = x.shape[-1]
-    check_float("weight", weight)
-    check_shape("weight", weight, channels=channels)
-    if z is not None:
-        check_float("z", z)
-        if z.shape != x.shape:
-            raise ValueError(f"z: expected the shape of x, {tuple(x.shape)}, got {tuple(z.shape)}")
-    check_same_device("x", x, weight=weight, z=z)
     if not eps > 0:
         raise ValueError(f"eps: expected a positive number, got {eps}")
     if group_size is None:
@@ -64,4 +65,38 @@ def gated_rms_norm(
         return gated_rms_norm_reference(
             x, weight, z=z, eps=eps, group_size=group_size, norm_before_gate=norm_before_gate
         )
+    if found is not None:
+        y = torch.empty_like(x)
+        at = (*found, y.data_ptr())
+        _compiled()(*at, x.numel() // channels, channels, group_size, float(eps), bool(norm_before_gate))
+        return y
     return gated_rms_norm_fwd(x, weight, z, float(eps), group_size, norm_before_gate)
+
+
+@functools.cache
+def _compiled() -> Any:
+    from mambakit.kernels.gated_rms_norm.cpu import forward_at
+
+    return forward_at
+
+
+def _usual_addresses(x: Tensor, weight: Tensor, z: Tensor | None) -> list[int] | None:
+    if torch.compiler.is_compiling():
+        return None  # before a graph comes to depend on the size
+    if not isinstance(x, Tensor) or x.dim() < 1 or not 0 < x.numel() <= _SMALL:
+        return None
+    shape = x.shape
+    return usual_addresses(torch.float32, (x, shape), (weight, shape[-1:]), (z, shape))
+
+
+def _check(x: Tensor, weight: Tensor, z: Tensor | None) -> None:
+    check_float("x", x)
+    if x.dim() < 1:
+        raise ValueError("x: expected shape (..., channels), got ()")
+    check_float("weight", weight)
+    check_shape("weight", weight, channels=x.shape[-1])
+    if z is not None:
+        check_float("z", z)
+        if z.shape != x.shape:
+            raise ValueError(f"z: expected the shape of x, {tuple(x.shape)}, got {tuple(z.shape)}")
+    check_same_device("x", x, weight=weight, z=z)

@@ -5,12 +5,9 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-import numpy as np
-import torch
-from numba import njit, types
-from torch import Tensor
+from numba import carray, njit, types
 
-from mambakit.kernels.arrays import as_array
+from mambakit.kernels.addresses import pointer
 from mambakit.kernels.vector import (
     LANES,
     aligned_zeros,
@@ -25,17 +22,28 @@ from mambakit.kernels.vector_math import clamp, exp, sigmoid, softplus
 
 
 def _step(
-    x, dt, A, B, C, D, z, dt_bias, state, y, new_state, has_D, has_z, has_bias, use_softplus, dt_low, dt_high
+    state_at, x_at, dt_at, A_at, B_at, C_at, D_at, z_at, bias_at, y_at, new_state_at,
+    batch, d_inner, d_state, n_groups, use_softplus, dt_low, dt_high,
 ):  # fmt: skip
-    batch, d_inner = x.shape
-    d_state, per_group = A.shape[1], d_inner // B.shape[1]
+    state = carray(pointer(state_at, dt_low), (batch, d_inner, d_state))
+    new_state = carray(pointer(new_state_at, dt_low), (batch, d_inner, d_state))
+    x = carray(pointer(x_at, dt_low), (batch, d_inner))
+    dt = carray(pointer(dt_at, dt_low), (batch, d_inner))
+    z = carray(pointer(z_at, dt_low), (batch, d_inner))
+    y = carray(pointer(y_at, dt_low), (batch, d_inner))
+    A = carray(pointer(A_at, dt_low), (d_inner, d_state))
+    B = carray(pointer(B_at, dt_low), (batch, n_groups, d_state))
+    C = carray(pointer(C_at, dt_low), (batch, n_groups, d_state))
+    D = carray(pointer(D_at, dt_low), (d_inner,))
+    bias = carray(pointer(bias_at, dt_low), (d_inner,))
+    per_group = d_inner // n_groups
     steps, outs = aligned_zeros(1, 1, state), aligned_zeros(1, 1, state)
     for b in range(batch):
         for c in range(0, d_inner, LANES):
             count = min(LANES, d_inner - c)
             step = load_lanes(dt, (b, c), count)
-            if has_bias:
-                step = step + load_lanes(dt_bias, (c,), count)
+            if bias_at:
+                step = step + load_lanes(bias, (c,), count)
             if use_softplus:
                 step = softplus(step)
             store(steps, (0, 0, 0), clamp(step, dt_low, dt_high))
@@ -54,66 +62,21 @@ def _step(
                     out = out + h * load_lanes(C, (b, group, n), some)
                 outs[0, 0, lane] = reduce_add(out)
             result = load(outs, (0, 0, 0))
-            if has_D:
+            if D_at:
                 result = result + load_lanes(D, (c,), count) * load_lanes(x, (b, c), count)
-            if has_z:
+            if z_at:
                 gate = load_lanes(z, (b, c), count)
                 result = result * (gate * sigmoid(gate))
             store_lanes(y, (b, c), result, count)
 
 
 @functools.cache
-def _kernel(double: bool) -> Any:
+def compiled_step(double: bool) -> Any:
+    """``step(state, x, dt, A, B, C, D, z, dt_bias, y, new_state, sizes..., dt_softplus, dt_low, dt_high)``.
+
+    Tensors by address, contiguous and all float64 if ``double``, else float32; 0 for one not given. The sizes
+    are batch, d_inner, d_state and n_groups.
+    """
     real = types.float64 if double else types.float32
-    a1, a2, a3 = (types.Array(real, rank, "A") for rank in (1, 2, 3))
-    flag = types.boolean
-    signature = types.void(a2, a2, a2, a3, a3, a1, a2, a1, a3, a2, a3, flag, flag, flag, flag, real, real)
+    signature = types.void(*[types.intp] * 15, types.boolean, real, real)
     return njit(signature, nogil=True, cache=True)(_step)
-
-
-_NONE = {(rank, dtype): np.empty((0,) * rank, dtype) for rank in (1, 2) for dtype in (np.float32, np.float64)}
-
-
-def step_cpu(
-    state: Tensor,
-    x: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    dt_bias: Tensor | None,
-    dt_softplus: bool,
-    dt_limit: tuple[float, float],
-    inplace: bool,
-) -> tuple[Tensor, Tensor]:
-    """``selective_scan_step`` without gradients, of a float32 or float64 state; in place: of unit stride."""
-    dtype = state.dtype
-    double = dtype == torch.float64
-    new_state = state if inplace else torch.empty(state.shape, dtype=dtype)
-    y = torch.empty(x.shape, dtype=dtype)
-    none1, none2 = (_NONE[rank, np.float64 if double else np.float32] for rank in (1, 2))
-    low, high = dt_limit
-    if low == 0.0 and high == float("inf"):
-        low = -high  # the default clamps nothing
-    _kernel(double)(
-        as_array(x, dtype),
-        as_array(dt, dtype),
-        as_array(A, dtype),
-        as_array(B, dtype),
-        as_array(C, dtype),
-        none1 if D is None else as_array(D, dtype),
-        none2 if z is None else as_array(z, dtype),
-        none1 if dt_bias is None else as_array(dt_bias, dtype),
-        as_array(state, dtype),
-        y.numpy(),
-        as_array(new_state, dtype),
-        D is not None,
-        z is not None,
-        dt_bias is not None,
-        dt_softplus,
-        low,
-        high,
-    )
-    return y.to(x.dtype), new_state

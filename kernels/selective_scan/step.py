@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mambakit.kernels.arrays import is_plain_cpu_call
+from mambakit.kernels.arrays import addresses, step_memory, usual_addresses
 from mambakit.kernels.backend import choose_backend
 from mambakit.kernels.checks import check_dt_limit, check_float, check_groups, check_same_device, check_shape
 from mambakit.kernels.semantics import effective_dt
@@ -49,21 +52,27 @@ def selective_scan_step(
         ValueError: On a wrong shape, device, ``dt_limit`` or name of a backend.
         BackendUnavailableError: If the backend asked for cannot run here.
     """
-    _check_step(state, x, dt, A, B, C, D, z, dt_bias)
-    dt_limit = check_dt_limit(dt_limit)
+    found = _usual_addresses(state, x, dt, A, B, C, D, z, dt_bias)
+    if found is None:
+        _check_step(state, x, dt, A, B, C, D, z, dt_bias)
+    low, high = check_dt_limit(dt_limit)
     dtype = state.dtype
-    if (
-        choose_backend("selective_scan", backend, x.device) != "reference"
-        and dtype in (torch.float32, torch.float64)
-        and (state.stride(2) == 1 or not inplace)
-        and is_plain_cpu_call(state, x, dt, A, B, C, D, z, dt_bias)
-    ):
-        from mambakit.kernels.selective_scan.cpu_step import step_cpu
-
-        return step_cpu(state, x, dt, A, B, C, D, z, dt_bias, bool(dt_softplus), dt_limit, inplace)
+    if choose_backend("selective_scan", backend, x.device) != "reference":
+        memory: list[Any] | None = [state, x]
+        if found is None:
+            memory = step_memory(state, x, dt, A, B, C, D, z, dt_bias, inplace=inplace)
+        if memory is not None:
+            new_state, y = memory[0] if inplace else torch.empty_like(memory[0]), torch.empty_like(memory[1])
+            if low == 0.0 and high == float("inf"):
+                low = -high  # the default clamps nothing
+            _compiled_step(dtype)(
+                *(found or addresses(memory)), y.data_ptr(), new_state.data_ptr(),
+                *state.shape, B.shape[1], bool(dt_softplus), low, high,
+            )  # fmt: skip
+            return y if y.dtype is x.dtype else y.to(x.dtype), state if inplace else new_state
     per_group = x.shape[1] // B.shape[1]
     xs = x.to(dtype)
-    dts = effective_dt(dt, dt_bias, dt_softplus, dt_limit, dtype)[..., None]
+    dts = effective_dt(dt, dt_bias, dt_softplus, (low, high), dtype)[..., None]
     B_each, C_each = (v.to(dtype).repeat_interleave(per_group, dim=1) for v in (B, C))
     decay = (dts * A.to(dtype)).exp()
     update = dts * B_each * xs[..., None]
@@ -74,6 +83,47 @@ def selective_scan_step(
     if z is not None:
         y = y * F.silu(z.to(dtype))
     return y.to(x.dtype), h
+
+
+@functools.cache
+def _compiled_step(dtype: torch.dtype) -> Any:
+    from mambakit.kernels.selective_scan.cpu_step import compiled_step
+
+    return compiled_step(dtype == torch.float64)
+
+
+def _usual_addresses(
+    state: Tensor,
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    dt_bias: Tensor | None,
+) -> list[int] | None:
+    try:
+        batch, d_inner, d_state = state.shape
+        n_groups = B.shape[1]
+        dtype = state.dtype
+    except (AttributeError, IndexError, ValueError):
+        return None
+    if n_groups < 1 or d_inner % n_groups:
+        return None
+    each, group = (batch, d_inner), (batch, n_groups, d_state)
+    return usual_addresses(
+        dtype,
+        (state, (batch, d_inner, d_state)),
+        (x, each),
+        (dt, each),
+        (A, (d_inner, d_state)),
+        (B, group),
+        (C, group),
+        (D, (d_inner,)),
+        (z, each),
+        (dt_bias, (d_inner,)),
+    )
 
 
 def _check_step(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mambakit.kernels.arrays import is_plain_cpu_call
+from mambakit.kernels.arrays import addresses, step_memory, usual_addresses
 from mambakit.kernels.backend import choose_backend
 from mambakit.kernels.checks import check_dt_limit, check_float, check_groups, check_same_device, check_shape
 from mambakit.kernels.semantics import effective_dt
@@ -50,17 +53,24 @@ def ssd_step(
         ValueError: On a wrong shape, device, ``dt_limit`` or name of a backend.
         BackendUnavailableError: If the backend asked for cannot run here.
     """
-    _check_step(state, x, dt, A, B, C, D, z, dt_bias)
-    dt_limit = check_dt_limit(dt_limit)
-    if (
-        choose_backend("ssd", backend, x.device) != "reference"
-        and state.dtype in (torch.float32, torch.float64)
-        and (state.stride(3) == 1 or not inplace)
-        and is_plain_cpu_call(state, x, dt, A, B, C, D, z, dt_bias)
-    ):
-        from mambakit.kernels.ssd.cpu_step import ssd_step_cpu
-
-        return ssd_step_cpu(state, x, dt, A, B, C, D, z, dt_bias, bool(dt_softplus), dt_limit, inplace)
+    found = _usual_addresses(state, x, dt, A, B, C, D, z, dt_bias)
+    if found is None:
+        _check_step(state, x, dt, A, B, C, D, z, dt_bias)
+    low, high = check_dt_limit(dt_limit)
+    if choose_backend("ssd", backend, x.device) != "reference":
+        memory: list[Any] | None = [state, x]
+        if found is None:
+            memory = step_memory(state, x, dt, A, B, C, D, z, dt_bias, inplace=inplace)
+        if memory is not None:
+            new_state, y = memory[0] if inplace else torch.empty_like(memory[0]), torch.empty_like(memory[1])
+            if low == 0.0 and high == float("inf"):
+                low = -high  # the default clamps nothing
+            d_columns = 1 if D is None or D.dim() == 1 else D.shape[1]
+            _compiled_step(state.dtype)(
+                *(found or addresses(memory)), y.data_ptr(), new_state.data_ptr(),
+                *state.shape, B.shape[1], d_columns, bool(dt_softplus), low, high,
+            )  # fmt: skip
+            return y if y.dtype is x.dtype else y.to(x.dtype), state if inplace else new_state
     n_heads, n_groups = x.shape[1], B.shape[1]
     dtype = state.dtype
     dt = effective_dt(dt, dt_bias, dt_softplus, dt_limit, dtype)
@@ -75,6 +85,48 @@ def ssd_step(
     if z is not None:
         y = y * F.silu(z.to(dtype))
     return y.to(x.dtype), h
+
+
+@functools.cache
+def _compiled_step(dtype: torch.dtype) -> Any:
+    from mambakit.kernels.ssd.cpu_step import compiled_step
+
+    return compiled_step(dtype == torch.float64)
+
+
+def _usual_addresses(
+    state: Tensor,
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    dt_bias: Tensor | None,
+) -> list[int] | None:
+    try:
+        batch, n_heads, head_dim, d_state = state.shape
+        n_groups = B.shape[1]
+        dtype = state.dtype
+        per_channel = D is not None and D.dim() == 2
+    except (AttributeError, IndexError, ValueError):
+        return None
+    if n_groups < 1 or n_heads % n_groups:
+        return None
+    each, heads, group = (batch, n_heads, head_dim), (n_heads,), (batch, n_groups, d_state)
+    return usual_addresses(
+        dtype,
+        (state, (batch, n_heads, head_dim, d_state)),
+        (x, each),
+        (dt, (batch, n_heads)),
+        (A, heads),
+        (B, group),
+        (C, group),
+        (D, (n_heads, head_dim) if per_channel else heads),
+        (z, each),
+        (dt_bias, heads),
+    )
 
 
 def _check_step(

@@ -1,0 +1,126 @@
+"""One token through a Mamba block in float32: the projections and the ops' own steps, one after the other.
+
+Between torch calls this short most of the time goes into the calls, the more so as the weights they stream
+push Python's own code out of the caches.
+"""
+
+from __future__ import annotations
+
+from numba import boolean, carray, float32, float64, intp, njit, void
+
+from mambakit.kernels.addresses import pointer
+from mambakit.kernels.causal_conv1d.cpu_step import compiled_step as compiled_conv_step
+from mambakit.kernels.gated_rms_norm.cpu import forward_at as norm_at
+from mambakit.kernels.selective_scan.cpu_step import compiled_step as compiled_scan_step
+from mambakit.kernels.ssd.cpu_step import compiled_step as compiled_ssd_step
+from mambakit.kernels.vector import LANES, load, load_lanes, reduce_add, splat_like, store_lanes
+from mambakit.kernels.vector_math import exp
+
+_conv_step, _scan_step, _ssd_step = (
+    compiled_conv_step(False),
+    compiled_scan_step(False),
+    compiled_ssd_step(False),
+)
+_ZERO = float32(0)
+_BYTES = 4
+
+
+@njit(void(intp, intp, intp, intp, intp, intp), nogil=True, cache=True)
+def _linear(x_at, weight_at, bias_at, y_at, n_in, n_out):
+    """``y = weight @ x + bias``, four rows at once: enough sums in flight to wait for memory alone."""
+    x = carray(pointer(x_at, _ZERO), (n_in,))
+    weight = carray(pointer(weight_at, _ZERO), (n_out, n_in))
+    bias = carray(pointer(bias_at, _ZERO), (n_out,))
+    y = carray(pointer(y_at, _ZERO), (n_out,))
+    whole = n_in // LANES * LANES
+    rest = n_in - whole
+    for i in range(0, n_out, 4):
+        # past the last row, the last one again
+        i1, i2, i3 = min(i + 1, n_out - 1), min(i + 2, n_out - 1), min(i + 3, n_out - 1)
+        s0, s1, s2, s3 = splat_like(x, 0.0), splat_like(x, 0.0), splat_like(x, 0.0), splat_like(x, 0.0)
+        for j in range(0, whole, LANES):
+            some = load(x, (j,))
+            s0 = s0 + some * load(weight, (i, j))
+            s1 = s1 + some * load(weight, (i1, j))
+            s2 = s2 + some * load(weight, (i2, j))
+            s3 = s3 + some * load(weight, (i3, j))
+        if rest:
+            some = load_lanes(x, (whole,), rest)
+            s0 = s0 + some * load_lanes(weight, (i, whole), rest)
+            s1 = s1 + some * load_lanes(weight, (i1, whole), rest)
+            s2 = s2 + some * load_lanes(weight, (i2, whole), rest)
+            s3 = s3 + some * load_lanes(weight, (i3, whole), rest)
+        y[i3] = reduce_add(s3)
+        y[i2] = reduce_add(s2)
+        y[i1] = reduce_add(s1)
+        y[i] = reduce_add(s0)
+    if bias_at:
+        for i in range(n_out):
+            y[i] += bias[i]
+
+
+@njit(void(intp, intp, intp), nogil=True, cache=True)
+def _decay_rates(log_at, rates_at, size):
+    """``A = -exp(A_log)``."""
+    log, rates = carray(pointer(log_at, _ZERO), (size,)), carray(pointer(rates_at, _ZERO), (size,))
+    for k in range(0, size, LANES):
+        count = min(LANES, size - k)
+        store_lanes(rates, (k,), 0.0 - exp(load_lanes(log, (k,), count)), count)
+
+
+@njit(void(*[intp] * 24, float32, float32), nogil=True, cache=True)
+def mamba1(
+    x, conv_state, state, in_weight, in_bias, conv_weight, conv_bias,
+    x_weight, x_bias, dt_weight, dt_bias, A_log, D, out_weight, out_bias, y, new_conv_state, new_state, work,
+    d_model, d_inner, d_state, dt_rank, d_conv, dt_low, dt_high,
+):  # fmt: skip
+    """``mamba1_token`` with tensors by address, 0 for one not given, and memory to work in."""
+    u_in, z = work, work + _BYTES * d_inner
+    u, dt, gated = z + _BYTES * d_inner, z + _BYTES * 2 * d_inner, z + _BYTES * 3 * d_inner
+    A = gated + _BYTES * d_inner
+    low_rank = A + _BYTES * d_inner * d_state
+    B = low_rank + _BYTES * dt_rank
+    C = B + _BYTES * d_state
+    _linear(x, in_weight, in_bias, u_in, d_model, 2 * d_inner)
+    _conv_step(
+        conv_state, u_in, conv_weight, conv_bias, u, new_conv_state, 1, d_inner, d_conv - 1, True, _ZERO
+    )
+    _linear(u, x_weight, x_bias, low_rank, d_inner, dt_rank + 2 * d_state)
+    _linear(low_rank, dt_weight, 0, dt, dt_rank, d_inner)
+    _decay_rates(A_log, A, d_inner * d_state)
+    _scan_step(
+        state, u, dt, A, B, C, D, z, dt_bias, gated, new_state,
+        1, d_inner, d_state, 1, True, dt_low, dt_high,
+    )  # fmt: skip
+    _linear(gated, out_weight, out_bias, y, d_inner, d_model)
+
+
+@njit(void(*[intp] * 24, boolean, float64, float32, float32), nogil=True, cache=True)
+def mamba2(
+    x, conv_state, state, in_weight, in_bias, conv_weight, conv_bias,
+    dt_bias, A_log, D, norm_weight, out_weight, out_bias, y, new_conv_state, new_state, work,
+    d_model, n_heads, head_dim, d_state, n_groups, d_conv, d_columns, norm_before_gate, eps, dt_low, dt_high,
+):  # fmt: skip
+    """``mamba2_token`` with tensors by address, 0 for one not given, and memory to work in."""
+    d_inner, d_bc = n_heads * head_dim, n_groups * d_state
+    channels = d_inner + 2 * d_bc
+    z, inputs = work, work + _BYTES * d_inner
+    dt = inputs + _BYTES * channels
+    u = dt + _BYTES * n_heads
+    B, C = u + _BYTES * d_inner, u + _BYTES * (d_inner + d_bc)
+    mixed = u + _BYTES * channels
+    normed = mixed + _BYTES * d_inner
+    A = normed + _BYTES * d_inner
+    _linear(x, in_weight, in_bias, z, d_model, d_inner + channels + n_heads)
+    _conv_step(
+        conv_state, inputs, conv_weight, conv_bias, u, new_conv_state, 1, channels, d_conv - 1, True, _ZERO
+    )
+    _decay_rates(A_log, A, n_heads)
+    _ssd_step(
+        state, u, dt, A, B, C, D, 0 if norm_weight else z, dt_bias, mixed, new_state,
+        1, n_heads, head_dim, d_state, n_groups, d_columns, True, dt_low, dt_high,
+    )  # fmt: skip
+    if norm_weight:
+        norm_at(mixed, norm_weight, z, normed, 1, d_inner, d_inner // n_groups, eps, norm_before_gate)
+        mixed = normed
+    _linear(mixed, out_weight, out_bias, y, d_inner, d_model)
