@@ -39,7 +39,7 @@ demo: $(READY)
 	rm -rf $(DEMO)
 	$(BIN)/mambakit timeseries train --data co2 --horizon 24 --max-time $(TRAIN_TIME) --output $(DEMO)/timeseries
 	$(BIN)/mambakit timeseries evaluate --data co2 --model $(DEMO)/timeseries
-	$(BIN)/mambakit timeseries forecast --data co2 --model $(DEMO)/timeseries \
+	$(BIN)/mambakit timeseries forecast --input co2 --model $(DEMO)/timeseries \
 		--output $(DEMO)/forecast.csv --plot $(DEMO)/forecast.png
 	@echo "report: $(abspath $(DEMO))/timeseries/report.html"
 

@@ -147,7 +147,7 @@ def evaluate(
 def forecast(
     *,
     model: Path,
-    input: Path,
+    input: str,
     horizon: int | None = None,
     output: Path | None = None,
     plot: Path | None = None,
@@ -159,7 +159,8 @@ def forecast(
 
     Args:
         model: Folder of the saved model; nothing else is needed.
-        input: CSV or Parquet: a long table unique_id, ds, y, or a time column and a column a series.
+        input: CSV or Parquet (a long table unique_id, ds, y, or a time column and a column a series), or a
+            card's name.
         horizon: Rows to forecast; the trained horizon by default. More is forecast by rolling on.
         output: CSV or Parquet with unique_id, ds, y_hat and the quantiles; standard output by default.
         plot: PNG, PDF or SVG with history, forecast and intervals.
@@ -173,15 +174,15 @@ def forecast(
     """
     from mambakit.core.training import resolve_device
     from mambakit.domains.timeseries import forecasting, plots
+    from mambakit.domains.timeseries.data import load_data, series_in
     from mambakit.domains.timeseries.model import Forecaster
-    from mambakit.domains.timeseries.table import read_table
 
     if horizon is not None and horizon < 1:
         raise UsageError(f"horizon: expected at least 1, got {horizon}")
     _check_suffix("output", output, (".csv", ".parquet"))
     _check_suffix("plot", plot, (".png", ".pdf", ".svg"))
     forecaster = Forecaster.from_pretrained(model, map_location=resolve_device(device))
-    series = read_table(input, missing=missing)
+    series = series_in(load_data(input, missing=missing))
     _warn_of_strangers(forecaster, series)
     made = forecasting.forecast(forecaster, series, horizon or forecaster.config.horizon)
     frame = forecasting.to_frame(made)

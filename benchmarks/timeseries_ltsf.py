@@ -65,6 +65,7 @@ def run_job(job: dict[str, Any]) -> dict[str, Any]:
         )
     trained = time.monotonic() - began
     found: dict[str, Any] = {**job, "validation": result.best_score, "epochs": result.epochs}
+    found["trust"] = float(model.trust)
     if job["test"]:
         values = make_values(data, model.tokenizer)
         test = evaluate(model, data, "test", values=values, lookback=LOOKBACK, horizon=horizon, device=device)
@@ -116,7 +117,8 @@ def run_all(
             continue
         found.append(one)
         said = (
-            one.get("error") or f"validation {one['validation']:.4f} epochs {one['epochs']} {one['seconds']}"
+            one.get("error")
+            or f"validation {one['validation']:.4f} trust {one['trust']:.2f} {one['seconds']}"
         )
         print(
             f"{time.time() - began:6.1f} s  {one['set']:<8} H={one['horizon']:<3} seed {one['seed']} "

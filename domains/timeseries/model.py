@@ -6,6 +6,7 @@ take out the seasonal pattern learned for the series           (CycleNet: Lin et
 + patches -> Mamba-2 over time -> one vector a series
   -> Mamba-2 both ways across the series -> quantiles        (series as tokens: S-Mamba, Wang 2024)
 put the seasonal pattern and the normalisation back
+average with the least-squares map alone, by the weight that validation gives (stacking: Wolpert 1992)
 """
 
 from __future__ import annotations
@@ -54,6 +55,11 @@ class Forecaster(nn.Module, HubModel):
             self.linear._no_weight_decay = True  # type: ignore[attr-defined]
         else:
             self.linear = None
+        # What least squares alone says, and how far the network is trusted beside it: set after training.
+        self.least_squares: Tensor
+        self.trust: Tensor
+        self.register_buffer("least_squares", torch.zeros(lookback, horizon))
+        self.register_buffer("trust", torch.ones(()))
         if model.time_blocks:
             self.adapter: PatchAdapter | None = PatchAdapter(model.patch_length, model.d_time)
             self.over_time: Backbone | None = Backbone(_backbone(config, model.d_time, model.time_blocks))
@@ -98,6 +104,7 @@ class Forecaster(nn.Module, HubModel):
             )
         x = history.transpose(1, 2)  # [b, c, l]
         mean = x.mean(-1, keepdim=True)
+        plain = (x - mean) @ self.least_squares + mean
         deviation = (x.var(-1, keepdim=True, unbiased=False) + _EPSILON).sqrt()
         x = (x - mean) / deviation
         season = self._season(phase, series)
@@ -109,6 +116,8 @@ class Forecaster(nn.Module, HubModel):
         if season is not None:
             y = y + season[..., self.config.lookback :, None]
         y = y * deviation[..., None] + mean[..., None]
+        # the levels move together: the spread stays the network's
+        y = y + (1 - self.trust) * (plain - self.point(y))[..., None]
         return y.transpose(1, 2)
 
     def point(self, quantiles: Tensor) -> Tensor:

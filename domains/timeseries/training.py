@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mambakit.core.training import FitResult, RunFolder, TrainConfig, fit, resolve_device, seed_everything
-from mambakit.domains.timeseries.baselines import least_squares
+from mambakit.domains.timeseries.baselines import least_squares, linear
 from mambakit.domains.timeseries.config import (
     LEAST_EPOCH,
     LEAST_STEPS,
@@ -126,10 +126,10 @@ def train_forecaster(
     model = Forecaster(config)
     model.tokenizer = fit_tokenizer(data, model_config.patch_length)
     values = make_values(data, model.tokenizer)
+    device = resolve_device(train_config.device)
+    device = torch.device("cpu") if device.type == "mps" else device  # which has no float64
+    weight = least_squares_of(data, values, lookback=lookback, horizon=horizon, device=device)
     if model.linear is not None:
-        device = resolve_device(train_config.device)
-        device = torch.device("cpu") if device.type == "mps" else device  # which has no float64
-        weight = least_squares_of(data, values, lookback=lookback, horizon=horizon, device=device)
         with torch.no_grad():
             model.linear.copy_(weight)
     train = Windows(data, "train", lookback=lookback, horizon=horizon)
@@ -143,7 +143,26 @@ def train_forecaster(
         run,
         monitor="val/mse",
     )
-    return model.cpu().eval(), result
+    model = model.to(device).eval()
+    _blend(model, values.to(device), validation, weight)
+    return model.cpu(), result
+
+
+@torch.no_grad()
+def _blend(model: Forecaster, values: Values, windows: Windows, weight: Tensor) -> None:
+    """Give the model its least-squares map, and the weight beside it of least squared validation error."""
+    config = model.config
+    model.trust.fill_(1.0)
+    model.least_squares.copy_(weight)
+    plain = linear(weight)
+    along, across = 0.0, 0.0
+    for starts in windows.batches(_VALIDATION_BATCH):
+        batch = values.cut(starts.to(values.rows.device), config.lookback, config.horizon)
+        ours = model.point(model(batch.history, batch.phase, batch.series))
+        base = plain(batch.history)
+        along += float(((ours - base) * (batch.future - base)).double().sum())
+        across += float((ours - base).double().square().sum())
+    model.trust.fill_(min(1.0, max(0.0, along / across)) if across > 0 else 1.0)
 
 
 def adapted(config: TrainConfig, n_windows: int) -> TrainConfig:
