@@ -79,7 +79,8 @@ def decay_matrix(CB, pad, high, low, scale, start, n, M):
         for j in range(0, i + 1, LANES):
             decay = exp(exponent(high, low, i, j, start[i], high[i], low[i]))
             store(M, (i * pad + j,), decay * load(CB, (i * pad + j,)) * load(scale, (j,)))
-        M[i * pad + (i // LANES + 1) * LANES : (i + 1) * pad] = np.float32(0)
+        # from the diagonal on: a masked decay times the NaN of a later token is NaN
+        M[i * pad + i + 1 : (i + 1) * pad] = np.float32(0)
 
 
 @numba.njit(**JIT)
@@ -121,8 +122,24 @@ def fill_skip(target, t0, t_row, D, d0, x, x0, x_row, rows, columns):
 
 
 @numba.njit(**JIT)
+def _is_finite(b, b0, b_row, n, width):
+    """Whether all of ``b`` ``(n, width)`` is finite."""
+    zeros = splat_like(b, 0.0)
+    for i in range(n):
+        for k in range(0, width, LANES):
+            zeros = zeros + load_lanes(b, (b0 + i * b_row + k,), min(LANES, width - k)) * 0.0
+    return reduce_add(zeros) == 0.0
+
+
+@numba.njit(**JIT)
 def add_lower_product(c, c0, c_row, a, a_row, b, b0, b_row, n, width):
     """``c += a @ b`` for a lower-triangular ``a`` ``(n, n)`` at its array's start."""
+    if not _is_finite(b, b0, b_row, n, width):
+        # zeros do not mask the NaN or infinity of a later row, so it must not be read
+        for i in range(n):
+            at = c0 + i * c_row
+            add_matmul(c, at, c_row, a, i * a_row, a_row, ONE, b, b0, b_row, ONE, i + 1, width)
+        return
     for i in range(0, n, BAND):
         rows = min(BAND, n - i)
         add_matmul(c, c0 + i * c_row, c_row, a, i * a_row, a_row, ONE, b, b0, b_row, rows, i + rows, width)

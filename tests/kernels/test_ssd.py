@@ -297,6 +297,26 @@ def test_the_past_does_not_see_the_future(dtype: torch.dtype) -> None:
     assert not torch.isclose(y[:, 23:], changed[:, 23:]).all()
 
 
+@pytest.mark.parametrize("name", ["x", "dt", "B", "C"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_broken_token_leaves_earlier_ones_alone(name: str, value: float) -> None:
+    torch.manual_seed(0)
+    length, at = 70, 43
+    given = {
+        "x": torch.randn(1, length, 2, 20),
+        "dt": torch.rand(1, length, 2),
+        "A": -torch.rand(2),
+        "B": torch.randn(1, length, 1, 18),
+        "C": torch.randn(1, length, 1, 18),
+    }
+    whole = ssd(**given, chunk_size=64)
+    given[name] = given[name].clone()
+    given[name][:, at] = value
+    broken = ssd(**given, chunk_size=64)
+    torch.testing.assert_close(broken[:, :at], whole[:, :at])
+    assert not broken[:, at].isfinite().all()
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @pytest.mark.parametrize(
     ("dt", "A"), [(1e-20, -1e-20), (1e3, -1e3), (50.0, -1e-6), (1e15, -1e30), (0.0, -1.0)]
