@@ -25,7 +25,6 @@ def mamba1_token(
     x: Tensor,
     conv_state: Tensor,
     state: Tensor,
-    *,
     in_weight: Tensor,
     in_bias: Tensor | None,
     conv_weight: Tensor,
@@ -38,6 +37,7 @@ def mamba1_token(
     D: Tensor,
     out_weight: Tensor,
     out_bias: Tensor | None,
+    *,
     dt_limit: tuple[float, float],
 ) -> tuple[Tensor, Tensor, Tensor] | None:
     """One token of one row through a Mamba-1 block.
@@ -97,7 +97,6 @@ def mamba2_token(
     x: Tensor,
     conv_state: Tensor,
     state: Tensor,
-    *,
     in_weight: Tensor,
     in_bias: Tensor | None,
     conv_weight: Tensor,
@@ -108,6 +107,7 @@ def mamba2_token(
     norm_weight: Tensor | None,
     out_weight: Tensor,
     out_bias: Tensor | None,
+    *,
     n_groups: int,
     norm_before_gate: bool,
     norm_eps: float,
@@ -171,9 +171,7 @@ def _out_of_the_usual(op: str, x: Tensor, in_weight: Tensor) -> bool:
     return (
         x.shape[0] != 1
         or in_weight.numel() > _MOST_WEIGHTS
-        or torch.is_grad_enabled()
         or torch.is_autocast_enabled("cpu")
-        or not x.is_cpu
         or choose_backend(op, None, x.device) != "portable"
     )
 

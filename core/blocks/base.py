@@ -178,9 +178,9 @@ class Block(nn.Module):
 
 
 def are_plain_linear(*modules: nn.Module) -> bool:
-    """Whether calling each is ``F.linear`` with its weight and bias and nothing else, without gradients.
+    """Whether each has a weight and a bias (or None), in this order, and calling it is ``F.linear``.
 
-    Never while a graph is traced, which then need not depend on it.
+    As far as no gradient flows; never while a graph is traced, which so does not come to depend on it.
     """
     if (
         torch.compiler.is_compiling()
@@ -194,6 +194,7 @@ def are_plain_linear(*modules: nn.Module) -> bool:
             or module._forward_hooks
             or module._forward_pre_hooks
             or "forward" in module.__dict__
+            or len(module._parameters) != 2
         ):
             return False
     return True

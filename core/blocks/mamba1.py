@@ -82,6 +82,8 @@ class Mamba1(Block):
         self.D = nn.Parameter(torch.ones(self.d_inner))
         self.out_proj = nn.Linear(self.d_inner, d_model, bias=bias)
 
+        self._own = set(self._parameters)
+
         init.convolution_(self.conv_weight, self.conv_bias)
         init.dt_projection_(self.dt_proj.weight, scale=dt_scale, mode=dt_init)
         with torch.no_grad():
@@ -129,24 +131,22 @@ class Mamba1(Block):
         return self.out_proj(y), State.of(conv=next_conv, ssm=next_ssm)
 
     def mix_step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        in_proj, x_proj, dt_proj, out_proj = self.in_proj, self.x_proj, self.dt_proj, self.out_proj
-        if are_plain_linear(in_proj, x_proj, dt_proj, out_proj):
+        own, inner = self._parameters, self._modules  # a module's attributes are slow to find
+        in_proj, x_proj = inner["in_proj"], inner["x_proj"]
+        dt_proj, out_proj = inner["dt_proj"], inner["out_proj"]
+        if own.keys() == self._own and are_plain_linear(in_proj, x_proj, dt_proj, out_proj):
             result = mamba1_token(
                 x,
                 state["conv"],
                 state["ssm"],
-                in_weight=in_proj.weight,
-                in_bias=in_proj.bias,
-                conv_weight=self.conv_weight,
-                conv_bias=self.conv_bias,
-                x_weight=x_proj.weight,
-                x_bias=x_proj.bias,
-                dt_weight=dt_proj.weight,
-                dt_bias=dt_proj.bias,
-                A_log=self.A_log,
-                D=self.D,
-                out_weight=out_proj.weight,
-                out_bias=out_proj.bias,
+                *in_proj._parameters.values(),
+                own["conv_weight"],
+                own.get("conv_bias"),
+                *x_proj._parameters.values(),
+                *dt_proj._parameters.values(),
+                own["A_log"],
+                own["D"],
+                *out_proj._parameters.values(),
                 dt_limit=self.dt_limit,
             )
             if result is not None:

@@ -105,6 +105,7 @@ class Mamba2(Block):
         self.D = nn.Parameter(torch.ones(self._heads if D_per_channel else self.n_heads))
         self.norm_weight = nn.Parameter(torch.ones(self.d_inner)) if norm else None
         self.out_proj = nn.Linear(self.d_inner, d_model, bias=bias)
+        self._own = set(self._parameters)
         init.convolution_(self.conv_weight, self.conv_bias)
 
     def state_shapes(self) -> dict[str, tuple[int | None, ...]]:
@@ -148,22 +149,21 @@ class Mamba2(Block):
         return self.out_proj(self._normalize(y.flatten(-2), z)), State.of(conv=next_conv, ssm=next_ssm)
 
     def mix_step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        in_proj, out_proj = self.in_proj, self.out_proj
-        if are_plain_linear(in_proj, out_proj):
+        own, inner = self._parameters, self._modules  # a module's attributes are slow to find
+        in_proj, out_proj = inner["in_proj"], inner["out_proj"]
+        if own.keys() == self._own and are_plain_linear(in_proj, out_proj):
             result = mamba2_token(
                 x,
                 state["conv"],
                 state["ssm"],
-                in_weight=in_proj.weight,
-                in_bias=in_proj.bias,
-                conv_weight=self.conv_weight,
-                conv_bias=self.conv_bias,
-                dt_bias=self.dt_bias,
-                A_log=self.A_log,
-                D=self.D,
-                norm_weight=self.norm_weight,
-                out_weight=out_proj.weight,
-                out_bias=out_proj.bias,
+                *in_proj._parameters.values(),
+                own["conv_weight"],
+                own.get("conv_bias"),
+                own["dt_bias"],
+                own["A_log"],
+                own["D"],
+                own.get("norm_weight"),
+                *out_proj._parameters.values(),
                 n_groups=self.n_groups,
                 norm_before_gate=self.norm_before_gate,
                 norm_eps=self.norm_eps,
