@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as hooks_of_all
@@ -177,8 +180,8 @@ class Block(nn.Module):
         return device or parameter.device, dtype or parameter.dtype
 
 
-def are_plain_linear(*modules: nn.Module) -> bool:
-    """Whether each has a weight and a bias (or None), in this order, and calling it is ``F.linear``.
+def plain_linear(modules: Mapping[str, nn.Module | None], *names: str) -> list[dict[str, Any]] | None:
+    """Weight and bias of each of these modules if calling it is ``F.linear`` with them, else None.
 
     As far as no gradient flows; never while a graph is traced, which so does not come to depend on it.
     """
@@ -187,17 +190,20 @@ def are_plain_linear(*modules: nn.Module) -> bool:
         or hooks_of_all._global_forward_hooks
         or hooks_of_all._global_forward_pre_hooks
     ):
-        return False
-    for module in modules:
+        return None
+    found: list[dict[str, Any]] = []
+    for name in names:
+        module = modules.get(name)
         if (
             type(module) is not nn.Linear
             or module._forward_hooks
             or module._forward_pre_hooks
             or "forward" in module.__dict__
-            or len(module._parameters) != 2
+            or module._parameters.keys() != {"weight", "bias"}
         ):
-            return False
-    return True
+            return None
+        found.append(module._parameters)
+    return found
 
 
 def _fits(got: torch.Size, wanted: tuple[int | None, ...]) -> bool:

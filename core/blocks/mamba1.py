@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mambakit.core import init
-from mambakit.core.blocks.base import Block, are_plain_linear
+from mambakit.core.blocks.base import Block, plain_linear
 from mambakit.core.blocks.ragged import last_inputs, masked_dt
 from mambakit.core.blocks.registry import register_block
 from mambakit.core.state import State
@@ -131,22 +132,27 @@ class Mamba1(Block):
         return self.out_proj(y), State.of(conv=next_conv, ssm=next_ssm)
 
     def mix_step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        own, inner = self._parameters, self._modules  # a module's attributes are slow to find
-        in_proj, x_proj = inner["in_proj"], inner["x_proj"]
-        dt_proj, out_proj = inner["dt_proj"], inner["out_proj"]
-        if own.keys() == self._own and are_plain_linear(in_proj, x_proj, dt_proj, out_proj):
+        # a module's attributes are slow to find
+        own: dict[str, Any] = self._parameters
+        projections = plain_linear(self._modules, "in_proj", "x_proj", "dt_proj", "out_proj")
+        if projections is not None and own.keys() == self._own:
+            in_proj, x_proj, dt_proj, out_proj = projections
             result = mamba1_token(
                 x,
                 state["conv"],
                 state["ssm"],
-                *in_proj._parameters.values(),
-                own["conv_weight"],
-                own.get("conv_bias"),
-                *x_proj._parameters.values(),
-                *dt_proj._parameters.values(),
-                own["A_log"],
-                own["D"],
-                *out_proj._parameters.values(),
+                in_weight=in_proj["weight"],
+                in_bias=in_proj["bias"],
+                conv_weight=own["conv_weight"],
+                conv_bias=own.get("conv_bias"),
+                x_weight=x_proj["weight"],
+                x_bias=x_proj["bias"],
+                dt_weight=dt_proj["weight"],
+                dt_bias=dt_proj["bias"],
+                A_log=own["A_log"],
+                D=own["D"],
+                out_weight=out_proj["weight"],
+                out_bias=out_proj["bias"],
                 dt_limit=self.dt_limit,
             )
             if result is not None:
@@ -159,13 +165,13 @@ class Mamba1(Block):
         y, next_ssm = selective_scan_step(
             state["ssm"],
             u,
-            F.linear(dt, dt_proj.weight),
+            F.linear(dt, self.dt_proj.weight),
             -torch.exp(self.A_log),
             B.unsqueeze(1),
             C.unsqueeze(1),
             D=self.D,
             z=z,
-            dt_bias=dt_proj.bias,
+            dt_bias=self.dt_proj.bias,
             dt_softplus=True,
             dt_limit=self.dt_limit,
         )

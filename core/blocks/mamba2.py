@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mambakit.core import init
-from mambakit.core.blocks.base import Block, are_plain_linear
+from mambakit.core.blocks.base import Block, plain_linear
 from mambakit.core.blocks.ragged import last_inputs, masked_dt
 from mambakit.core.blocks.registry import register_block
 from mambakit.core.state import State
@@ -149,21 +150,25 @@ class Mamba2(Block):
         return self.out_proj(self._normalize(y.flatten(-2), z)), State.of(conv=next_conv, ssm=next_ssm)
 
     def mix_step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        own, inner = self._parameters, self._modules  # a module's attributes are slow to find
-        in_proj, out_proj = inner["in_proj"], inner["out_proj"]
-        if own.keys() == self._own and are_plain_linear(in_proj, out_proj):
+        # a module's attributes are slow to find
+        own: dict[str, Any] = self._parameters
+        projections = plain_linear(self._modules, "in_proj", "out_proj")
+        if projections is not None and own.keys() == self._own:
+            in_proj, out_proj = projections
             result = mamba2_token(
                 x,
                 state["conv"],
                 state["ssm"],
-                *in_proj._parameters.values(),
-                own["conv_weight"],
-                own.get("conv_bias"),
-                own["dt_bias"],
-                own["A_log"],
-                own["D"],
-                own.get("norm_weight"),
-                *out_proj._parameters.values(),
+                in_weight=in_proj["weight"],
+                in_bias=in_proj["bias"],
+                conv_weight=own["conv_weight"],
+                conv_bias=own.get("conv_bias"),
+                dt_bias=own["dt_bias"],
+                A_log=own["A_log"],
+                D=own["D"],
+                norm_weight=own.get("norm_weight"),
+                out_weight=out_proj["weight"],
+                out_bias=out_proj["bias"],
                 n_groups=self.n_groups,
                 norm_before_gate=self.norm_before_gate,
                 norm_eps=self.norm_eps,
