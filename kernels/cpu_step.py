@@ -6,26 +6,25 @@ push Python's own code out of the caches.
 
 from __future__ import annotations
 
-from numba import boolean, carray, float32, float64, intp, njit, void
+from numba import carray, float32, njit
 
 from mambakit.kernels.addresses import pointer
-from mambakit.kernels.causal_conv1d.cpu_step import compiled_step as compiled_conv_step
+from mambakit.kernels.causal_conv1d.cpu_step import step_at as conv_step_at
 from mambakit.kernels.gated_rms_norm.cpu import forward_at as norm_at
-from mambakit.kernels.selective_scan.cpu_step import compiled_step as compiled_scan_step
-from mambakit.kernels.ssd.cpu_step import compiled_step as compiled_ssd_step
+from mambakit.kernels.selective_scan.cpu_step import step_at as scan_step_at
+from mambakit.kernels.ssd.cpu_step import step_at as ssd_step_at
 from mambakit.kernels.vector import LANES, load, load_lanes, reduce_add, splat_like, store_lanes
 from mambakit.kernels.vector_math import exp
 
+# compiled with what calls them, at the first call
 _conv_step, _scan_step, _ssd_step = (
-    compiled_conv_step(False),
-    compiled_scan_step(False),
-    compiled_ssd_step(False),
+    njit(nogil=True)(step) for step in (conv_step_at, scan_step_at, ssd_step_at)
 )
 _ZERO = float32(0)
 _BYTES = 4
 
 
-@njit(void(intp, intp, intp, intp, intp, intp), nogil=True, cache=True)
+@njit(nogil=True, cache=True)
 def _linear(x_at, weight_at, bias_at, y_at, n_in, n_out):
     """``y = weight @ x + bias``, four rows at once: enough sums in flight to wait for memory alone."""
     x = carray(pointer(x_at, _ZERO), (n_in,))
@@ -59,7 +58,7 @@ def _linear(x_at, weight_at, bias_at, y_at, n_in, n_out):
             y[i] += bias[i]
 
 
-@njit(void(intp, intp, intp), nogil=True, cache=True)
+@njit(nogil=True, cache=True)
 def _decay_rates(log_at, rates_at, size):
     """``A = -exp(A_log)``."""
     log, rates = carray(pointer(log_at, _ZERO), (size,)), carray(pointer(rates_at, _ZERO), (size,))
@@ -68,7 +67,7 @@ def _decay_rates(log_at, rates_at, size):
         store_lanes(rates, (k,), 0.0 - exp(load_lanes(log, (k,), count)), count)
 
 
-@njit(void(*[intp] * 24, float32, float32), nogil=True, cache=True)
+@njit(nogil=True, cache=True)
 def mamba1(
     x, conv_state, state, in_weight, in_bias, conv_weight, conv_bias,
     x_weight, x_bias, dt_weight, dt_bias, A_log, D, out_weight, out_bias, y, new_conv_state, new_state, work,
@@ -90,12 +89,12 @@ def mamba1(
     _decay_rates(A_log, A, d_inner * d_state)
     _scan_step(
         state, u, dt, A, B, C, D, z, dt_bias, gated, new_state,
-        1, d_inner, d_state, 1, True, dt_low, dt_high,
+        1, d_inner, d_state, 1, True, float32(dt_low), float32(dt_high),
     )  # fmt: skip
     _linear(gated, out_weight, out_bias, y, d_inner, d_model)
 
 
-@njit(void(*[intp] * 24, boolean, float64, float32, float32), nogil=True, cache=True)
+@njit(nogil=True, cache=True)
 def mamba2(
     x, conv_state, state, in_weight, in_bias, conv_weight, conv_bias,
     dt_bias, A_log, D, norm_weight, out_weight, out_bias, y, new_conv_state, new_state, work,
@@ -118,7 +117,7 @@ def mamba2(
     _decay_rates(A_log, A, n_heads)
     _ssd_step(
         state, u, dt, A, B, C, D, 0 if norm_weight else z, dt_bias, mixed, new_state,
-        1, n_heads, head_dim, d_state, n_groups, d_columns, True, dt_low, dt_high,
+        1, n_heads, head_dim, d_state, n_groups, d_columns, True, float32(dt_low), float32(dt_high),
     )  # fmt: skip
     if norm_weight:
         norm_at(mixed, norm_weight, z, normed, 1, d_inner, d_inner // n_groups, eps, norm_before_gate)

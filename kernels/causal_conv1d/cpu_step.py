@@ -12,7 +12,7 @@ from mambakit.kernels.vector import LANES, load_lanes, store_lanes
 from mambakit.kernels.vector_math import sigmoid
 
 
-def _step(state_at, x_at, weight_at, bias_at, y_at, new_state_at, batch, channels, n_past, silu, zero):
+def step_at(state_at, x_at, weight_at, bias_at, y_at, new_state_at, batch, channels, n_past, silu, zero):
     state = carray(pointer(state_at, zero), (batch, channels, n_past))
     new_state = carray(pointer(new_state_at, zero), (batch, channels, n_past))
     x = carray(pointer(x_at, zero), (batch, channels))
@@ -48,4 +48,4 @@ def compiled_step(double: bool) -> Any:
     """
     real = types.float64 if double else types.float32
     signature = types.void(*[types.intp] * 9, types.boolean, real)
-    return njit(signature, nogil=True, cache=True, error_model="numpy")(_step)
+    return njit(signature, nogil=True, cache=True, error_model="numpy")(step_at)

@@ -100,7 +100,7 @@ def _forward(part, lo, hi, x, weight, z, eps, group_size, norm_before_gate, y):
                 store_lanes(y, (r, k), value, count)
 
 
-@numba.njit("void(intp, intp, intp, intp, intp, intp, intp, float64, boolean)", **_JIT)
+@numba.njit(**_JIT)
 def forward_at(x_at, weight_at, z_at, y_at, n_rows, channels, group_size, eps, norm_before_gate):
     """``gated_rms_norm`` of tensors at addresses, 0 for no ``z``: where a call counts more than its work."""
     zero = np.float32(0)

@@ -21,7 +21,7 @@ from mambakit.kernels.vector import (
 from mambakit.kernels.vector_math import clamp, exp, sigmoid, softplus
 
 
-def _step(
+def step_at(
     state_at, x_at, dt_at, A_at, B_at, C_at, D_at, z_at, bias_at, y_at, new_state_at,
     batch, d_inner, d_state, n_groups, use_softplus, dt_low, dt_high,
 ):  # fmt: skip
@@ -79,4 +79,4 @@ def compiled_step(double: bool) -> Any:
     """
     real = types.float64 if double else types.float32
     signature = types.void(*[types.intp] * 15, types.boolean, real, real)
-    return njit(signature, nogil=True, cache=True)(_step)
+    return njit(signature, nogil=True, cache=True)(step_at)

@@ -12,7 +12,7 @@ from mambakit.kernels.vector import LANES, load, load_lanes, reduce_add, splat_l
 from mambakit.kernels.vector_math import clamp, exp, sigmoid, softplus
 
 
-def _step(
+def step_at(
     state_at, x_at, dt_at, A_at, B_at, C_at, D_at, z_at, bias_at, y_at, new_state_at,
     batch, n_heads, head_dim, d_state, n_groups, d_columns, use_softplus, dt_low, dt_high,
 ):  # fmt: skip
@@ -71,4 +71,4 @@ def compiled_step(double: bool) -> Any:
     """
     real = types.float64 if double else types.float32
     signature = types.void(*[types.intp] * 17, types.boolean, real, real)
-    return njit(signature, nogil=True, cache=True)(_step)
+    return njit(signature, nogil=True, cache=True)(step_at)
