@@ -3,7 +3,8 @@
     python benchmarks/timeseries_ltsf.py --seeds 0 1 2 --jobs 12
 
 Trains a model for every set, horizon and seed with the app's own code (lookback 96; weights chosen by
-validation error), measures every test window once, and writes rows into results/timeseries.json.
+validation error), measures every test window once, and writes rows into results/timeseries.json
+and results/timeseries-horizons.json.
 ``--set model.d_series=256`` changes the preset for a trial; such runs, and those with ``--validation-only``,
 measure no test window and write no rows.
 """
@@ -160,7 +161,8 @@ def rows_of(found: list[dict[str, Any]], horizons: list[int], command: str) -> l
                     peers |= {f"{peer} (published)": pair[place] for peer, pair in published.items()}
                 made.append(
                     row(
-                        f"timeseries/{name}/{metric}/{label}",
+                        # the README shows the means
+                        f"timeseries{'' if len(hs) > 1 else '-horizons'}/{name}/{metric}/{label}",
                         round(statistics.mean(ours), 4),
                         "on scaled values",
                         peers=peers,
@@ -212,7 +214,9 @@ def main() -> int:
         from rows import write_rows
 
         made = rows_of(found, arguments.horizons, "python benchmarks/timeseries_ltsf.py --jobs 12")
-        print(f"{len(made)} rows written to {write_rows('timeseries', made)}")
+        for name in ("timeseries", "timeseries-horizons"):
+            chosen = [one for one in made if one["what"].startswith(f"{name}/")]
+            print(f"{len(chosen)} rows written to {write_rows(name, chosen)}")
         for one in made:
             print(one["what"], one["value"], "+-", one["spread"], one["peers"])
     if n_done < len(jobs):
