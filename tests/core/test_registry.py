@@ -79,7 +79,7 @@ def test_a_taken_name_is_an_error_but_a_reload_is_not():
 def test_unknown_name_lists_close_ones():
     with pytest.raises(UserError, match="no adapter is called 'vocabluary'; did you mean 'vocabulary'"):
         get_adapter("vocabluary")
-    with pytest.raises(UserError, match="there are: continuous, .*vocabulary"):
+    with pytest.raises(UserError, match=r"there are: continuous, .*vocabulary"):
         get_adapter("zzz")
 
 
