@@ -7,6 +7,7 @@ path from the general to the special, ``peers`` maps each baseline or peer of th
 from __future__ import annotations
 
 import datetime
+import functools
 import json
 import os
 import platform
@@ -21,6 +22,7 @@ import torch
 RESULTS = Path(__file__).parent / "results"
 
 
+@functools.cache
 def machine() -> str:
     """The machine in words: processor or accelerator, cores, torch."""
     if torch.cuda.is_available():
@@ -46,6 +48,7 @@ def machine() -> str:
     return f"{device}; torch {torch.__version__}; Python {platform.python_version()}"
 
 
+@functools.cache
 def commit() -> str:
     """The checkout's commit, ``+`` behind it where files differ from it; 'unknown' outside a checkout."""
     try:

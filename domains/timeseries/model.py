@@ -21,6 +21,7 @@ from mambakit.core.adapters import TokenBatch
 from mambakit.core.backbone import Backbone, BackboneConfig
 from mambakit.core.heads import QuantileHead
 from mambakit.core.hub import HubModel
+from mambakit.domains.timeseries.baselines import linear
 from mambakit.domains.timeseries.config import ForecasterConfig
 from mambakit.domains.timeseries.tokenizer import PatchAdapter, PatchTokenizer
 
@@ -104,7 +105,7 @@ class Forecaster(nn.Module, HubModel):
             )
         x = history.transpose(1, 2)  # [b, c, l]
         mean = x.mean(-1, keepdim=True)
-        plain = (x - mean) @ self.least_squares + mean
+        plain = linear(self.least_squares)(history).transpose(1, 2)  # [b, c, h]
         deviation = (x.var(-1, keepdim=True, unbiased=False) + _EPSILON).sqrt()
         x = (x - mean) / deviation
         season = self._season(phase, series)
