@@ -23,3 +23,9 @@ def poisoned_empty() -> Iterator[None]:
 def no_backend_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     """A MAMBAKIT_BACKEND in the developer's shell does not change what is tested."""
     monkeypatch.delenv("MAMBAKIT_BACKEND", raising=False)
+
+
+@pytest.fixture
+def triton_device() -> str:
+    """Where Triton kernels are tested: a GPU if there is one, else the CPU under Triton's interpreter."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
