@@ -15,12 +15,14 @@ if TYPE_CHECKING:
     from mambakit.core.training.callbacks import AveragedWeights, DivergedError
     from mambakit.core.training.devices import choose_precision, resolve_device, seed_everything
     from mambakit.core.training.fitting import FitResult, fit, load_weights
+    from mambakit.core.training.graphs import GraphedLoss
     from mambakit.core.training.optim import configure_optimizer, parameter_groups, warmup_cosine
 
 _LATER = {
     "AveragedWeights": "mambakit.core.training.callbacks",
     "DivergedError": "mambakit.core.training.callbacks",
     "FitResult": "mambakit.core.training.fitting",
+    "GraphedLoss": "mambakit.core.training.graphs",
     "choose_precision": "mambakit.core.training.devices",
     "configure_optimizer": "mambakit.core.training.optim",
     "fit": "mambakit.core.training.fitting",
@@ -35,6 +37,7 @@ __all__ = [
     "AveragedWeights",
     "DivergedError",
     "FitResult",
+    "GraphedLoss",
     "Report",
     "RunFolder",
     "TrainConfig",

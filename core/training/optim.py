@@ -69,7 +69,9 @@ def configure_optimizer(module: nn.Module, config: TrainConfig, total_steps: int
         config: lr, weight_decay, warmup_fraction, final_lr_fraction and schedule are read.
         total_steps: Optimizer steps in the whole run: ``self.trainer.estimated_stepping_batches``.
     """
-    optimizer = torch.optim.AdamW(parameter_groups(module, config.weight_decay), lr=config.lr)
+    groups = parameter_groups(module, config.weight_decay)
+    on_gpu = all(one.is_cuda for group in groups for one in group["params"])
+    optimizer = torch.optim.AdamW(groups, lr=config.lr, fused=on_gpu or None)  # fused: one launch
     warmup = round(config.warmup_fraction * total_steps)
     if config.schedule == "constant":
         scheduler = warmup_cosine(optimizer, total_steps, warmup, final_fraction=1.0)

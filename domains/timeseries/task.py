@@ -6,13 +6,35 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from mambakit.core.training import TrainConfig, configure_optimizer
+from mambakit.core.training import GraphedLoss, TrainConfig, configure_optimizer
 from mambakit.domains.timeseries.config import LossConfig
 from mambakit.domains.timeseries.data import Values
 from mambakit.domains.timeseries.metrics import pinball
 from mambakit.domains.timeseries.model import Forecaster
+
+
+class ForecastLoss(nn.Module):
+    """The pinball loss of a batch of windows, near steps weighing more.
+
+    Args:
+        model: The network.
+        config: What to minimise.
+    """
+
+    def __init__(self, model: Forecaster, config: LossConfig) -> None:
+        super().__init__()
+        self.model = model
+        weight = torch.arange(1, model.config.horizon + 1, dtype=torch.float32) ** -config.step_weight_power
+        self.step_weight: Tensor
+        self.register_buffer("step_weight", weight / weight.mean(), persistent=False)
+
+    def forward(self, history: Tensor, future: Tensor, phase: Tensor, series: Tensor) -> Tensor:
+        """Twice the weighted pinball loss (of the median: the absolute error), a scalar."""
+        quantiles = self.model(history, phase, series)
+        by_step = pinball(quantiles, future, self.model.levels).mean((0, 2, 3))
+        return 2 * (by_step * self.step_weight).mean()
 
 
 class ForecastTask(pl.LightningModule):
@@ -27,13 +49,16 @@ class ForecastTask(pl.LightningModule):
 
     def __init__(self, model: Forecaster, values: Values, train: TrainConfig, loss: LossConfig) -> None:
         super().__init__()
-        self.model = model
+        self.loss = ForecastLoss(model, loss)
         self.train_config = train
         self.loss_config = loss
         self._values = values
-        horizon = model.config.horizon
-        weight = torch.arange(1, horizon + 1, dtype=torch.float32) ** -loss.step_weight_power
-        self.register_buffer("step_weight", weight / weight.mean(), persistent=False)
+        self._graphed = GraphedLoss(self.loss)
+
+    @property
+    def model(self) -> Forecaster:
+        """The network."""
+        return self.loss.model
 
     def on_fit_start(self) -> None:
         """Moves the rows to the device."""
@@ -53,10 +78,7 @@ class ForecastTask(pl.LightningModule):
             future = future.transpose(1, 2).flatten(0, 1)[..., None]
             phase = phase.repeat_interleave(n_series)
             series = series.new_full((1,), self.model.unknown)
-        quantiles = self.model(history, phase, series)
-        weight: Tensor = self.step_weight  # type: ignore[assignment]
-        by_step = pinball(quantiles, future, self.model.levels).mean((0, 2, 3))
-        loss = 2 * (by_step * weight).mean()
+        loss = self._graphed(history, future, phase, series)
         self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=len(starts))
         return loss
 

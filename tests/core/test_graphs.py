@@ -1,0 +1,58 @@
+"""GraphedLoss: the same training with and without CUDA graphs."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mambakit.core.training import GraphedLoss
+
+
+class _Loss(nn.Module):
+    def __init__(self, dropout: float = 0.0) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Dropout(dropout), nn.Linear(8, 1))
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return (self.net(x)[:, 0] - y).square().mean()
+
+
+def _train(device: str, *, graphed: bool) -> tuple[list[float], list[Tensor]]:
+    loss = _Loss().to(device)
+    call = GraphedLoss(loss) if graphed else loss
+    optimizer = torch.optim.AdamW(loss.parameters(), lr=0.01)
+    draw = torch.Generator().manual_seed(1)
+    seen = []
+    for step in range(12):
+        n = 5 if step % 4 == 3 else 16  # a smaller batch in between
+        x = torch.randn(n, 3, generator=draw).to(device)
+        value = call(x, x.sum(1))
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+        seen.append(value.item())
+    return seen, [p.detach().cpu() for p in loss.parameters()]
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_trains_as_the_plain_loss_does(device: str) -> None:
+    plain, weights = _train(device, graphed=False)
+    recorded, same = _train(device, graphed=True)
+    torch.testing.assert_close(torch.tensor(recorded), torch.tensor(plain), rtol=1e-4, atol=1e-6)
+    for got, want in zip(same, weights, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.gpu
+def test_records_the_shapes_that_come_often_and_draws_new_dropout() -> None:
+    loss = _Loss(dropout=0.5).cuda()
+    graphed = GraphedLoss(loss)
+    x = torch.randn(64, 3, device="cuda")
+    values = {graphed(x, x.sum(1)).item() for _ in range(8)}
+    assert len(values) == 8
+    assert len(graphed._graphs) == 1
+    with torch.no_grad():
+        graphed(x[:7], x[:7].sum(1))
+    assert len(graphed._graphs) == 1
