@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,10 +12,11 @@ from torch import Tensor, nn
 # The last batch of an epoch is smaller and comes once an epoch: only shapes that come often are recorded.
 _RECORD_AT = 3
 _MOST_GRAPHS = 4
+_WARM_UP = 3
 
 
 class GraphedLoss:
-    """Calls a loss on a GPU as a CUDA graph, forward and backward, one graph for each set of input shapes.
+    """Calls a loss on a GPU as a CUDA graph of its forward and backward, one for each set of input shapes.
 
     Where a model is small, the CPU that launches its kernels is slower than the GPU that runs them. A set of
     shapes is recorded when it comes for the third time, for four sets at most; until then, elsewhere than on
@@ -21,40 +24,77 @@ class GraphedLoss:
     every call.
 
     Args:
-        loss: A module in training mode whose ``forward`` takes tensors alone and gives one scalar. It must
-            not read a tensor's value on the CPU (``item``, data-dependent shapes), and its parameters stay
-            where they are.
+        loss: A module in training mode whose ``forward`` takes tensors alone, none of which wants a gradient,
+            and gives one scalar. It must not read a tensor's value on the CPU (``item``, data-dependent
+            shapes) nor make one there; its parameters stay where they are.
     """
 
     def __init__(self, loss: nn.Module) -> None:
         self.loss = loss
         self._seen: Counter[tuple[object, ...]] = Counter()
-        self._graphs: dict[tuple[object, ...], nn.Module] = {}
+        self._graphs: dict[tuple[object, ...], _Recording] = {}
 
     def __call__(self, *inputs: Tensor) -> Tensor:
-        """The loss; its graph's own memory, overwritten by the next call of the same shapes."""
+        """The loss, a scalar that can be differentiated once."""
         if not inputs[0].is_cuda or not torch.is_grad_enabled() or torch.is_autocast_enabled("cuda"):
             return self.loss(*inputs)
         key = tuple((one.shape, one.dtype, one.device) for one in inputs)
-        graph = self._graphs.get(key)
-        if graph is None:
+        recording = self._graphs.get(key)
+        if recording is None:
             self._seen[key] += 1
             if self._seen[key] < _RECORD_AT or len(self._graphs) >= _MOST_GRAPHS:
                 return self.loss(*inputs)
-            graph = self._graphs[key] = self._record(inputs)
-        return graph(*inputs)
-
-    def _record(self, inputs: tuple[Tensor, ...]) -> nn.Module:
-        # recording replaces the module's forward: a wrapper of its own for every set of shapes
-        samples = tuple(one.detach().clone() for one in inputs)
-        wrapper = _Wrapper(self.loss).train()
-        return torch.cuda.make_graphed_callables(wrapper, samples, allow_unused_input=True)
+            recording = self._graphs[key] = _Recording(self.loss, inputs)
+        parameters = [one for one in self.loss.parameters() if one.requires_grad]
+        return _Replay.apply(recording, inputs, *parameters)  # type: ignore[no-any-return]
 
 
-class _Wrapper(nn.Module):
-    def __init__(self, loss: nn.Module) -> None:
-        super().__init__()
-        self.loss = loss
+class _Recording:
+    """A loss and its gradients as one graph that reads its inputs, and writes its results, in place."""
 
-    def forward(self, *inputs: Tensor) -> Tensor:
-        return self.loss(*inputs)
+    def __init__(self, loss: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        # A twin in the same memory: autograd's nodes of the original's parameters belong to another stream,
+        # which a capture may not touch.
+        twin = copy.deepcopy(loss)
+        for mine, theirs in zip(_tensors(twin), _tensors(loss), strict=True):
+            mine.data = theirs.data
+        parameters = [one for one in twin.parameters() if one.requires_grad]
+        self.inputs = tuple(one.detach().clone() for one in inputs)
+
+        def run() -> tuple[Tensor, tuple[Tensor | None, ...]]:
+            value = twin(*self.inputs)
+            return value.detach(), torch.autograd.grad(value, parameters, allow_unused=True)
+
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):  # what is compiled or allocated at a first call comes before
+            for _ in range(_WARM_UP):
+                run()
+        torch.cuda.current_stream().wait_stream(stream)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self.value, self.gradients = run()
+
+    def replay(self, inputs: tuple[Tensor, ...]) -> None:
+        """The results for these inputs."""
+        torch._foreach_copy_(list(self.inputs), list(inputs))
+        self.graph.replay()
+
+
+class _Replay(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, recording: _Recording, inputs: tuple[Tensor, ...], *parameters: Tensor) -> Tensor:
+        recording.replay(inputs)
+        ctx.recording = recording
+        return recording.value.clone()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, outer: Tensor) -> tuple[Tensor | None, ...]:
+        gradients = ctx.recording.gradients
+        scaled = iter(torch._foreach_mul([one for one in gradients if one is not None], outer))
+        return None, None, *(None if one is None else next(scaled) for one in gradients)
+
+
+def _tensors(module: nn.Module) -> list[Tensor]:
+    return [*module.parameters(), *module.buffers()]

@@ -33,7 +33,7 @@ class ForecastLoss(nn.Module):
     def forward(self, history: Tensor, future: Tensor, phase: Tensor, series: Tensor) -> Tensor:
         """Twice the weighted pinball loss (of the median: the absolute error), a scalar."""
         quantiles = self.model(history, phase, series)
-        by_step = pinball(quantiles, future, self.model.levels).mean((0, 2, 3))
+        by_step = pinball(quantiles, future, self.model.head.levels).mean((0, 2, 3))
         return 2 * (by_step * self.step_weight).mean()
 
 
