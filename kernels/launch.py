@@ -1,0 +1,47 @@
+"""What the Triton launchers share: when to launch at once, on which device, and what to tell the compiler."""
+
+from __future__ import annotations
+
+import contextlib
+from contextlib import AbstractContextManager
+
+import torch
+from torch import Tensor
+
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+
+def is_eager(*tensors: Tensor | None) -> bool:
+    """Whether a kernel may be launched on these at once: they have memory, and nothing is traced."""
+    return not torch.compiler.is_compiling() and all(v is None or type(v) in _PLAIN for v in tensors)
+
+
+def needs_grad(*tensors: Tensor | None) -> bool:
+    """Whether autograd wants to hear of a call on these."""
+    return torch.is_grad_enabled() and any(v is not None and v.requires_grad for v in tensors)
+
+
+def on_device_of(tensor: Tensor) -> AbstractContextManager[object]:
+    """Triton launches on the current device: makes it the tensor's, where it is not so already."""
+    if tensor.is_cuda and tensor.get_device() != torch.cuda.current_device():
+        return torch.cuda.device(tensor.device)
+    return contextlib.nullcontext()
+
+
+def unit_rows(tensor: Tensor) -> Tensor:
+    """``tensor``, copied only where its last dimension is not contiguous."""
+    if tensor.shape[-1] <= 1 or tensor.stride(-1) == 1:
+        return tensor
+    return tensor.contiguous()
+
+
+def common_unit(*sizes: int) -> int:
+    """8 or 1: what divides all these sizes and strides.
+
+    Triton looks at a size for divisibility by 16 only. A kernel that gets ``size // unit`` and multiplies it
+    by the constant unit keeps 16-byte access to rows of, say, 3,352 values.
+    """
+    for size in sizes:
+        if size % 8:
+            return 1
+    return 8
