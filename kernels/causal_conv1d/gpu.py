@@ -9,7 +9,7 @@ import triton
 from torch import Tensor
 
 from mambakit.kernels.causal_conv1d.gpu_kernels import conv_backward_kernel, conv_forward_kernel
-from mambakit.kernels.launch import common_unit, needs_grad, on_device_of, unit_rows
+from mambakit.kernels.launch import common_unit, contiguous, needs_grad, on_device_of, unit_rows
 
 
 class Config(NamedTuple):
@@ -96,7 +96,7 @@ def conv_forward_triton(
     grid, run = _runs(batch, length, channels, config)
     with on_device_of(x):
         conv_forward_kernel[(grid,)](
-            x, weight.contiguous(), _contiguous(bias), _contiguous(initial_state), _contiguous(seq_idx),
+            x, weight.contiguous(), contiguous(bias), contiguous(initial_state), contiguous(seq_idx),
             y, final,
             x_batch_stride // unit, x_stride // unit, channels // unit, length, run,
             UNIT=unit, WIDTH=width, SILU=silu, CHANNELS=config.channels, GROUP=config.group,
@@ -135,8 +135,8 @@ def conv_backward_triton(
     limit = {"maxnreg": config.registers} if plain and config.registers and not torch.version.hip else {}
     with on_device_of(x):
         conv_backward_kernel[(grid,)](
-            x, dy, weight.contiguous(), _contiguous(bias), initial_state, _contiguous(seq_idx),
-            _contiguous(dfinal), dx, dinitial, partial,
+            x, dy, weight.contiguous(), contiguous(bias), initial_state, contiguous(seq_idx),
+            contiguous(dfinal), dx, dinitial, partial,
             x_batch_stride // unit, x_stride // unit, dy_batch_stride // unit, dy_stride // unit,
             channels // unit, length, run,
             UNIT=unit, WIDTH=width, SILU=silu, CHANNELS=config.channels, GROUP=config.group,
@@ -156,7 +156,3 @@ def _runs(batch: int, length: int, channels: int, config: Config) -> tuple[int, 
     while run < length and rows * triton.cdiv(length, run) > config.most_programs:
         run *= 2
     return rows * max(1, triton.cdiv(length, run)), run
-
-
-def _contiguous(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.contiguous()

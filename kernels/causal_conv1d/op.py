@@ -14,7 +14,7 @@ from mambakit.kernels.backend import choose_backend
 from mambakit.kernels.causal_conv1d.library import causal_conv1d_fwd
 from mambakit.kernels.causal_conv1d.reference import causal_conv1d_reference
 from mambakit.kernels.checks import check_float, check_same_device, check_seq_idx, check_shape
-from mambakit.kernels.launch import is_eager
+from mambakit.kernels.launch import asks_for_triton, is_eager
 
 
 def causal_conv1d(
@@ -119,6 +119,10 @@ def causal_conv1d_step(
         ValueError: On a wrong shape, device, ``activation`` or name of a backend.
         BackendUnavailableError: If the backend asked for cannot run here.
     """
+    if asks_for_triton(state, backend):
+        done = _triton_step()(state, x, weight, bias, activation, inplace, checked=False)
+        if done is not None:
+            return done  # type: ignore[no-any-return]
     found = _usual_addresses(state, x, weight, bias, activation)
     if found is None:
         check_float("x", x)
@@ -129,7 +133,12 @@ def causal_conv1d_step(
         check_shape("state", state, batch=batch, channels=channels, past=weight.shape[1] - 1)
         check_same_device("x", x, state=state, weight=weight, bias=bias)
     dtype = state.dtype
-    if choose_backend("causal_conv1d", backend, x.device) != "reference":
+    chosen = choose_backend("causal_conv1d_step", backend, x.device, dtype)
+    if chosen == "triton" and not torch.compiler.is_compiling():
+        done = _triton_step()(state, x, weight, bias, activation, inplace, checked=True)
+        if done is not None:
+            return done  # type: ignore[no-any-return]
+    if chosen != "reference":
         memory: list[Any] | None = [state, x]
         if found is None:
             memory = step_memory(state, x, weight, bias, inplace=inplace)
@@ -151,6 +160,13 @@ def causal_conv1d_step(
         state.copy_(new_state)
         new_state = state
     return y.to(x.dtype), new_state
+
+
+@functools.cache
+def _triton_step() -> Any:
+    from mambakit.kernels.causal_conv1d.gpu_step import causal_conv1d_step_triton
+
+    return causal_conv1d_step_triton
 
 
 @functools.cache
