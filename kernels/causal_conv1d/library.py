@@ -61,7 +61,7 @@ def causal_conv1d_bwd(
     backend: str = "portable",
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """See ``conv_backward``; an empty tensor stands for the gradient of what was not given."""
-    grads: tuple[Tensor | None, ...]
+    backward: Any
     if backend == "triton":
         from mambakit.kernels.causal_conv1d.gpu import conv_backward_triton as backward
     else:

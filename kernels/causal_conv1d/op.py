@@ -122,7 +122,7 @@ def causal_conv1d_step(
     if asks_for_triton(state, backend):
         done = _triton_step()(state, x, weight, bias, activation, inplace, checked=False)
         if done is not None:
-            return done  # type: ignore[no-any-return]
+            return done
     found = _usual_addresses(state, x, weight, bias, activation)
     if found is None:
         check_float("x", x)
@@ -137,7 +137,7 @@ def causal_conv1d_step(
     if chosen == "triton" and not torch.compiler.is_compiling():
         done = _triton_step()(state, x, weight, bias, activation, inplace, checked=True)
         if done is not None:
-            return done  # type: ignore[no-any-return]
+            return done
     if chosen != "reference":
         memory: list[Any] | None = [state, x]
         if found is None:

@@ -26,6 +26,7 @@ def gated_rms_norm_fwd(
     backend: str = "portable",
 ) -> Tensor:
     """See ``gated_rms_norm``."""
+    forward: Any
     if backend == "triton":
         from mambakit.kernels.gated_rms_norm.gpu import norm_forward_triton as forward
     elif _runs_in_numba(x):
@@ -60,6 +61,7 @@ def gated_rms_norm_bwd(
     backend: str = "portable",
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x, weight and z; an empty tensor stands for that of a gate that was not given."""
+    backward: Any
     if backend == "triton":
         from mambakit.kernels.gated_rms_norm.gpu import norm_backward_triton as backward
     elif _runs_in_numba(x):

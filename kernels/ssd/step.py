@@ -59,7 +59,7 @@ def ssd_step(
             state, x, dt, A, B, C, D, z, dt_bias, dt_softplus, dt_limit, inplace, checked=False
         )  # fmt: skip
         if done is not None:
-            return done  # type: ignore[no-any-return]
+            return done
     found = _usual_addresses(state, x, dt, A, B, C, D, z, dt_bias)
     if found is None:
         _check_step(state, x, dt, A, B, C, D, z, dt_bias)
@@ -70,7 +70,7 @@ def ssd_step(
             state, x, dt, A, B, C, D, z, dt_bias, dt_softplus, (low, high), inplace, checked=True
         )  # fmt: skip
         if done is not None:
-            return done  # type: ignore[no-any-return]
+            return done
     if chosen != "reference":
         memory: list[Any] | None = [state, x]
         if found is None:
