@@ -9,16 +9,20 @@ import torch
 
 BACKENDS = ("reference", "portable", "triton")
 
-# The ops that have a gpu.py. An op earns its name here when its Triton kernels pass the op's own tests.
-TRITON_OPS: frozenset[str] = frozenset()
+# The ops that have Triton kernels. An op earns its name here when they pass the op's own tests.
+TRITON_OPS: frozenset[str] = frozenset(
+    {"causal_conv1d", "gated_rms_norm", "causal_conv1d_step", "selective_scan_step", "ssd_step"}
+)
 
 
 class BackendUnavailableError(RuntimeError):
     """A backend was asked for by name and cannot run here; the message says why and what would help."""
 
 
-def why_unavailable(backend: str, op: str, device: torch.device) -> str | None:
-    """Why ``backend`` cannot run ``op`` on ``device`` and what would help, or None if it can."""
+def why_unavailable(
+    backend: str, op: str, device: torch.device, dtype: torch.dtype | None = None
+) -> str | None:
+    """Why ``backend`` cannot run ``op`` on ``device`` in ``dtype`` and what would help, or None if it can."""
     if backend in ("reference", "portable"):
         return None
     if op not in TRITON_OPS:
@@ -27,10 +31,14 @@ def why_unavailable(backend: str, op: str, device: torch.device) -> str | None:
         return "the triton package is not installed (it exists for Linux only); use backend='portable'"
     if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         return f"Triton kernels need a CUDA tensor, got one on {device}; move it, or use backend='portable'"
+    if dtype == torch.float64:
+        return "Triton kernels compute in float32; for float64 use backend='portable'"
     return None
 
 
-def choose_backend(op: str, backend: str | None, device: torch.device) -> str:
+def choose_backend(
+    op: str, backend: str | None, device: torch.device, dtype: torch.dtype | None = None
+) -> str:
     """The backend to run ``op`` with.
 
     Args:
@@ -38,6 +46,7 @@ def choose_backend(op: str, backend: str | None, device: torch.device) -> str:
         backend: A name from ``BACKENDS``, or None: then the environment variable MAMBAKIT_BACKEND,
             and without it the fastest backend that runs on ``device``.
         device: Where the inputs are.
+        dtype: What the op computes in, where that decides: no Triton kernel computes in float64.
 
     Raises:
         ValueError: On an unknown name.
@@ -49,11 +58,11 @@ def choose_backend(op: str, backend: str | None, device: torch.device) -> str:
         asked_by = "MAMBAKIT_BACKEND"
     if backend is None:
         # on the CPU Triton's interpreter is for tests, and asked for by name
-        runs = device.type == "cuda" and why_unavailable("triton", op, device) is None
+        runs = device.type == "cuda" and why_unavailable("triton", op, device, dtype) is None
         return "triton" if runs else "portable"
     if backend not in BACKENDS:
         raise ValueError(f"{asked_by}: expected one of {', '.join(BACKENDS)}, got {backend!r}")
-    reason = why_unavailable(backend, op, device)
+    reason = why_unavailable(backend, op, device, dtype)
     if reason is not None:
         raise BackendUnavailableError(f"{asked_by}={backend!r} cannot run {op}: {reason}")
     return backend

@@ -1,4 +1,4 @@
-"""``mambakit::causal_conv1d_fwd`` and ``_bwd``: the portable convolution as custom ops."""
+"""``mambakit::causal_conv1d_fwd`` and ``_bwd``: the convolution as custom ops, opaque to compilers."""
 
 from __future__ import annotations
 
@@ -19,8 +19,15 @@ def causal_conv1d_fwd(
     initial_state: Tensor | None,
     seq_idx: Tensor | None,
     silu: bool,
+    backend: str = "portable",
 ) -> tuple[Tensor, Tensor]:
     """``(y, final_state)``; see ``conv_forward``."""
+    if backend == "triton":
+        from mambakit.kernels.causal_conv1d.gpu import conv_forward_triton
+
+        y, final = conv_forward_triton(x, weight, bias, initial_state, seq_idx, silu)
+        assert final is not None
+        return y, final
     return conv_forward(x, weight, bias, initial_state, seq_idx, silu)
 
 
@@ -32,6 +39,7 @@ def _(
     initial_state: Tensor | None,
     seq_idx: Tensor | None,
     silu: bool,
+    backend: str = "portable",
 ) -> tuple[Tensor, Tensor]:
     batch, _, channels = x.shape
     return (
@@ -50,9 +58,15 @@ def causal_conv1d_bwd(
     initial_state: Tensor | None,
     seq_idx: Tensor | None,
     silu: bool,
+    backend: str = "portable",
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """See ``conv_backward``; an empty tensor stands for the gradient of what was not given."""
-    grads = conv_backward(dy, dfinal, x, weight, bias, initial_state, seq_idx, silu)
+    backward: Any
+    if backend == "triton":
+        from mambakit.kernels.causal_conv1d.gpu import conv_backward_triton as backward
+    else:
+        backward = conv_backward
+    grads = backward(dy, dfinal, x, weight, bias, initial_state, seq_idx, silu)
     given = (x, weight, bias, initial_state)
     dx, dweight, dbias, dinitial = (
         x.new_empty(0) if v is None else g.to(v.dtype) for v, g in zip(given, grads, strict=True)
@@ -70,6 +84,7 @@ def _(
     initial_state: Tensor | None,
     seq_idx: Tensor | None,
     silu: bool,
+    backend: str = "portable",
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     given = (x, weight, bias, initial_state)
     dx, dweight, dbias, dinitial = (x.new_empty(0) if v is None else v.new_empty(v.shape) for v in given)
@@ -77,15 +92,15 @@ def _(
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    *tensors, ctx.silu = inputs
+    *tensors, ctx.silu, ctx.backend = inputs
     ctx.save_for_backward(*tensors)
 
 
 def _backward(ctx: Any, dy: Tensor, dfinal: Tensor) -> tuple[Tensor | None, ...]:
     tensors = ctx.saved_tensors
-    grads = causal_conv1d_bwd(dy, dfinal, *tensors, ctx.silu)
+    grads = causal_conv1d_bwd(dy, dfinal, *tensors, ctx.silu, ctx.backend)
     given = tensors[:4]
-    return *(None if v is None else g for v, g in zip(given, grads, strict=True)), None, None
+    return *(None if v is None else g for v, g in zip(given, grads, strict=True)), None, None, None
 
 
 causal_conv1d_fwd.register_autograd(_backward, setup_context=_setup)

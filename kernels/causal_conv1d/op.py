@@ -14,6 +14,7 @@ from mambakit.kernels.backend import choose_backend
 from mambakit.kernels.causal_conv1d.library import causal_conv1d_fwd
 from mambakit.kernels.causal_conv1d.reference import causal_conv1d_reference
 from mambakit.kernels.checks import check_float, check_same_device, check_seq_idx, check_shape
+from mambakit.kernels.launch import asks_for_triton, is_eager
 
 
 def causal_conv1d(
@@ -65,13 +66,29 @@ def causal_conv1d(
     if seq_idx is not None:
         check_seq_idx(seq_idx, batch=batch, length=length)
     check_same_device("x", x, weight=weight, bias=bias, initial_state=initial_state, seq_idx=seq_idx)
-    if choose_backend("causal_conv1d", backend, x.device) == "reference":
+    chosen = choose_backend("causal_conv1d", backend, x.device, x.dtype)
+    silu = activation == "silu"
+    state: Tensor | None
+    if chosen == "reference":
         y, state = causal_conv1d_reference(
             x, weight, bias, activation=activation, initial_state=initial_state, seq_idx=seq_idx
         )
+    elif chosen == "triton" and is_eager(x, weight, bias, initial_state, seq_idx):
+        # a custom op takes longer to call than a short sequence to compute
+        y, state = _triton()(x, weight, bias, initial_state, seq_idx, silu, return_final_state)
     else:
-        y, state = causal_conv1d_fwd(x, weight, bias, initial_state, seq_idx, activation == "silu")
-    return (y, state) if return_final_state else y
+        y, state = causal_conv1d_fwd(x, weight, bias, initial_state, seq_idx, silu, chosen)
+    if return_final_state:
+        assert state is not None
+        return y, state
+    return y
+
+
+@functools.cache
+def _triton() -> Any:
+    from mambakit.kernels.causal_conv1d.gpu import causal_conv1d_triton
+
+    return causal_conv1d_triton
 
 
 def causal_conv1d_step(
@@ -102,6 +119,10 @@ def causal_conv1d_step(
         ValueError: On a wrong shape, device, ``activation`` or name of a backend.
         BackendUnavailableError: If the backend asked for cannot run here.
     """
+    if asks_for_triton(state, backend):
+        done = _triton_step()(state, x, weight, bias, activation, inplace, checked=False)
+        if done is not None:
+            return done
     found = _usual_addresses(state, x, weight, bias, activation)
     if found is None:
         check_float("x", x)
@@ -112,7 +133,12 @@ def causal_conv1d_step(
         check_shape("state", state, batch=batch, channels=channels, past=weight.shape[1] - 1)
         check_same_device("x", x, state=state, weight=weight, bias=bias)
     dtype = state.dtype
-    if choose_backend("causal_conv1d", backend, x.device) != "reference":
+    chosen = choose_backend("causal_conv1d_step", backend, x.device, dtype)
+    if chosen == "triton" and not torch.compiler.is_compiling():
+        done = _triton_step()(state, x, weight, bias, activation, inplace, checked=True)
+        if done is not None:
+            return done
+    if chosen != "reference":
         memory: list[Any] | None = [state, x]
         if found is None:
             memory = step_memory(state, x, weight, bias, inplace=inplace)
@@ -134,6 +160,13 @@ def causal_conv1d_step(
         state.copy_(new_state)
         new_state = state
     return y.to(x.dtype), new_state
+
+
+@functools.cache
+def _triton_step() -> Any:
+    from mambakit.kernels.causal_conv1d.gpu_step import causal_conv1d_step_triton
+
+    return causal_conv1d_step_triton
 
 
 @functools.cache

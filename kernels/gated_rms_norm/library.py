@@ -1,4 +1,4 @@
-"""``mambakit::gated_rms_norm_fwd`` and ``_bwd``: the portable norm as custom ops, opaque to compilers."""
+"""``mambakit::gated_rms_norm_fwd`` and ``_bwd``: the norm as custom ops, opaque to compilers."""
 
 from __future__ import annotations
 
@@ -17,10 +17,19 @@ def _runs_in_numba(x: Tensor) -> bool:
 
 @torch.library.custom_op("mambakit::gated_rms_norm_fwd", mutates_args=())
 def gated_rms_norm_fwd(
-    x: Tensor, weight: Tensor, z: Tensor | None, eps: float, group_size: int, norm_before_gate: bool
+    x: Tensor,
+    weight: Tensor,
+    z: Tensor | None,
+    eps: float,
+    group_size: int,
+    norm_before_gate: bool,
+    backend: str = "portable",
 ) -> Tensor:
     """See ``gated_rms_norm``."""
-    if _runs_in_numba(x):
+    forward: Any
+    if backend == "triton":
+        from mambakit.kernels.gated_rms_norm.gpu import norm_forward_triton as forward
+    elif _runs_in_numba(x):
         from mambakit.kernels.gated_rms_norm.cpu import gated_rms_norm_forward_cpu as forward
     else:
         forward = gated_rms_norm_forward
@@ -29,7 +38,13 @@ def gated_rms_norm_fwd(
 
 @gated_rms_norm_fwd.register_fake
 def _(
-    x: Tensor, weight: Tensor, z: Tensor | None, eps: float, group_size: int, norm_before_gate: bool
+    x: Tensor,
+    weight: Tensor,
+    z: Tensor | None,
+    eps: float,
+    group_size: int,
+    norm_before_gate: bool,
+    backend: str = "portable",
 ) -> Tensor:
     return x.new_empty(x.shape)
 
@@ -43,9 +58,13 @@ def gated_rms_norm_bwd(
     eps: float,
     group_size: int,
     norm_before_gate: bool,
+    backend: str = "portable",
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x, weight and z; an empty tensor stands for that of a gate that was not given."""
-    if _runs_in_numba(x):
+    backward: Any
+    if backend == "triton":
+        from mambakit.kernels.gated_rms_norm.gpu import norm_backward_triton as backward
+    elif _runs_in_numba(x):
         from mambakit.kernels.gated_rms_norm.cpu import gated_rms_norm_backward_cpu as backward
     else:
         backward = gated_rms_norm_backward
@@ -62,6 +81,7 @@ def _(
     eps: float,
     group_size: int,
     norm_before_gate: bool,
+    backend: str = "portable",
 ) -> tuple[Tensor, Tensor, Tensor]:
     dz = x.new_empty(0) if z is None else z.new_empty(z.shape)
     return x.new_empty(x.shape), weight.new_empty(weight.shape), dz
@@ -74,7 +94,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     dx, dweight, dz = gated_rms_norm_bwd(dy, *ctx.saved_tensors, *ctx.options)
-    return dx, dweight, None if ctx.saved_tensors[2] is None else dz, None, None, None
+    return dx, dweight, None if ctx.saved_tensors[2] is None else dz, None, None, None, None
 
 
 gated_rms_norm_fwd.register_autograd(_backward, setup_context=_setup)

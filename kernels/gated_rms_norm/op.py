@@ -13,6 +13,7 @@ from mambakit.kernels.backend import choose_backend
 from mambakit.kernels.checks import check_float, check_same_device, check_shape
 from mambakit.kernels.gated_rms_norm.library import gated_rms_norm_fwd
 from mambakit.kernels.gated_rms_norm.reference import gated_rms_norm_reference
+from mambakit.kernels.launch import is_eager
 
 # a call on fewer values than this is shorter than the way through a custom op
 _SMALL = 1 << 14
@@ -61,16 +62,27 @@ def gated_rms_norm(
         group_size = channels
     elif group_size < 1 or channels % group_size:
         raise ValueError(f"group_size: must divide channels={channels} and be at least 1, got {group_size}")
-    if choose_backend("gated_rms_norm", backend, x.device) == "reference":
+    chosen = choose_backend("gated_rms_norm", backend, x.device, x.dtype)
+    if chosen == "reference":
         return gated_rms_norm_reference(
             x, weight, z=z, eps=eps, group_size=group_size, norm_before_gate=norm_before_gate
         )
-    if found is not None:
+    if chosen == "triton":
+        if is_eager(x, weight, z):  # a custom op takes longer to call than a few rows to norm
+            return _triton()(x, weight, z, float(eps), group_size, norm_before_gate)
+    elif found is not None:
         y = torch.empty_like(x)
         at = (*found, y.data_ptr())
         _compiled()(*at, x.numel() // channels, channels, group_size, float(eps), bool(norm_before_gate))
         return y
-    return gated_rms_norm_fwd(x, weight, z, float(eps), group_size, norm_before_gate)
+    return gated_rms_norm_fwd(x, weight, z, float(eps), group_size, norm_before_gate, chosen)
+
+
+@functools.cache
+def _triton() -> Any:
+    from mambakit.kernels.gated_rms_norm.gpu import gated_rms_norm_triton
+
+    return gated_rms_norm_triton
 
 
 @functools.cache

@@ -12,6 +12,7 @@ from torch import Tensor
 from mambakit.kernels.arrays import addresses, step_memory, usual_addresses
 from mambakit.kernels.backend import choose_backend
 from mambakit.kernels.checks import check_dt_limit, check_float, check_groups, check_same_device, check_shape
+from mambakit.kernels.launch import asks_for_triton
 from mambakit.kernels.semantics import effective_dt
 
 
@@ -52,12 +53,25 @@ def selective_scan_step(
         ValueError: On a wrong shape, device, ``dt_limit`` or name of a backend.
         BackendUnavailableError: If the backend asked for cannot run here.
     """
+    if asks_for_triton(state, backend):
+        done = _triton()(
+            state, x, dt, A, B, C, D, z, dt_bias, dt_softplus, dt_limit, inplace, checked=False
+        )  # fmt: skip
+        if done is not None:
+            return done
     found = _usual_addresses(state, x, dt, A, B, C, D, z, dt_bias)
     if found is None:
         _check_step(state, x, dt, A, B, C, D, z, dt_bias)
     low, high = check_dt_limit(dt_limit)
     dtype = state.dtype
-    if choose_backend("selective_scan", backend, x.device) != "reference":
+    chosen = choose_backend("selective_scan_step", backend, x.device, state.dtype)
+    if chosen == "triton" and not torch.compiler.is_compiling():
+        done = _triton()(
+            state, x, dt, A, B, C, D, z, dt_bias, dt_softplus, (low, high), inplace, checked=True
+        )  # fmt: skip
+        if done is not None:
+            return done
+    if chosen != "reference":
         memory: list[Any] | None = [state, x]
         if found is None:
             memory = step_memory(state, x, dt, A, B, C, D, z, dt_bias, inplace=inplace)
@@ -83,6 +97,13 @@ def selective_scan_step(
     if z is not None:
         y = y * F.silu(z.to(dtype))
     return y.to(x.dtype), h
+
+
+@functools.cache
+def _triton() -> Any:
+    from mambakit.kernels.selective_scan.gpu_step import selective_scan_step_triton
+
+    return selective_scan_step_triton
 
 
 @functools.cache

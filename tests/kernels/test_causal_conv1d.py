@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytest
 import torch
+import torch._dynamo.testing
+import torch.utils.checkpoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -28,6 +31,7 @@ def make_inputs(
     options: bool = True,
     packed: bool = False,
     dtype: torch.dtype = torch.float64,
+    device: str = "cpu",
 ) -> dict[str, Tensor | None]:
     generator = torch.Generator().manual_seed(0)
 
@@ -43,15 +47,17 @@ def make_inputs(
     if packed:
         opens = torch.rand(batch, length, generator=generator) < 0.4
         inputs["seq_idx"] = opens.cumsum(1).int()
-    return cast(inputs, dtype)
+    return {name: value.to(device) for name, value in cast(inputs, dtype).items()}
 
 
-def check_against_reference(inputs: dict[str, Tensor | None], activation: str | None) -> None:
+def check_against_reference(
+    inputs: dict[str, Tensor | None], activation: str | None, backend: str = "portable"
+) -> None:
     generator = torch.Generator().manual_seed(1)
     batch, _, channels = inputs["x"].shape
     state_shape = (batch, channels, inputs["weight"].shape[1] - 1)
     cotangents = [
-        torch.randn(shape, generator=generator, dtype=torch.float64)
+        torch.randn(shape, generator=generator, dtype=torch.float64).to(inputs["x"].device)
         for shape in (tuple(inputs["x"].shape), state_shape)
     ]
 
@@ -65,7 +71,7 @@ def check_against_reference(inputs: dict[str, Tensor | None], activation: str | 
             backend=backend,
         )
 
-    actual = run(inputs, "portable")
+    actual = run(inputs, backend)
     naive = run(inputs, "reference")
     exact = run(cast(inputs, torch.float64), "reference")
     for name, value in exact.items():
@@ -93,6 +99,31 @@ def test_matches_reference(
     monkeypatch.setattr(portable, "HAS_NUMBA", not plain_torch)
     inputs = make_inputs(*shape, options=options, packed=packed, dtype=dtype)
     check_against_reference(inputs, "silu" if options else None)
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["rows", "packed"])
+@pytest.mark.parametrize("options", [False, True], ids=["bare", "options"])
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [
+        ((2, 0, 4, 3), torch.float32),
+        ((0, 4, 3, 2), torch.float32),
+        ((1, 1, 1, 1), torch.float32),
+        ((2, 2, 17, 5), torch.float32),
+        # several runs and blocks of channels, ragged
+        ((2, 35, 16, 4), torch.float16),
+        ((1, 50, 264, 3), torch.float32),
+        pytest.param((2, 1000, 264, 4), torch.float32, marks=pytest.mark.gpu),
+        pytest.param((2, 4097, 520, 4), torch.bfloat16, marks=pytest.mark.gpu),
+        pytest.param((3, 257, 130, 2), torch.bfloat16, marks=pytest.mark.gpu),
+    ],
+    ids=str,
+)
+def test_triton_matches_reference(
+    shape: tuple[int, ...], dtype: torch.dtype, options: bool, packed: bool, triton_device: str
+) -> None:
+    inputs = make_inputs(*shape, options=options, packed=packed, dtype=dtype, device=triton_device)
+    check_against_reference(inputs, "silu" if options else None, "triton")
 
 
 @settings(max_examples=25, deadline=None)
@@ -128,32 +159,65 @@ def test_gradcheck(backend: str, packed: bool) -> None:
         assert torch.autograd.gradgradcheck(op, leaves)
 
 
-@pytest.mark.parametrize("width", [1, 2, 4])
-def test_pieces_and_steps_equal_the_whole(width: int) -> None:
-    inputs = make_inputs(2, 41, 18, width)
+def test_triton_takes_mixed_dtypes_and_the_states_gradient_alone(triton_device: str) -> None:
+    inputs = make_inputs(2, 9, 24, 4, dtype=torch.float32, device=triton_device)
+    inputs["x"] = inputs["x"].half()
+    exact = {name: value.double() for name, value in inputs.items()}
+    for values in (inputs, exact):
+        for value in values.values():
+            value.requires_grad_()
+    for values, backend in ((inputs, "triton"), (exact, "reference")):
+        _, final = causal_conv1d(**values, activation="silu", return_final_state=True, backend=backend)
+        final.square().sum().backward()
+    for name, value in inputs.items():
+        assert value.grad.dtype == value.dtype
+        expected = exact[name].grad if name in ("x", "initial_state") else torch.zeros_like(exact[name])
+        torch.testing.assert_close(value.grad.double(), expected, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.gpu
+def test_triton_offsets_beyond_2_to_the_31() -> None:
+    x = torch.randn(1, (1 << 25) + 5, 72, device="cuda", dtype=torch.bfloat16)
+    weight = torch.randn(72, 4, device="cuda")
+    tail = causal_conv1d(x[:, -40:], weight, activation="silu", backend="reference")
+    y = causal_conv1d(x, weight, activation="silu", backend="triton")
+    torch.testing.assert_close(y[:, -30:], tail[:, -30:])
+
+
+@pytest.mark.parametrize(("width", "backend"), [(1, None), (2, None), (4, None), (4, "triton")])
+def test_pieces_and_steps_equal_the_whole(width: int, backend: str | None, triton_device: str) -> None:
+    dtype, device = (torch.float32, triton_device) if backend else (torch.float64, "cpu")
+    near = {"rtol": 1e-5, "atol": 1e-6} if backend else {"rtol": 1e-12, "atol": 1e-12}
+    inputs = make_inputs(2, 41, 18, width, dtype=dtype, device=device)
     x, state = inputs.pop("x"), inputs.pop("initial_state")
-    y, final = causal_conv1d(x, **inputs, initial_state=state, activation="silu", return_final_state=True)
+    options: dict[str, Any] = {"activation": "silu", "backend": backend}
+    y, final = causal_conv1d(x, **inputs, **options, initial_state=state, return_final_state=True)
     h, pieces = state, []
     for start, stop in ((0, 0), (0, 1), (1, 33), (33, 41)):
         piece, h = causal_conv1d(
-            x[:, start:stop], **inputs, initial_state=h, activation="silu", return_final_state=True
+            x[:, start:stop], **inputs, **options, initial_state=h, return_final_state=True
         )
         pieces.append(piece)
-    torch.testing.assert_close(torch.cat(pieces, 1), y, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(torch.cat(pieces, 1), y, **near)
     assert torch.equal(h, final)
     h = state
     for t in range(41):
-        y_t, h = causal_conv1d_step(h, x[:, t], **inputs, activation="silu")
-        torch.testing.assert_close(y_t, y[:, t], rtol=1e-12, atol=1e-12)
+        y_t, h = causal_conv1d_step(h, x[:, t], **inputs, **options)
+        torch.testing.assert_close(y_t, y[:, t], **near)
     assert torch.equal(h, final)
 
 
+@pytest.mark.parametrize("backend", [None, "triton"])
 @pytest.mark.parametrize("lengths", [(1, 1, 1), (5, 1, 32, 40), (64, 2)], ids=str)
-def test_packing_equals_separate_sequences(lengths: tuple[int, ...]) -> None:
-    inputs = make_inputs(1, sum(lengths), 18, 4)
+def test_packing_equals_separate_sequences(
+    lengths: tuple[int, ...], backend: str | None, triton_device: str
+) -> None:
+    dtype, device = (torch.float32, triton_device) if backend else (torch.float64, "cpu")
+    inputs = make_inputs(1, sum(lengths), 18, 4, dtype=dtype, device=device)
     x, first_state = inputs.pop("x"), inputs.pop("initial_state")
     seq_idx = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths)).int()[None]
-    options: dict[str, Any] = {"activation": "silu", "return_final_state": True}
+    seq_idx = seq_idx.to(device)
+    options: dict[str, Any] = {"activation": "silu", "return_final_state": True, "backend": backend}
     y, final = causal_conv1d(x, **inputs, initial_state=first_state, seq_idx=seq_idx, **options)
     start = 0
     for i, length in enumerate(lengths):
@@ -164,12 +228,16 @@ def test_packing_equals_separate_sequences(lengths: tuple[int, ...]) -> None:
     assert torch.equal(final, own_state)
 
 
-def test_nan_stays_in_its_own_sequence_and_time() -> None:
-    inputs = make_inputs(1, 50, 18, 4)
-    seq_idx = (torch.arange(50) >= 20).int()[None]
+@pytest.mark.parametrize("backend", [None, "triton"])
+def test_nan_stays_in_its_own_sequence_and_time(backend: str | None, triton_device: str) -> None:
+    dtype, device = (torch.float32, triton_device) if backend else (torch.float64, "cpu")
+    inputs = make_inputs(1, 50, 18, 4, dtype=dtype, device=device)
+    seq_idx = (torch.arange(50, device=device) >= 20).int()[None]
     inputs["x"][0, 19] = float("nan")
     x = inputs["x"].requires_grad_()
-    y, final = causal_conv1d(**inputs, seq_idx=seq_idx, activation="silu", return_final_state=True)
+    y, final = causal_conv1d(
+        **inputs, seq_idx=seq_idx, activation="silu", return_final_state=True, backend=backend
+    )
     assert y[0, 19].isnan().all()
     assert y[0, :19].isfinite().all()
     assert y[0, 20:].isfinite().all()
@@ -178,36 +246,58 @@ def test_nan_stays_in_its_own_sequence_and_time() -> None:
     assert x.grad[0, 20:].isfinite().all()
 
 
-def test_views_and_inputs_left_alone() -> None:
-    whole = torch.randn(2, 40, 36, generator=torch.Generator().manual_seed(0))
-    weight = torch.randn(4, 18, generator=torch.Generator().manual_seed(1)).t()
+@pytest.mark.parametrize("backend", ["portable", "triton"])
+@pytest.mark.parametrize("channels", [18, 24])
+def test_views_and_inputs_left_alone(channels: int, backend: str, triton_device: str) -> None:
+    device = triton_device if backend == "triton" else "cpu"
+    whole = torch.randn(2, 40, 2 * channels, generator=torch.Generator().manual_seed(0)).to(device)
+    weight = torch.randn(4, channels, generator=torch.Generator().manual_seed(1)).to(device).t()
     before = whole.clone()
     x = whole.chunk(2, -1)[1]
-    y = causal_conv1d(x, weight, activation="silu")
-    assert torch.equal(y, causal_conv1d(x.contiguous(), weight.contiguous(), activation="silu"))
-    assert torch.equal(y, causal_conv1d(x.mT.contiguous().mT, weight, activation="silu"))
+    run = functools.partial(causal_conv1d, activation="silu", backend=backend)
+    y = run(x, weight)
+    assert torch.equal(y, run(x.contiguous(), weight.contiguous()))
+    assert torch.equal(y, run(x.mT.contiguous().mT, weight))
     assert torch.equal(whole, before)
 
 
+@pytest.mark.parametrize("backend", ["portable", "triton"])
 @pytest.mark.parametrize("packed", [False, True])
-def test_opcheck(packed: bool) -> None:
-    inputs = make_inputs(2, 5, 3, 4, packed=packed, dtype=torch.float32)
+def test_opcheck(packed: bool, backend: str, triton_device: str) -> None:
+    device = triton_device if backend == "triton" else "cpu"
+    inputs = make_inputs(2, 5, 3, 4, packed=packed, dtype=torch.float32, device=device)
     tensors = {name: v.requires_grad_(v.is_floating_point()) for name, v in inputs.items()}
     names = ("x", "weight", "bias", "initial_state", "seq_idx")
-    torch.library.opcheck(causal_conv1d_fwd, (*(tensors.get(name) for name in names), True))
+    torch.library.opcheck(causal_conv1d_fwd, (*(tensors.get(name) for name in names), True, backend))
 
 
 class _Conv(torch.nn.Module):
+    def __init__(self, backend: str) -> None:
+        super().__init__()
+        self.backend = backend
+
     def forward(self, x: Tensor, weight: Tensor) -> Tensor:
-        return causal_conv1d(x, weight, activation="silu")
+        return causal_conv1d(x, weight, activation="silu", backend=self.backend)
 
 
-def test_export_and_compile_see_through() -> None:
-    inputs = make_inputs(2, 9, 4, 3, options=False, dtype=torch.float32)
+@pytest.mark.parametrize("backend", ["portable", "triton"])
+def test_export_and_compile_see_through(backend: str, triton_device: str) -> None:
+    device = triton_device if backend == "triton" else "cpu"
+    inputs = make_inputs(2, 9, 4, 3, options=False, dtype=torch.float32, device=device)
     values = (inputs["x"], inputs["weight"])
-    expected = _Conv()(*values)
-    assert torch.equal(torch.export.export(_Conv(), values).module()(*values), expected)
-    assert torch.equal(torch.compile(_Conv(), backend="eager", fullgraph=True)(*values), expected)
+    conv = _Conv(backend)
+    expected = conv(*values)
+    assert torch.equal(torch.export.export(conv, values).module()(*values), expected)
+    compiles = torch._dynamo.testing.CompileCounter()
+    compiled = torch.compile(conv, backend=compiles, fullgraph=True, dynamic=True)
+    assert torch.equal(compiled(*values), expected)
+    assert torch.equal(compiled(values[0][:, :7].clone(), values[1]), expected[:, :7])
+    assert compiles.frame_count == 1
+    leaf = values[0].clone().requires_grad_()
+    torch.utils.checkpoint.checkpoint(conv, leaf, values[1], use_reentrant=False).sum().backward()
+    own = values[0].clone().requires_grad_()
+    conv(own, values[1]).sum().backward()
+    assert torch.equal(leaf.grad, own.grad)
 
 
 @pytest.mark.parametrize("inplace", [False, True])
@@ -264,7 +354,7 @@ def test_options_are_checked() -> None:
         causal_conv1d(**inputs, activation="relu")
     with pytest.raises(ValueError, match="backend: expected one of"):
         causal_conv1d(**inputs, backend="fast")
-    with pytest.raises(BackendUnavailableError, match="cannot run causal_conv1d"):
-        causal_conv1d(**inputs, backend="triton")
+    with pytest.raises(BackendUnavailableError, match=r"cannot run causal_conv1d: .*backend='portable'"):
+        causal_conv1d(**inputs, backend="triton")  # float64
     with pytest.raises(ValueError, match="state: expected shape"):
         causal_conv1d_step(torch.zeros(1, 2, 3), torch.zeros(1, 2), torch.zeros(2, 2))

@@ -1,0 +1,158 @@
+"""The causal convolution on Triton: chooses the launch, and tells autograd."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from mambakit.kernels.causal_conv1d.gpu_kernels import conv_backward_kernel, conv_forward_kernel
+from mambakit.kernels.launch import common_unit, contiguous, needs_grad, on_device_of, unit_rows
+
+
+class Config(NamedTuple):
+    """How a kernel is launched; ``most_programs`` bounds the runs that a row is cut into."""
+
+    channels: int
+    group: int
+    num_warps: int
+    most_programs: int
+    registers: int | None = None
+
+
+# One warp a program: nothing is exchanged between threads, and the many small programs of a multiprocessor
+# hide each other's latency. Forward, a thread has 8 channels, 16 bytes of them in bfloat16. Backward, it has
+# 4: a channel takes 15 registers for width 4. ptxas would use up to 168 to compute a group's tokens side by
+# side; a limit of 128 spills nothing and lets a third more programs run at once.
+FORWARD = Config(channels=256, group=8, num_warps=1, most_programs=8192)
+BACKWARD = Config(channels=128, group=4, num_warps=1, most_programs=8192, registers=128)
+_SHORTEST_RUN = 16
+
+
+def causal_conv1d_triton(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    initial_state: Tensor | None,
+    seq_idx: Tensor | None,
+    silu: bool,
+    return_final_state: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """``(y, final_state)``, differentiable; the state is None unless asked for."""
+    if needs_grad(x, weight, bias, initial_state):
+        return _CausalConv1d.apply(x, weight, bias, initial_state, seq_idx, silu, return_final_state)
+    return conv_forward_triton(x, weight, bias, initial_state, seq_idx, silu, return_final_state)
+
+
+class _CausalConv1d(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        initial_state: Tensor | None,
+        seq_idx: Tensor | None,
+        silu: bool,
+        return_final_state: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        ctx.save_for_backward(x, weight, bias, initial_state, seq_idx)
+        ctx.silu = silu
+        ctx.set_materialize_grads(False)
+        return conv_forward_triton(x, weight, bias, initial_state, seq_idx, silu, return_final_state)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, dy: Tensor | None, dfinal: Tensor | None) -> tuple[Tensor | None, ...]:
+        x, weight, bias, initial_state, seq_idx = ctx.saved_tensors
+        if dy is None:
+            dy = torch.zeros_like(x)
+        grads = conv_backward_triton(dy, dfinal, x, weight, bias, initial_state, seq_idx, ctx.silu)
+        return *grads, None, None, None
+
+
+def conv_forward_triton(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    initial_state: Tensor | None,
+    seq_idx: Tensor | None,
+    silu: bool,
+    return_final_state: bool = True,
+    config: Config = FORWARD,
+) -> tuple[Tensor, Tensor | None]:
+    """As ``portable.conv_forward``."""
+    batch, length, channels = x.shape
+    width = weight.shape[1]
+    x = unit_rows(x)
+    y = torch.empty((batch, length, channels), dtype=x.dtype, device=x.device)
+    final = None
+    if return_final_state:
+        final = torch.empty((batch, channels, width - 1), dtype=torch.float32, device=x.device)
+    x_batch_stride, x_stride, _ = x.stride()
+    unit = common_unit(x_batch_stride, x_stride, channels)
+    grid, run = _runs(batch, length, channels, config)
+    with on_device_of(x):
+        conv_forward_kernel[(grid,)](
+            x, weight.contiguous(), contiguous(bias), contiguous(initial_state), contiguous(seq_idx),
+            y, final,
+            x_batch_stride // unit, x_stride // unit, channels // unit, length, run,
+            UNIT=unit, WIDTH=width, SILU=silu, CHANNELS=config.channels, GROUP=config.group,
+            num_warps=config.num_warps,
+        )  # fmt: skip
+    return y, final
+
+
+def conv_backward_triton(
+    dy: Tensor,
+    dfinal: Tensor | None,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    initial_state: Tensor | None,
+    seq_idx: Tensor | None,
+    silu: bool,
+    config: Config = BACKWARD,
+) -> tuple[Tensor | None, ...]:
+    """Gradients of ``x, weight, bias, initial_state`` in their dtypes; None for what was not given."""
+    batch, length, channels = x.shape
+    width = weight.shape[1]
+    x, dy = unit_rows(x), unit_rows(dy)
+    dx = torch.empty((batch, length, channels), dtype=x.dtype, device=x.device)
+    dinitial = None
+    if initial_state is not None:
+        initial_state = initial_state.contiguous()
+        dinitial = torch.empty_like(initial_state)
+    (x_batch_stride, x_stride, _), (dy_batch_stride, dy_stride, _) = x.stride(), dy.stride()
+    unit = common_unit(x_batch_stride, x_stride, dy_batch_stride, dy_stride, channels)
+    grid, run = _runs(batch, length, channels, config)
+    n_runs = max(1, triton.cdiv(length, run))
+    partial = torch.empty((batch * n_runs, width + 1, channels), dtype=torch.float32, device=x.device)
+    # the masks of packed rows and the states need more registers, and so does a longer filter
+    plain = initial_state is None and seq_idx is None and dfinal is None and width <= 4 and x.is_cuda
+    limit = {"maxnreg": config.registers} if plain and config.registers and not torch.version.hip else {}
+    with on_device_of(x):
+        conv_backward_kernel[(grid,)](
+            x, dy, weight.contiguous(), contiguous(bias), initial_state, contiguous(seq_idx),
+            contiguous(dfinal), dx, dinitial, partial,
+            x_batch_stride // unit, x_stride // unit, dy_batch_stride // unit, dy_stride // unit,
+            channels // unit, length, run,
+            UNIT=unit, WIDTH=width, SILU=silu, CHANNELS=config.channels, GROUP=config.group,
+            num_warps=config.num_warps, **limit,
+        )  # fmt: skip
+    # summed in a fixed order, where atomics would not be
+    sums = partial.sum(0)
+    dweight = torch.empty_like(weight, memory_format=torch.contiguous_format).copy_(sums[:width].t())
+    dbias = None if bias is None else sums[width].to(bias.dtype, copy=True)
+    return dx, dweight, dbias, dinitial
+
+
+def _runs(batch: int, length: int, channels: int, config: Config) -> tuple[int, int]:
+    """Number of programs, and tokens of each: as short as the bound on programs allows."""
+    rows = batch * triton.cdiv(channels, config.channels)
+    run = _SHORTEST_RUN
+    while run < length and rows * triton.cdiv(length, run) > config.most_programs:
+        run *= 2
+    return rows * max(1, triton.cdiv(length, run)), run

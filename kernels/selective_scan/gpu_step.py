@@ -1,0 +1,110 @@
+"""``selective_scan_step`` on Triton: one launch, a program for some channels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from mambakit.kernels.gpu_math import effective_dt, silu
+from mambakit.kernels.launch import Plan, StepPlans, contiguous, dense_rows
+
+
+@triton.jit
+def selective_scan_step_kernel(
+    y_ptr, new_state_ptr, state_ptr, x_ptr, dt_ptr, A_ptr, B_ptr, C_ptr, D_ptr, z_ptr, dt_bias_ptr,
+    x_stride, dt_stride, B_stride, C_stride, z_stride, low, high,
+    D_INNER: tl.constexpr, D_STATE: tl.constexpr, CHANNELS_PER_GROUP: tl.constexpr,
+    SOFTPLUS: tl.constexpr, CLAMP: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """Strides are those of the batch; the rest is contiguous. ROWS channels a program."""
+    n_parts: tl.constexpr = (D_INNER + ROWS - 1) // ROWS
+    program = tl.program_id(0)
+    b = (program // n_parts).to(tl.int64)
+    rows = program % n_parts * ROWS + tl.arange(0, ROWS)
+    columns = tl.arange(0, COLUMNS)
+    row_in = rows < D_INNER
+    inside = row_in[:, None] & (columns < D_STATE)[None, :]
+    tile = rows[:, None] * D_STATE + columns[None, :]
+    start = b * D_INNER * D_STATE
+    state = tl.load(state_ptr + start + tile, mask=inside, other=0.0).to(tl.float32)
+    A = tl.load(A_ptr + tile, mask=inside, other=0.0).to(tl.float32)
+    of_group = rows[:, None] // CHANNELS_PER_GROUP * D_STATE + columns[None, :]
+    B = tl.load(B_ptr + b * B_stride + of_group, mask=inside, other=0.0).to(tl.float32)
+    C = tl.load(C_ptr + b * C_stride + of_group, mask=inside, other=0.0).to(tl.float32)
+    x = tl.load(x_ptr + b * x_stride + rows, mask=row_in, other=0.0).to(tl.float32)
+    dt = tl.load(dt_ptr + b * dt_stride + rows, mask=row_in, other=0.0).to(tl.float32)
+    bias = 0.0
+    if dt_bias_ptr is not None:
+        bias = tl.load(dt_bias_ptr + rows, mask=row_in, other=0.0).to(tl.float32)
+    dt = effective_dt(dt, bias, low, high, SOFTPLUS, CLAMP)
+    state = tl.exp(dt[:, None] * A) * state + (dt * x)[:, None] * B
+    tl.store(new_state_ptr + start + tile, state.to(new_state_ptr.dtype.element_ty), mask=inside)
+    y = tl.sum(state * C, axis=1)
+    if D_ptr is not None:
+        y += tl.load(D_ptr + rows, mask=row_in, other=0.0).to(tl.float32) * x
+    if z_ptr is not None:
+        y *= silu(tl.load(z_ptr + b * z_stride + rows, mask=row_in, other=0.0).to(tl.float32))
+    tl.store(y_ptr + b * D_INNER + rows, y.to(y_ptr.dtype.element_ty), mask=row_in)
+
+
+def tiles(batch: int, d_inner: int, d_state: int) -> tuple[int, int, int]:
+    """Rows and columns of a program's part of the state, and its warps: one, of some 512 numbers.
+
+    Halved while a single token would leave multiprocessors idle.
+    """
+    columns = triton.next_power_of_2(d_state)
+    rows = max(1, min(triton.next_power_of_2(d_inner), 512 // columns))
+    while rows > 8 and batch * triton.cdiv(d_inner, rows) < 256:
+        rows //= 2
+    return rows, columns, 1
+
+
+def _make_plan(tensors: tuple[Any, ...], options: tuple[Any, ...]) -> Plan:
+    state, x, dt, _, B, C, _, z, _ = tensors
+    softplus, low, high = options
+    batch, d_inner, d_state = state.shape
+    rows, columns, num_warps = tiles(batch, d_inner, d_state)
+    rest = (
+        x.stride(0), dt.stride(0), B.stride(0), C.stride(0), 0 if z is None else z.stride(0),
+        float(low), float(high),
+        d_inner, d_state, d_inner // B.shape[1],
+        softplus, (low, high) != (0.0, float("inf")), rows, columns,
+    )  # fmt: skip
+    grid = (batch * triton.cdiv(d_inner, rows), 1, 1)
+    return Plan(selective_scan_step_kernel, grid, rest, num_warps)
+
+
+_plans = StepPlans(_make_plan)
+
+
+def selective_scan_step_triton(
+    state: Tensor,
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    dt_bias: Tensor | None,
+    dt_softplus: bool,
+    dt_limit: tuple[float, float],
+    inplace: bool,
+    checked: bool,
+) -> tuple[Tensor, Tensor] | None:
+    """As ``selective_scan_step``; None as ``StepPlans.run``."""
+    options = (bool(dt_softplus), *dt_limit)
+    if not checked:
+        return _plans.run((state, x, dt, A, B, C, D, z, dt_bias), options, inplace, False)
+    given = state.contiguous()
+    tensors = (
+        given, dense_rows(x), dense_rows(dt), A.contiguous(), dense_rows(B), dense_rows(C),
+        contiguous(D), dense_rows(z), contiguous(dt_bias),
+    )  # fmt: skip
+    done = _plans.run(tensors, options, inplace, True)
+    if done is not None and inplace and given is not state:
+        return done[0], state.copy_(done[1])
+    return done
