@@ -34,7 +34,7 @@ from typing import Any, NamedTuple
 import torch
 
 from gpu_candidates import Candidate, Error, Problem, check, run_pass
-from gpu_peers import compile_ahead, cores, prepare_peers
+from gpu_peers import compile_ahead, cores, forget_tuning, prepare_peers
 from gpu_problems import Sizes, build_problem
 from gpu_timing import Ceilings, graph_ms, latency_ms, measure_ceilings, median_ms, peak_mib
 from rows import commit, machine, row, write_rows
@@ -295,19 +295,24 @@ def _speeds(problem: Problem, which: str, ms: float, floor: float) -> str:
 
 
 def _compile_share(cases: Sequence[Case], share: str) -> int:
-    """Runs every peer once on small inputs, with the n-th part of its tuning list."""
+    """Runs every peer on small inputs, with a part of its tuning list."""
     index, _, count = share.partition("/")
     prepare_peers((int(index), int(count)))
+    done = []
     for case in cases:
         small = {key: min(value, _SHARE_MOST.get(key, value)) for key, value in case.sizes.items()}
+        if case.peers or (case.kind, small) in done:
+            continue
+        done.append((case.kind, small))
+        # a size that is tuned already may still compile anew, for it divides otherwise
+        forget_tuning()
         problem = build_problem(case.kind, small, torch.device("cuda"), torch.bfloat16)
-        for name, make in problem.candidates.items():
-            if name in ("mamba_ssm", "fla") and (not case.peers or name in case.peers):
-                for which in case.passes:
-                    try:
-                        run_pass(make(), which)()
-                    except Exception as error:  # noqa: BLE001 - the run itself says so, with the reason
-                        print(f"{case.name} {name}: {_reason(error)}", file=sys.stderr)
+        for name in ("mamba_ssm", "fla"):
+            for which in case.passes if name in problem.candidates else ():
+                try:
+                    run_pass(problem.candidates[name](), which)()
+                except Exception as error:  # noqa: BLE001 - the run itself says so, with the reason
+                    print(f"{case.name} {name}: {_reason(error)}", file=sys.stderr)
         _free()
     return 0
 

@@ -10,8 +10,10 @@ import importlib
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 PEERS = ("mamba_ssm", "causal_conv1d", "fla")
@@ -39,30 +41,34 @@ def prepare_peers(share: tuple[int, int] | None = None) -> dict[str, str]:
     return found
 
 
+def forget_tuning() -> None:
+    """Every kernel tunes itself anew at its next call."""
+    for tuner in _autotuners():
+        tuner.cache.clear()
+
+
 def compile_ahead(command: Sequence[str], processes: int, limit_s: float) -> str:
     """Run ``command --share i/n`` for every i at once; says how it went."""
     begin = time.perf_counter()
-    children = [
-        subprocess.Popen(
-            [sys.executable, *command, "--share", f"{i}/{processes}"],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for i in range(processes)
-    ]
     failed, last = 0, ""
-    for child in children:
-        try:
-            _, error = child.communicate(timeout=max(1.0, begin + limit_s - time.perf_counter()))
-        except subprocess.TimeoutExpired:
-            child.kill()
-            _, error = child.communicate()
-            error = "out of time"
-        if child.returncode:
-            failed, last = failed + 1, (error.strip().splitlines() or ["?"])[-1]
+    with tempfile.TemporaryDirectory() as folder:
+        logs = [Path(folder, str(i)) for i in range(processes)]
+        children = []
+        for i, log in enumerate(logs):
+            with log.open("w") as out:
+                share = [sys.executable, *command, "--share", f"{i}/{processes}"]
+                children.append(subprocess.Popen(share, stdout=out, stderr=subprocess.STDOUT))
+        for child, log in zip(children, logs, strict=True):
+            try:
+                child.wait(max(1.0, begin + limit_s - time.perf_counter()))
+            except subprocess.TimeoutExpired:
+                child.kill()
+                child.wait()
+            if child.returncode:
+                lines = log.read_text(errors="replace").strip().splitlines()
+                failed, last = failed + 1, (lines or ["no output"])[-1]
     took = f"{processes} processes compiled the peers' kernels in {time.perf_counter() - begin:.0f} s"
-    return took + (f"; {failed} failed: {last}" if failed else "")
+    return took + (f"; {failed} failed or ran out of time: {last}" if failed else "")
 
 
 def _version(name: str) -> str:
