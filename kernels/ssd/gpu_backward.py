@@ -1,0 +1,214 @@
+"""Triton kernel of ``ssd``, backward: every gradient of one chunk, for many heads of a group.
+
+Nothing is stored by the forward pass. ``walk_states`` (``gpu_forward``) runs twice: forward for the state ``S``
+at each chunk's start, in reverse for the gradient ``dS`` at each chunk's end. Between the two the chunks are
+independent. In the notation of ``gpu_common``, with ``M_ij = (C_i . B_j) L_ij`` and ``L_ij = exp(cum_i - cum_j)``,
+
+    u_j    = sum_i M_ij dy_i + out_j dS^T B_j        dx_j = scale_j u_j + D dy_j        dscale_j = x_j . u_j
+    dCB_ij = L_ij scale_j (dy_i . x_j)               dC_i = sum_j dCB_ij B_j + into_i S dy_i
+                                                     dB_j = sum_i dCB_ij C_i + scale_j out_j dS x_j
+
+where the sums over i, j of dC and dB are taken once for all heads of the program. The log-decay of token t
+decays every pair j < t <= i, what enters at i >= t and what leaves from j < t:
+
+    dlog_decay_t = sum_{j<t<=i} dCB_ij (C_i . B_j) + sum_{i>=t} into_i dy_i . (S^T C_i)
+                   + sum_{j<t} scale_j out_j x_j . (dS^T B_j) + through <S, dS>
+
+All matrices of pairs are held as ``[j, i]``, so that no product's result is transposed to enter another one.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from mambakit.kernels.ssd.gpu_common import (
+    address,
+    differences,
+    sequences,
+    softplus,
+    state_offsets,
+    step_size,
+    store_tile,
+    tile,
+)
+from mambakit.kernels.ssd.gpu_forward import _SIZES, _STRIDES
+
+
+@triton.jit
+def _spans(W, rows, EXACT: tl.constexpr, CHUNK: tl.constexpr, PRECISION: tl.constexpr):  # type: ignore[no-untyped-def]
+    """``sum_{j < t <= i} W[j, i]`` for every t."""
+    if EXACT:
+        before = (rows[None, :] < rows[:, None]).to(tl.float32)  # [t, j]
+        passing = tl.dot(before, W, input_precision=PRECISION)  # [t, i]
+        result = tl.sum(tl.where(rows[None, :] >= rows[:, None], passing, 0.0), 1)
+    else:
+        # pairs inside cancel: good enough for inputs in half precision
+        W = tl.where(rows[None, :] > rows[:, None], W, 0.0)
+        result = tl.cumsum(tl.sum(W, 0) - tl.sum(W, 1), 0, reverse=True)
+    return result
+
+
+@triton.jit(do_not_specialize=_STRIDES + _SIZES + ["dy_b", "dy_l", "dy_h", "row_heads", "row_groups", "row_batch"])
+def chunk_gradients(  # type: ignore[no-untyped-def]
+    dy, x, dt, scale, A, bias, B, C, D, z, seq, states, dstates,
+    dx, ddt, dscale, dB, dC, dz, sums, dD,
+    dy_b, dy_l, dy_h, x_b, x_l, x_h, dt_b, dt_l, dt_h, scale_b, scale_l, scale_h,
+    B_b, B_l, B_g, C_b, C_l, C_g, z_b, z_l, z_h,
+    length, n_heads, group_heads, n_chunks, block_heads, row_heads, row_groups, row_batch, low, high,
+    HEAD_DIM: tl.constexpr, D_STATE: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr,
+    CHUNK: tl.constexpr, TRANSPOSED: tl.constexpr, D_COLUMNS: tl.constexpr, SOFTPLUS: tl.constexpr,
+    LIMIT: tl.constexpr, WIDE: tl.constexpr, ADD: tl.constexpr, UNIT: tl.constexpr,
+    DOT: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """Gradients of one chunk from ``block_heads`` heads of one group; ``n_heads`` of the ``row_heads`` are given.
+
+    ``states`` and ``dstates`` (None for zeros): ``(batch, n_chunks, n_heads, d_state, head_dim)``, with
+    ``TRANSPOSED`` ``head_dim, d_state``. ``dx``, ``dz`` ``(batch, length, row_heads, head_dim)``; ``ddt``,
+    ``dscale`` ``(batch, length, row_heads)``; ``dB``, ``dC`` ``(blocks, batch, length, row_groups, d_state)``, added
+    to if ``ADD``. What becomes the gradients of A and dt_bias by summing over chunks: ``sums`` ``(batch, n_chunks,
+    2, row_heads)``; of D: ``dD`` ``(batch, n_chunks, row_heads, D_COLUMNS)``.
+    """
+    group_blocks = (group_heads + block_heads - 1) // block_heads
+    n_blocks = (n_heads // group_heads) * group_blocks
+    pid = tl.program_id(0)
+    g = (pid % n_blocks) // group_blocks
+    block = (pid % n_blocks) % group_blocks
+    pid = pid // n_blocks
+    c = pid % n_chunks
+    b = pid // n_chunks
+    rows = tl.arange(0, CHUNK)
+    ns = tl.arange(0, BLOCK_N)
+    ps = tl.arange(0, BLOCK_P)
+    offsets, inside = state_offsets(ns, ps, TRANSPOSED, HEAD_DIM, D_STATE)
+    t0 = c * CHUNK
+    mask = t0 + rows < length
+    Bt = tile(address(B, b, B_b, t0, B_l, g, B_g, UNIT), B_l * UNIT, rows, ns, mask, D_STATE, BLOCK_N).to(DOT)
+    Ct = tile(address(C, b, C_b, t0, C_l, g, C_g, UNIT), C_l * UNIT, rows, ns, mask, D_STATE, BLOCK_N).to(DOT)
+    BC = tl.dot(Bt, tl.trans(Ct), input_precision=PRECISION)  # [j, i]
+    keep = rows[None, :] >= rows[:, None]
+    if seq is not None:
+        ids, before, last_id = sequences(seq, b, t0, length, rows)
+        keep = keep & (ids[:, None] == ids[None, :])
+    dBC = tl.zeros((CHUNK, CHUNK), tl.float32)  # [j, i]
+    dB_sum = tl.zeros((CHUNK, BLOCK_N), tl.float32)
+    dC_sum = tl.zeros((BLOCK_N, CHUNK), tl.float32)  # [n, i]
+    token = tl.cast(b, tl.int64) * length + t0
+    at_row = tl.cast(b, tl.int64) * n_chunks + c
+    first = g * group_heads + block * block_heads
+    for h in tl.range(first, tl.minimum(first + block_heads, (g + 1) * group_heads), num_stages=STAGES):
+        scale_ptr = None
+        A_ptr = None
+        if A is None:
+            scale_ptr = address(scale, b, scale_b, t0, scale_l, h, scale_h, 1)
+        else:
+            A_ptr = A + h
+        raw, s, log_decay = step_size(
+            address(dt, b, dt_b, t0, dt_l, h, dt_h, 1), dt_l, scale_ptr, scale_l, A_ptr,
+            None if bias is None else bias + h, rows, mask, low, high, SOFTPLUS, LIMIT, WIDE,
+        )  # fmt: skip
+        cum = tl.cumsum(log_decay, 0)
+        last = tl.sum(log_decay, 0)
+        into = tl.exp2(cum).to(tl.float32)
+        out = tl.exp2(last - cum).to(tl.float32)
+        through = tl.exp2(last).to(tl.float32)
+        if seq is not None:
+            into = tl.where(ids == before, into, 0.0)
+            out = tl.where(ids == last_id, out, 0.0)
+            through = tl.where(before == last_id, through, 0.0)
+        x_base = address(x, b, x_b, t0, x_l, h, x_h, UNIT)
+        dy_base = address(dy, b, dy_b, t0, dy_l, h, dy_h, UNIT)
+        xt = tile(x_base, x_l * UNIT, rows, ps, mask, HEAD_DIM, BLOCK_P)
+        dyt = tile(dy_base, dy_l * UNIT, rows, ps, mask, HEAD_DIM, BLOCK_P)
+        out_base = (token * row_heads + h) * HEAD_DIM
+        if z is not None:
+            zt = tile(
+                address(z, b, z_b, t0, z_l, h, z_h, UNIT), z_l * UNIT, rows, ps, mask, HEAD_DIM, BLOCK_P
+            ).to(tl.float32)
+            gate = 1.0 / (1.0 + tl.exp(-zt))
+            # the gate's own gradient, all but the factor y, which comes below
+            dgate = dyt.to(tl.float32) * gate * (1.0 + zt * (1.0 - gate))
+            dyt = (dyt.to(tl.float32) * (zt * gate)).to(DOT)
+        xd = xt.to(DOT)
+        dyd = dyt.to(DOT)
+        xf = xt.to(tl.float32)
+        dyf = dyt.to(tl.float32)
+        at_chunk = (at_row * n_heads + h) * (HEAD_DIM * D_STATE)
+
+        decay = tl.where(keep, tl.exp2(-differences(cum, cum, WIDE)), 0.0)  # [j, i]
+        M = decay * BC
+        dM = tl.dot(xd, tl.trans(dyd), input_precision=PRECISION)
+        scaled = dM * s[:, None]
+        dBC += scaled * decay
+        dlog_decay = _spans(scaled * M, rows, WIDE, CHUNK, PRECISION)
+        u = tl.dot(M.to(DOT), dyd, input_precision=PRECISION)
+        if z is not None:
+            y = tl.trans(tl.dot(tl.trans((xf * s[:, None]).to(DOT)), M.to(DOT), input_precision=PRECISION))
+        if states is not None:
+            S = tl.load(states + at_chunk + offsets, mask=inside, other=0.0)
+            dC_in = tl.dot(S.to(DOT), tl.trans(dyd), input_precision=PRECISION) * into[None, :]
+            dC_sum += dC_in
+            enters = tl.sum(dC_in * tl.trans(Ct).to(tl.float32), 0)
+            dlog_decay += tl.cumsum(enters, 0, reverse=True)
+            if z is not None:
+                y += tl.dot(Ct, S.to(DOT), input_precision=PRECISION) * into[:, None]
+        if dstates is not None:
+            dS = tl.load(dstates + at_chunk + offsets, mask=inside, other=0.0)
+            dB_sum += tl.dot(xd, tl.trans(dS.to(DOT)), input_precision=PRECISION) * (s * out)[:, None]
+            leaving = tl.dot(Bt, dS.to(DOT), input_precision=PRECISION) * out[:, None]
+            u += leaving
+            leaves = s * tl.sum(xf * leaving, 1)
+            dlog_decay += tl.cumsum(leaves, 0) - leaves
+            if states is not None:
+                product = tl.sum(S.to(tl.float32) * dS.to(tl.float32))
+                dlog_decay += tl.where(through == 0.0, 0.0, through * product)
+        ds = tl.sum(xf * u, 1)
+        dxt = s[:, None] * u
+        if D is not None:
+            skipped = tl.sum(dyf * xf, 0)
+            if D_COLUMNS == 1:
+                weight = tl.load(D + h).to(tl.float32)
+                dxt += weight * dyf
+                tl.store(dD + at_row * row_heads + h, tl.sum(skipped, 0))
+                if z is not None:
+                    y += weight * xf
+            else:
+                weight = tl.load(D + h * D_COLUMNS + ps, mask=ps < HEAD_DIM, other=0.0).to(tl.float32)[None, :]
+                dxt += weight * dyf
+                tl.store(dD + (at_row * row_heads + h) * D_COLUMNS + ps, skipped, mask=ps < HEAD_DIM)
+                if z is not None:
+                    y += weight * xf
+        store_tile(dx + out_base, dxt, row_heads * HEAD_DIM, rows, ps, mask, HEAD_DIM, BLOCK_P)
+        if z is not None:
+            store_tile(dz + out_base, dgate * y, row_heads * HEAD_DIM, rows, ps, mask, HEAD_DIM, BLOCK_P)
+        at_token = (token + rows) * row_heads + h
+        if A is None:
+            tl.store(ddt + at_token, dlog_decay.to(ddt.dtype.element_ty), mask=mask)
+            tl.store(dscale + at_token, ds.to(dscale.dtype.element_ty), mask=mask)
+        else:
+            dstep = ds + dlog_decay * tl.load(A_ptr).to(tl.float32)
+            tl.store(sums + at_row * 2 * row_heads + h, tl.sum(tl.where(mask, dlog_decay * s, 0.0), 0))
+            if LIMIT:
+                step = raw
+                if SOFTPLUS:
+                    step = softplus(raw)
+                dstep = tl.where((step >= low) & (step <= high), dstep, 0.0)
+            if SOFTPLUS:
+                dstep = dstep / (1.0 + tl.exp(-raw))
+            dstep = tl.where(mask, dstep, 0.0)
+            tl.store(ddt + at_token, dstep.to(ddt.dtype.element_ty), mask=mask)
+            if bias is not None:
+                tl.store(sums + (at_row * 2 + 1) * row_heads + h, tl.sum(dstep, 0))
+    dB_sum += tl.dot(dBC.to(DOT), Ct, input_precision=PRECISION)
+    dC_sum += tl.dot(tl.trans(Bt), dBC.to(DOT), input_precision=PRECISION)
+    columns = tl.cast(row_groups, tl.int64) * D_STATE
+    at = ((tl.cast(block, tl.int64) * row_batch + b) * length + t0) * columns + g * D_STATE
+    group_mask = mask[:, None] & (ns < D_STATE)[None, :]
+    where = at + rows[:, None] * columns + ns[None, :]
+    where_c = at + rows[None, :] * columns + ns[:, None]
+    mask_c = mask[None, :] & (ns < D_STATE)[:, None]
+    if ADD:
+        dB_sum += tl.load(dB + where, mask=group_mask, other=0.0)
+        dC_sum += tl.load(dC + where_c, mask=mask_c, other=0.0)
+    tl.store(dB + where, dB_sum.to(dB.dtype.element_ty), mask=group_mask)
+    tl.store(dC + where_c, dC_sum.to(dC.dtype.element_ty), mask=mask_c)
