@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mambakit.kernels.ssd.gpu_backward import chunk_gradients
+from mambakit.kernels.ssd.gpu_backward import chunk_gradients, group_gradients
 from mambakit.kernels.ssd.gpu_forward import chunk_outputs, join_segments, walk_outputs, walk_states
 from mambakit.kernels.tuning import first_that_fits, multiprocessors
 
@@ -66,6 +66,9 @@ class Backward(NamedTuple):
     stages: int
     chunk_warps: int
     chunk_stages: int
+    group_block_n: int = 128
+    group_warps: int = 4
+    group_stages: int = 2
 
 
 class Sizes(NamedTuple):
@@ -205,13 +208,13 @@ def _backward_configs(inputs: Inputs, sizes: Sizes, chunk_size: int | None) -> t
     block_p = min(sizes.block_p, 64 if sizes.block_n <= 128 else 32)
     small = tall * max(sizes.block_p, sizes.block_n) <= 1024
     if half:
-        best = Backward(tall, block_p, 4, 2, 2 if small else 8, 1)
+        best = Backward(tall, block_p, 4, 2, 2 if small else 4, 1)
     else:
-        best = Backward(min(tall, 32), min(block_p, 32), 4, 1, 4 if small else 8, 1)
+        best = Backward(min(tall, 32), min(block_p, 32), 4, 1, 4, 1)
     return (
         best,
-        best._replace(chunk=min(best.chunk, 32), stages=1, chunk_stages=1),
-        Backward(16, min(block_p, 16), 4, 1, 8, 1),
+        best._replace(chunk=min(best.chunk, 32), stages=1, chunk_stages=1, group_block_n=64, group_stages=1),
+        Backward(16, min(block_p, 16), 4, 1, 4, 1, 32, 4, 1),
     )
 
 
@@ -373,55 +376,61 @@ def _backward(
     group_heads = n_heads // n_groups
     device = x.device
     n_chunks = -(-length // config.chunk)
-    d_columns = 1 if D is None or D.dim() == 1 else head_dim
+    d_columns = 1 if D is None or D.dim() == 1 else 2
     dx = torch.empty(x.shape, dtype=x.dtype, device=device)
     dz = None if z is None else torch.empty(z.shape, dtype=z.dtype, device=device)
     ddt = torch.empty(dt.shape, dtype=dt.dtype, device=device)
     dscale = None if scale is None else torch.empty(scale.shape, dtype=scale.dtype, device=device)
-    sums = None if A is None else torch.empty((batch, n_chunks, 2, n_heads), dtype=torch.float32, device=device)
+    sums = None if A is None else torch.empty((batch, n_chunks, 3, n_heads), dtype=torch.float32, device=device)
     dD = None
-    if D is not None:
-        dD = torch.empty((batch, n_chunks, n_heads, d_columns), dtype=torch.float32, device=device)
+    if D is not None and D.dim() == 2:
+        dD = torch.empty((batch, n_chunks, n_heads, head_dim), dtype=torch.float32, device=device)
     dinitial = None if initial is None else torch.empty(initial.shape, dtype=torch.float32, device=device)
 
     itemsize = 2 if sizes.state == torch.bfloat16 else 4
     slices = [(slice(0, batch), slice(0, n_heads), slice(0, n_groups))]
     if n_chunks > 1:
         slices = list(_slices(batch, n_heads, n_groups, 2 * n_chunks * head_dim * d_state * itemsize))
-    rows = slices[0][0].stop
-    slice_heads = min(slices[0][1].stop, group_heads)
-    parts = rows * n_chunks * slices[0][2].stop
-    block_heads = _block_heads(slice_heads, 2 * parts, device)
-    blocks = -(-slice_heads // block_heads)
-    direct = blocks == 1 and slice_heads == group_heads
-    shape = (blocks, batch, length, n_groups, d_state)
-    dB = torch.empty(shape, dtype=B.dtype if direct else torch.float32, device=device)
-    dC = torch.empty(shape, dtype=C.dtype if direct else torch.float32, device=device)
     whole = len(slices) == 1
+    # slices of one group add up in float32
+    exact = slices[0][1].stop < group_heads
+    dB, dC = (
+        torch.empty(v.shape, dtype=torch.float32 if exact else v.dtype, device=device) for v in (B, C)
+    )
     for row, head, group in slices:
-        part = inputs if whole else _part(inputs, row, head, group)
-        first = head.start == group.start * group_heads
-        _backward_part(
-            part, dy[row, :, head], None if dfinal is None else dfinal[row, head].contiguous(), sizes, config,
-            (dx[row, :, head], ddt[row, :, head], None if dscale is None else dscale[row, :, head],
-             dB[:, row, :, group], dC[:, row, :, group], None if dz is None else dz[row, :, head],
-             None if sums is None else sums[row, :, :, head], None if dD is None else dD[row, :, head],
-             None if dinitial is None else dinitial[row, head]),
-            block_heads, not first, (n_heads, n_groups, batch), n_chunks, d_columns,
+        gradients = (
+            dx[row, :, head], ddt[row, :, head], None if dscale is None else dscale[row, :, head],
+            dB[row, :, group], dC[row, :, group], None if dz is None else dz[row, :, head],
+            None if sums is None else sums[row, :, :, head], None if dD is None else dD[row, :, head],
+            None if dinitial is None else dinitial[row, head],
         )  # fmt: skip
+        _backward_part(
+            inputs if whole else _part(inputs, row, head, group),
+            dy[row, :, head],
+            None if dfinal is None else dfinal[row, head].contiguous(),
+            sizes,
+            config,
+            gradients,
+            add=head.start > group.start * group_heads,
+            row=(n_heads, n_groups),
+        )
     dA = dbias = None
-    if sums is not None and A is not None:
-        total = sums.sum((0, 1)) if batch * n_chunks > 1 else sums[0, 0]
-        dA = total[0].to(A.dtype)
+    if sums is not None:
+        total = sums.sum((0, 1))
+        dA = None if A is None else total[0].to(A.dtype)
         dbias = None if bias is None else total[1].to(bias.dtype)
+        if D is not None and dD is None:
+            dD = total[2]
+    if D is not None and dD is not None:
+        dD = (dD.sum((0, 1)) if d_columns > 1 else dD).view(D.shape).to(D.dtype)
     return (
         dx,
         ddt,
         dscale,
         dA,
-        dB[0] if direct else dB.sum(0).to(B.dtype) if blocks > 1 else dB[0].to(B.dtype),
-        dC[0] if direct else dC.sum(0).to(C.dtype) if blocks > 1 else dC[0].to(C.dtype),
-        None if dD is None or D is None else dD.sum((0, 1)).view(D.shape).to(D.dtype),
+        dB.to(B.dtype),
+        dC.to(C.dtype),
+        dD,
         dz,
         dbias,
         None if dinitial is None or initial is None else dinitial.to(initial.dtype),
@@ -449,15 +458,23 @@ def _part(inputs: Inputs, row: slice, head: slice, group: slice) -> Inputs:
 
 
 def _backward_part(
-    inputs: Inputs, dy: Tensor, dfinal: Tensor | None, sizes: Sizes, config: Backward,
-    outputs: tuple[Any, ...], block_heads: int, add: bool, full: tuple[int, int, int], n_chunks: int,
-    d_columns: int,
-) -> None:  # fmt: skip
+    inputs: Inputs,
+    dy: Tensor,
+    dfinal: Tensor | None,
+    sizes: Sizes,
+    config: Backward,
+    gradients: tuple[Any, ...],
+    *,
+    add: bool,
+    row: tuple[int, int],
+) -> None:
+    """Write ``gradients``, views of tensors with ``row`` heads and groups."""
     x, dt, scale, A, B, C, D, z, bias, initial, seq_idx, softplus, low, high = inputs
-    dx, ddt, dscale, dB, dC, dz, sums, dD, dinitial = outputs
+    dx, ddt, dscale, dB, dC, dz, sums, dD, dinitial = gradients
     batch, length, n_heads, head_dim = x.shape
     n_groups, d_state = B.shape[2:]
     group_heads = n_heads // n_groups
+    n_chunks = -(-length // config.chunk)
     states, dstates = initial, dfinal
     if n_chunks > 1:
         shape = (2, batch, n_chunks, n_heads, d_state, head_dim)
@@ -471,14 +488,35 @@ def _backward_part(
         walk.run(dfinal, dstates if n_chunks > 1 else None, end)
         if end is not dinitial:
             dinitial.copy_(end)
+    parts = batch * n_chunks * n_groups
+    block_heads = _block_heads(group_heads, parts, x.device)
+    blocks = -(-group_heads // block_heads)
+    # the terms with a state and the sum over blocks are left to group_gradients, if there are any
+    alone = blocks == 1 and states is None and dstates is None and not add
+    parts_B, parts_C = dB, dC
+    if not alone:
+        shape = (2, blocks, batch, length, n_groups, d_state)
+        parts_B, parts_C = torch.empty(shape, dtype=torch.float32, device=x.device).unbind()
     unit, strides = _layout(dy, x, B, C, z)
-    scale_strides = (0, 0, 0) if scale is None else scale.stride()
-    chunk_gradients[(batch * n_chunks * n_groups * -(-group_heads // block_heads),)](
+    step_strides = (*dt.stride(), *((0, 0, 0) if scale is None else scale.stride()))
+    kind = (softplus, low != 0.0 or high != float("inf"), sizes.wide)
+    chunk_gradients[(parts * blocks,)](
         dy, x, dt, scale, A, bias, B, C, D, z, seq_idx, states, dstates,
-        dx, ddt, dscale, dB, dC, dz, sums, dD,
-        *strides[:6], *dt.stride(), *scale_strides, *strides[6:],
-        length, n_heads, group_heads, n_chunks, block_heads, *full, low, high,
-        head_dim, d_state, sizes.block_p, sizes.block_n, config.chunk, n_chunks == 1, d_columns, softplus,
-        _limited(inputs), sizes.wide, add, unit, sizes.dot, sizes.precision, config.chunk_stages,
+        dx, ddt, dscale, parts_B, parts_C, dz, sums, dD,
+        *strides[:6], *step_strides, *strides[6:],
+        length, n_heads, group_heads, n_chunks, block_heads, row[0], row[1] if alone else n_groups, batch, low, high,
+        head_dim, d_state, sizes.block_p, sizes.block_n, config.chunk, n_chunks == 1, 1 if dD is None else head_dim,
+        *kind, unit, sizes.dot, sizes.precision, config.chunk_stages,
         num_warps=config.chunk_warps,
+    )  # fmt: skip
+    if alone:
+        return
+    block_n = min(sizes.block_n, config.group_block_n)
+    group_gradients[(parts * 2 * -(-d_state // block_n),)](
+        dy, x, dt, scale, A, bias, z, seq_idx, states, dstates, parts_B, parts_C, dB, dC,
+        *strides[:6], *step_strides, *strides[12:],
+        length, n_heads, group_heads, n_chunks, blocks, row[1], low, high,
+        head_dim, d_state, sizes.block_p, block_n, config.chunk, n_chunks == 1,
+        *kind, add, unit, sizes.dot, sizes.precision, config.group_stages,
+        num_warps=config.group_warps,
     )  # fmt: skip

@@ -47,13 +47,34 @@ def store_tile(ptr, value, row_stride, rows, columns, row_mask, WIDTH: tl.conste
 
 
 @triton.jit
-def state_offsets(ns, ps, TRANSPOSED: tl.constexpr, HEAD_DIM: tl.constexpr, D_STATE: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Offsets and mask of an ``[n, p]`` tile in a state that lies as ``[n, p]``, or as ``[p, n]``."""
+def load_state(  # type: ignore[no-untyped-def]
+    ptr, ns, ps, TRANSPOSED: tl.constexpr, HEAD_DIM: tl.constexpr, D_STATE: tl.constexpr,
+    BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """An ``[n, p]`` tile of a state that lies as ``[n, p]`` or, if ``TRANSPOSED``, as ``[p, n]``; zero outside."""
     if TRANSPOSED:
-        offsets = ps[None, :] * D_STATE + ns[:, None]
+        where = ptr + (ps[None, :] * D_STATE + ns[:, None])
     else:
-        offsets = ns[:, None] * HEAD_DIM + ps[None, :]
-    return offsets, (ns < D_STATE)[:, None] & (ps < HEAD_DIM)[None, :]
+        where = ptr + (ns[:, None] * HEAD_DIM + ps[None, :])
+    if D_STATE % BLOCK_N == 0 and HEAD_DIM % BLOCK_P == 0:
+        return tl.load(where)
+    return tl.load(where, mask=(ns < D_STATE)[:, None] & (ps < HEAD_DIM)[None, :], other=0.0)
+
+
+@triton.jit
+def store_state(  # type: ignore[no-untyped-def]
+    ptr, S, ns, ps, TRANSPOSED: tl.constexpr, HEAD_DIM: tl.constexpr, D_STATE: tl.constexpr,
+    BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    if TRANSPOSED:
+        where = ptr + (ps[None, :] * D_STATE + ns[:, None])
+    else:
+        where = ptr + (ns[:, None] * HEAD_DIM + ps[None, :])
+    S = S.to(ptr.dtype.element_ty)
+    if D_STATE % BLOCK_N == 0 and HEAD_DIM % BLOCK_P == 0:
+        tl.store(where, S)
+    else:
+        tl.store(where, S, mask=(ns < D_STATE)[:, None] & (ps < HEAD_DIM)[None, :])
 
 
 @triton.jit
@@ -67,14 +88,19 @@ def softplus(value):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
+def _sum_and_last(total, s, raw, log_decay, next_s, next_raw):  # type: ignore[no-untyped-def]
+    return total + log_decay, next_s, next_raw
+
+
+@triton.jit
 def step_size(  # type: ignore[no-untyped-def]
     dt, dt_stride, scale, scale_stride, A, bias, rows, mask, low, high,
     SOFTPLUS: tl.constexpr, LIMIT: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """``(raw, scale, log_decay)`` of a chunk's tokens; zeros after the end.
+    """``(raw, scale, cum, last)`` of a chunk's tokens; no decay and no scale after the end.
 
-    ``raw`` is what goes into softplus. With ``A`` None, ``dt`` holds the log-decay itself. The log-decay is
-    in units of log 2, and float64 if ``WIDE``.
+    ``raw`` is what goes into softplus. With ``A`` None, ``dt`` holds the log-decay itself. The log-decay's sums
+    are in units of log 2, and float64 if ``WIDE``.
     """
     raw = tl.load(dt + rows * dt_stride, mask=mask, other=0.0).to(tl.float32)
     if A is None:
@@ -97,7 +123,11 @@ def step_size(  # type: ignore[no-untyped-def]
             log_decay = s.to(tl.float64) * rate.to(tl.float64)
         else:
             log_decay = s * rate
-    return raw, s, tl.where(log_decay < LOWEST_LOG_DECAY, LOWEST_LOG_DECAY, log_decay) * LOG2E
+    log_decay = tl.where(log_decay < LOWEST_LOG_DECAY, LOWEST_LOG_DECAY, log_decay) * LOG2E
+    # All three go through the scan, although one would do: the compiler does not repeat a scan, while it would
+    # compute softplus again in every layout that the scale is wanted in, many times over in each thread.
+    cum, s, raw = tl.associative_scan((log_decay, s, raw), 0, _sum_and_last)
+    return raw, s, cum, tl.sum(log_decay, 0)
 
 
 @triton.jit
@@ -115,12 +145,12 @@ def differences(left, right, WIDE: tl.constexpr):  # type: ignore[no-untyped-def
 
 
 @triton.jit
-def sequences(seq, b, t0, length, rows):  # type: ignore[no-untyped-def]
+def sequences(seq, b, t0, length, rows, CHUNK: tl.constexpr):  # type: ignore[no-untyped-def]
     """Ids of a chunk's tokens, of the token before the chunk (the row's first: itself), and of its last."""
     row = seq + tl.cast(b, tl.int64) * length
     ids = tl.load(row + tl.minimum(t0 + rows, length - 1))
     before = tl.load(row + tl.maximum(t0 - 1, 0))
-    last = tl.load(row + tl.minimum(t0 + rows.shape[0], length) - 1)
+    last = tl.load(row + tl.minimum(t0 + CHUNK, length) - 1)
     return ids, before, last
 
 

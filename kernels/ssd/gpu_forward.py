@@ -22,10 +22,11 @@ import triton.language as tl
 from mambakit.kernels.ssd.gpu_common import (
     address,
     differences,
+    load_state,
     sequences,
     silu,
-    state_offsets,
     step_size,
+    store_state,
     store_tile,
     tile,
 )
@@ -50,16 +51,16 @@ def _head_outputs(  # type: ignore[no-untyped-def]
     Pointers are at the chunk's first token. ``continues`` (tokens of the sequence before the chunk),
     ``in_last`` (tokens of the chunk's last sequence) and ``goes_through`` are None if nothing is packed.
     """
-    _, s, log_decay = step_size(dt, dt_l, scale, scale_l, A, bias, rows, mask, low, high, SOFTPLUS, LIMIT, WIDE)
-    cum = tl.cumsum(log_decay, 0)
+    raw, s, cum, last = step_size(dt, dt_l, scale, scale_l, A, bias, rows, mask, low, high, SOFTPLUS, LIMIT, WIDE)
     xt = tile(x, x_l, rows, ps, mask, HEAD_DIM, BLOCK_P)
     # what lies above the diagonal may be infinite: it is dropped, not multiplied by zero
     M = tl.where(keep, CB * tl.exp2(differences(cum, cum, WIDE)) * s[None, :], 0.0).to(DOT)
     out = tl.dot(M, xt.to(DOT), input_precision=PRECISION)
     if GUARD:
-        # in a product a broken token would reach all tokens of the chunk, earlier ones too
-        sound = tl.abs(xt.to(tl.float32)) < float("inf")
-        if tl.min(sound.to(tl.int32)) == 0:
+        # In a product a broken token reaches every token of the chunk, earlier ones too, as zero times infinity.
+        total = tl.sum(out)
+        if total != total:
+            sound = tl.abs(xt.to(tl.float32)) < float("inf")
             out = tl.dot(M, tl.where(sound, xt, 0.0).to(DOT), input_precision=PRECISION)
             reached = tl.dot(keep.to(DOT), tl.where(sound, 0.0, 1.0).to(DOT), input_precision=PRECISION)
             out = tl.where(reached > 0.0, float("nan"), out)
@@ -79,7 +80,6 @@ def _head_outputs(  # type: ignore[no-untyped-def]
         out *= silu(tile(z, z_l, rows, ps, mask, HEAD_DIM, BLOCK_P).to(tl.float32))
     store_tile(y, out, y_l, rows, ps, mask, HEAD_DIM, BLOCK_P)
     if UPDATE:
-        last = tl.sum(log_decay, 0)
         weighted = (s * tl.exp2(last - cum).to(tl.float32))[:, None] * xf
         through = tl.exp2(last).to(tl.float32)
         if in_last is not None:
@@ -120,15 +120,14 @@ def walk_outputs(  # type: ignore[no-untyped-def]
     rows = tl.arange(0, CHUNK)
     ns = tl.arange(0, BLOCK_N)
     ps = p_block * BLOCK_P + tl.arange(0, BLOCK_P)
-    offsets, inside = state_offsets(ns, ps, True, HEAD_DIM, D_STATE)
     at_state = (tl.cast(b, tl.int64) * n_segments + segment) * n_heads + h
     S0 = tl.zeros((BLOCK_N, BLOCK_P), tl.float32)
     S1 = S0
     if initial is not None:
         base = initial + at_state * (HEAD_DIM * D_STATE)
-        S0 = tl.load(base + offsets, mask=inside, other=0.0).to(tl.float32)
+        S0 = load_state(base, ns, ps, True, HEAD_DIM, D_STATE, BLOCK_P, BLOCK_N).to(tl.float32)
         if HEADS == 2:
-            S1 = tl.load(base + HEAD_DIM * D_STATE + offsets, mask=inside, other=0.0).to(tl.float32)
+            S1 = load_state(base + HEAD_DIM * D_STATE, ns, ps, True, HEAD_DIM, D_STATE, BLOCK_P, BLOCK_N).to(tl.float32)
     first = segment * segment_chunks
     for c in tl.range(first, tl.minimum(first + segment_chunks, n_chunks), num_stages=STAGES):
         t0 = c * CHUNK
@@ -143,7 +142,7 @@ def walk_outputs(  # type: ignore[no-untyped-def]
         in_last = None
         goes_through = None
         if seq is not None:
-            ids, before, last_id = sequences(seq, b, t0, length, rows)
+            ids, before, last_id = sequences(seq, b, t0, length, rows, CHUNK)
             keep = keep & (ids[:, None] == ids[None, :])
             continues = ids == before
             in_last = ids == last_id
@@ -174,9 +173,9 @@ def walk_outputs(  # type: ignore[no-untyped-def]
                 S1 = S
     if final is not None:
         base = final + at_state * (HEAD_DIM * D_STATE)
-        tl.store(base + offsets, S0, mask=inside)
+        store_state(base, S0, ns, ps, True, HEAD_DIM, D_STATE, BLOCK_P, BLOCK_N)
         if HEADS == 2:
-            tl.store(base + HEAD_DIM * D_STATE + offsets, S1, mask=inside)
+            store_state(base + HEAD_DIM * D_STATE, S1, ns, ps, True, HEAD_DIM, D_STATE, BLOCK_P, BLOCK_N)
 
 
 @triton.jit(do_not_specialize=_STRIDES + _SIZES)
@@ -208,14 +207,12 @@ def walk_states(  # type: ignore[no-untyped-def]
     rows = tl.arange(0, CHUNK)
     ns = tl.arange(0, BLOCK_N)
     ps = p_block * BLOCK_P + tl.arange(0, BLOCK_P)
-    end_offsets, inside = state_offsets(ns, ps, True, HEAD_DIM, D_STATE)
-    offsets, _ = state_offsets(ns, ps, False, HEAD_DIM, D_STATE)
     at_state = (tl.cast(b, tl.int64) * n_segments + segment) * n_heads + h
     S = tl.zeros((BLOCK_N, BLOCK_P), tl.float32)
     if initial is not None:
         base = initial + at_state * (HEAD_DIM * D_STATE)
-        S = tl.load(base + end_offsets, mask=inside, other=0.0).to(tl.float32)
-    total = 1.0
+        S = load_state(base, ns, ps, True, HEAD_DIM, D_STATE, BLOCK_P, BLOCK_N).to(tl.float32)
+    total = tl.full((), 1.0, tl.float32)
     first = segment * segment_chunks
     stop = tl.minimum(first + segment_chunks, n_chunks)
     for i in tl.range(first, stop, num_stages=STAGES):
@@ -236,25 +233,21 @@ def walk_states(  # type: ignore[no-untyped-def]
             scale_ptr = address(scale, b, scale_b, t0, scale_l, h, scale_h, 1)
         else:
             A_ptr = A + h
-        _, s, log_decay = step_size(
+        raw, s, cum, last = step_size(
             address(dt, b, dt_b, t0, dt_l, h, dt_h, 1), dt_l, scale_ptr, scale_l, A_ptr,
             None if bias is None else bias + h, rows, mask, low, high, SOFTPLUS, LIMIT, WIDE,
         )  # fmt: skip
-        cum = tl.cumsum(log_decay, 0)
-        last = tl.sum(log_decay, 0)
         through = tl.exp2(last).to(tl.float32)
         if states is not None:
             at_chunk = (tl.cast(b, tl.int64) * n_chunks + c) * n_heads + h
-            tl.store(
-                states + at_chunk * (HEAD_DIM * D_STATE) + offsets, S.to(states.dtype.element_ty), mask=inside
-            )
+            store_state(states + at_chunk * (HEAD_DIM * D_STATE), S, ns, ps, False, HEAD_DIM, D_STATE, BLOCK_P, BLOCK_N)
         if REVERSE:
             weighted = tl.exp2(cum).to(tl.float32)[:, None] * xt
         else:
             weighted = (s * tl.exp2(last - cum).to(tl.float32))[:, None] * xt
         kept = S * through
         if seq is not None:
-            ids, before, last_id = sequences(seq, b, t0, length, rows)
+            ids, before, last_id = sequences(seq, b, t0, length, rows, CHUNK)
             if REVERSE:
                 weighted = tl.where((ids == before)[:, None], weighted, 0.0)
             else:
@@ -264,7 +257,7 @@ def walk_states(  # type: ignore[no-untyped-def]
         total *= through
         S = tl.dot(tl.trans(Bt.to(DOT)), weighted.to(DOT), kept, input_precision=PRECISION)
     if ends is not None:
-        tl.store(ends + at_state * (HEAD_DIM * D_STATE) + end_offsets, S, mask=inside)
+        store_state(ends + at_state * (HEAD_DIM * D_STATE), S, ns, ps, True, HEAD_DIM, D_STATE, BLOCK_P, BLOCK_N)
     if throughs is not None:
         if p_block == 0:
             tl.store(throughs + at_state, total)
@@ -330,8 +323,6 @@ def chunk_outputs(  # type: ignore[no-untyped-def]
     rows = tl.arange(0, CHUNK)
     ns = tl.arange(0, BLOCK_N)
     ps = p_block * BLOCK_P + tl.arange(0, BLOCK_P)
-    offsets, inside = state_offsets(ns, ps, TRANSPOSED, HEAD_DIM, D_STATE)
-    final_offsets, _ = state_offsets(ns, ps, True, HEAD_DIM, D_STATE)
     t0 = c * CHUNK
     mask = t0 + rows < length
     Bt = tile(address(B, b, B_b, t0, B_l, g, B_g, UNIT), B_l * UNIT, rows, ns, mask, D_STATE, BLOCK_N).to(DOT)
@@ -342,7 +333,7 @@ def chunk_outputs(  # type: ignore[no-untyped-def]
     in_last = None
     goes_through = None
     if seq is not None:
-        ids, before, last_id = sequences(seq, b, t0, length, rows)
+        ids, before, last_id = sequences(seq, b, t0, length, rows, CHUNK)
         keep = keep & (ids[:, None] == ids[None, :])
         continues = ids == before
         in_last = ids == last_id
@@ -352,7 +343,7 @@ def chunk_outputs(  # type: ignore[no-untyped-def]
         at_chunk = (tl.cast(b, tl.int64) * n_chunks + c) * n_heads + h
         S = None
         if states is not None:
-            S = tl.load(states + at_chunk * (HEAD_DIM * D_STATE) + offsets, mask=inside, other=0.0)
+            S = load_state(states + at_chunk * (HEAD_DIM * D_STATE), ns, ps, TRANSPOSED, HEAD_DIM, D_STATE, BLOCK_P, BLOCK_N)
             if final is not None:
                 S = S.to(tl.float32)
         scale_ptr = None
@@ -375,4 +366,4 @@ def chunk_outputs(  # type: ignore[no-untyped-def]
         )  # fmt: skip
         if final is not None:
             base = final + (tl.cast(b, tl.int64) * n_heads + h) * (HEAD_DIM * D_STATE)
-            tl.store(base + final_offsets, S, mask=inside)
+            store_state(base, S, ns, ps, True, HEAD_DIM, D_STATE, BLOCK_P, BLOCK_N)
