@@ -89,7 +89,8 @@ def chunk_gradients(  # type: ignore[no-untyped-def]
     mask = t0 + rows < length
     Bt = tile(address(B, b, B_b, t0, B_l, g, B_g, UNIT), B_l * UNIT, rows, ns, mask, D_STATE, BLOCK_N).to(DOT)
     Ct = tile(address(C, b, C_b, t0, C_l, g, C_g, UNIT), C_l * UNIT, rows, ns, mask, D_STATE, BLOCK_N).to(DOT)
-    BC = tl.dot(Bt, tl.trans(Ct), input_precision=PRECISION)  # [j, i]
+    # kept in the operands' type, which is what its products with the decay are rounded to anyway
+    BC = tl.dot(Bt, tl.trans(Ct), input_precision=PRECISION).to(DOT)  # [j, i]
     keep = rows[None, :] >= rows[:, None]
     if seq is not None:
         ids, before, last_id = sequences(seq, b, t0, length, rows, CHUNK)
@@ -135,7 +136,11 @@ def chunk_gradients(  # type: ignore[no-untyped-def]
             dyt = (dyt.to(tl.float32) * (zt * gate)).to(DOT)
         xd = xt.to(DOT)
         dyd = dyt.to(DOT)
-        xf = xt.to(tl.float32)
+        decay = tl.where(keep, tl.exp2(-differences(cum, cum, WIDE)), 0.0)  # [j, i]
+        scaled = tl.dot(xd, tl.trans(dyd), input_precision=PRECISION) * s[:, None] * decay
+        dBC += scaled
+        dlog_decay += _spans(scaled * BC.to(tl.float32), rows, WIDE, CHUNK, PRECISION)
+        M = (decay * BC.to(tl.float32)).to(DOT)
         dyf = dyt.to(tl.float32)
         if states is not None:
             into = tl.exp2(cum).to(tl.float32)
@@ -143,6 +148,11 @@ def chunk_gradients(  # type: ignore[no-untyped-def]
                 into = tl.where(ids == before, into, 0.0)
             carried = tl.dot(Ct, S.to(DOT), input_precision=PRECISION) * into[:, None]
             dlog_decay += tl.cumsum(tl.sum(dyf * carried, 1), 0, reverse=True)
+        xf = xt.to(tl.float32)
+        if z is not None:
+            y = tl.trans(tl.dot(tl.trans((xf * s[:, None]).to(DOT)), M, input_precision=PRECISION))
+            if states is not None:
+                y += carried
         if dstates is not None:
             out = tl.exp2(last - cum).to(tl.float32)
             if seq is not None:
@@ -150,20 +160,9 @@ def chunk_gradients(  # type: ignore[no-untyped-def]
             u = tl.dot(Bt, dS.to(DOT), input_precision=PRECISION) * out[:, None]
             leaves = s * tl.sum(xf * u, 1)
             dlog_decay += tl.cumsum(leaves, 0) - leaves
-
-        decay = tl.where(keep, tl.exp2(-differences(cum, cum, WIDE)), 0.0)  # [j, i]
-        M = decay * BC
-        scaled = tl.dot(xd, tl.trans(dyd), input_precision=PRECISION) * s[:, None]
-        dBC += scaled * decay
-        dlog_decay += _spans(scaled * M, rows, WIDE, CHUNK, PRECISION)
-        if z is not None:
-            y = tl.trans(tl.dot(tl.trans((xf * s[:, None]).to(DOT)), M.to(DOT), input_precision=PRECISION))
-            if states is not None:
-                y += carried
-        if dstates is not None:
-            u = tl.dot(M.to(DOT), dyd, u, input_precision=PRECISION)
+            u = tl.dot(M, dyd, u, input_precision=PRECISION)
         else:
-            u = tl.dot(M.to(DOT), dyd, input_precision=PRECISION)
+            u = tl.dot(M, dyd, input_precision=PRECISION)
         ds = tl.sum(xf * u, 1)
         dxt = s[:, None] * u
         if D is not None:
