@@ -19,9 +19,7 @@ Result = TypeVar("Result")
 _position: dict[Hashable, int] = {}
 
 
-def first_that_fits(
-    key: Hashable, configs: Sequence[Config], launch: Callable[[Config], Result]
-) -> Result:
+def first_that_fits(key: Hashable, configs: Sequence[Config], launch: Callable[[Config], Result]) -> Result:
     """``launch(config)`` with the first config whose kernels fit; which one is remembered under ``key``.
 
     Args:

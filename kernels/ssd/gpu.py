@@ -180,17 +180,18 @@ def _chunk_of(chunk_size: int | None, best: int) -> int:
 
 
 def _forward_configs(inputs: Inputs, sizes: Sizes, chunk_size: int | None) -> tuple[Forward, ...]:
-    batch, length, n_heads, _ = inputs.x.shape
+    length = inputs.x.shape[1]
     half = sizes.dot is tl.bfloat16
     chunk = _chunk_of(chunk_size, 64)
     tall = min(chunk, max(16, triton.next_power_of_2(length)))
-    chunk_warps = 1 if tall * sizes.block_p <= 256 else 4 if sizes.block_p <= 64 else 8
     block_p = min(sizes.block_p, 64 if sizes.block_n <= 128 else 32)
-    if half:
-        walk = batch * n_heads >= 2 * multiprocessors(inputs.x.device)
-        best = Forward(walk, tall, block_p, 4, 2, 1, chunk_warps, 2)
+    if not half:
+        large = sizes.block_p * sizes.block_n > 8192
+        best = Forward(False, min(tall, 16 if large else 32), min(block_p, 32), 4, 1, 1, 8, 1)
+    elif tall * sizes.block_p <= 256:
+        best = Forward(False, tall, block_p, 4, 2, 1, 1, 2)
     else:
-        best = Forward(False, min(tall, 32), min(block_p, 32), 4, 1, 1, 4, 1)
+        best = Forward(False, tall, block_p, 4, 2, 1, 4 if sizes.block_p <= 64 else 8, 2)
     small = min(tall, 32)
     return (
         best,
@@ -208,9 +209,10 @@ def _backward_configs(inputs: Inputs, sizes: Sizes, chunk_size: int | None) -> t
     block_p = min(sizes.block_p, 64 if sizes.block_n <= 128 else 32)
     small = tall * max(sizes.block_p, sizes.block_n) <= 1024
     if half:
-        best = Backward(tall, block_p, 4, 2, 2 if small else 4, 1)
+        best = Backward(tall, block_p, 4, 2, 2 if small else 8, 1)
     else:
-        best = Backward(min(tall, 32), min(block_p, 32), 4, 1, 4, 1)
+        large = sizes.block_p * sizes.block_n > 8192
+        best = Backward(min(tall, 16 if large else 32), min(block_p, 32), 4, 1, 8, 1, 64, 8, 1)
     return (
         best,
         best._replace(chunk=min(best.chunk, 32), stages=1, chunk_stages=1, group_block_n=64, group_stages=1),
@@ -220,7 +222,9 @@ def _backward_configs(inputs: Inputs, sizes: Sizes, chunk_size: int | None) -> t
 
 def _layout(*tensors: Tensor | None) -> tuple[int, list[int]]:
     """The unit that strides are passed in, and the first three strides of every tensor, in it."""
-    strides = [0 if v is None else s for v in tensors for s in (v.stride()[:3] if v is not None else (0, 0, 0))]
+    strides = [
+        0 if v is None else s for v in tensors for s in (v.stride()[:3] if v is not None else (0, 0, 0))
+    ]
     for stride in strides:
         if stride % 8:
             return 1, strides
@@ -326,9 +330,13 @@ def _forward(
         return y, final
     states = initial
     if n_chunks > 1:
-        states = torch.empty((batch, n_chunks, n_heads, d_state, head_dim), dtype=sizes.state, device=x.device)
+        states = torch.empty(
+            (batch, n_chunks, n_heads, d_state, head_dim), dtype=sizes.state, device=x.device
+        )
         _Walk(inputs, x, B, None, sizes, config, reverse=False).run(initial, states, final)
-    block_p = min(sizes.block_p, 128 if sizes.dot is tl.bfloat16 else 64)
+    block_p = min(sizes.block_p, 128 if sizes.dot is tl.bfloat16 and sizes.block_n <= 128 else 64)
+    if sizes.dot is not tl.bfloat16 and sizes.block_n > 128:
+        block_p = min(block_p, 32)
     p_blocks = -(-head_dim // block_p)
     parts = batch * n_chunks * n_groups * p_blocks
     block_heads = _block_heads(group_heads, parts, x.device)
@@ -381,7 +389,9 @@ def _backward(
     dz = None if z is None else torch.empty(z.shape, dtype=z.dtype, device=device)
     ddt = torch.empty(dt.shape, dtype=dt.dtype, device=device)
     dscale = None if scale is None else torch.empty(scale.shape, dtype=scale.dtype, device=device)
-    sums = None if A is None else torch.empty((batch, n_chunks, 3, n_heads), dtype=torch.float32, device=device)
+    sums = (
+        None if A is None else torch.empty((batch, n_chunks, 3, n_heads), dtype=torch.float32, device=device)
+    )
     dD = None
     if D is not None and D.dim() == 2:
         dD = torch.empty((batch, n_chunks, n_heads, head_dim), dtype=torch.float32, device=device)
@@ -394,9 +404,7 @@ def _backward(
     whole = len(slices) == 1
     # slices of one group add up in float32
     exact = slices[0][1].stop < group_heads
-    dB, dC = (
-        torch.empty(v.shape, dtype=torch.float32 if exact else v.dtype, device=device) for v in (B, C)
-    )
+    dB, dC = (torch.empty(v.shape, dtype=torch.float32 if exact else v.dtype, device=device) for v in (B, C))
     for row, head, group in slices:
         gradients = (
             dx[row, :, head], ddt[row, :, head], None if dscale is None else dscale[row, :, head],

@@ -124,7 +124,9 @@ def chunk_gradients(  # type: ignore[no-untyped-def]
                 product = tl.sum(S.to(tl.float32) * dS.to(tl.float32))
                 dlog_decay += tl.where(through == 0.0, 0.0, through * product)
         xt = tile(address(x, b, x_b, t0, x_l, h, x_h, UNIT), x_l * UNIT, rows, ps, mask, HEAD_DIM, BLOCK_P)
-        dyt = tile(address(dy, b, dy_b, t0, dy_l, h, dy_h, UNIT), dy_l * UNIT, rows, ps, mask, HEAD_DIM, BLOCK_P)
+        dyt = tile(
+            address(dy, b, dy_b, t0, dy_l, h, dy_h, UNIT), dy_l * UNIT, rows, ps, mask, HEAD_DIM, BLOCK_P
+        )
         out_base = (token * row_heads + h) * HEAD_DIM
         if z is not None:
             zt = tile(
@@ -172,7 +174,9 @@ def chunk_gradients(  # type: ignore[no-untyped-def]
                 tl.store(sums + (at_row * 3 + 2) * row_heads + h, tl.sum(tl.sum(skipped, 1), 0))
             else:
                 weight = tl.load(D + h * HEAD_DIM + ps, mask=ps < HEAD_DIM, other=0.0).to(tl.float32)[None, :]
-                tl.store(dD + (at_row * row_heads + h) * HEAD_DIM + ps, tl.sum(skipped, 0), mask=ps < HEAD_DIM)
+                tl.store(
+                    dD + (at_row * row_heads + h) * HEAD_DIM + ps, tl.sum(skipped, 0), mask=ps < HEAD_DIM
+                )
             dxt += weight * dyf
             if z is not None:
                 y += weight * xf
@@ -237,10 +241,18 @@ def _over_heads(  # type: ignore[no-untyped-def]
         if chosen is not None:
             weight = tl.where(chosen, weight, 0.0)
         lt = tile(
-            address(left, b, left_b, t0, left_l, h, left_h, UNIT), left_l * UNIT, rows, ps, mask, HEAD_DIM, BLOCK_P
+            address(left, b, left_b, t0, left_l, h, left_h, UNIT),
+            left_l * UNIT,
+            rows,
+            ps,
+            mask,
+            HEAD_DIM,
+            BLOCK_P,
         ).to(tl.float32)
         if z is not None:
-            zt = tile(address(z, b, z_b, t0, z_l, h, z_h, UNIT), z_l * UNIT, rows, ps, mask, HEAD_DIM, BLOCK_P)
+            zt = tile(
+                address(z, b, z_b, t0, z_l, h, z_h, UNIT), z_l * UNIT, rows, ps, mask, HEAD_DIM, BLOCK_P
+            )
             lt *= silu(zt.to(tl.float32))
         at_chunk = ((tl.cast(b, tl.int64) * n_chunks + c) * n_heads + h) * (HEAD_DIM * D_STATE)
         rt = load_state(right + at_chunk, ns, ps, TRANSPOSED, HEAD_DIM, D_STATE, BLOCK_P, BLOCK_N).to(DOT)
@@ -286,7 +298,12 @@ def group_gradients(  # type: ignore[no-untyped-def]
     token = tl.cast(b, tl.int64) * length + t0
     first = g * group_heads
     stop = first + group_heads
-    part_size = tl.cast(tl.num_programs(0) // (2 * N_BLOCKS * n_groups * n_chunks), tl.int64) * length * n_groups * D_STATE
+    part_size = (
+        tl.cast(tl.num_programs(0) // (2 * N_BLOCKS * n_groups * n_chunks), tl.int64)
+        * length
+        * n_groups
+        * D_STATE
+    )
     at = (token * n_groups + g) * D_STATE
     if of_C:
         total = tl.zeros((CHUNK, BLOCK_N), tl.float32)

@@ -51,7 +51,9 @@ def _head_outputs(  # type: ignore[no-untyped-def]
     Pointers are at the chunk's first token. ``continues`` (tokens of the sequence before the chunk),
     ``in_last`` (tokens of the chunk's last sequence) and ``goes_through`` are None if nothing is packed.
     """
-    raw, s, cum, last = step_size(dt, dt_l, scale, scale_l, A, bias, rows, mask, low, high, SOFTPLUS, LIMIT, WIDE)
+    raw, s, cum, last = step_size(
+        dt, dt_l, scale, scale_l, A, bias, rows, mask, low, high, SOFTPLUS, LIMIT, WIDE
+    )
     xt = tile(x, x_l, rows, ps, mask, HEAD_DIM, BLOCK_P)
     # what lies above the diagonal may be infinite: it is dropped, not multiplied by zero
     M = tl.where(keep, CB * tl.exp2(differences(cum, cum, WIDE)) * s[None, :], 0.0).to(DOT)
@@ -127,7 +129,9 @@ def walk_outputs(  # type: ignore[no-untyped-def]
         base = initial + at_state * (HEAD_DIM * D_STATE)
         S0 = load_state(base, ns, ps, True, HEAD_DIM, D_STATE, BLOCK_P, BLOCK_N).to(tl.float32)
         if HEADS == 2:
-            S1 = load_state(base + HEAD_DIM * D_STATE, ns, ps, True, HEAD_DIM, D_STATE, BLOCK_P, BLOCK_N).to(tl.float32)
+            S1 = load_state(base + HEAD_DIM * D_STATE, ns, ps, True, HEAD_DIM, D_STATE, BLOCK_P, BLOCK_N).to(
+                tl.float32
+            )
     first = segment * segment_chunks
     for c in tl.range(first, tl.minimum(first + segment_chunks, n_chunks), num_stages=STAGES):
         t0 = c * CHUNK
@@ -225,7 +229,9 @@ def walk_states(  # type: ignore[no-untyped-def]
         xt = tile(address(x, b, x_b, t0, x_l, h, x_h, UNIT), x_l * UNIT, rows, ps, mask, HEAD_DIM, BLOCK_P)
         xt = xt.to(tl.float32)
         if z is not None:
-            zt = tile(address(z, b, z_b, t0, z_l, h, z_h, UNIT), z_l * UNIT, rows, ps, mask, HEAD_DIM, BLOCK_P)
+            zt = tile(
+                address(z, b, z_b, t0, z_l, h, z_h, UNIT), z_l * UNIT, rows, ps, mask, HEAD_DIM, BLOCK_P
+            )
             xt *= silu(zt.to(tl.float32))
         scale_ptr = None
         A_ptr = None
@@ -240,7 +246,17 @@ def walk_states(  # type: ignore[no-untyped-def]
         through = tl.exp2(last).to(tl.float32)
         if states is not None:
             at_chunk = (tl.cast(b, tl.int64) * n_chunks + c) * n_heads + h
-            store_state(states + at_chunk * (HEAD_DIM * D_STATE), S, ns, ps, False, HEAD_DIM, D_STATE, BLOCK_P, BLOCK_N)
+            store_state(
+                states + at_chunk * (HEAD_DIM * D_STATE),
+                S,
+                ns,
+                ps,
+                False,
+                HEAD_DIM,
+                D_STATE,
+                BLOCK_P,
+                BLOCK_N,
+            )
         if REVERSE:
             weighted = tl.exp2(cum).to(tl.float32)[:, None] * xt
         else:
@@ -257,7 +273,9 @@ def walk_states(  # type: ignore[no-untyped-def]
         total *= through
         S = tl.dot(tl.trans(Bt.to(DOT)), weighted.to(DOT), kept, input_precision=PRECISION)
     if ends is not None:
-        store_state(ends + at_state * (HEAD_DIM * D_STATE), S, ns, ps, True, HEAD_DIM, D_STATE, BLOCK_P, BLOCK_N)
+        store_state(
+            ends + at_state * (HEAD_DIM * D_STATE), S, ns, ps, True, HEAD_DIM, D_STATE, BLOCK_P, BLOCK_N
+        )
     if throughs is not None:
         if p_block == 0:
             tl.store(throughs + at_state, total)
@@ -343,7 +361,16 @@ def chunk_outputs(  # type: ignore[no-untyped-def]
         at_chunk = (tl.cast(b, tl.int64) * n_chunks + c) * n_heads + h
         S = None
         if states is not None:
-            S = load_state(states + at_chunk * (HEAD_DIM * D_STATE), ns, ps, TRANSPOSED, HEAD_DIM, D_STATE, BLOCK_P, BLOCK_N)
+            S = load_state(
+                states + at_chunk * (HEAD_DIM * D_STATE),
+                ns,
+                ps,
+                TRANSPOSED,
+                HEAD_DIM,
+                D_STATE,
+                BLOCK_P,
+                BLOCK_N,
+            )
             if final is not None:
                 S = S.to(tl.float32)
         scale_ptr = None
