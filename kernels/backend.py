@@ -11,7 +11,10 @@ BACKENDS = ("reference", "portable", "triton")
 
 # The ops that have Triton kernels. An op earns its name here when they pass the op's own tests.
 TRITON_OPS: frozenset[str] = frozenset(
-    {"causal_conv1d", "gated_rms_norm", "causal_conv1d_step", "selective_scan_step", "ssd_step"}
+    {
+        *("causal_conv1d", "gated_rms_norm", "selective_scan", "ssd"),
+        *("causal_conv1d_step", "selective_scan_step", "ssd_step"),
+    }
 )
 
 

@@ -1,4 +1,4 @@
-"""``mambakit::ssd_fwd`` and ``mambakit::ssd_bwd``: the portable SSD as custom ops.
+"""``mambakit::ssd_fwd`` and ``mambakit::ssd_bwd``: the portable SSD as custom ops, and the same for Triton.
 
 As ops with fake implementations and a registered backward they are opaque to torch.compile and
 torch.export, which see shapes only.
@@ -133,3 +133,122 @@ def _backward(ctx: Any, dy: Tensor, dfinal: Tensor) -> tuple[Tensor | None, ...]
 
 
 ssd_fwd.register_autograd(_backward, setup_context=_setup)
+
+
+@torch.library.custom_op("mambakit::ssd_triton_fwd", mutates_args=())
+def ssd_triton_fwd(
+    x: Tensor,
+    dt: Tensor,
+    scale: Tensor | None,
+    A: Tensor | None,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    dt_bias: Tensor | None,
+    initial_state: Tensor | None,
+    seq_idx: Tensor | None,
+    dt_softplus: bool,
+    low: float,
+    high: float,
+    chunk_size: int | None,
+    return_final_state: bool,
+) -> tuple[Tensor, Tensor]:
+    """``(y, final_state)``, the state empty if not asked for; see ``gpu.Inputs``."""
+    from mambakit.kernels.ssd import gpu
+
+    inputs = gpu.Inputs(x, dt, scale, A, B, C, D, z, dt_bias, initial_state, seq_idx, dt_softplus, low, high)
+    y, state = gpu.forward(inputs, chunk_size, return_final_state)
+    return y, x.new_empty(0, dtype=torch.float32) if state is None else state
+
+
+@ssd_triton_fwd.register_fake
+def _(
+    x: Tensor,
+    dt: Tensor,
+    scale: Tensor | None,
+    A: Tensor | None,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    dt_bias: Tensor | None,
+    initial_state: Tensor | None,
+    seq_idx: Tensor | None,
+    dt_softplus: bool,
+    low: float,
+    high: float,
+    chunk_size: int | None,
+    return_final_state: bool,
+) -> tuple[Tensor, Tensor]:
+    batch, _, n_heads, head_dim = x.shape
+    shape = (batch, n_heads, head_dim, B.shape[3]) if return_final_state else (0,)
+    return x.new_empty(x.shape), x.new_empty(shape, dtype=torch.float32)
+
+
+@torch.library.custom_op("mambakit::ssd_triton_bwd", mutates_args=())
+def ssd_triton_bwd(
+    dy: Tensor,
+    dfinal: Tensor | None,
+    x: Tensor,
+    dt: Tensor,
+    scale: Tensor | None,
+    A: Tensor | None,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    dt_bias: Tensor | None,
+    initial_state: Tensor | None,
+    seq_idx: Tensor | None,
+    dt_softplus: bool,
+    low: float,
+    high: float,
+    chunk_size: int | None,
+) -> list[Tensor]:
+    """Gradients of ``x`` to ``initial_state``; an empty tensor stands for the one of what was not given."""
+    from mambakit.kernels.ssd import gpu
+
+    inputs = gpu.Inputs(x, dt, scale, A, B, C, D, z, dt_bias, initial_state, seq_idx, dt_softplus, low, high)
+    grads = gpu.backward(inputs, dy, dfinal, chunk_size)[:10]
+    # an op's results share no memory, and those of A and dt_bias are rows of one sum
+    return [x.new_empty(0) if g is None else g.clone() if g.dim() == 1 else g for g in grads]
+
+
+@ssd_triton_bwd.register_fake
+def _(
+    dy: Tensor,
+    dfinal: Tensor | None,
+    x: Tensor,
+    dt: Tensor,
+    scale: Tensor | None,
+    A: Tensor | None,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    dt_bias: Tensor | None,
+    initial_state: Tensor | None,
+    seq_idx: Tensor | None,
+    dt_softplus: bool,
+    low: float,
+    high: float,
+    chunk_size: int | None,
+) -> list[Tensor]:
+    given = (x, dt, scale, A, B, C, D, z, dt_bias, initial_state)
+    return [x.new_empty(0) if v is None else v.new_empty(v.shape) for v in given]
+
+
+def _setup_triton(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(*inputs[:11])
+    *ctx.options, ctx.return_final_state = inputs[11:]
+
+
+def _backward_triton(ctx: Any, dy: Tensor, dfinal: Tensor) -> tuple[Tensor | None, ...]:
+    tensors = ctx.saved_tensors
+    grads = ssd_triton_bwd(dy, dfinal if ctx.return_final_state else None, *tensors, *ctx.options)
+    given = tensors[:10]
+    return *(None if v is None else g for v, g in zip(given, grads, strict=True)), *(None,) * 6
+
+
+ssd_triton_fwd.register_autograd(_backward_triton, setup_context=_setup_triton)

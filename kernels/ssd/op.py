@@ -6,9 +6,12 @@ head and token, computed chunk by chunk as matrix products.
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor
 
-from mambakit.kernels.backend import choose_backend
+from mambakit.kernels.backend import BackendUnavailableError, choose_backend
 from mambakit.kernels.checks import (
     check_dt_limit,
     check_float,
@@ -18,7 +21,7 @@ from mambakit.kernels.checks import (
     check_shape,
 )
 from mambakit.kernels.semantics import effective_dt, state_dtype
-from mambakit.kernels.ssd.library import ssd_fwd
+from mambakit.kernels.ssd.library import ssd_fwd, ssd_triton_fwd
 from mambakit.kernels.ssd.reference import ssd_core_reference, ssd_reference
 
 
@@ -81,7 +84,11 @@ def ssd(
     check_same_device("x", x, A=A)
     check_options(x, D, z, dt_bias)
     dt_limit = check_dt_limit(dt_limit)
-    chosen = choose_backend("ssd", backend, x.device)
+    chosen = _choose(backend, x, B)
+    if chosen == "triton":
+        low, high = dt_limit
+        given = (x, dt, None, A, B, C, D, z, dt_bias, initial_state, seq_idx, bool(dt_softplus), low, high)
+        return _run_triton(given, chunk_size, return_final_state)
     if chosen == "reference":
         y, state = ssd_reference(
             x,
@@ -138,7 +145,10 @@ def ssd_core(
         TypeError, ValueError, BackendUnavailableError: As ``ssd``.
     """
     _check_inputs(x, B, C, initial_state, seq_idx, chunk_size, log_decay=log_decay, scale=scale)
-    chosen = choose_backend("ssd", backend, x.device)
+    chosen = _choose(backend, x, B)
+    if chosen == "triton":
+        given = (x, log_decay, scale, None, B, C, None, None, None, initial_state, seq_idx, False, 0.0, 1.0)
+        return _run_triton(given, chunk_size, return_final_state)
     dtype = state_dtype(x)
     log_decay, scale = log_decay.to(dtype), scale.to(dtype)
     if chosen == "reference":
@@ -147,6 +157,32 @@ def ssd_core(
         y = y.to(x.dtype)
     else:
         y, state = ssd_fwd(x, log_decay, scale, B, C, None, None, initial_state, seq_idx, chunk_size)
+    return (y, state) if return_final_state else y
+
+
+def _choose(backend: str | None, x: Tensor, B: Tensor) -> str:
+    """The backend to run with; Triton has neither float64 nor anything to launch where there is nothing."""
+    chosen = choose_backend("ssd", backend, x.device)
+    if chosen != "triton":
+        return chosen
+    if x.dtype == torch.float64 and backend is not None:
+        raise BackendUnavailableError(
+            "backend='triton' cannot run ssd: its kernels compute in float32, and x is float64; "
+            "use backend='portable'"
+        )
+    return "portable" if x.dtype == torch.float64 or not x.numel() or not B.numel() else "triton"
+
+
+def _run_triton(
+    given: tuple[Any, ...], chunk_size: int | None, return_final_state: bool
+) -> Tensor | tuple[Tensor, Tensor]:
+    if torch.compiler.is_compiling():
+        y, state = ssd_triton_fwd(*given, chunk_size, return_final_state)
+    else:
+        # a custom op costs more than the kernels of a short sequence
+        from mambakit.kernels.ssd.gpu import Inputs, ssd_triton
+
+        y, state = ssd_triton(Inputs(*given), chunk_size=chunk_size, return_final_state=return_final_state)
     return (y, state) if return_final_state else y
 
 

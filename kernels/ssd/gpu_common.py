@@ -1,0 +1,159 @@
+"""What the Triton kernels of ``ssd`` share: a token's decay, a chunk's packed sequences, loads of tiles.
+
+Notation in all of them: inside a chunk ``cum`` is the running sum of the log-decay, in units of log 2;
+``into = exp2(cum)`` carries the state at the chunk's start to a token, ``out = exp2(cum_last - cum)`` a token's
+input to the chunk's end. Operands of products are of type ``DOT``, sums and states float32.
+
+Strides are passed in units of ``UNIT`` elements (8 where all allow it): the compiler then knows the
+alignment of rows whatever the length is, and nothing has to be recompiled for a new one.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+LOG2E = tl.constexpr(1.4426950408889634)
+# exp(-150) is zero in float32; a floor keeps sums of log-decays finite and precise
+LOWEST_LOG_DECAY = tl.constexpr(-150.0)
+
+
+@triton.jit
+def address(ptr, i, i_stride, j, j_stride, k, k_stride, UNIT: tl.constexpr):  # type: ignore[no-untyped-def]
+    """``ptr`` moved to ``[i, j, k]``; in int64, since tensors may have more than 2**31 elements."""
+    offset = (
+        tl.cast(i, tl.int64) * i_stride + tl.cast(j, tl.int64) * j_stride + tl.cast(k, tl.int64) * k_stride
+    )
+    return ptr + offset * UNIT
+
+
+@triton.jit
+def tile(ptr, row_stride, rows, columns, row_mask, WIDTH: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Rows of a ``(length, WIDTH)`` matrix, zero outside; ``columns`` has ``BLOCK`` entries."""
+    where = ptr + rows[:, None] * row_stride + columns[None, :]
+    if WIDTH % BLOCK == 0:
+        return tl.load(where, mask=row_mask[:, None], other=0.0)
+    return tl.load(where, mask=row_mask[:, None] & (columns < WIDTH)[None, :], other=0.0)
+
+
+@triton.jit
+def store_tile(ptr, value, row_stride, rows, columns, row_mask, WIDTH: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    where = ptr + rows[:, None] * row_stride + columns[None, :]
+    value = value.to(ptr.dtype.element_ty)
+    if WIDTH % BLOCK == 0:
+        tl.store(where, value, mask=row_mask[:, None])
+    else:
+        tl.store(where, value, mask=row_mask[:, None] & (columns < WIDTH)[None, :])
+
+
+@triton.jit
+def load_state(  # type: ignore[no-untyped-def]
+    ptr, ns, ps, TRANSPOSED: tl.constexpr, HEAD_DIM: tl.constexpr, D_STATE: tl.constexpr,
+    BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """An ``[n, p]`` tile of a state that lies as ``[n, p]`` or, if ``TRANSPOSED``, as ``[p, n]``; zero outside."""
+    if TRANSPOSED:
+        where = ptr + (ps[None, :] * D_STATE + ns[:, None])
+    else:
+        where = ptr + (ns[:, None] * HEAD_DIM + ps[None, :])
+    if D_STATE % BLOCK_N == 0 and HEAD_DIM % BLOCK_P == 0:
+        return tl.load(where)
+    return tl.load(where, mask=(ns < D_STATE)[:, None] & (ps < HEAD_DIM)[None, :], other=0.0)
+
+
+@triton.jit
+def store_state(  # type: ignore[no-untyped-def]
+    ptr, S, ns, ps, TRANSPOSED: tl.constexpr, HEAD_DIM: tl.constexpr, D_STATE: tl.constexpr,
+    BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    if TRANSPOSED:
+        where = ptr + (ps[None, :] * D_STATE + ns[:, None])
+    else:
+        where = ptr + (ns[:, None] * HEAD_DIM + ps[None, :])
+    S = S.to(ptr.dtype.element_ty)
+    if D_STATE % BLOCK_N == 0 and HEAD_DIM % BLOCK_P == 0:
+        tl.store(where, S)
+    else:
+        tl.store(where, S, mask=(ns < D_STATE)[:, None] & (ps < HEAD_DIM)[None, :])
+
+
+@triton.jit
+def softplus(value):  # type: ignore[no-untyped-def]
+    """``log(1 + exp(value))``, precise where the result is tiny as well."""
+    e = tl.exp(tl.minimum(value, 20.0))
+    u = 1.0 + e
+    # Kahan's log1p: the rounding of u cancels
+    small = tl.where(u == 1.0, e, tl.log(u) * (e / tl.where(u == 1.0, 1.0, u - 1.0)))
+    return tl.where(value > 20.0, value, tl.where(value == value, small, value))
+
+
+@triton.jit
+def _sum_and_last(total, s, raw, log_decay, next_s, next_raw):  # type: ignore[no-untyped-def]
+    return total + log_decay, next_s, next_raw
+
+
+@triton.jit
+def step_size(  # type: ignore[no-untyped-def]
+    dt, dt_stride, scale, scale_stride, A, bias, rows, mask, low, high,
+    SOFTPLUS: tl.constexpr, LIMIT: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """``(raw, scale, cum, last)`` of a chunk's tokens; no decay and no scale after the end.
+
+    ``raw`` is what goes into softplus. With ``A`` None, ``dt`` holds the log-decay itself. The log-decay's sums
+    are in units of log 2, and float64 if ``WIDE``.
+    """
+    raw = tl.load(dt + rows * dt_stride, mask=mask, other=0.0).to(tl.float32)
+    if A is None:
+        s = tl.load(scale + rows * scale_stride, mask=mask, other=0.0).to(tl.float32)
+        log_decay = raw
+        if WIDE:
+            log_decay = log_decay.to(tl.float64)
+    else:
+        if bias is not None:
+            raw += tl.load(bias).to(tl.float32)
+        s = raw
+        if SOFTPLUS:
+            s = softplus(raw)
+        if LIMIT:
+            s = tl.where(s < low, low, s)
+            s = tl.where(s > high, high, s)
+        s = tl.where(mask, s, 0.0)
+        rate = tl.load(A).to(tl.float32)
+        if WIDE:
+            log_decay = s.to(tl.float64) * rate.to(tl.float64)
+        else:
+            log_decay = s * rate
+    log_decay = tl.where(log_decay < LOWEST_LOG_DECAY, LOWEST_LOG_DECAY, log_decay) * LOG2E
+    # All three go through the scan, although one would do: the compiler does not repeat a scan, while it would
+    # compute softplus again in every layout that the scale is wanted in, many times over in each thread.
+    cum, s, raw = tl.associative_scan((log_decay, s, raw), 0, _sum_and_last)
+    return raw, s, cum, tl.sum(log_decay, 0)
+
+
+@triton.jit
+def differences(left, right, WIDE: tl.constexpr):  # type: ignore[no-untyped-def]
+    """``left[:, None] - right[None, :]`` in float32 of two running sums, without their rounding if WIDE."""
+    if WIDE:
+        left_high = left.to(tl.float32)
+        right_high = right.to(tl.float32)
+        left_low = (left - left_high.to(tl.float64)).to(tl.float32)
+        right_low = (right - right_high.to(tl.float64)).to(tl.float32)
+        result = (left_high[:, None] - right_high[None, :]) + (left_low[:, None] - right_low[None, :])
+    else:
+        result = left[:, None] - right[None, :]
+    return result
+
+
+@triton.jit
+def sequences(seq, b, t0, length, rows, CHUNK: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Ids of a chunk's tokens, of the token before the chunk (the row's first: itself), and of its last."""
+    row = seq + tl.cast(b, tl.int64) * length
+    ids = tl.load(row + tl.minimum(t0 + rows, length - 1))
+    before = tl.load(row + tl.maximum(t0 - 1, 0))
+    last = tl.load(row + tl.minimum(t0 + CHUNK, length) - 1)
+    return ids, before, last
+
+
+@triton.jit
+def silu(value):  # type: ignore[no-untyped-def]
+    return value / (1.0 + tl.exp(-value))

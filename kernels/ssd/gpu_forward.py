@@ -1,0 +1,396 @@
+"""Triton kernels of ``ssd``, forward.
+
+With ``cum`` the running sum of the log-decay inside a chunk that starts from the state ``S`` (Dao & Gu 2024,
+arXiv:2405.21060, section 6),
+
+    y_i  = sum_{j<=i} (C_i . B_j) exp(cum_i - cum_j) scale_j x_j  +  exp(cum_i) C_i S  +  D x_i,  times silu(z_i)
+    S'   = exp(cum_last) S + sum_j exp(cum_last - cum_j) scale_j B_j x_j^T
+
+There are two schedules, of the same parts. ``walk_outputs``: a program walks the chunks of one or two heads
+with their states in registers, so that only inputs are read and only y is written. ``walk_states``, then
+``chunk_outputs``: the walk leaves the state at each chunk's start in memory, and the outputs of all chunks are
+taken side by side, C B^T once for many heads. A sequence of one chunk needs ``chunk_outputs`` alone. Where
+there are too few rows and heads to fill the GPU, walks are cut into segments: ``walk_states`` first finds
+what every segment adds to the state, ``join_segments`` the state each one starts from.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from mambakit.kernels.ssd.gpu_common import (
+    address,
+    differences,
+    load_state,
+    sequences,
+    silu,
+    step_size,
+    store_state,
+    store_tile,
+    tile,
+)
+
+_STRIDES = [
+    "x_b", "x_l", "x_h", "dt_b", "dt_l", "dt_h", "scale_b", "scale_l", "scale_h",
+    "B_b", "B_l", "B_g", "C_b", "C_l", "C_g", "z_b", "z_l", "z_h",
+]  # fmt: skip
+_SIZES = ["length", "n_heads", "group_heads", "n_chunks", "segment_chunks", "n_segments", "block_heads"]
+
+
+@triton.jit
+def _head_outputs(  # type: ignore[no-untyped-def]
+    S, CB, keep, Bt, Ct, x, x_l, dt, dt_l, scale, scale_l, A, bias, D, z, z_l, y, y_l,
+    rows, mask, continues, in_last, goes_through, ps, low, high,
+    HEAD_DIM: tl.constexpr, BLOCK_P: tl.constexpr, D_COLUMNS: tl.constexpr, HAS_STATE: tl.constexpr,
+    UPDATE: tl.constexpr, SOFTPLUS: tl.constexpr, LIMIT: tl.constexpr, WIDE: tl.constexpr,
+    GUARD: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Outputs of one head in one chunk; returns the state after it if ``UPDATE``, else ``S``.
+
+    Pointers are at the chunk's first token. ``continues`` (tokens of the sequence before the chunk),
+    ``in_last`` (tokens of the chunk's last sequence) and ``goes_through`` are None if nothing is packed.
+    """
+    raw, s, cum, last = step_size(
+        dt, dt_l, scale, scale_l, A, bias, rows, mask, low, high, SOFTPLUS, LIMIT, WIDE
+    )
+    xt = tile(x, x_l, rows, ps, mask, HEAD_DIM, BLOCK_P)
+    # what lies above the diagonal may be infinite: it is dropped, not multiplied by zero
+    M = tl.where(keep, CB * tl.exp2(differences(cum, cum, WIDE)) * s[None, :], 0.0).to(DOT)
+    out = tl.dot(M, xt.to(DOT), input_precision=PRECISION)
+    if GUARD:
+        # In a product a broken token reaches every token of the chunk, earlier ones too, as zero times infinity.
+        total = tl.sum(out)
+        if total != total:
+            sound = tl.abs(xt.to(tl.float32)) < float("inf")
+            out = tl.dot(M, tl.where(sound, xt, 0.0).to(DOT), input_precision=PRECISION)
+            reached = tl.dot(keep.to(DOT), tl.where(sound, 0.0, 1.0).to(DOT), input_precision=PRECISION)
+            out = tl.where(reached > 0.0, float("nan"), out)
+    if HAS_STATE:
+        into = tl.exp2(cum).to(tl.float32)
+        carried = tl.dot(Ct, S.to(DOT), input_precision=PRECISION) * into[:, None]
+        if continues is not None:
+            carried = tl.where(continues[:, None], carried, 0.0)
+        out += carried
+    xf = xt.to(tl.float32)
+    if D is not None:
+        if D_COLUMNS == 1:
+            out += tl.load(D).to(tl.float32) * xf
+        else:
+            out += tl.load(D + ps, mask=ps < HEAD_DIM, other=0.0).to(tl.float32)[None, :] * xf
+    if z is not None:
+        out *= silu(tile(z, z_l, rows, ps, mask, HEAD_DIM, BLOCK_P).to(tl.float32))
+    store_tile(y, out, y_l, rows, ps, mask, HEAD_DIM, BLOCK_P)
+    if UPDATE:
+        weighted = (s * tl.exp2(last - cum).to(tl.float32))[:, None] * xf
+        through = tl.exp2(last).to(tl.float32)
+        if in_last is not None:
+            weighted = tl.where(in_last[:, None], weighted, 0.0)
+        if HAS_STATE:
+            kept = S * through
+            if goes_through is not None:
+                kept = tl.where(goes_through, kept, 0.0)
+            S = tl.dot(tl.trans(Bt), weighted.to(DOT), kept, input_precision=PRECISION)
+        else:
+            S = tl.dot(tl.trans(Bt), weighted.to(DOT), input_precision=PRECISION)
+    return S
+
+
+@triton.jit(do_not_specialize=_STRIDES + _SIZES)
+def walk_outputs(  # type: ignore[no-untyped-def]
+    x, dt, scale, A, bias, B, C, D, z, seq, initial, y, final,
+    x_b, x_l, x_h, dt_b, dt_l, dt_h, scale_b, scale_l, scale_h, B_b, B_l, B_g, C_b, C_l, C_g, z_b, z_l, z_h,
+    length, n_heads, group_heads, n_chunks, segment_chunks, n_segments, low, high,
+    HEAD_DIM: tl.constexpr, D_STATE: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr,
+    CHUNK: tl.constexpr, HEADS: tl.constexpr, D_COLUMNS: tl.constexpr, SOFTPLUS: tl.constexpr,
+    LIMIT: tl.constexpr, WIDE: tl.constexpr, GUARD: tl.constexpr, UNIT: tl.constexpr,
+    DOT: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """Outputs of ``HEADS`` (1 or 2) heads of a group over one segment.
+
+    ``initial`` is ``(batch, n_segments, n_heads, head_dim, d_state)``, ``final`` (only without segments) the same.
+    """
+    P_BLOCKS: tl.constexpr = (HEAD_DIM + BLOCK_P - 1) // BLOCK_P
+    pid = tl.program_id(0)
+    p_block = pid % P_BLOCKS
+    pid = pid // P_BLOCKS
+    h = (pid % (n_heads // HEADS)) * HEADS
+    pid = pid // (n_heads // HEADS)
+    segment = pid % n_segments
+    b = pid // n_segments
+    g = h // group_heads
+    rows = tl.arange(0, CHUNK)
+    ns = tl.arange(0, BLOCK_N)
+    ps = p_block * BLOCK_P + tl.arange(0, BLOCK_P)
+    at_state = (tl.cast(b, tl.int64) * n_segments + segment) * n_heads + h
+    S0 = tl.zeros((BLOCK_N, BLOCK_P), tl.float32)
+    S1 = S0
+    if initial is not None:
+        base = initial + at_state * (HEAD_DIM * D_STATE)
+        S0 = load_state(base, ns, ps, True, HEAD_DIM, D_STATE, BLOCK_P, BLOCK_N).to(tl.float32)
+        if HEADS == 2:
+            S1 = load_state(base + HEAD_DIM * D_STATE, ns, ps, True, HEAD_DIM, D_STATE, BLOCK_P, BLOCK_N).to(
+                tl.float32
+            )
+    first = segment * segment_chunks
+    for c in tl.range(first, tl.minimum(first + segment_chunks, n_chunks), num_stages=STAGES):
+        t0 = c * CHUNK
+        mask = t0 + rows < length
+        Bt = tile(address(B, b, B_b, t0, B_l, g, B_g, UNIT), B_l * UNIT, rows, ns, mask, D_STATE, BLOCK_N)
+        Ct = tile(address(C, b, C_b, t0, C_l, g, C_g, UNIT), C_l * UNIT, rows, ns, mask, D_STATE, BLOCK_N)
+        Bt = Bt.to(DOT)
+        Ct = Ct.to(DOT)
+        CB = tl.dot(Ct, tl.trans(Bt), input_precision=PRECISION)
+        keep = rows[:, None] >= rows[None, :]
+        continues = None
+        in_last = None
+        goes_through = None
+        if seq is not None:
+            ids, before, last_id = sequences(seq, b, t0, length, rows, CHUNK)
+            keep = keep & (ids[:, None] == ids[None, :])
+            continues = ids == before
+            in_last = ids == last_id
+            goes_through = before == last_id
+        for k in tl.static_range(HEADS):
+            S = S0 if k == 0 else S1
+            dt_h_ptr = address(dt, b, dt_b, t0, dt_l, h + k, dt_h, 1)
+            scale_ptr = None
+            A_ptr = None
+            if A is None:
+                scale_ptr = address(scale, b, scale_b, t0, scale_l, h + k, scale_h, 1)
+            else:
+                A_ptr = A + h + k
+            S = _head_outputs(
+                S, CB, keep, Bt, Ct,
+                address(x, b, x_b, t0, x_l, h + k, x_h, UNIT), x_l * UNIT,
+                dt_h_ptr, dt_l, scale_ptr, scale_l, A_ptr,
+                None if bias is None else bias + h + k,
+                None if D is None else D + (h + k) * D_COLUMNS,
+                None if z is None else address(z, b, z_b, t0, z_l, h + k, z_h, UNIT), z_l * UNIT,
+                y + ((tl.cast(b, tl.int64) * length + t0) * n_heads + h + k) * HEAD_DIM, n_heads * HEAD_DIM,
+                rows, mask, continues, in_last, goes_through, ps, low, high,
+                HEAD_DIM, BLOCK_P, D_COLUMNS, True, True, SOFTPLUS, LIMIT, WIDE, GUARD, DOT, PRECISION,
+            )  # fmt: skip
+            if k == 0:
+                S0 = S
+            else:
+                S1 = S
+    if final is not None:
+        base = final + at_state * (HEAD_DIM * D_STATE)
+        store_state(base, S0, ns, ps, True, HEAD_DIM, D_STATE, BLOCK_P, BLOCK_N)
+        if HEADS == 2:
+            store_state(base + HEAD_DIM * D_STATE, S1, ns, ps, True, HEAD_DIM, D_STATE, BLOCK_P, BLOCK_N)
+
+
+@triton.jit(do_not_specialize=_STRIDES + _SIZES)
+def walk_states(  # type: ignore[no-untyped-def]
+    x, dt, scale, A, bias, B, z, seq, initial, states, ends, throughs,
+    x_b, x_l, x_h, dt_b, dt_l, dt_h, scale_b, scale_l, scale_h, B_b, B_l, B_g, z_b, z_l, z_h,
+    length, n_heads, group_heads, n_chunks, segment_chunks, n_segments, low, high,
+    HEAD_DIM: tl.constexpr, D_STATE: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr,
+    CHUNK: tl.constexpr, REVERSE: tl.constexpr, SOFTPLUS: tl.constexpr, LIMIT: tl.constexpr,
+    WIDE: tl.constexpr, UNIT: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """The states of one head over one segment, without its outputs.
+
+    Forward: ``S' = through S + sum_j out_j scale_j B_j x_j^T``. With ``REVERSE`` it is the gradient that walks, from
+    the end: ``x`` is dy (``z`` its gate), ``B`` is C, and ``dS' = through dS + sum_i into_i C_i dy_i^T``.
+    Each may be None: ``states`` ``(batch, n_chunks, n_heads, d_state, head_dim)``, the state each chunk is met
+    with; ``ends`` ``(batch, n_segments, n_heads, head_dim, d_state)``, where ``initial`` is read from too; and
+    ``throughs`` ``(batch, n_segments, n_heads)``, the decay over the segment.
+    """
+    P_BLOCKS: tl.constexpr = (HEAD_DIM + BLOCK_P - 1) // BLOCK_P
+    pid = tl.program_id(0)
+    p_block = pid % P_BLOCKS
+    pid = pid // P_BLOCKS
+    h = pid % n_heads
+    pid = pid // n_heads
+    segment = pid % n_segments
+    b = pid // n_segments
+    g = h // group_heads
+    rows = tl.arange(0, CHUNK)
+    ns = tl.arange(0, BLOCK_N)
+    ps = p_block * BLOCK_P + tl.arange(0, BLOCK_P)
+    at_state = (tl.cast(b, tl.int64) * n_segments + segment) * n_heads + h
+    S = tl.zeros((BLOCK_N, BLOCK_P), tl.float32)
+    if initial is not None:
+        base = initial + at_state * (HEAD_DIM * D_STATE)
+        S = load_state(base, ns, ps, True, HEAD_DIM, D_STATE, BLOCK_P, BLOCK_N).to(tl.float32)
+    total = tl.full((), 1.0, tl.float32)
+    first = segment * segment_chunks
+    stop = tl.minimum(first + segment_chunks, n_chunks)
+    for i in tl.range(first, stop, num_stages=STAGES):
+        c = i
+        if REVERSE:
+            c = first + stop - 1 - i
+        t0 = c * CHUNK
+        mask = t0 + rows < length
+        Bt = tile(address(B, b, B_b, t0, B_l, g, B_g, UNIT), B_l * UNIT, rows, ns, mask, D_STATE, BLOCK_N)
+        xt = tile(address(x, b, x_b, t0, x_l, h, x_h, UNIT), x_l * UNIT, rows, ps, mask, HEAD_DIM, BLOCK_P)
+        xt = xt.to(tl.float32)
+        if z is not None:
+            zt = tile(
+                address(z, b, z_b, t0, z_l, h, z_h, UNIT), z_l * UNIT, rows, ps, mask, HEAD_DIM, BLOCK_P
+            )
+            xt *= silu(zt.to(tl.float32))
+        scale_ptr = None
+        A_ptr = None
+        if A is None:
+            scale_ptr = address(scale, b, scale_b, t0, scale_l, h, scale_h, 1)
+        else:
+            A_ptr = A + h
+        raw, s, cum, last = step_size(
+            address(dt, b, dt_b, t0, dt_l, h, dt_h, 1), dt_l, scale_ptr, scale_l, A_ptr,
+            None if bias is None else bias + h, rows, mask, low, high, SOFTPLUS, LIMIT, WIDE,
+        )  # fmt: skip
+        through = tl.exp2(last).to(tl.float32)
+        if states is not None:
+            at_chunk = (tl.cast(b, tl.int64) * n_chunks + c) * n_heads + h
+            store_state(
+                states + at_chunk * (HEAD_DIM * D_STATE),
+                S,
+                ns,
+                ps,
+                False,
+                HEAD_DIM,
+                D_STATE,
+                BLOCK_P,
+                BLOCK_N,
+            )
+        if REVERSE:
+            weighted = tl.exp2(cum).to(tl.float32)[:, None] * xt
+        else:
+            weighted = (s * tl.exp2(last - cum).to(tl.float32))[:, None] * xt
+        kept = S * through
+        if seq is not None:
+            ids, before, last_id = sequences(seq, b, t0, length, rows, CHUNK)
+            if REVERSE:
+                weighted = tl.where((ids == before)[:, None], weighted, 0.0)
+            else:
+                weighted = tl.where((ids == last_id)[:, None], weighted, 0.0)
+            kept = tl.where(before == last_id, kept, 0.0)
+            through = tl.where(before == last_id, through, 0.0)
+        total *= through
+        S = tl.dot(tl.trans(Bt.to(DOT)), weighted.to(DOT), kept, input_precision=PRECISION)
+    if ends is not None:
+        store_state(
+            ends + at_state * (HEAD_DIM * D_STATE), S, ns, ps, True, HEAD_DIM, D_STATE, BLOCK_P, BLOCK_N
+        )
+    if throughs is not None:
+        if p_block == 0:
+            tl.store(throughs + at_state, total)
+
+
+@triton.jit(do_not_specialize=["n_segments", "row_size"])
+def join_segments(  # type: ignore[no-untyped-def]
+    ends, throughs, initial, final, n_segments, row_size,
+    STATE_SIZE: tl.constexpr, REVERSE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Replace what each segment adds to the state, ``ends``, by the state it starts from.
+
+    ``row_size`` is ``n_heads * STATE_SIZE``; ``initial`` and ``final``, ``(batch, row_size)``, may be None.
+    """
+    n_blocks = (row_size + BLOCK - 1) // BLOCK
+    b = tl.cast(tl.program_id(0) // n_blocks, tl.int64)
+    at = (tl.program_id(0) % n_blocks) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < row_size
+    head = at // STATE_SIZE
+    S = tl.zeros((BLOCK,), tl.float32)
+    if initial is not None:
+        S = tl.load(initial + b * row_size + at, mask=inside, other=0.0).to(tl.float32)
+    for i in range(n_segments):
+        segment = i
+        if REVERSE:
+            segment = n_segments - 1 - i
+        row = b * n_segments + segment
+        through = tl.load(throughs + row * (row_size // STATE_SIZE) + head, mask=inside, other=0.0)
+        added = tl.load(ends + row * row_size + at, mask=inside, other=0.0)
+        tl.store(ends + row * row_size + at, S, mask=inside)
+        # a decay of zero forgets even what is infinite
+        S = tl.where(through == 0.0, 0.0, S * through) + added
+    if final is not None:
+        tl.store(final + b * row_size + at, S, mask=inside)
+
+
+@triton.jit(do_not_specialize=_STRIDES + _SIZES)
+def chunk_outputs(  # type: ignore[no-untyped-def]
+    x, dt, scale, A, bias, B, C, D, z, seq, states, y, final,
+    x_b, x_l, x_h, dt_b, dt_l, dt_h, scale_b, scale_l, scale_h, B_b, B_l, B_g, C_b, C_l, C_g, z_b, z_l, z_h,
+    length, n_heads, group_heads, n_chunks, block_heads, low, high,
+    HEAD_DIM: tl.constexpr, D_STATE: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr,
+    CHUNK: tl.constexpr, TRANSPOSED: tl.constexpr, D_COLUMNS: tl.constexpr, SOFTPLUS: tl.constexpr,
+    LIMIT: tl.constexpr, WIDE: tl.constexpr, GUARD: tl.constexpr, UNIT: tl.constexpr,
+    DOT: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """Outputs of one chunk for ``block_heads`` heads of one group.
+
+    ``states`` ``(batch, n_chunks, n_heads, d_state, head_dim)``, or None for zeros; with ``TRANSPOSED`` its last
+    axes are ``head_dim, d_state``. ``final``, only for a sequence of one chunk, is that way always.
+    """
+    P_BLOCKS: tl.constexpr = (HEAD_DIM + BLOCK_P - 1) // BLOCK_P
+    pid = tl.program_id(0)
+    p_block = pid % P_BLOCKS
+    pid = pid // P_BLOCKS
+    group_blocks = (group_heads + block_heads - 1) // block_heads
+    n_blocks = (n_heads // group_heads) * group_blocks
+    g = (pid % n_blocks) // group_blocks
+    block = (pid % n_blocks) % group_blocks
+    pid = pid // n_blocks
+    c = pid % n_chunks
+    b = pid // n_chunks
+    rows = tl.arange(0, CHUNK)
+    ns = tl.arange(0, BLOCK_N)
+    ps = p_block * BLOCK_P + tl.arange(0, BLOCK_P)
+    t0 = c * CHUNK
+    mask = t0 + rows < length
+    Bt = tile(address(B, b, B_b, t0, B_l, g, B_g, UNIT), B_l * UNIT, rows, ns, mask, D_STATE, BLOCK_N).to(DOT)
+    Ct = tile(address(C, b, C_b, t0, C_l, g, C_g, UNIT), C_l * UNIT, rows, ns, mask, D_STATE, BLOCK_N).to(DOT)
+    CB = tl.dot(Ct, tl.trans(Bt), input_precision=PRECISION)
+    keep = rows[:, None] >= rows[None, :]
+    continues = None
+    in_last = None
+    goes_through = None
+    if seq is not None:
+        ids, before, last_id = sequences(seq, b, t0, length, rows, CHUNK)
+        keep = keep & (ids[:, None] == ids[None, :])
+        continues = ids == before
+        in_last = ids == last_id
+        goes_through = before == last_id
+    first = g * group_heads + block * block_heads
+    for h in tl.range(first, tl.minimum(first + block_heads, (g + 1) * group_heads), num_stages=STAGES):
+        at_chunk = (tl.cast(b, tl.int64) * n_chunks + c) * n_heads + h
+        S = None
+        if states is not None:
+            S = load_state(
+                states + at_chunk * (HEAD_DIM * D_STATE),
+                ns,
+                ps,
+                TRANSPOSED,
+                HEAD_DIM,
+                D_STATE,
+                BLOCK_P,
+                BLOCK_N,
+            )
+            if final is not None:
+                S = S.to(tl.float32)
+        scale_ptr = None
+        A_ptr = None
+        if A is None:
+            scale_ptr = address(scale, b, scale_b, t0, scale_l, h, scale_h, 1)
+        else:
+            A_ptr = A + h
+        S = _head_outputs(
+            S, CB, keep, Bt, Ct,
+            address(x, b, x_b, t0, x_l, h, x_h, UNIT), x_l * UNIT,
+            address(dt, b, dt_b, t0, dt_l, h, dt_h, 1), dt_l, scale_ptr, scale_l, A_ptr,
+            None if bias is None else bias + h,
+            None if D is None else D + h * D_COLUMNS,
+            None if z is None else address(z, b, z_b, t0, z_l, h, z_h, UNIT), z_l * UNIT,
+            y + ((tl.cast(b, tl.int64) * length + t0) * n_heads + h) * HEAD_DIM, n_heads * HEAD_DIM,
+            rows, mask, continues, in_last, goes_through, ps, low, high,
+            HEAD_DIM, BLOCK_P, D_COLUMNS, states is not None, final is not None,
+            SOFTPLUS, LIMIT, WIDE, GUARD, DOT, PRECISION,
+        )  # fmt: skip
+        if final is not None:
+            base = final + (tl.cast(b, tl.int64) * n_heads + h) * (HEAD_DIM * D_STATE)
+            store_state(base, S, ns, ps, True, HEAD_DIM, D_STATE, BLOCK_P, BLOCK_N)

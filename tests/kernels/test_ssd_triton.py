@@ -1,0 +1,301 @@
+"""ssd and ssd_core on Triton: on a GPU, or on the CPU in Triton's interpreter (small shapes, no bfloat16)."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from mambakit.kernels import ssd, ssd_core
+from mambakit.kernels.backend import BackendUnavailableError
+from mambakit.kernels.ssd.testing import OPTIONS, check, make_inputs
+from mambakit.kernels.testing import assert_as_accurate, cast, forward_backward, relative_error
+
+pytest.importorskip("triton")
+
+gpu = pytest.importorskip("mambakit.kernels.ssd.gpu")
+
+BFLOAT16 = pytest.param(torch.bfloat16, marks=pytest.mark.gpu)
+SHAPES = [
+    (2, 21, 4, 3, 5, 2, 16),
+    (1, 1, 1, 1, 1, 1, None),
+    (2, 0, 2, 3, 4, 1, None),
+    (0, 5, 2, 3, 4, 1, None),
+    (1, 70, 3, 8, 16, 1, None),
+    (1, 35, 3, 33, 17, 3, 7),
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, BFLOAT16], ids=str)
+@pytest.mark.parametrize("packed", [0.0, 0.1])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_matches_reference(
+    shape: tuple[Any, ...], packed: float, dtype: torch.dtype, triton_device: str
+) -> None:
+    *sizes, chunk_size = shape
+    inputs, cotangents = make_inputs(*sizes, packed=packed)
+    check(inputs, cotangents, dtype, backend="triton", device=triton_device, chunk_size=chunk_size)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("packed", [0.0, 0.02])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (2, 517, 8, 64, 128, 1),
+        (1, 1031, 4, 64, 64, 2),
+        (3, 255, 8, 128, 128, 8),
+        (1, 700, 2, 32, 256, 1),
+        (1, 4097, 3, 40, 24, 1),
+        (300, 6, 8, 16, 16, 1),
+    ],
+    ids=str,
+)
+def test_matches_reference_on_large_shapes(
+    shape: tuple[int, ...], packed: float, dtype: torch.dtype, triton_device: str
+) -> None:
+    inputs, cotangents = make_inputs(*shape, packed=packed)
+    check(inputs, cotangents, dtype, backend="triton", device=triton_device)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, BFLOAT16], ids=str)
+def test_matches_reference_without_options(dtype: torch.dtype, triton_device: str) -> None:
+    inputs, cotangents = make_inputs(1, 29, 2, 5, 6, 2, optional=False)
+    run = partial(check, inputs, cotangents, dtype, backend="triton", device=triton_device, chunk_size=16)
+    run()
+    run(dt_limit=(0.05, 0.5))
+    run(dt_softplus=False, dt_limit=(0.01, 1.0))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, BFLOAT16], ids=str)
+def test_a_skip_per_channel(dtype: torch.dtype, triton_device: str) -> None:
+    inputs, cotangents = make_inputs(2, 19, 2, 5, 6, 1, seed=1)
+    check(inputs, cotangents, dtype, backend="triton", device=triton_device, chunk_size=16)
+
+
+@settings(max_examples=8, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(
+    batch=st.integers(1, 2),
+    length=st.integers(1, 35),
+    heads_a_group=st.integers(1, 3),
+    n_groups=st.integers(1, 2),
+    head_dim=st.integers(1, 20),
+    d_state=st.integers(1, 20),
+    packed=st.sampled_from([0.0, 0.05, 0.5, 1.0]),
+    optional=st.booleans(),
+    seed=st.integers(0, 999),
+)
+def test_matches_reference_on_drawn_shapes(
+    batch: int,
+    length: int,
+    heads_a_group: int,
+    n_groups: int,
+    head_dim: int,
+    d_state: int,
+    packed: float,
+    optional: bool,
+    seed: int,
+    triton_device: str,
+) -> None:
+    heads = heads_a_group * n_groups
+    inputs, _ = make_inputs(
+        batch, length, heads, head_dim, d_state, n_groups, packed=packed, optional=optional, seed=seed
+    )
+    there = {k: None if v is None else v.to(triton_device) for k, v in cast(inputs, torch.float32).items()}
+    y, state = ssd(**there, **OPTIONS, chunk_size=16, backend="triton")
+    expected_y, expected_state = ssd(**inputs, **OPTIONS, backend="reference")
+    assert relative_error(y.cpu(), expected_y) < 2e-5
+    assert relative_error(state.cpu(), expected_state) < 2e-5
+
+
+def _run_config(inputs: dict[str, Tensor | None], device: str, config: Any) -> tuple[Tensor, Tensor]:
+    values = {k: None if v is None else v.to(device) for k, v in cast(inputs, torch.float32).items()}
+    names = ("x", "dt", None, "A", "B", "C", "D", "z", "dt_bias", "initial_state", "seq_idx")
+    given = gpu.Inputs(*(values.get(name) if name else None for name in names), True)
+    return gpu.forward(given, None, True, config)
+
+
+@pytest.mark.parametrize("packed", [0.0, 0.1])
+@pytest.mark.parametrize("heads", [1, 2])
+@pytest.mark.parametrize("segments", [False, True])
+def test_the_other_schedule(
+    segments: bool, heads: int, packed: float, triton_device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Walks that write the outputs themselves, also cut into segments."""
+    monkeypatch.setattr(gpu, "_MIN_SEGMENT_CHUNKS", 1 if segments else 1 << 30)
+    inputs, _ = make_inputs(1, 53, 4, 5, 6, 2, packed=packed)
+    y, state = _run_config(inputs, triton_device, gpu.Forward(True, 16, 16, 4, 1, heads))
+    expected_y, expected_state = ssd(**inputs, **OPTIONS, backend="reference")
+    assert relative_error(y.cpu(), expected_y) < 2e-5
+    assert relative_error(state.cpu(), expected_state) < 2e-5
+
+
+@pytest.mark.parametrize("packed", [0.0, 0.1])
+@pytest.mark.parametrize("state_bytes", [1, 3 * 2 * 3 * 5 * 6 * 4], ids=["one_head", "a_few"])
+def test_segments_and_slices(
+    state_bytes: int, packed: float, triton_device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Walks cut into segments, and a backward pass that goes by slices of rows and heads."""
+    monkeypatch.setattr(gpu, "_MIN_SEGMENT_CHUNKS", 1)
+    monkeypatch.setattr(gpu, "_STATE_BYTES", state_bytes)
+    inputs, cotangents = make_inputs(2, 35, 6, 5, 6, 2, packed=packed)
+    check(inputs, cotangents, torch.float32, backend="triton", device=triton_device, chunk_size=16)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, BFLOAT16], ids=str)
+def test_core_takes_decay_and_scale_apart(dtype: torch.dtype, triton_device: str) -> None:
+    inputs, cotangents = make_inputs(2, 19, 4, 3, 5, 2, packed=0.2)
+    core = {name: inputs[name].to(triton_device) for name in ("x", "B", "C", "initial_state", "seq_idx")}
+    core |= {
+        "log_decay": -inputs["dt"].abs().to(triton_device),
+        "scale": inputs["dt"].to(triton_device) + 0.5,
+    }
+    core = cast(core, dtype)
+    cotangents = [v.to(triton_device) for v in cotangents]
+    run = partial(forward_backward, ssd_core, cotangents=cotangents, return_final_state=True)
+    exact = run(cast(core, torch.float64), backend="reference")
+    naive = run(core, backend="reference")
+    actual = run(core, backend="triton", chunk_size=16)
+    for name in exact:
+        assert_as_accurate(name, actual[name].to(dtype), exact=exact[name], naive=naive[name].to(dtype))
+
+
+@pytest.mark.parametrize("name", ["x", "dt", "B", "C"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_broken_token_leaves_earlier_ones_alone(name: str, value: float, triton_device: str) -> None:
+    torch.manual_seed(0)
+    length, at = 24, 19
+    given = {
+        "x": torch.randn(2, length, 2, 20),
+        "dt": torch.rand(2, length, 2),
+        "A": -torch.rand(2),
+        "B": torch.randn(2, length, 1, 18),
+        "C": torch.randn(2, length, 1, 18),
+    }
+    given = {k: v.to(triton_device) for k, v in given.items()}
+    whole = ssd(**given, backend="triton")
+    given[name] = given[name].clone()
+    given[name][0, at] = value
+    broken = ssd(**given, backend="triton")
+    torch.testing.assert_close(broken[:, :at], whole[:, :at])
+    torch.testing.assert_close(broken[1], whole[1])
+    assert not broken[0, at].isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("dt", "A"), [(1e-20, -1e-20), (1e3, -1e3), (50.0, -1e-6), (1e15, -1e30), (0.0, -1.0)]
+)
+def test_extreme_decays_stay_finite(dt: float, A: float, triton_device: str) -> None:
+    inputs, cotangents = make_inputs(1, 20, 1, 3, 4, optional=False)
+    inputs["dt"] = torch.full_like(inputs["dt"], dt)
+    inputs["A"] = torch.full_like(inputs["A"], A)
+    inputs = {k: v.to(triton_device) for k, v in cast(inputs, torch.float32).items()}
+    run = partial(
+        forward_backward, ssd, inputs, [v.to(triton_device) for v in cotangents], return_final_state=True
+    )
+    expected, actual = run(backend="reference"), run(backend="triton", chunk_size=16)
+    for name, value in expected.items():
+        assert value.isfinite().all()
+        torch.testing.assert_close(actual[name], value, rtol=1e-4, atol=1e-5 * value.abs().max().item())
+
+
+def test_reads_views_and_leaves_inputs_alone(triton_device: str) -> None:
+    wide = torch.randn(2, 20, 4 * 8 + 2 * 6, device=triton_device)
+    before = wide.clone()
+    x, B, C = wide.split((32, 6, 6), dim=-1)
+    x, B, C = x.unflatten(-1, (4, 8)), B.unsqueeze(2), C.unsqueeze(2)
+    z = wide.mT.contiguous().mT[..., :32].unflatten(-1, (4, 8))
+    dt = torch.rand(4, 20, 2, device=triton_device).permute(2, 1, 0)
+    A = -torch.rand(4, device=triton_device)
+    y = ssd(x, dt, A, B, C, z=z, backend="triton")
+    copies = [v.clone(memory_format=torch.contiguous_format) for v in (x, dt, A, B, C, z)]
+    assert torch.equal(y, ssd(*copies[:5], z=copies[5], backend="triton"))
+    assert torch.equal(wide, before)
+
+
+def test_types_may_differ(triton_device: str) -> None:
+    inputs, cotangents = make_inputs(1, 19, 2, 5, 6)
+    mixed = {
+        k: v.to(torch.float16 if k in ("x", "B", "C", "z", "dt") else torch.float32)
+        for k, v in inputs.items()
+    }
+    mixed = {k: v.to(triton_device) for k, v in mixed.items()}
+    cotangents = [v.to(triton_device) for v in cotangents]
+    actual = forward_backward(ssd, mixed, cotangents, **OPTIONS, backend="triton")
+    exact = forward_backward(ssd, cast(mixed, torch.float64), cotangents, **OPTIONS, backend="reference")
+    for name, value in exact.items():
+        if name.startswith("d"):
+            assert actual[name].dtype == mixed[name[1:]].dtype
+        assert relative_error(actual[name], value) < 5e-3, name
+
+
+def test_only_what_asks_for_gradients_gets_them(triton_device: str) -> None:
+    inputs, cotangents = make_inputs(1, 19, 2, 5, 6)
+    there = {k: v.float().to(triton_device) for k, v in inputs.items()}
+    there["B"].requires_grad_()
+    y = ssd(**there, dt_softplus=True, backend="triton")
+    (dB,) = torch.autograd.grad(y, there["B"], cotangents[0].float().to(triton_device))
+    expected = forward_backward(
+        ssd, there, [cotangents[0].to(triton_device)], dt_softplus=True, backend="reference"
+    )["dB"]
+    torch.testing.assert_close(dB, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_float64_is_refused_by_name(triton_device: str) -> None:
+    inputs, _ = make_inputs(1, 3, 1, 2, 2)
+    with pytest.raises(BackendUnavailableError, match="x is float64"):
+        ssd(**{k: v.to(triton_device) for k, v in inputs.items()}, backend="triton")
+
+
+def test_backward_is_repeatable(triton_device: str) -> None:
+    inputs, cotangents = make_inputs(2, 40, 3, 5, 6)
+    there = {k: v.float().to(triton_device) for k, v in inputs.items()}
+    cotangents = [v.to(triton_device) for v in cotangents]
+    first, second = (forward_backward(ssd, there, cotangents, **OPTIONS, backend="triton") for _ in range(2))
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
+
+
+@pytest.mark.parametrize("optional", [False, True])
+def test_opcheck(optional: bool, triton_device: str) -> None:
+    inputs, _ = make_inputs(1, 9, 2, 3, 4, seed=1, optional=optional, packed=0.3 if optional else 0.0)
+    names = ("x", "dt", None, "A", "B", "C", "D", "z", "dt_bias", "initial_state", "seq_idx")
+    values = [inputs.get(name) if name else None for name in names]
+    values = [
+        v
+        if v is None
+        else v.to(triton_device)
+        if v.dtype == torch.int32
+        else v.float().to(triton_device).requires_grad_()
+        for v in values
+    ]
+    arguments = (*values, True, 0.0, float("inf"), None, optional)
+    torch.library.opcheck(torch.ops.mambakit.ssd_triton_fwd, arguments)
+
+
+class _Module(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.A = nn.Parameter(-torch.rand(2))
+
+    def forward(self, x: Tensor, dt: Tensor, B: Tensor, C: Tensor) -> Tensor:
+        return ssd(x, dt, self.A, B, C, dt_softplus=True, backend="triton")
+
+
+def test_compiles_as_one_graph(triton_device: str) -> None:
+    module = _Module().to(triton_device)
+    shapes = ((1, 9, 2, 3), (1, 9, 2), (1, 9, 1, 4), (1, 9, 1, 4))
+    inputs = [torch.randn(shape, device=triton_device) for shape in shapes]
+    expected = module(*inputs)
+    compiled = torch.compile(module, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(*inputs), expected)
+    compiled(*inputs).sum().backward()
+    gradient, module.A.grad = module.A.grad, None
+    module(*inputs).sum().backward()
+    torch.testing.assert_close(gradient, module.A.grad)
