@@ -10,7 +10,7 @@ import torch
 BACKENDS = ("reference", "portable", "triton")
 
 # The ops that have a gpu.py. An op earns its name here when its Triton kernels pass the op's own tests.
-TRITON_OPS: frozenset[str] = frozenset()
+TRITON_OPS: frozenset[str] = frozenset({"selective_scan"})
 
 
 class BackendUnavailableError(RuntimeError):
