@@ -19,10 +19,13 @@ from mambakit.kernels.selective_scan.gpu_backward import (
     segment_gradients_kernel,
 )
 from mambakit.kernels.selective_scan.gpu_forward import scan_forward_kernel
+from mambakit.kernels.selective_scan.gpu_math import projections_kernel
 from mambakit.kernels.selective_scan.portable import GPU_SAVE_EVERY
 
 # Channels of a program, one to a thread of a warp.
 CHANNELS = 32
+# A multiple of every tile.
+TOKENS_PADDED = 32
 
 
 @dataclass(frozen=True)
@@ -84,16 +87,18 @@ def scan_forward_gpu(
     if n_segments > 1:
         ends = torch.empty((batch, n_segments - 1, d_state, d_inner), **float32)
         totals = torch.empty((batch, n_segments - 1, d_inner), **float32)
+    BC = _projections(B, C)
     h_strides = (0, 0, 0) if initial_state is None else initial_state.stride()
     for output in (False, True) if n_segments > 1 else (True,):
         programs = batch * n_blocks * (n_segments if output else n_segments - 1)
         scan_forward_kernel[(programs,)](
-            x, dt, A, B, C, _or(D, A), _or(z, x), _or(dt_bias, A), _or(initial_state, final),
+            x, dt, A, BC, _or(D, A), _or(z, x), _or(dt_bias, A), _or(initial_state, final),
             _or(seq_idx, final), ends, totals, y, final, states,
-            *x.stride()[:2], *dt.stride()[:2], *_or(z, x).stride()[:2], *y.stride()[:2], *B.stride()[:3],
-            *C.stride()[:3], *A.stride(), *h_strides, 0 if seq_idx is None else seq_idx.stride(0),
+            x.stride(0), dt.stride(0), _or(z, x).stride(0), y.stride(0), BC.shape[1],
+            *A.stride(), *h_strides, 0 if seq_idx is None else seq_idx.stride(0),
             *dt_limit, d_inner, per_group, blocks_per_group, n_blocks, length, segment_length, n_segments,
             n_saved,
+            X_L=x.stride(1), DT_L=dt.stride(1), Z_L=_or(z, x).stride(1), Y_L=d_inner, BC_L=BC.stride(1),
             HAS_D=D is not None, HAS_Z=z is not None, HAS_BIAS=dt_bias is not None,
             HAS_INITIAL=initial_state is not None, PACKED=seq_idx is not None, SOFTPLUS=dt_softplus,
             LIMITED=dt_limit != (0.0, float("inf")), OUTPUT=output,
@@ -150,18 +155,22 @@ def scan_backward_gpu(
 
     dx, ddt, dz = like(x), like(dt), None if z is None else like(z)
     dA = torch.empty((batch, n_segments, d_state, d_inner), **float32)
-    dB = torch.empty((chunks_per_group, *B.shape), **float32)
-    dC = torch.empty((chunks_per_group, *C.shape), **float32)
+    BC = _projections(B, C)
+    dBC = torch.empty((chunks_per_group, batch, length, *BC.shape[2:]), **float32)
     dD = None if D is None else torch.empty((batch, n_segments, d_inner), **float32)
     dbias = None if dt_bias is None else torch.empty((batch, n_segments, d_inner), **float32)
     dinitial = None if initial_state is None else torch.empty((batch, d_inner, d_state), **float32)
     scratch = torch.empty((programs, config.save_every // config.backward_tile, d_state, CHANNELS), **float32)
 
-    z_strides = _or(z, x).stride()[:2]
+    z_strides = _or(z, x).stride()
     seq_stride = 0 if seq_idx is None else seq_idx.stride(0)
     dfinal_strides = (0, 0, 0) if dfinal is None else dfinal.stride()
     step = {"PACKED": seq_idx is not None, **_state_layout(d_state)}
     options = {
+        "DY_L": dy.stride(1),
+        "DT_L": dt.stride(1),
+        "Z_L": z_strides[1],
+        "BC_L": BC.stride(1),
         "HAS_Z": z is not None,
         "HAS_BIAS": dt_bias is not None,
         "SOFTPLUS": dt_softplus,
@@ -173,9 +182,9 @@ def scan_backward_gpu(
         carry = torch.empty((batch, n_segments, d_state, d_inner), **float32)
         totals = torch.empty((batch, n_segments, d_inner), **float32)
         segment_gradients_kernel[(batch * n_blocks * (n_segments - 1),)](
-            dy, dt, A, C, _or(z, x), _or(dt_bias, A), _or(seq_idx, dA), carry, totals,
-            *dy.stride()[:2], *dt.stride()[:2], *z_strides, *C.stride()[:3], *A.stride(), seq_stride,
-            *dt_limit, d_inner, per_group, blocks_per_group, n_blocks, length, segment_length, n_segments,
+            dy, dt, A, BC, _or(z, x), _or(dt_bias, A), _or(seq_idx, dA), carry, totals,
+            dy.stride(0), dt.stride(0), z_strides[0], BC.shape[1], *A.stride(), seq_stride, *dt_limit,
+            d_inner, per_group, blocks_per_group, n_blocks, length, segment_length, n_segments,
             TILE=config.forward_tile, **options,
         )  # fmt: skip
         flat_blocks = _ceil(d_inner, CHANNELS)
@@ -184,20 +193,21 @@ def scan_backward_gpu(
             d_inner, flat_blocks, length, segment_length, n_segments, HAS_DFINAL=dfinal is not None, **step,
         )  # fmt: skip
     scan_backward_kernel[(programs,)](
-        dy, x, dt, A, B, C, _or(D, A), _or(z, x), _or(dt_bias, A), _or(seq_idx, dA), _or(dfinal, dA), states,
-        carry, scratch, dx, ddt, _or(dz, dx), dA, dB, dC, _or(dD, dA), _or(dbias, dA), _or(dinitial, dA),
-        *dy.stride()[:2], *x.stride()[:2], *dt.stride()[:2], *z_strides, *B.stride()[:3], *C.stride()[:3],
-        *A.stride(), seq_stride, *dfinal_strides, *dt_limit, batch, d_inner, n_groups, per_group,
+        dy, x, dt, A, BC, _or(D, A), _or(z, x), _or(dt_bias, A), _or(seq_idx, dA), _or(dfinal, dA), states,
+        carry, scratch, dx, ddt, _or(dz, dx), dA, dBC, _or(dD, dA), _or(dbias, dA), _or(dinitial, dA),
+        dy.stride(0), x.stride(0), dt.stride(0), z_strides[0], BC.shape[1], *A.stride(), seq_stride,
+        *dfinal_strides, *dt_limit, batch, d_inner, n_groups, per_group,
         blocks_per_group, chunks_per_group, length, segment_length, n_segments, states.shape[1], passes,
-        HAS_D=D is not None, HAS_INITIAL=initial_state is not None, HAS_DFINAL=dfinal is not None,
+        X_L=x.stride(1), OUT_L=d_inner, HAS_D=D is not None, HAS_INITIAL=initial_state is not None, HAS_DFINAL=dfinal is not None,
         HAS_CARRY=n_segments > 1, SAVED_EVERY=config.save_every, TILE=config.backward_tile, **options,
     )  # fmt: skip
+    dBC = dBC.sum(0) if chunks_per_group > 1 else dBC[0]
     grads = (
         dx,
         ddt,
         dA.sum((0, 1)).t(),
-        dB.sum(0) if chunks_per_group > 1 else dB[0],
-        dC.sum(0) if chunks_per_group > 1 else dC[0],
+        dBC[:, :, :, 0, :d_state],
+        dBC[:, :, :, 1, :d_state],
         None if dD is None else dD.sum((0, 1)),
         dz,
         None if dbias is None else dbias.sum((0, 1)),
@@ -227,6 +237,21 @@ class SelectiveScan(torch.autograd.Function):
         states, seq_idx, *tensors = ctx.saved_tensors
         grads = scan_backward_gpu(dy, dfinal, states, *tensors, seq_idx, *ctx.options)
         return None, None, None, *grads
+
+
+def _projections(B: Tensor, C: Tensor) -> Tensor:
+    """B and C in the layout that the kernels read; see ``projections_kernel``."""
+    batch, length, n_groups, d_state = B.shape
+    block_n = triton.next_power_of_2(d_state)
+    n_tiles = _ceil(length, TOKENS_PADDED)
+    padded = n_tiles * TOKENS_PADDED
+    out = torch.empty((batch, padded, n_groups, 2, block_n), device=B.device, dtype=torch.float32)
+    if length > 0:
+        projections_kernel[(batch * n_groups * n_tiles,)](
+            B, C, out, *B.stride()[:3], *C.stride()[:3], n_groups, length, padded, n_tiles,
+            D_STATE=d_state, BLOCK_N=block_n, TILE=TOKENS_PADDED,
+        )  # fmt: skip
+    return out
 
 
 def _or(value: Tensor | None, other: Tensor) -> Tensor:

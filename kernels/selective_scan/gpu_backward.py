@@ -23,28 +23,28 @@ import triton.language as tl
 
 from mambakit.kernels.selective_scan.gpu_math import (
     LOG2E,
-    load_states,
     load_tile,
     pick_row,
     put_row,
     sigmoid,
     step_size,
     step_slope,
-    store_channel_sum,
+    store_channel_sums,
     store_tile,
 )
 
 
 @triton.jit(
-    do_not_specialize=["length", "segment_length", "n_segments", "A_d", "A_n"],
+    do_not_specialize=["length", "segment_length", "n_segments", "padded_length", "A_d", "A_n"],
     do_not_specialize_on_alignment=["dy_ptr", "dt_ptr", "z_ptr", "carry_ptr", "totals_ptr", "A_ptr"],
 )
 def segment_gradients_kernel(
-    dy_ptr, dt_ptr, A_ptr, C_ptr, z_ptr, bias_ptr, seq_ptr,
+    dy_ptr, dt_ptr, A_ptr, BC_ptr, z_ptr, bias_ptr, seq_ptr,
     carry_ptr,  # [b, n_segments, n, d]: gradient of the state before the segment from the segment alone
     totals_ptr,  # [b, n_segments, d]: sum of its step sizes
-    dy_b, dy_l, dt_b, dt_l, z_b, z_l, C_b, C_l, C_g, A_d, A_n, seq_b,
+    dy_b, dt_b, z_b, padded_length, A_d, A_n, seq_b,
     low, high, d_inner, per_group, blocks_per_group, n_blocks, length, segment_length, n_segments,
+    DY_L: tl.constexpr, DT_L: tl.constexpr, Z_L: tl.constexpr, BC_L: tl.constexpr,
     HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr, PACKED: tl.constexpr,
     SOFTPLUS: tl.constexpr, LIMITED: tl.constexpr,
     D_STATE: tl.constexpr, BLOCK_N: tl.constexpr, CHANNELS: tl.constexpr, TILE: tl.constexpr,
@@ -64,7 +64,7 @@ def segment_gradients_kernel(
     dy_ptr += b * dy_b
     dt_ptr += b * dt_b
     z_ptr += b * z_b
-    C_ptr += b * C_b + group.to(tl.int64) * C_g
+    BC_ptr += b * padded_length * BC_L + group * (2 * BLOCK_N)
     seq_ptr += b * seq_b
     A = tl.load(A_ptr + channel[None, :] * A_d + n[:, None] * A_n, mask=own, other=0.0).to(tl.float32) * LOG2E
     bias = tl.zeros([CHANNELS], tl.float32)
@@ -78,10 +78,10 @@ def segment_gradients_kernel(
     total = tl.zeros([CHANNELS], tl.float32)
     start = begin + (n_tiles - 1) * TILE
     valid = (start + rows < end)[:, None] & real[None, :]
-    dt_next = load_tile(dt_ptr, start, dt_l, rows, channel, valid)
-    dy_next = load_tile(dy_ptr, start, dy_l, rows, channel, valid)
+    dt_next = load_tile(dt_ptr, start, rows, channel, valid, DT_L)
+    dy_next = load_tile(dy_ptr, start, rows, channel, valid, DY_L)
     if HAS_Z:
-        z_next = load_tile(z_ptr, start, z_l, rows, channel, valid)
+        z_next = load_tile(z_ptr, start, rows, channel, valid, Z_L)
     for i in range(n_tiles):
         start = begin + (n_tiles - 1 - i) * TILE
         valid = (start + rows < end)[:, None] & real[None, :]
@@ -92,19 +92,20 @@ def segment_gradients_kernel(
             g *= z * sigmoid(z)
         ahead = tl.maximum(start - TILE, begin)  # reads one tile twice at the end
         valid_ahead = (ahead + rows < end)[:, None] & real[None, :]
-        dt_next = load_tile(dt_ptr, ahead, dt_l, rows, channel, valid_ahead)
-        dy_next = load_tile(dy_ptr, ahead, dy_l, rows, channel, valid_ahead)
+        dt_next = load_tile(dt_ptr, ahead, rows, channel, valid_ahead, DT_L)
+        dy_next = load_tile(dy_ptr, ahead, rows, channel, valid_ahead, DY_L)
         if HAS_Z:
-            z_next = load_tile(z_ptr, ahead, z_l, rows, channel, valid_ahead)
+            z_next = load_tile(z_ptr, ahead, rows, channel, valid_ahead, Z_L)
         total += tl.sum(dt, axis=0)
-        for k in tl.static_range(TILE):
-            token = tl.minimum(start + TILE - 1 - k, end - 1)
-            C = load_states(C_ptr, token, C_l, n, D_STATE, BLOCK_N)
-            dh += C[:, None] * pick_row(g, rows, TILE - 1 - k)[None, :]
-            dh *= tl.exp2(A * pick_row(dt, rows, TILE - 1 - k)[None, :])
+        BC = BC_ptr + tl.cast(start, tl.int64) * BC_L + n
+        for t in tl.static_range(TILE - 1, -1, -1):
+            C = tl.load(BC + (t * BC_L + BLOCK_N))
+            dh += C[:, None] * pick_row(g, rows, t)[None, :]
+            dh *= tl.exp2(A * pick_row(dt, rows, t)[None, :])
             if PACKED:
+                token = tl.minimum(start + t, end - 1)
                 opens = tl.load(seq_ptr + token) != tl.load(seq_ptr + token - 1)
-                dh = tl.where(opens & (start + TILE - 1 - k < end), 0.0, dh)
+                dh = tl.where(opens & (start + t < end), 0.0, dh)
     i = b * n_segments + segment
     tl.store(totals_ptr + i * d_inner + channel, total, mask=real)
     tl.store(carry_ptr + (i * D_STATE + n[:, None]) * d_inner + channel[None, :], dh, mask=own)
@@ -151,7 +152,7 @@ def carry_gradients_kernel(
 
 @triton.jit(
     do_not_specialize=[
-        "length", "segment_length", "n_segments", "n_saved", "passes", "A_d", "A_n",
+        "length", "segment_length", "n_segments", "n_saved", "passes", "padded_length", "A_d", "A_n",
         "dfinal_b", "dfinal_d", "dfinal_n",
     ],
     do_not_specialize_on_alignment=[
@@ -160,20 +161,22 @@ def carry_gradients_kernel(
     ],
 )  # fmt: skip
 def scan_backward_kernel(
-    dy_ptr, x_ptr, dt_ptr, A_ptr, B_ptr, C_ptr, D_ptr, z_ptr, bias_ptr, seq_ptr, dfinal_ptr,
+    dy_ptr, x_ptr, dt_ptr, A_ptr, BC_ptr, D_ptr, z_ptr, bias_ptr, seq_ptr, dfinal_ptr,
     states_ptr,  # [b, n_saved, n, d] the states before tokens 0, SAVED_EVERY, ...
     carry_ptr,  # [b, n_segments, n, d] gradient of the state after each segment
     scratch_ptr,  # [programs, SAVED_EVERY / TILE, n, CHANNELS]
     dx_ptr, ddt_ptr, dz_ptr,
     dA_ptr,  # [b, n_segments, n, d]
-    dB_ptr, dC_ptr,  # [chunks of a group, b, l, g, n]
+    dBC_ptr,  # [chunks of a group, b, l, g, 2, BLOCK_N]
     dD_ptr, dbias_ptr,  # [b, n_segments, d]
     dinitial_ptr,  # [b, d, n]
-    dy_b, dy_l, x_b, x_l, dt_b, dt_l, z_b, z_l, B_b, B_l, B_g, C_b, C_l, C_g, A_d, A_n, seq_b,
+    dy_b, x_b, dt_b, z_b, padded_length, A_d, A_n, seq_b,
     dfinal_b, dfinal_d, dfinal_n,
     low, high, batch, d_inner, n_groups, per_group, blocks_per_group, chunks_per_group, length,
     segment_length, n_segments, n_saved,
     passes,  # blocks of channels that a program takes one after the other
+    DY_L: tl.constexpr, X_L: tl.constexpr, DT_L: tl.constexpr, Z_L: tl.constexpr, BC_L: tl.constexpr,
+    OUT_L: tl.constexpr,  # d_inner
     HAS_D: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_INITIAL: tl.constexpr,
     HAS_DFINAL: tl.constexpr, HAS_CARRY: tl.constexpr, PACKED: tl.constexpr,
     SOFTPLUS: tl.constexpr, LIMITED: tl.constexpr, SAVED_EVERY: tl.constexpr,
@@ -193,15 +196,12 @@ def scan_backward_kernel(
     x_ptr += b * x_b
     dt_ptr += b * dt_b
     z_ptr += b * z_b
-    B_ptr += b * B_b + group.to(tl.int64) * B_g
-    C_ptr += b * C_b + group.to(tl.int64) * C_g
+    BC_ptr += b * padded_length * BC_L + group * (2 * BLOCK_N)
     seq_ptr += b * seq_b
     dx_ptr += b * length * d_inner
     ddt_ptr += b * length * d_inner
     dz_ptr += b * length * d_inner
-    partial = ((chunk * batch + b) * length * n_groups + group) * D_STATE
-    dB_ptr += partial
-    dC_ptr += partial
+    dBC_ptr += (chunk * batch + b) * length * BC_L + group * (2 * BLOCK_N)
     scratch_ptr += pid.to(tl.int64) * ((SAVED_EVERY // TILE) * D_STATE * CHANNELS)
     # where the program notes the state before each of its tiles
     note = n[:, None] * CHANNELS + lane[None, :]
@@ -248,12 +248,13 @@ def scan_backward_kernel(
             for i in range(n_tiles - 1):
                 start = first + i * TILE
                 valid = (start + rows < last)[:, None] & real[None, :]
-                x = load_tile(x_ptr, start, x_l, rows, channel, valid).to(tl.float32)
-                dt = load_tile(dt_ptr, start, dt_l, rows, channel, valid)
+                x = load_tile(x_ptr, start, rows, channel, valid, X_L).to(tl.float32)
+                dt = load_tile(dt_ptr, start, rows, channel, valid, DT_L)
                 dt = step_size(dt, bias, valid, low, high, SOFTPLUS, LIMITED)
                 update = dt * x
+                BC = BC_ptr + tl.cast(start, tl.int64) * BC_L + n
                 for t in tl.static_range(TILE):
-                    B = load_states(B_ptr, start + t, B_l, n, D_STATE, BLOCK_N)
+                    B = tl.load(BC + t * BC_L)
                     if PACKED:
                         before = tl.load(seq_ptr + tl.maximum(start + t - 1, 0))
                         h = tl.where(tl.load(seq_ptr + start + t) != before, 0.0, h)
@@ -265,23 +266,24 @@ def scan_backward_kernel(
                 tile = n_tiles - 1 - i
                 start = first + tile * TILE
                 valid = (start + rows < last)[:, None] & real[None, :]
-                x = load_tile(x_ptr, start, x_l, rows, channel, valid).to(tl.float32)
-                raw_dt = load_tile(dt_ptr, start, dt_l, rows, channel, valid)
+                x = load_tile(x_ptr, start, rows, channel, valid, X_L).to(tl.float32)
+                raw_dt = load_tile(dt_ptr, start, rows, channel, valid, DT_L)
                 dt = step_size(raw_dt, bias, valid, low, high, SOFTPLUS, LIMITED)
-                dy = load_tile(dy_ptr, start, dy_l, rows, channel, valid).to(tl.float32)
+                dy = load_tile(dy_ptr, start, rows, channel, valid, DY_L).to(tl.float32)
                 g = dy
                 if HAS_Z:
-                    z = load_tile(z_ptr, start, z_l, rows, channel, valid).to(tl.float32)
+                    z = load_tile(z_ptr, start, rows, channel, valid, Z_L).to(tl.float32)
                     gate = sigmoid(z)
                     g = dy * z * gate
                     y = skip[None, :] * x
                 update = dt * x
                 h = tl.load(scratch_ptr + tile * (D_STATE * CHANNELS) + note, mask=noted, other=0.0)
                 states = (h,)
+                BC = BC_ptr + tl.cast(start, tl.int64) * BC_L + n
                 for t in tl.static_range(TILE):
-                    token = tl.minimum(start + t, last - 1)
-                    B = load_states(B_ptr, token, B_l, n, D_STATE, BLOCK_N)
+                    B = tl.load(BC + t * BC_L)
                     if PACKED:
+                        token = tl.minimum(start + t, last - 1)
                         before = tl.load(seq_ptr + tl.maximum(token - 1, 0))
                         opens = (tl.load(seq_ptr + token) != before) & (start + t < last)
                         h = tl.where(opens, 0.0, h)
@@ -289,33 +291,30 @@ def scan_backward_kernel(
                     h = decay * h + B[:, None] * pick_row(update, rows, t)[None, :]
                     states = states + (h,)  # noqa: RUF005 - Triton knows no starred tuple
                     if HAS_Z:
-                        C = load_states(C_ptr, token, C_l, n, D_STATE, BLOCK_N)
+                        C = tl.load(BC + (t * BC_L + BLOCK_N))
                         y = put_row(y, rows, t, pick_row(y, rows, t) + tl.sum(h * C[:, None], axis=0))
                 if HAS_Z:
                     dz = dy * y * gate * (1.0 + z * (1.0 - gate))
-                    store_tile(dz_ptr, start, d_inner, rows, channel, valid, dz)
+                    store_tile(dz_ptr, start, rows, channel, valid, dz, OUT_L)
                 dx = tl.zeros([TILE, CHANNELS], tl.float32)
                 ddt = tl.zeros([TILE, CHANNELS], tl.float32)
+                dBC = dBC_ptr + tl.cast(start, tl.int64) * BC_L
                 for t in tl.static_range(TILE - 1, -1, -1):
                     inside_segment = start + t < last
-                    token = tl.minimum(start + t, last - 1)
-                    B = load_states(B_ptr, token, B_l, n, D_STATE, BLOCK_N)
-                    C = load_states(C_ptr, token, C_l, n, D_STATE, BLOCK_N)
+                    B = tl.load(BC + t * BC_L)
+                    C = tl.load(BC + (t * BC_L + BLOCK_N))
                     g_t = pick_row(g, rows, t)
                     dt_t = pick_row(dt, rows, t)
                     dh += C[:, None] * g_t[None, :]
                     dx = put_row(dx, rows, t, tl.sum(dh * B[:, None], axis=0))
-                    at = tl.cast(token, tl.int64) * n_groups * D_STATE
-                    store_channel_sum(
-                        dB_ptr + at, dh * pick_row(update, rows, t)[None, :], n, lane, inside_segment,
-                        step > 0, D_STATE, BLOCK_N, CHANNELS,
-                    )  # fmt: skip
-                    store_channel_sum(
-                        dC_ptr + at, states[t + 1] * g_t[None, :], n, lane, inside_segment,
-                        step > 0, D_STATE, BLOCK_N, CHANNELS,
-                    )  # fmt: skip
+                    dB = dh * pick_row(update, rows, t)[None, :]
+                    dC = states[t + 1] * g_t[None, :]
+                    store_channel_sums(
+                        dBC + t * BC_L, dB, dC, n, lane, inside_segment, step > 0, BLOCK_N, CHANNELS
+                    )
                     dh *= tl.exp2(A * dt_t[None, :])
                     if PACKED:
+                        token = tl.minimum(start + t, last - 1)
                         before = tl.load(seq_ptr + tl.maximum(token - 1, 0))
                         opens = (tl.load(seq_ptr + token) != before) & inside_segment
                         dh = tl.where(opens, 0.0, dh)
@@ -326,8 +325,8 @@ def scan_backward_kernel(
                     dA += q * dt_t[None, :]
                 slope = step_slope(raw_dt, bias, valid, low, high, SOFTPLUS, LIMITED)
                 ddt = (ddt * (1.0 / LOG2E) + x * dx) * slope
-                store_tile(ddt_ptr, start, d_inner, rows, channel, valid, ddt)
-                store_tile(dx_ptr, start, d_inner, rows, channel, valid, skip[None, :] * g + dt * dx)
+                store_tile(ddt_ptr, start, rows, channel, valid, ddt, OUT_L)
+                store_tile(dx_ptr, start, rows, channel, valid, skip[None, :] * g + dt * dx, OUT_L)
                 dbias += tl.sum(ddt, axis=0)
                 dskip += tl.sum(g * x, axis=0)
             tl.debug_barrier()  # the notes are overwritten next

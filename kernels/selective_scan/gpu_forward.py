@@ -17,7 +17,6 @@ import triton.language as tl
 
 from mambakit.kernels.selective_scan.gpu_math import (
     LOG2E,
-    load_states,
     load_tile,
     pick_row,
     put_row,
@@ -30,19 +29,22 @@ from mambakit.kernels.selective_scan.gpu_math import (
 @triton.jit(
     # a new length or layout of the states must not compile anew, nor change how tiles lie in registers
     do_not_specialize=["length", "segment_length", "n_segments", "n_saved", "A_d", "A_n", "h_b", "h_d",
-        "h_n"],
+        "h_n", "padded_length"],
     do_not_specialize_on_alignment=[
         "x_ptr", "dt_ptr", "z_ptr", "y_ptr", "ends_ptr", "totals_ptr", "states_ptr", "initial_ptr", "A_ptr",
     ],
 )  # fmt: skip
 def scan_forward_kernel(
-    x_ptr, dt_ptr, A_ptr, B_ptr, C_ptr, D_ptr, z_ptr, bias_ptr, initial_ptr, seq_ptr,
+    x_ptr, dt_ptr, A_ptr,
+    BC_ptr,  # as projections_kernel writes them
+    D_ptr, z_ptr, bias_ptr, initial_ptr, seq_ptr,
     ends_ptr,  # [b, n_segments - 1, n, d] each segment's end state from a zero start
     totals_ptr,  # [b, n_segments - 1, d] sum of its step sizes
     y_ptr, final_ptr,
     states_ptr,  # [b, n_saved, n, d] the states before tokens 0, SAVE_EVERY, ...
-    x_b, x_l, dt_b, dt_l, z_b, z_l, y_b, y_l, B_b, B_l, B_g, C_b, C_l, C_g, A_d, A_n, h_b, h_d, h_n, seq_b,
+    x_b, dt_b, z_b, y_b, padded_length, A_d, A_n, h_b, h_d, h_n, seq_b,
     low, high, d_inner, per_group, blocks_per_group, n_blocks, length, segment_length, n_segments, n_saved,
+    X_L: tl.constexpr, DT_L: tl.constexpr, Z_L: tl.constexpr, Y_L: tl.constexpr, BC_L: tl.constexpr,
     HAS_D: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_INITIAL: tl.constexpr,
     PACKED: tl.constexpr, SOFTPLUS: tl.constexpr, LIMITED: tl.constexpr,
     OUTPUT: tl.constexpr,  # False: the first launch of two
@@ -66,8 +68,7 @@ def scan_forward_kernel(
     dt_ptr += b * dt_b
     z_ptr += b * z_b
     y_ptr += b * y_b
-    B_ptr += b * B_b + group.to(tl.int64) * B_g
-    C_ptr += b * C_b + group.to(tl.int64) * C_g
+    BC_ptr += b * padded_length * BC_L + group * (2 * BLOCK_N)
     seq_ptr += b * seq_b
 
     A = tl.load(A_ptr + channel[None, :] * A_d + n[:, None] * A_n, mask=own, other=0.0).to(tl.float32) * LOG2E
@@ -99,10 +100,10 @@ def scan_forward_kernel(
     if PACKED:
         previous = tl.load(seq_ptr + tl.maximum(begin - 1, 0), mask=length > 0, other=0)
     valid = (begin + rows < end)[:, None] & real[None, :]
-    x_next = load_tile(x_ptr, begin, x_l, rows, channel, valid)
-    dt_next = load_tile(dt_ptr, begin, dt_l, rows, channel, valid)
+    x_next = load_tile(x_ptr, begin, rows, channel, valid, X_L)
+    dt_next = load_tile(dt_ptr, begin, rows, channel, valid, DT_L)
     if OUTPUT and HAS_Z:
-        z_next = load_tile(z_ptr, begin, z_l, rows, channel, valid)
+        z_next = load_tile(z_ptr, begin, rows, channel, valid, Z_L)
     for start in range(begin, end, TILE):
         if SAVE_EVERY > 0:  # noqa: SIM102 - one is known when compiling
             if start % SAVE_EVERY == 0:
@@ -115,31 +116,31 @@ def scan_forward_kernel(
             z = z_next.to(tl.float32)
         ahead = start + TILE
         valid_ahead = (ahead + rows < end)[:, None] & real[None, :]
-        x_next = load_tile(x_ptr, ahead, x_l, rows, channel, valid_ahead)
-        dt_next = load_tile(dt_ptr, ahead, dt_l, rows, channel, valid_ahead)
+        x_next = load_tile(x_ptr, ahead, rows, channel, valid_ahead, X_L)
+        dt_next = load_tile(dt_ptr, ahead, rows, channel, valid_ahead, DT_L)
         if OUTPUT and HAS_Z:
-            z_next = load_tile(z_ptr, ahead, z_l, rows, channel, valid_ahead)
+            z_next = load_tile(z_ptr, ahead, rows, channel, valid_ahead, Z_L)
         update = dt * x
         y = tl.zeros([TILE, CHANNELS], tl.float32)
+        BC = BC_ptr + tl.cast(start, tl.int64) * BC_L + n
         for t in tl.static_range(TILE):
-            # tokens beyond the end have dt = 0 and change nothing
-            token = tl.minimum(start + t, end - 1)
+            # tokens beyond the end have dt = 0 and B = 0: they change nothing
             if PACKED:
-                current = tl.load(seq_ptr + token)
+                current = tl.load(seq_ptr + tl.minimum(start + t, end - 1))
                 h = tl.where(current != previous, 0.0, h)
                 previous = current
-            B = load_states(B_ptr, token, B_l, n, D_STATE, BLOCK_N)
+            B = tl.load(BC + t * BC_L)
             decay = tl.exp2(A * pick_row(dt, rows, t)[None, :])
             h = decay * h + B[:, None] * pick_row(update, rows, t)[None, :]
             if OUTPUT:
-                C = load_states(C_ptr, token, C_l, n, D_STATE, BLOCK_N)
+                C = tl.load(BC + (t * BC_L + BLOCK_N))
                 y = put_row(y, rows, t, tl.sum(h * C[:, None], axis=0))
         if OUTPUT:
             if HAS_D:
                 y += skip[None, :] * x
             if HAS_Z:
                 y *= z * sigmoid(z)
-            store_tile(y_ptr, start, y_l, rows, channel, valid, y)
+            store_tile(y_ptr, start, rows, channel, valid, y, Y_L)
         else:
             total += tl.sum(dt, axis=0)
     if OUTPUT:

@@ -29,26 +29,43 @@ def put_row(tile, rows, t: tl.constexpr, value):
 
 
 @triton.jit
-def load_tile(ptr, start, stride, rows, channel, valid):
-    """``[rows, channels]`` from token ``start`` on, zero where not ``valid``."""
-    offset = rows[:, None] * stride + channel[None, :]
-    return tl.load(ptr + tl.cast(start, tl.int64) * stride + offset, mask=valid, other=0.0)
+def load_tile(ptr, start, rows, channel, valid, STRIDE: tl.constexpr):
+    """``[rows, channels]`` from token ``start`` on, zero where not ``valid``.
+
+    The distance between tokens is a constant, so that a row's address is a constant from the first one's.
+    """
+    first = ptr + tl.cast(start, tl.int64) * STRIDE + channel
+    return tl.load(first[None, :] + (rows * STRIDE)[:, None], mask=valid, other=0.0)
 
 
 @triton.jit
-def store_tile(ptr, start, stride, rows, channel, valid, tile):
-    offset = rows[:, None] * stride + channel[None, :]
-    value = tile.to(ptr.dtype.element_ty)
-    tl.store(ptr + tl.cast(start, tl.int64) * stride + offset, value, mask=valid)
+def store_tile(ptr, start, rows, channel, valid, tile, STRIDE: tl.constexpr):
+    first = ptr + tl.cast(start, tl.int64) * STRIDE + channel
+    tl.store(first[None, :] + (rows * STRIDE)[:, None], tile.to(ptr.dtype.element_ty), mask=valid)
 
 
-@triton.jit
-def load_states(ptr, token, stride, n, D_STATE: tl.constexpr, BLOCK_N: tl.constexpr):
-    """B or C of one token in float32, ``[d_state]``; every thread holds it whole."""
-    here = ptr + tl.cast(token, tl.int64) * stride + n
-    if D_STATE == BLOCK_N:
-        return tl.load(here).to(tl.float32)
-    return tl.load(here, mask=n < D_STATE, other=0.0).to(tl.float32)
+@triton.jit(do_not_specialize=["length", "padded_length", "n_tiles"])
+def projections_kernel(
+    B_ptr, C_ptr, out_ptr, B_b, B_l, B_g, C_b, C_l, C_g, n_groups, length, padded_length, n_tiles,
+    D_STATE: tl.constexpr, BLOCK_N: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """B and C side by side in float32, ``[b, padded length, g, 2, BLOCK_N]``, zero in the padding.
+
+    Every warp reads every token's B and C: here they are converted once, and lie so that a thread reads
+    16 bytes at once without a mask, whatever views the inputs are.
+    """
+    pid = tl.program_id(0)
+    tile = pid % n_tiles
+    group = ((pid // n_tiles) % n_groups).to(tl.int64)
+    b = (pid // n_tiles // n_groups).to(tl.int64)
+    token = (tile * TILE + tl.arange(0, TILE)).to(tl.int64)[:, None]
+    n = tl.arange(0, BLOCK_N)[None, :]
+    given = (token < length) & (n < D_STATE)
+    B = tl.load(B_ptr + b * B_b + token * B_l + group * B_g + n, mask=given, other=0.0)
+    C = tl.load(C_ptr + b * C_b + token * C_l + group * C_g + n, mask=given, other=0.0)
+    out = out_ptr + ((b * padded_length + token) * n_groups + group) * (2 * BLOCK_N) + n
+    tl.store(out, B.to(tl.float32), mask=token < padded_length)
+    tl.store(out + BLOCK_N, C.to(tl.float32), mask=token < padded_length)
 
 
 @triton.jit
@@ -128,27 +145,32 @@ def _halve(v, channel, STATES: tl.constexpr, CHANNELS: tl.constexpr, DISTANCE: t
 
 
 @triton.jit
-def store_channel_sum(
-    ptr, v, n, channel, wanted, add, D_STATE: tl.constexpr, STATES: tl.constexpr, CHANNELS: tl.constexpr
-):
-    """Store ``v``, ``[STATES, CHANNELS]``, summed over channels, at ``ptr[n]`` if ``wanted``; or ``add`` it.
+def store_channel_sums(ptr, dB, dC, n, channel, wanted, add, STATES: tl.constexpr, CHANNELS: tl.constexpr):
+    """Store ``[STATES, CHANNELS]`` summed over channels: dB at ``ptr``, then dC; or ``add`` it.
 
     With 16 states on a warp's 32 channels each exchange between threads halves what is left to sum, so
-    that 16 exchanges do what plain sums need 80 for.
+    that 31 exchanges do what plain sums need 160 for.
     """
     if STATES == 16 and CHANNELS == 32:
-        v = _halve(v, channel, 16, 32, 16)
-        v = _halve(v, channel, 8, 32, 8)
-        v = _halve(v, channel, 4, 32, 4)
-        v = _halve(v, channel, 2, 32, 2)
-        v += _swap(v, 1, 32, 1)
-        # four bits of the channel say which state is left; the fifth has twins
-        total = tl.reshape(v, [32])
-        state = channel // 2
-        mask = (channel % 2 == 0) & (state < D_STATE) & wanted
+        dB = _halve(dB, channel, 16, 32, 16)
+        dC = _halve(dC, channel, 16, 32, 16)
+        dB = _halve(dB, channel, 8, 32, 8)
+        dC = _halve(dC, channel, 8, 32, 8)
+        dB = _halve(dB, channel, 4, 32, 4)
+        dC = _halve(dC, channel, 4, 32, 4)
+        dB = _halve(dB, channel, 2, 32, 2)
+        dC = _halve(dC, channel, 2, 32, 2)
+        odd = ((channel & 1) != 0)[None, :]
+        kept = tl.where(odd, dC, dB)
+        total = tl.reshape(kept + _swap(tl.where(odd, dB, dC), 1, 32, 1), [32])
+        # four bits of the channel say which state is left, the fifth which of the two sums
+        here = ptr + (channel & 1) * 16 + (channel >> 1)
+        mask = (channel >= 0) & wanted
+        old = tl.load(here, mask=mask & add, other=0.0)
+        tl.store(here, old + total, mask=mask)
     else:
-        total = tl.sum(v, axis=1)
-        state = n
-        mask = (state < D_STATE) & wanted
-    old = tl.load(ptr + state, mask=mask & add, other=0.0)
-    tl.store(ptr + state, old + total, mask=mask)
+        mask = (n >= 0) & wanted
+        old = tl.load(ptr + n, mask=mask & add, other=0.0)
+        tl.store(ptr + n, old + tl.sum(dB, axis=1), mask=mask)
+        old = tl.load(ptr + STATES + n, mask=mask & add, other=0.0)
+        tl.store(ptr + STATES + n, old + tl.sum(dC, axis=1), mask=mask)
