@@ -6,7 +6,7 @@ No ``(batch, length, d_inner, d_state)`` tensor exists: the forward pass keeps t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -68,7 +68,7 @@ def scan_forward_gpu(
     config: Config | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``(y, final_state, saved_states)``; the last is ``(batch, n_saved, d_state, d_inner)`` float32."""
-    config = config or DEFAULT
+    config = _fit(config or DEFAULT, A.shape[1])
     batch, length, d_inner = x.shape
     n_groups, d_state = B.shape[2:]
     x, dt, B, C, D, z, dt_bias, seq_idx = _unit_strides(x, dt, B, C, D, z, dt_bias, seq_idx)
@@ -127,7 +127,7 @@ def scan_backward_gpu(
     config: Config | None = None,
 ) -> tuple[Tensor | None, ...]:
     """Gradients of ``x, dt, A, B, C, D, z, dt_bias, initial_state`` in their dtypes; None for None."""
-    config = config or DEFAULT
+    config = _fit(config or DEFAULT, A.shape[1])
     batch, length, d_inner = x.shape
     n_groups, d_state = B.shape[2:]
     given = (x, dt, A, B, C, D, z, dt_bias, initial_state)
@@ -177,9 +177,10 @@ def scan_backward_gpu(
         "LIMITED": dt_limit != (0.0, float("inf")),
         **step,
     }
-    carry = states
+    # the gradient of the state after each segment, indexed by batch, segment, channel and state
+    after, after_strides = dfinal, (dfinal_strides[0], 0, *dfinal_strides[1:])
     if n_segments > 1:
-        carry = torch.empty((batch, n_segments, d_state, d_inner), **float32)
+        after = carry = torch.empty((batch, n_segments, d_state, d_inner), **float32)
         totals = torch.empty((batch, n_segments, d_inner), **float32)
         segment_gradients_kernel[(batch * n_blocks * (n_segments - 1),)](
             dy, dt, A, BC, _or(z, x), _or(dt_bias, A), _or(seq_idx, dA), carry, totals,
@@ -187,19 +188,20 @@ def scan_backward_gpu(
             d_inner, per_group, blocks_per_group, n_blocks, length, segment_length, n_segments,
             TILE=config.forward_tile, **options,
         )  # fmt: skip
+        after_strides = (carry.stride(0), carry.stride(1), 1, d_inner)
         flat_blocks = _ceil(d_inner, CHANNELS)
         carry_gradients_kernel[(batch * flat_blocks,)](
             A, _or(seq_idx, dA), _or(dfinal, dA), totals, carry, *A.stride(), seq_stride, *dfinal_strides,
             d_inner, flat_blocks, length, segment_length, n_segments, HAS_DFINAL=dfinal is not None, **step,
         )  # fmt: skip
     scan_backward_kernel[(programs,)](
-        dy, x, dt, A, BC, _or(D, A), _or(z, x), _or(dt_bias, A), _or(seq_idx, dA), _or(dfinal, dA), states,
-        carry, scratch, dx, ddt, _or(dz, dx), dA, dBC, _or(dD, dA), _or(dbias, dA), _or(dinitial, dA),
+        dy, x, dt, A, BC, _or(D, A), _or(z, x), _or(dt_bias, A), _or(seq_idx, dA), _or(after, dA), states,
+        scratch, dx, ddt, _or(dz, dx), dA, dBC, _or(dD, dA), _or(dbias, dA), _or(dinitial, dA),
         dy.stride(0), x.stride(0), dt.stride(0), z_strides[0], BC.shape[1], *A.stride(), seq_stride,
-        *dfinal_strides, *dt_limit, batch, d_inner, n_groups, per_group,
+        *after_strides, int(after is not None), *dt_limit, batch, d_inner, n_groups, per_group,
         blocks_per_group, chunks_per_group, length, segment_length, n_segments, states.shape[1], passes,
-        X_L=x.stride(1), OUT_L=d_inner, HAS_D=D is not None, HAS_INITIAL=initial_state is not None, HAS_DFINAL=dfinal is not None,
-        HAS_CARRY=n_segments > 1, SAVED_EVERY=config.save_every, TILE=config.backward_tile, **options,
+        X_L=x.stride(1), OUT_L=d_inner, HAS_D=D is not None, HAS_INITIAL=initial_state is not None,
+        SAVED_EVERY=config.save_every, TILE=config.backward_tile, **options,
     )  # fmt: skip
     dBC = dBC.sum(0) if chunks_per_group > 1 else dBC[0]
     grads = (
@@ -273,6 +275,15 @@ def _state_layout(d_state: int) -> dict[str, Any]:
         "num_warps": max(1, min(16, block_n // 16)),
         "num_stages": 1,
     }
+
+
+def _fit(config: Config, d_state: int) -> Config:
+    """Shorter tiles where many states leave few registers."""
+    if d_state <= 16:
+        return config
+    return replace(
+        config, forward_tile=min(config.forward_tile, 4), backward_tile=min(config.backward_tile, 2)
+    )
 
 
 def _multiprocessors(device: torch.device) -> int:

@@ -35,7 +35,18 @@ from mambakit.kernels.selective_scan.gpu_math import (
 
 
 @triton.jit(
-    do_not_specialize=["length", "segment_length", "n_segments", "padded_length", "A_d", "A_n"],
+    do_not_specialize=[
+        "length",
+        "segment_length",
+        "n_segments",
+        "padded_length",
+        "dy_b",
+        "dt_b",
+        "z_b",
+        "seq_b",
+        "A_d",
+        "A_n",
+    ],
     do_not_specialize_on_alignment=["dy_ptr", "dt_ptr", "z_ptr", "carry_ptr", "totals_ptr", "A_ptr"],
 )
 def segment_gradients_kernel(
@@ -112,7 +123,7 @@ def segment_gradients_kernel(
 
 
 @triton.jit(
-    do_not_specialize=["length", "segment_length", "n_segments", "A_d", "A_n"],
+    do_not_specialize=["length", "segment_length", "n_segments", "seq_b", "A_d", "A_n"],
     do_not_specialize_on_alignment=["dfinal_ptr", "carry_ptr", "totals_ptr", "A_ptr"],
 )
 def carry_gradients_kernel(
@@ -152,18 +163,19 @@ def carry_gradients_kernel(
 
 @triton.jit(
     do_not_specialize=[
-        "length", "segment_length", "n_segments", "n_saved", "passes", "padded_length", "A_d", "A_n",
-        "dfinal_b", "dfinal_d", "dfinal_n",
+        "length", "segment_length", "n_segments", "n_saved", "passes", "chunks_per_group", "padded_length",
+        "batch", "dy_b", "x_b", "dt_b", "z_b", "seq_b", "A_d", "A_n",
+        "after_b", "after_segment", "after_d", "after_n", "has_after",
     ],
     do_not_specialize_on_alignment=[
-        "dy_ptr", "x_ptr", "dt_ptr", "z_ptr", "A_ptr", "states_ptr", "carry_ptr", "scratch_ptr", "dx_ptr",
-        "ddt_ptr", "dz_ptr", "dA_ptr", "dD_ptr", "dbias_ptr", "dinitial_ptr", "dfinal_ptr",
+        "dy_ptr", "x_ptr", "dt_ptr", "z_ptr", "A_ptr", "states_ptr", "after_ptr", "scratch_ptr", "dx_ptr",
+        "ddt_ptr", "dz_ptr", "dA_ptr", "dD_ptr", "dbias_ptr", "dinitial_ptr",
     ],
 )  # fmt: skip
 def scan_backward_kernel(
-    dy_ptr, x_ptr, dt_ptr, A_ptr, BC_ptr, D_ptr, z_ptr, bias_ptr, seq_ptr, dfinal_ptr,
+    dy_ptr, x_ptr, dt_ptr, A_ptr, BC_ptr, D_ptr, z_ptr, bias_ptr, seq_ptr,
+    after_ptr,  # gradient of the state after each segment, read if has_after
     states_ptr,  # [b, n_saved, n, d] the states before tokens 0, SAVED_EVERY, ...
-    carry_ptr,  # [b, n_segments, n, d] gradient of the state after each segment
     scratch_ptr,  # [programs, SAVED_EVERY / TILE, n, CHANNELS]
     dx_ptr, ddt_ptr, dz_ptr,
     dA_ptr,  # [b, n_segments, n, d]
@@ -171,14 +183,14 @@ def scan_backward_kernel(
     dD_ptr, dbias_ptr,  # [b, n_segments, d]
     dinitial_ptr,  # [b, d, n]
     dy_b, x_b, dt_b, z_b, padded_length, A_d, A_n, seq_b,
-    dfinal_b, dfinal_d, dfinal_n,
+    after_b, after_segment, after_d, after_n, has_after,
     low, high, batch, d_inner, n_groups, per_group, blocks_per_group, chunks_per_group, length,
     segment_length, n_segments, n_saved,
     passes,  # blocks of channels that a program takes one after the other
     DY_L: tl.constexpr, X_L: tl.constexpr, DT_L: tl.constexpr, Z_L: tl.constexpr, BC_L: tl.constexpr,
     OUT_L: tl.constexpr,  # d_inner
     HAS_D: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_INITIAL: tl.constexpr,
-    HAS_DFINAL: tl.constexpr, HAS_CARRY: tl.constexpr, PACKED: tl.constexpr,
+    PACKED: tl.constexpr,
     SOFTPLUS: tl.constexpr, LIMITED: tl.constexpr, SAVED_EVERY: tl.constexpr,
     D_STATE: tl.constexpr, BLOCK_N: tl.constexpr, CHANNELS: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
@@ -228,12 +240,8 @@ def scan_backward_kernel(
             skip = tl.load(D_ptr + channel, mask=real, other=0.0).to(tl.float32)
         i_segment = b * n_segments + segment
         state_offset = (i_segment * D_STATE + n[:, None]) * d_inner + channel[None, :]
-        dh = tl.zeros([BLOCK_N, CHANNELS], tl.float32)
-        if HAS_CARRY:
-            dh = tl.load(carry_ptr + state_offset, mask=own, other=0.0)
-        elif HAS_DFINAL:
-            offset = b * dfinal_b + channel.to(tl.int64)[None, :] * dfinal_d + n[:, None] * dfinal_n
-            dh = tl.load(dfinal_ptr + offset, mask=own, other=0.0).to(tl.float32)
+        offset = segment * after_segment + channel.to(tl.int64)[None, :] * after_d + n[:, None] * after_n
+        dh = tl.load(after_ptr + b * after_b + offset, mask=own & (has_after != 0), other=0.0).to(tl.float32)
         dA = tl.zeros([BLOCK_N, CHANNELS], tl.float32)
         dskip = tl.zeros([CHANNELS], tl.float32)
         dbias = tl.zeros([CHANNELS], tl.float32)

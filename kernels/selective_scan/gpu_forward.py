@@ -28,8 +28,10 @@ from mambakit.kernels.selective_scan.gpu_math import (
 
 @triton.jit(
     # a new length or layout of the states must not compile anew, nor change how tiles lie in registers
-    do_not_specialize=["length", "segment_length", "n_segments", "n_saved", "A_d", "A_n", "h_b", "h_d",
-        "h_n", "padded_length"],
+    do_not_specialize=[
+        "length", "segment_length", "n_segments", "n_saved", "padded_length", "x_b", "dt_b", "z_b", "y_b",
+        "seq_b", "A_d", "A_n", "h_b", "h_d", "h_n",
+    ],
     do_not_specialize_on_alignment=[
         "x_ptr", "dt_ptr", "z_ptr", "y_ptr", "ends_ptr", "totals_ptr", "states_ptr", "initial_ptr", "A_ptr",
     ],
@@ -107,8 +109,8 @@ def scan_forward_kernel(
     for start in range(begin, end, TILE):
         if SAVE_EVERY > 0:  # noqa: SIM102 - one is known when compiling
             if start % SAVE_EVERY == 0:
-                offset = ((b * n_saved + start // SAVE_EVERY) * D_STATE + n[:, None]) * d_inner
-                tl.store(states_ptr + offset + channel[None, :], h, mask=own)
+                place = (b * n_saved + start // SAVE_EVERY) * D_STATE
+                tl.store(states_ptr + (place + n[:, None]) * d_inner + channel[None, :], h, mask=own)
         valid = (start + rows < end)[:, None] & real[None, :]
         x = x_next.to(tl.float32)
         dt = step_size(dt_next, bias, valid, low, high, SOFTPLUS, LIMITED)

@@ -44,7 +44,7 @@ def store_tile(ptr, start, rows, channel, valid, tile, STRIDE: tl.constexpr):
     tl.store(first[None, :] + (rows * STRIDE)[:, None], tile.to(ptr.dtype.element_ty), mask=valid)
 
 
-@triton.jit(do_not_specialize=["length", "padded_length", "n_tiles"])
+@triton.jit(do_not_specialize=["B_b", "C_b", "length", "padded_length", "n_tiles"])
 def projections_kernel(
     B_ptr, C_ptr, out_ptr, B_b, B_l, B_g, C_b, C_l, C_g, n_groups, length, padded_length, n_tiles,
     D_STATE: tl.constexpr, BLOCK_N: tl.constexpr, TILE: tl.constexpr,
