@@ -1,4 +1,4 @@
-"""``mambakit::selective_scan_fwd`` and ``_bwd``: the portable scan as custom ops.
+"""``mambakit::selective_scan_fwd`` and ``_bwd``: the portable scan and the Triton one as custom ops.
 
 As ops with fake implementations and a registered backward they are opaque to torch.compile and
 torch.export, which see shapes only.
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mambakit.kernels.selective_scan.portable import CHUNK_SIZE, scan_backward, scan_forward
+from mambakit.kernels.selective_scan.portable import CHUNK_SIZE, GPU_SAVE_EVERY, scan_backward, scan_forward
 from mambakit.kernels.semantics import state_dtype
 
 
@@ -31,9 +31,14 @@ def selective_scan_fwd(
     dt_low: float,
     dt_high: float,
     needs_grad: bool,
+    backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """``(y, final_state, chunk_states)``; see ``scan_forward``."""
-    return scan_forward(
+    """``(y, final_state, chunk_states)``; see ``scan_forward``. ``backend`` is "portable" or "triton"."""
+    if backend == "triton":
+        from mambakit.kernels.selective_scan.gpu import scan_forward_gpu as forward
+    else:
+        forward = scan_forward
+    return forward(
         x, dt, A, B, C, D, z, dt_bias, initial_state, seq_idx, dt_softplus, (dt_low, dt_high), needs_grad
     )
 
@@ -54,10 +59,12 @@ def _(
     dt_low: float,
     dt_high: float,
     needs_grad: bool,
+    backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     batch, length, d_inner = x.shape
     d_state = A.shape[1]
-    n_saved = (length + CHUNK_SIZE - 1) // CHUNK_SIZE if needs_grad else 0
+    every = GPU_SAVE_EVERY if backend == "triton" else CHUNK_SIZE
+    n_saved = (length + every - 1) // every if needs_grad else 0
     dtype = state_dtype(x)
     return (
         x.new_empty(x.shape),
@@ -84,14 +91,20 @@ def selective_scan_bwd(
     dt_softplus: bool,
     dt_low: float,
     dt_high: float,
+    backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """See ``scan_backward``; an empty tensor stands for the gradient of what was not given."""
-    grads = scan_backward(
-        dy, dfinal, chunk_states, x, dt, A, B, C, D, z, dt_bias, seq_idx, dt_softplus, (dt_low, dt_high)
-    )
     given = (x, dt, A, B, C, D, z, dt_bias, initial_state)
+    if backend == "triton":
+        from mambakit.kernels.selective_scan.gpu import scan_backward_gpu
+
+        grads = scan_backward_gpu(dy, dfinal, chunk_states, *given, seq_idx, dt_softplus, (dt_low, dt_high))
+    else:
+        grads = scan_backward(
+            dy, dfinal, chunk_states, x, dt, A, B, C, D, z, dt_bias, seq_idx, dt_softplus, (dt_low, dt_high)
+        )
     dx, ddt, dA, dB, dC, dD, dz, dbias, dinitial = (
-        x.new_empty(0) if v is None else g.to(v.dtype) for v, g in zip(given, grads, strict=True)
+        x.new_empty(0) if v is None else g.to(v.dtype).contiguous() for v, g in zip(given, grads, strict=True)
     )
     return dx, ddt, dA, dB, dC, dD, dz, dbias, dinitial
 
@@ -114,6 +127,7 @@ def _(
     dt_softplus: bool,
     dt_low: float,
     dt_high: float,
+    backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     given = (x, dt, A, B, C, D, z, dt_bias, initial_state)
     dx, ddt, dA, dB, dC, dD, dz, dbias, dinitial = (
@@ -123,18 +137,18 @@ def _(
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    *tensors, dt_softplus, dt_low, dt_high, _ = inputs
+    *tensors, dt_softplus, dt_low, dt_high, _, backend = inputs
     chunk_states = output[2]
     ctx.mark_non_differentiable(chunk_states)
     ctx.save_for_backward(chunk_states, *tensors)
-    ctx.options = (dt_softplus, dt_low, dt_high)
+    ctx.options = (dt_softplus, dt_low, dt_high, backend)
 
 
 def _backward(ctx: Any, dy: Tensor, dfinal: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     chunk_states, *tensors = ctx.saved_tensors
     grads = selective_scan_bwd(dy, dfinal, chunk_states, *tensors, *ctx.options)
     given = tensors[:9]
-    return *(None if v is None else g for v, g in zip(given, grads, strict=True)), *([None] * 5)
+    return *(None if v is None else g for v, g in zip(given, grads, strict=True)), *([None] * 6)
 
 
 selective_scan_fwd.register_autograd(_backward, setup_context=_setup)

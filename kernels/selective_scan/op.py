@@ -6,10 +6,12 @@ its own for every channel, state and token.
 
 from __future__ import annotations
 
+import os
+
 import torch
 from torch import Tensor
 
-from mambakit.kernels.backend import choose_backend
+from mambakit.kernels.backend import BackendUnavailableError, choose_backend
 from mambakit.kernels.checks import (
     check_dt_limit,
     check_float,
@@ -75,7 +77,10 @@ def selective_scan(
     """
     _check_inputs(x, dt, A, B, C, D, z, dt_bias, initial_state, seq_idx)
     dt_limit = check_dt_limit(dt_limit)
-    if choose_backend("selective_scan", backend, x.device) == "reference":
+    chosen = choose_backend("selective_scan", backend, x.device)
+    if chosen == "triton":
+        chosen = _without_float64(x, backend)
+    if chosen == "reference":
         y, state = selective_scan_reference(
             x,
             dt,
@@ -93,8 +98,41 @@ def selective_scan(
     else:
         tensors = (x, dt, A, B, C, D, z, dt_bias, initial_state)
         needs_grad = torch.is_grad_enabled() and any(v is not None and v.requires_grad for v in tensors)
-        y, state, _ = selective_scan_fwd(*tensors, seq_idx, bool(dt_softplus), *dt_limit, needs_grad)
+        if chosen == "triton" and not torch.compiler.is_compiling():
+            y, state = _triton_eager(tensors, seq_idx, bool(dt_softplus), dt_limit, needs_grad)
+        else:
+            y, state, _ = selective_scan_fwd(
+                *tensors, seq_idx, bool(dt_softplus), *dt_limit, needs_grad, chosen
+            )
     return (y, state) if return_final_state else y
+
+
+def _without_float64(x: Tensor, backend: str | None) -> str:
+    """The Triton kernels compute in float32: float64 is for the portable backend, unless asked for."""
+    if x.dtype != torch.float64:
+        return "triton"
+    asked_by = "backend" if backend else "MAMBAKIT_BACKEND"
+    if backend or os.environ.get("MAMBAKIT_BACKEND"):
+        raise BackendUnavailableError(
+            f"{asked_by}='triton' cannot run selective_scan: its kernels compute in float32 and x is "
+            "float64; use backend='portable'"
+        )
+    return "portable"
+
+
+def _triton_eager(
+    tensors: tuple[Tensor | None, ...],
+    seq_idx: Tensor | None,
+    dt_softplus: bool,
+    dt_limit: tuple[float, float],
+    needs_grad: bool,
+) -> tuple[Tensor, Tensor]:
+    from mambakit.kernels.selective_scan.gpu import SelectiveScan, scan_forward_gpu
+
+    if needs_grad:
+        return SelectiveScan.apply(dt_softplus, dt_limit, seq_idx, *tensors)
+    y, state, _ = scan_forward_gpu(*tensors, seq_idx, dt_softplus, dt_limit, False)
+    return y, state
 
 
 def _check_inputs(

@@ -16,6 +16,8 @@ from mambakit.kernels.semantics import effective_dt, state_dtype
 
 # Tokens between two saved states. Part of the custom op's fake: one value for every device.
 CHUNK_SIZE = 32
+# The same for the Triton kernels, whose module only some machines can import.
+GPU_SAVE_EVERY = 64
 
 
 def scan_forward(

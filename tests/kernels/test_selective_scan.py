@@ -16,68 +16,10 @@ from mambakit.kernels import selective_scan, selective_scan_step
 from mambakit.kernels.backend import BackendUnavailableError
 from mambakit.kernels.selective_scan import portable
 from mambakit.kernels.selective_scan.library import selective_scan_fwd
-from mambakit.kernels.testing import assert_as_accurate, cast, forward_backward
+from mambakit.kernels.selective_scan.testing import check_against_reference, make_inputs
+from mambakit.kernels.testing import assert_as_accurate, cast
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16)
-
-
-def make_inputs(
-    batch: int = 2,
-    length: int = 37,
-    d_inner: int = 18,
-    n_groups: int = 1,
-    d_state: int = 5,
-    *,
-    options: bool = True,
-    packed: bool = False,
-    dtype: torch.dtype = torch.float64,
-    seed: int = 0,
-) -> dict[str, Tensor | None]:
-    generator = torch.Generator().manual_seed(seed)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator, dtype=torch.float64)
-
-    inputs: dict[str, Tensor | None] = {
-        "x": normal(batch, length, d_inner),
-        "dt": normal(batch, length, d_inner),
-        "A": -0.1 - 4 * torch.rand(d_inner, d_state, generator=generator, dtype=torch.float64),
-        "B": normal(batch, length, n_groups, d_state),
-        "C": normal(batch, length, n_groups, d_state),
-    }
-    if options:
-        inputs |= {
-            "D": normal(d_inner),
-            "z": normal(batch, length, d_inner),
-            "dt_bias": normal(d_inner),
-            "initial_state": normal(batch, d_inner, d_state),
-        }
-    if packed:
-        opens = torch.rand(batch, length, generator=generator) < 0.4
-        inputs["seq_idx"] = opens.cumsum(1).int()
-    return cast(inputs, dtype)
-
-
-def check_against_reference(inputs: dict[str, Tensor | None], **options: Any) -> None:
-    batch, length, d_inner = inputs["x"].shape
-    d_state = inputs["A"].shape[1]
-    generator = torch.Generator().manual_seed(1)
-    cotangents = [
-        torch.randn(batch, length, d_inner, generator=generator, dtype=torch.float64),
-        torch.randn(batch, d_inner, d_state, generator=generator, dtype=torch.float64),
-    ]
-
-    def run(values: dict[str, Tensor | None], backend: str) -> dict[str, Tensor]:
-        return forward_backward(
-            selective_scan, values, cotangents, return_final_state=True, backend=backend, **options
-        )
-
-    actual = run(inputs, "portable")
-    naive = run(inputs, "reference")
-    exact = run(cast(inputs, torch.float64), "reference")
-    for name, value in exact.items():
-        assert actual[name].dtype == naive[name].dtype
-        assert_as_accurate(name, actual[name], exact=value, naive=naive[name])
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["rows", "packed"])
@@ -281,7 +223,7 @@ def test_opcheck() -> None:
         tensors = {name: v.requires_grad_(v.is_floating_point()) for name, v in inputs.items()}
         names = ("x", "dt", "A", "B", "C", "D", "z", "dt_bias", "initial_state", "seq_idx")
         arguments = tuple(tensors.get(name) for name in names)
-        torch.library.opcheck(selective_scan_fwd, (*arguments, True, 0.0, float("inf"), True))
+        torch.library.opcheck(selective_scan_fwd, (*arguments, True, 0.0, float("inf"), True, "portable"))
 
 
 class _Scan(torch.nn.Module):
