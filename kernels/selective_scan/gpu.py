@@ -279,7 +279,7 @@ def _state_layout(d_state: int) -> dict[str, Any]:
 
 def _fit(config: Config, d_state: int) -> Config:
     """Shorter tiles where many states leave few registers."""
-    if d_state <= 16:
+    if d_state <= 64:
         return config
     return replace(
         config, forward_tile=min(config.forward_tile, 4), backward_tile=min(config.backward_tile, 2)
