@@ -1,8 +1,9 @@
 """Triton kernels of ``ssd``, backward.
 
-Nothing is stored by the forward pass. ``walk_states`` (``gpu_forward``) runs twice: forward for the state ``S``
-at each chunk's start, in reverse for the gradient ``dS`` at each chunk's end. Between the two the chunks are
-independent. In the notation of ``gpu_common``, with ``M_ij = (C_i . B_j) L_ij`` and ``L_ij = exp(cum_i - cum_j)``,
+Nothing is stored by the forward pass. ``walk_states`` (``gpu_forward``) runs twice: forward for the state
+``S`` at each chunk's start, in reverse for the gradient ``dS`` at each chunk's end. Between the two the
+chunks are independent. In the notation of ``gpu_common``, with ``L_ij = exp(cum_i - cum_j)`` and
+``M_ij = (C_i . B_j) L_ij``,
 
     u_j    = sum_i M_ij dy_i + out_j dS^T B_j        dx_j = scale_j u_j + D dy_j        dscale_j = x_j . u_j
     dCB_ij = L_ij scale_j (dy_i . x_j)               dC_i = sum_j dCB_ij B_j + into_i S dy_i
@@ -14,9 +15,9 @@ decays every pair j < t <= i, what enters at i >= t and what leaves from j < t:
     dlog_decay_t = sum_{j<t<=i} dCB_ij (C_i . B_j) + sum_{i>=t} into_i dy_i . (S^T C_i)
                    + sum_{j<t} scale_j out_j x_j . (dS^T B_j) + through <S, dS>
 
-``chunk_gradients`` computes all of it but the terms of dB and dC with a state, ``group_gradients`` those: sums
-over heads and channels whose results alone would fill the registers of the first.
-All matrices of pairs are held as ``[j, i]``, so that no product's result is transposed to enter another one.
+``chunk_gradients`` computes all of it but the terms of dB and dC with a state, ``group_gradients`` those:
+sums over heads and channels whose results alone would fill the registers of the first. All matrices of
+pairs are held as ``[j, i]``, so that no product's result is transposed to enter another one.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ _ROWS = ["dy_b", "dy_l", "dy_h", "row_heads", "row_groups", "row_batch", "n_part
 
 
 @triton.jit
-def _spans(W, rows, EXACT: tl.constexpr, CHUNK: tl.constexpr, PRECISION: tl.constexpr):  # type: ignore[no-untyped-def]
+def _spans(W, rows, EXACT: tl.constexpr, PRECISION: tl.constexpr):  # type: ignore[no-untyped-def]
     """``sum_{j < t <= i} W[j, i]`` for every t."""
     if EXACT:
         before = (rows[None, :] < rows[:, None]).to(tl.float32)  # [t, j]
@@ -66,13 +67,16 @@ def chunk_gradients(  # type: ignore[no-untyped-def]
     LIMIT: tl.constexpr, WIDE: tl.constexpr, UNIT: tl.constexpr,
     DOT: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of one chunk from ``block_heads`` heads of one group; ``n_heads`` of the ``row_heads`` are given.
+    """Gradients of one chunk from ``block_heads`` heads of one group.
+
+    Of the ``row_heads`` heads that results have, ``n_heads`` are given.
 
     ``states`` and ``dstates`` (None for zeros): ``(batch, n_chunks, n_heads, d_state, head_dim)``, with
     ``TRANSPOSED`` ``head_dim, d_state``. ``dx``, ``dz`` ``(batch, length, row_heads, head_dim)``; ``ddt``,
-    ``dscale`` ``(batch, length, row_heads)``; ``dB``, ``dC`` ``(blocks, row_batch, length, row_groups, d_state)``.
-    What becomes the gradients of A, dt_bias and a D per head by summing over chunks: ``sums`` ``(batch, n_chunks,
-    3, row_heads)``; of a D per channel: ``dD`` ``(batch, n_chunks, row_heads, head_dim)``.
+    ``dscale`` ``(batch, length, row_heads)``; ``dB``, ``dC``
+    ``(blocks, row_batch, length, row_groups, d_state)``. What becomes the gradients of A, dt_bias and a D per
+    head by summing over chunks: ``sums`` ``(batch, n_chunks, 3, row_heads)``; of a D per channel: ``dD``
+    ``(batch, n_chunks, row_heads, head_dim)``.
     """
     group_blocks = (group_heads + block_heads - 1) // block_heads
     n_blocks = (n_heads // group_heads) * group_blocks
@@ -141,7 +145,7 @@ def chunk_gradients(  # type: ignore[no-untyped-def]
         decay = tl.where(keep, tl.exp2(-differences(cum, cum, WIDE)), 0.0)  # [j, i]
         scaled = tl.dot(xd, tl.trans(dyd), input_precision=PRECISION) * s[:, None] * decay
         dBC += scaled
-        dlog_decay += _spans(scaled * BC.to(tl.float32), rows, WIDE, CHUNK, PRECISION)
+        dlog_decay += _spans(scaled * BC.to(tl.float32), rows, WIDE, PRECISION)
         M = (decay * BC.to(tl.float32)).to(DOT)
         dyf = dyt.to(tl.float32)
         if states is not None:
@@ -214,13 +218,15 @@ def chunk_gradients(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _over_heads(  # type: ignore[no-untyped-def]
-    total, left, left_b, left_l, left_h, z, z_b, z_l, z_h, right, dt, dt_b, dt_l, dt_h, scale, scale_b, scale_l, scale_h,
-    A, bias, chosen, b, c, n_chunks, n_heads, first, stop, rows, ns, mask, low, high,
+    total, left, left_b, left_l, left_h, z, z_b, z_l, z_h, right, dt, dt_b, dt_l, dt_h,
+    scale, scale_b, scale_l, scale_h, A, bias, chosen, b, c, n_chunks, n_heads, first, stop,
+    rows, ns, mask, low, high,
     HEAD_DIM: tl.constexpr, D_STATE: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr,
-    CHUNK: tl.constexpr, TRANSPOSED: tl.constexpr, INTO: tl.constexpr, SOFTPLUS: tl.constexpr, LIMIT: tl.constexpr,
-    WIDE: tl.constexpr, UNIT: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
+    CHUNK: tl.constexpr, TRANSPOSED: tl.constexpr, INTO: tl.constexpr, SOFTPLUS: tl.constexpr,
+    LIMIT: tl.constexpr, WIDE: tl.constexpr, UNIT: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
+    STAGES: tl.constexpr,
 ):  # fmt: skip
-    """``total + sum over heads and p of weight_t left[t, p] right[n, p]``; the weight is into, or scale out."""
+    """``total + sum over heads and p of weight_t left[t, p] right[n, p]``, weighted by into or scale out."""
     t0 = c * CHUNK
     ps = tl.arange(0, BLOCK_P)
     for h in tl.range(first, stop, num_stages=STAGES):
@@ -230,7 +236,7 @@ def _over_heads(  # type: ignore[no-untyped-def]
             scale_ptr = address(scale, b, scale_b, t0, scale_l, h, scale_h, 1)
         else:
             A_ptr = A + h
-        raw, s, cum, last = step_size(
+        _raw, s, cum, last = step_size(
             address(dt, b, dt_b, t0, dt_l, h, dt_h, 1), dt_l, scale_ptr, scale_l, A_ptr,
             None if bias is None else bias + h, rows, mask, low, high, SOFTPLUS, LIMIT, WIDE,
         )  # fmt: skip
@@ -270,7 +276,7 @@ def group_gradients(  # type: ignore[no-untyped-def]
     WIDE: tl.constexpr, ADD: tl.constexpr, UNIT: tl.constexpr,
     DOT: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """dB or dC of one chunk and group: the ``n_parts`` that ``chunk_gradients`` left, and the terms with a state.
+    """dB or dC of one chunk and group: what ``chunk_gradients`` left, and the terms with a state.
 
     ``parts_B``, ``parts_C`` ``(n_parts, batch, length, n_groups, d_state)``; ``dB``, ``dC`` ``(batch, length,
     row_groups, d_state)``, added to if ``ADD``.

@@ -1,8 +1,8 @@
 """What the Triton kernels of ``ssd`` share: a token's decay, a chunk's packed sequences, loads of tiles.
 
 Notation in all of them: inside a chunk ``cum`` is the running sum of the log-decay, in units of log 2;
-``into = exp2(cum)`` carries the state at the chunk's start to a token, ``out = exp2(cum_last - cum)`` a token's
-input to the chunk's end. Operands of products are of type ``DOT``, sums and states float32.
+``into = exp2(cum)`` carries the state at the chunk's start to a token, ``out = exp2(cum_last - cum)`` a
+token's input to the chunk's end. Operands of products are of type ``DOT``, sums and states float32.
 
 Strides are passed in units of ``UNIT`` elements (8 where all allow it): the compiler then knows the
 alignment of rows whatever the length is, and nothing has to be recompiled for a new one.
@@ -28,7 +28,9 @@ def address(ptr, i, i_stride, j, j_stride, k, k_stride, UNIT: tl.constexpr):  # 
 
 
 @triton.jit
-def tile(ptr, row_stride, rows, columns, row_mask, WIDTH: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+def tile(  # type: ignore[no-untyped-def]
+    ptr, row_stride, rows, columns, row_mask, WIDTH: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
     """Rows of a ``(length, WIDTH)`` matrix, zero outside; ``columns`` has ``BLOCK`` entries."""
     where = ptr + rows[:, None] * row_stride + columns[None, :]
     if WIDTH % BLOCK == 0:
@@ -37,7 +39,9 @@ def tile(ptr, row_stride, rows, columns, row_mask, WIDTH: tl.constexpr, BLOCK: t
 
 
 @triton.jit
-def store_tile(ptr, value, row_stride, rows, columns, row_mask, WIDTH: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+def store_tile(  # type: ignore[no-untyped-def]
+    ptr, value, row_stride, rows, columns, row_mask, WIDTH: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
     where = ptr + rows[:, None] * row_stride + columns[None, :]
     value = value.to(ptr.dtype.element_ty)
     if WIDTH % BLOCK == 0:
@@ -51,7 +55,7 @@ def load_state(  # type: ignore[no-untyped-def]
     ptr, ns, ps, TRANSPOSED: tl.constexpr, HEAD_DIM: tl.constexpr, D_STATE: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """An ``[n, p]`` tile of a state that lies as ``[n, p]`` or, if ``TRANSPOSED``, as ``[p, n]``; zero outside."""
+    """An ``[n, p]`` tile of a state, which lies as ``[p, n]`` if ``TRANSPOSED``; zero outside."""
     if TRANSPOSED:
         where = ptr + (ps[None, :] * D_STATE + ns[:, None])
     else:
@@ -99,8 +103,8 @@ def step_size(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     """``(raw, scale, cum, last)`` of a chunk's tokens; no decay and no scale after the end.
 
-    ``raw`` is what goes into softplus. With ``A`` None, ``dt`` holds the log-decay itself. The log-decay's sums
-    are in units of log 2, and float64 if ``WIDE``.
+    ``raw`` is what goes into softplus. With ``A`` None, ``dt`` holds the log-decay itself. The log-decay's
+    sums are in units of log 2, and float64 if ``WIDE``.
     """
     raw = tl.load(dt + rows * dt_stride, mask=mask, other=0.0).to(tl.float32)
     if A is None:
@@ -124,8 +128,9 @@ def step_size(  # type: ignore[no-untyped-def]
         else:
             log_decay = s * rate
     log_decay = tl.where(log_decay < LOWEST_LOG_DECAY, LOWEST_LOG_DECAY, log_decay) * LOG2E
-    # All three go through the scan, although one would do: the compiler does not repeat a scan, while it would
-    # compute softplus again in every layout that the scale is wanted in, many times over in each thread.
+    # All three go through the scan, although one would do: the compiler does not repeat a scan, while it
+    # would compute softplus again in every layout that the scale is wanted in, many times over in each
+    # thread.
     cum, s, raw = tl.associative_scan((log_decay, s, raw), 0, _sum_and_last)
     return raw, s, cum, tl.sum(log_decay, 0)
 

@@ -3,15 +3,15 @@
 With ``cum`` the running sum of the log-decay inside a chunk that starts from the state ``S`` (Dao & Gu 2024,
 arXiv:2405.21060, section 6),
 
-    y_i  = sum_{j<=i} (C_i . B_j) exp(cum_i - cum_j) scale_j x_j  +  exp(cum_i) C_i S  +  D x_i,  times silu(z_i)
+    y_i  = sum_{j<=i} (C_i . B_j) exp(cum_i - cum_j) scale_j x_j + exp(cum_i) C_i S + D x_i,  times silu(z_i)
     S'   = exp(cum_last) S + sum_j exp(cum_last - cum_j) scale_j B_j x_j^T
 
 There are two schedules, of the same parts. ``walk_outputs``: a program walks the chunks of one or two heads
 with their states in registers, so that only inputs are read and only y is written. ``walk_states``, then
-``chunk_outputs``: the walk leaves the state at each chunk's start in memory, and the outputs of all chunks are
-taken side by side, C B^T once for many heads. A sequence of one chunk needs ``chunk_outputs`` alone. Where
-there are too few rows and heads to fill the GPU, walks are cut into segments: ``walk_states`` first finds
-what every segment adds to the state, ``join_segments`` the state each one starts from.
+``chunk_outputs``: the walk leaves the state at each chunk's start in memory, and the outputs of all chunks
+are taken side by side, C B^T once for many heads. A sequence of one chunk needs ``chunk_outputs`` alone.
+Where there are too few rows and heads to fill the GPU, walks are cut into segments: ``walk_states`` first
+finds what every segment adds to the state, ``join_segments`` the state each one starts from.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def _head_outputs(  # type: ignore[no-untyped-def]
     Pointers are at the chunk's first token. ``continues`` (tokens of the sequence before the chunk),
     ``in_last`` (tokens of the chunk's last sequence) and ``goes_through`` are None if nothing is packed.
     """
-    raw, s, cum, last = step_size(
+    _raw, s, cum, last = step_size(
         dt, dt_l, scale, scale_l, A, bias, rows, mask, low, high, SOFTPLUS, LIMIT, WIDE
     )
     xt = tile(x, x_l, rows, ps, mask, HEAD_DIM, BLOCK_P)
@@ -59,7 +59,7 @@ def _head_outputs(  # type: ignore[no-untyped-def]
     M = tl.where(keep, CB * tl.exp2(differences(cum, cum, WIDE)) * s[None, :], 0.0).to(DOT)
     out = tl.dot(M, xt.to(DOT), input_precision=PRECISION)
     if GUARD:
-        # In a product a broken token reaches every token of the chunk, earlier ones too, as zero times infinity.
+        # In a product a broken token reaches all tokens of the chunk, earlier ones too: zero times infinity.
         total = tl.sum(out)
         if total != total:
             sound = tl.abs(xt.to(tl.float32)) < float("inf")
@@ -108,7 +108,8 @@ def walk_outputs(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     """Outputs of ``HEADS`` (1 or 2) heads of a group over one segment.
 
-    ``initial`` is ``(batch, n_segments, n_heads, head_dim, d_state)``, ``final`` (only without segments) the same.
+    ``initial`` is ``(batch, n_segments, n_heads, head_dim, d_state)``, and so is ``final``,
+    which is written only if there is one segment.
     """
     P_BLOCKS: tl.constexpr = (HEAD_DIM + BLOCK_P - 1) // BLOCK_P
     pid = tl.program_id(0)
@@ -193,10 +194,11 @@ def walk_states(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     """The states of one head over one segment, without its outputs.
 
-    Forward: ``S' = through S + sum_j out_j scale_j B_j x_j^T``. With ``REVERSE`` it is the gradient that walks, from
-    the end: ``x`` is dy (``z`` its gate), ``B`` is C, and ``dS' = through dS + sum_i into_i C_i dy_i^T``.
-    Each may be None: ``states`` ``(batch, n_chunks, n_heads, d_state, head_dim)``, the state each chunk is met
-    with; ``ends`` ``(batch, n_segments, n_heads, head_dim, d_state)``, where ``initial`` is read from too; and
+    Forward: ``S' = through S + sum_j out_j scale_j B_j x_j^T``. With ``REVERSE`` it is the gradient that
+    walks, from the end: ``x`` is dy (``z`` its gate), ``B`` is C, and
+    ``dS' = through dS + sum_i into_i C_i dy_i^T``.
+    Each may be None: ``states`` ``(batch, n_chunks, n_heads, d_state, head_dim)``, the state each chunk
+    is met with; ``ends`` ``(batch, n_segments, n_heads, head_dim, d_state)``, as ``initial`` is; and
     ``throughs`` ``(batch, n_segments, n_heads)``, the decay over the segment.
     """
     P_BLOCKS: tl.constexpr = (HEAD_DIM + BLOCK_P - 1) // BLOCK_P
@@ -239,7 +241,7 @@ def walk_states(  # type: ignore[no-untyped-def]
             scale_ptr = address(scale, b, scale_b, t0, scale_l, h, scale_h, 1)
         else:
             A_ptr = A + h
-        raw, s, cum, last = step_size(
+        _raw, s, cum, last = step_size(
             address(dt, b, dt_b, t0, dt_l, h, dt_h, 1), dt_l, scale_ptr, scale_l, A_ptr,
             None if bias is None else bias + h, rows, mask, low, high, SOFTPLUS, LIMIT, WIDE,
         )  # fmt: skip
@@ -277,8 +279,7 @@ def walk_states(  # type: ignore[no-untyped-def]
             ends + at_state * (HEAD_DIM * D_STATE), S, ns, ps, True, HEAD_DIM, D_STATE, BLOCK_P, BLOCK_N
         )
     if throughs is not None:
-        if p_block == 0:
-            tl.store(throughs + at_state, total)
+        tl.store(throughs + at_state, total, mask=p_block == 0)
 
 
 @triton.jit(do_not_specialize=["n_segments", "row_size"])
@@ -324,8 +325,8 @@ def chunk_outputs(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     """Outputs of one chunk for ``block_heads`` heads of one group.
 
-    ``states`` ``(batch, n_chunks, n_heads, d_state, head_dim)``, or None for zeros; with ``TRANSPOSED`` its last
-    axes are ``head_dim, d_state``. ``final``, only for a sequence of one chunk, is that way always.
+    ``states`` ``(batch, n_chunks, n_heads, d_state, head_dim)``, or None for zeros; with ``TRANSPOSED`` its
+    last axes are ``head_dim, d_state``. ``final``, only for a sequence of one chunk, is that way always.
     """
     P_BLOCKS: tl.constexpr = (HEAD_DIM + BLOCK_P - 1) // BLOCK_P
     pid = tl.program_id(0)

@@ -1,0 +1,127 @@
+"""With what sizes the Triton kernels of ``ssd`` run: chosen from shapes and types, never by trial."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+
+class Inputs(NamedTuple):
+    """The arguments of ``ssd``; of ``ssd_core`` with ``A`` None: then ``dt`` holds the log-decay."""
+
+    x: Tensor
+    dt: Tensor
+    scale: Tensor | None
+    A: Tensor | None
+    B: Tensor
+    C: Tensor
+    D: Tensor | None = None
+    z: Tensor | None = None
+    dt_bias: Tensor | None = None
+    initial_state: Tensor | None = None
+    seq_idx: Tensor | None = None
+    dt_softplus: bool = False
+    low: float = 0.0
+    high: float = float("inf")
+
+
+class Forward(NamedTuple):
+    """How the forward pass runs: ``walk`` takes ``walk_outputs``, with ``heads`` heads a program."""
+
+    walk: bool
+    chunk: int
+    block_p: int
+    warps: int
+    stages: int
+    heads: int = 1
+    chunk_warps: int = 4
+    chunk_stages: int = 2
+    guard: bool = True
+
+
+class Backward(NamedTuple):
+    """How the backward pass runs: the walks first, then the chunks."""
+
+    chunk: int
+    block_p: int
+    warps: int
+    stages: int
+    chunk_warps: int
+    chunk_stages: int
+    group_block_n: int = 128
+    group_warps: int = 4
+    group_stages: int = 2
+
+
+class Sizes(NamedTuple):
+    """What does not change while configurations are tried."""
+
+    block_p: int
+    block_n: int
+    wide: bool
+    dot: Any
+    precision: str
+    state: torch.dtype
+
+
+def sizes_of(x: Tensor, B: Tensor, C: Tensor) -> Sizes:
+    block_p = max(16, triton.next_power_of_2(x.shape[3]))
+    block_n = max(16, triton.next_power_of_2(B.shape[3]))
+    if x.dtype == B.dtype == C.dtype == torch.bfloat16:
+        return Sizes(block_p, block_n, False, tl.bfloat16, "ieee", torch.bfloat16)
+    if not {x.dtype, B.dtype, C.dtype} <= {torch.bfloat16, torch.float16}:
+        # three tf32 products make a float32 one; only Nvidia's backend has them
+        precision = "ieee" if torch.version.hip else "tf32x3"
+        return Sizes(block_p, block_n, True, tl.float32, precision, torch.float32)
+    # tf32 has float16's digits, and products of inputs stay inside its range
+    return Sizes(block_p, block_n, False, tl.float32, "ieee" if torch.version.hip else "tf32", torch.float32)
+
+
+def _chunk_of(chunk_size: int | None, best: int) -> int:
+    """What the caller asked for, as a size that the kernels have."""
+    return best if chunk_size is None else min(max(16, triton.next_power_of_2(chunk_size)), best)
+
+
+def forward_configs(inputs: Inputs, sizes: Sizes, chunk_size: int | None) -> tuple[Forward, ...]:
+    length = inputs.x.shape[1]
+    half = sizes.dot is tl.bfloat16
+    chunk = _chunk_of(chunk_size, 64)
+    tall = min(chunk, max(16, triton.next_power_of_2(length)))
+    block_p = min(sizes.block_p, 64 if sizes.block_n <= 128 else 32)
+    if not half:
+        large = sizes.block_p * sizes.block_n > 8192
+        best = Forward(False, min(tall, 16 if large else 32), min(block_p, 32), 4, 1, 1, 8, 1)
+    elif tall * sizes.block_p <= 256:
+        best = Forward(False, tall, block_p, 4, 2, 1, 1, 2)
+    else:
+        best = Forward(False, tall, block_p, 4, 2, 1, 4 if sizes.block_p <= 64 else 8, 2)
+    small = min(tall, 32)
+    return (
+        best,
+        best._replace(stages=1, chunk_stages=1),
+        Forward(False, small, min(block_p, 32), 4, 1, 1, 4, 1),
+        Forward(False, 16, 16, 4, 1, 1, 4, 1),
+    )
+
+
+def backward_configs(inputs: Inputs, sizes: Sizes, chunk_size: int | None) -> tuple[Backward, ...]:
+    length = inputs.x.shape[1]
+    half = sizes.dot is tl.bfloat16
+    chunk = _chunk_of(chunk_size, 64)
+    tall = min(chunk, max(16, triton.next_power_of_2(length)))
+    block_p = min(sizes.block_p, 64 if sizes.block_n <= 128 else 32)
+    small = tall * max(sizes.block_p, sizes.block_n) <= 1024
+    if half:
+        best = Backward(tall, block_p, 4, 2, 2 if small else 8, 1)
+    else:
+        large = sizes.block_p * sizes.block_n > 8192
+        best = Backward(min(tall, 16 if large else 32), min(block_p, 32), 4, 1, 8, 1, 64, 8, 1)
+    return (
+        best,
+        best._replace(chunk=min(best.chunk, 32), stages=1, chunk_stages=1, group_block_n=64, group_stages=1),
+        Backward(16, min(block_p, 16), 4, 1, 4, 1, 32, 4, 1),
+    )
