@@ -6,12 +6,10 @@ its own for every channel, state and token.
 
 from __future__ import annotations
 
-import os
-
 import torch
 from torch import Tensor
 
-from mambakit.kernels.backend import BackendUnavailableError, choose_backend
+from mambakit.kernels.backend import choose_backend
 from mambakit.kernels.checks import (
     check_dt_limit,
     check_float,
@@ -77,9 +75,7 @@ def selective_scan(
     """
     _check_inputs(x, dt, A, B, C, D, z, dt_bias, initial_state, seq_idx)
     dt_limit = check_dt_limit(dt_limit)
-    chosen = choose_backend("selective_scan", backend, x.device)
-    if chosen == "triton":
-        chosen = _without_float64(x, backend)
+    chosen = choose_backend("selective_scan", backend, x.device, x.dtype)
     if chosen == "reference":
         y, state = selective_scan_reference(
             x,
@@ -105,19 +101,6 @@ def selective_scan(
                 *tensors, seq_idx, bool(dt_softplus), *dt_limit, needs_grad, chosen
             )
     return (y, state) if return_final_state else y
-
-
-def _without_float64(x: Tensor, backend: str | None) -> str:
-    """The Triton kernels compute in float32: float64 is for the portable backend, unless asked for."""
-    if x.dtype != torch.float64:
-        return "triton"
-    asked_by = "backend" if backend else "MAMBAKIT_BACKEND"
-    if backend or os.environ.get("MAMBAKIT_BACKEND"):
-        raise BackendUnavailableError(
-            f"{asked_by}='triton' cannot run selective_scan: its kernels compute in float32 and x is "
-            "float64; use backend='portable'"
-        )
-    return "portable"
 
 
 def _triton_eager(

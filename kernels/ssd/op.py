@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mambakit.kernels.backend import BackendUnavailableError, choose_backend
+from mambakit.kernels.backend import choose_backend
 from mambakit.kernels.checks import (
     check_dt_limit,
     check_float,
@@ -161,16 +161,9 @@ def ssd_core(
 
 
 def _choose(backend: str | None, x: Tensor, B: Tensor) -> str:
-    """The backend to run with; Triton has neither float64 nor anything to launch where there is nothing."""
-    chosen = choose_backend("ssd", backend, x.device)
-    if chosen != "triton":
-        return chosen
-    if x.dtype == torch.float64 and backend is not None:
-        raise BackendUnavailableError(
-            "backend='triton' cannot run ssd: its kernels compute in float32, and x is float64; "
-            "use backend='portable'"
-        )
-    return "portable" if x.dtype == torch.float64 or not x.numel() or not B.numel() else "triton"
+    """The backend to run with; Triton has nothing to launch where there is nothing."""
+    chosen = choose_backend("ssd", backend, x.device, x.dtype)
+    return "portable" if chosen == "triton" and not (x.numel() and B.numel()) else chosen
 
 
 def _run_triton(
