@@ -46,7 +46,7 @@ class GraphedLoss:
                 return self.loss(*inputs)
             recording = self._graphs[key] = _Recording(self.loss, inputs)
         parameters = [one for one in self.loss.parameters() if one.requires_grad]
-        return _Replay.apply(recording, inputs, *parameters)  # type: ignore[no-any-return]
+        return _Replay.apply(recording, inputs, *parameters)
 
 
 class _Recording:

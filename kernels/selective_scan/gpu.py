@@ -72,7 +72,7 @@ def scan_forward_gpu(
     batch, length, d_inner = x.shape
     n_groups, d_state = B.shape[2:]
     x, dt, B, C, D, z, dt_bias, seq_idx = _unit_strides(x, dt, B, C, D, z, dt_bias, seq_idx)
-    float32 = {"device": x.device, "dtype": torch.float32}
+    float32: dict[str, Any] = {"device": x.device, "dtype": torch.float32}
     y = torch.empty(x.shape, device=x.device, dtype=x.dtype)
     final = torch.empty((batch, d_inner, d_state), **float32)
     n_saved = _ceil(length, config.save_every) if needs_grad else 0
@@ -139,7 +139,7 @@ def scan_backward_gpu(
     if dy is None:
         dy = torch.zeros(x.shape, dtype=x.dtype, device=x.device)
     dy, x, dt, B, C, D, z, dt_bias, seq_idx = _unit_strides(dy, x, dt, B, C, D, z, dt_bias, seq_idx)
-    float32 = {"device": x.device, "dtype": torch.float32}
+    float32: dict[str, Any] = {"device": x.device, "dtype": torch.float32}
 
     def like(v: Tensor) -> Tensor:
         return torch.empty(v.shape, device=v.device, dtype=v.dtype)
@@ -227,7 +227,8 @@ class SelectiveScan(torch.autograd.Function):
     def forward(
         ctx: Any, dt_softplus: bool, dt_limit: tuple[float, float], seq_idx: Tensor | None, *tensors: Any
     ) -> tuple[Tensor, Tensor]:
-        y, final, states = scan_forward_gpu(*tensors, seq_idx, dt_softplus, dt_limit, True)
+        given: tuple[Any, ...] = (*tensors, seq_idx, dt_softplus, dt_limit, True)
+        y, final, states = scan_forward_gpu(*given)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(states, seq_idx, *tensors)
         ctx.options = (dt_softplus, dt_limit)
@@ -237,7 +238,8 @@ class SelectiveScan(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, dy: Tensor | None, dfinal: Tensor | None) -> tuple[Tensor | None, ...]:
         states, seq_idx, *tensors = ctx.saved_tensors
-        grads = scan_backward_gpu(dy, dfinal, states, *tensors, seq_idx, *ctx.options)
+        given: tuple[Any, ...] = (states, *tensors, seq_idx, *ctx.options)
+        grads = scan_backward_gpu(dy, dfinal, *given)
         return None, None, None, *grads
 
 

@@ -6,6 +6,7 @@ torch.export, which see shapes only.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -34,10 +35,9 @@ def selective_scan_fwd(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``(y, final_state, chunk_states)``; see ``scan_forward``. ``backend`` is "portable" or "triton"."""
+    forward: Callable[..., tuple[Tensor, Tensor, Tensor]] = scan_forward
     if backend == "triton":
         from mambakit.kernels.selective_scan.gpu import scan_forward_gpu as forward
-    else:
-        forward = scan_forward
     return forward(
         x, dt, A, B, C, D, z, dt_bias, initial_state, seq_idx, dt_softplus, (dt_low, dt_high), needs_grad
     )
@@ -104,7 +104,8 @@ def selective_scan_bwd(
             dy, dfinal, chunk_states, x, dt, A, B, C, D, z, dt_bias, seq_idx, dt_softplus, (dt_low, dt_high)
         )
     dx, ddt, dA, dB, dC, dD, dz, dbias, dinitial = (
-        x.new_empty(0) if v is None else g.to(v.dtype).contiguous() for v, g in zip(given, grads, strict=True)
+        x.new_empty(0) if v is None or g is None else g.to(v.dtype).contiguous()
+        for v, g in zip(given, grads, strict=True)
     )
     return dx, ddt, dA, dB, dC, dD, dz, dbias, dinitial
 

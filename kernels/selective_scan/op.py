@@ -6,6 +6,8 @@ its own for every channel, state and token.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -104,7 +106,7 @@ def selective_scan(
 
 
 def _triton_eager(
-    tensors: tuple[Tensor | None, ...],
+    tensors: tuple[Any, ...],
     seq_idx: Tensor | None,
     dt_softplus: bool,
     dt_limit: tuple[float, float],
@@ -113,8 +115,10 @@ def _triton_eager(
     from mambakit.kernels.selective_scan.gpu import SelectiveScan, scan_forward_gpu
 
     if needs_grad:
-        return SelectiveScan.apply(dt_softplus, dt_limit, seq_idx, *tensors)
-    y, state, _ = scan_forward_gpu(*tensors, seq_idx, dt_softplus, dt_limit, False)
+        y, state = SelectiveScan.apply(dt_softplus, dt_limit, seq_idx, *tensors)
+        return y, state
+    given: tuple[Any, ...] = (*tensors, seq_idx, dt_softplus, dt_limit, False)
+    y, state, _ = scan_forward_gpu(*given)
     return y, state
 
 

@@ -88,7 +88,7 @@ def backward(
 
 def _in_rows(inputs: Inputs) -> Inputs:
     """Copies only what lies in a way the kernels do not read."""
-    x, dt, scale, A, B, C, D, z, dt_bias, initial, seq_idx, *options = inputs
+    x, dt, scale, A, B, C, D, z, dt_bias, initial, seq_idx, softplus, low, high = inputs
     if x.stride(-1) != 1:
         x = x.contiguous()
     if B.stride(-1) != 1:
@@ -100,4 +100,4 @@ def _in_rows(inputs: Inputs) -> Inputs:
     A, D, dt_bias, initial, seq_idx = (
         v if v is None or v.is_contiguous() else v.contiguous() for v in (A, D, dt_bias, initial, seq_idx)
     )
-    return Inputs(x, dt, scale, A, B, C, D, z, dt_bias, initial, seq_idx, *options)
+    return Inputs(x, dt, scale, A, B, C, D, z, dt_bias, initial, seq_idx, softplus, low, high)

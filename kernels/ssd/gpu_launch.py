@@ -114,8 +114,8 @@ def run_forward(
         final = torch.empty((batch, n_heads, head_dim, d_state), dtype=torch.float32, device=x.device)
     n_chunks = -(-length // config.chunk)
     group_heads = n_heads // n_groups
-    unit, strides = _layout(x, B, C, z)
-    strides = (*strides[:3], *dt.stride(), *((0, 0, 0) if scale is None else scale.stride()), *strides[3:])
+    unit, wide = _layout(x, B, C, z)
+    strides = (*wide[:3], *dt.stride(), *((0, 0, 0) if scale is None else scale.stride()), *wide[3:])
     d_columns = 1 if D is None or D.dim() == 1 else head_dim
     if n_chunks > 1 and config.walk:
         walk = _Walk(inputs, x, B, None, sizes, config, reverse=False)
@@ -249,7 +249,7 @@ def run_backward(
 
 def _part(inputs: Inputs, row: slice, head: slice, group: slice) -> Inputs:
     """Some rows and heads, as views (a state's copied, since it must be contiguous)."""
-    x, dt, scale, A, B, C, D, z, bias, initial, seq_idx, *options = inputs
+    x, dt, scale, A, B, C, D, z, bias, initial, seq_idx, softplus, low, high = inputs
     return Inputs(
         x[row, :, head],
         dt[row, :, head],
@@ -262,7 +262,9 @@ def _part(inputs: Inputs, row: slice, head: slice, group: slice) -> Inputs:
         None if bias is None else bias[head],
         None if initial is None else initial[row, head].contiguous(),
         None if seq_idx is None else seq_idx[row],
-        *options,
+        softplus,
+        low,
+        high,
     )
 
 

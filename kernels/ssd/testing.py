@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from mambakit.kernels.ssd.op import ssd
 from mambakit.kernels.testing import assert_as_accurate, cast, forward_backward, relative_error
 
 Inputs = dict[str, Tensor | None]
-OPTIONS = {"dt_softplus": True, "return_final_state": True}
+OPTIONS: dict[str, Any] = {"dt_softplus": True, "return_final_state": True}
 
 
 def make_inputs(
@@ -59,7 +60,7 @@ def check(
     *,
     backend: str = "portable",
     device: str = "cpu",
-    **options: object,
+    **options: Any,
 ) -> None:
     """Outputs and every gradient of ``backend`` are as near to float64 as the reference's in ``dtype``.
 
