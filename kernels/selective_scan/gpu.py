@@ -39,11 +39,11 @@ class Config:
     blocks of channels one after the other: more means less memory for partial sums.
     """
 
-    forward_tile: int = 8
+    forward_tile: int = 4
     backward_tile: int = 4
     save_every: int = GPU_SAVE_EVERY
-    shortest_segment: int = 256
-    forward_programs: int = 6
+    shortest_segment: int = 64
+    forward_programs: int = 48
     backward_programs: int = 16
     passes: int = 8
 
@@ -102,7 +102,7 @@ def scan_forward_gpu(
             HAS_D=D is not None, HAS_Z=z is not None, HAS_BIAS=dt_bias is not None,
             HAS_INITIAL=initial_state is not None, PACKED=seq_idx is not None, SOFTPLUS=dt_softplus,
             LIMITED=dt_limit != (0.0, float("inf")), OUTPUT=output,
-            SAVE_EVERY=config.save_every if needs_grad and output else 0,
+            SAVE_EVERY=config.save_every,
             TILE=config.forward_tile, **_state_layout(d_state),
         )  # fmt: skip
     return y, final, states

@@ -95,10 +95,10 @@ def forward_configs(inputs: Inputs, sizes: Sizes, chunk_size: int | None) -> tup
     if not half:
         large = sizes.block_p * sizes.block_n > 8192
         best = Forward(False, min(tall, 16 if large else 32), min(block_p, 32), 4, 1, 1, 8, 1)
-    elif tall * sizes.block_p <= 256:
-        best = Forward(False, tall, block_p, 4, 2, 1, 1, 2)
     else:
-        best = Forward(False, tall, block_p, 4, 2, 1, 4 if sizes.block_p <= 64 else 8, 2)
+        tiny = tall * sizes.block_p <= 256
+        chunk_warps = 1 if tiny else 4 if sizes.block_p <= 64 else 8
+        best = Forward(True, tall, block_p, 4, 3 if sizes.block_n <= 64 else 2, 1, chunk_warps, 2)
     small = min(tall, 32)
     return (
         best,
@@ -116,7 +116,7 @@ def backward_configs(inputs: Inputs, sizes: Sizes, chunk_size: int | None) -> tu
     block_p = min(sizes.block_p, 64 if sizes.block_n <= 128 else 32)
     small = tall * max(sizes.block_p, sizes.block_n) <= 1024
     if half:
-        best = Backward(tall, block_p, 4, 2, 2 if small else 8, 1)
+        best = Backward(tall, block_p, 4, 2, 2 if small else 4, 1, group_stages=3)
     else:
         large = sizes.block_p * sizes.block_n > 8192
         best = Backward(min(tall, 16 if large else 32), min(block_p, 32), 4, 1, 8, 1, 64, 8, 1)

@@ -360,7 +360,7 @@ def chunk_outputs(  # type: ignore[no-untyped-def]
     first = g * group_heads + block * block_heads
     for h in tl.range(first, tl.minimum(first + block_heads, (g + 1) * group_heads), num_stages=STAGES):
         at_chunk = (tl.cast(b, tl.int64) * n_chunks + c) * n_heads + h
-        S = None
+        S = CB  # stands in where there is no state: a function cannot return None
         if states is not None:
             S = load_state(
                 states + at_chunk * (HEAD_DIM * D_STATE),
@@ -380,7 +380,7 @@ def chunk_outputs(  # type: ignore[no-untyped-def]
             scale_ptr = address(scale, b, scale_b, t0, scale_l, h, scale_h, 1)
         else:
             A_ptr = A + h
-        S = _head_outputs(
+        after = _head_outputs(
             S, CB, keep, Bt, Ct,
             address(x, b, x_b, t0, x_l, h, x_h, UNIT), x_l * UNIT,
             address(dt, b, dt_b, t0, dt_l, h, dt_h, 1), dt_l, scale_ptr, scale_l, A_ptr,
@@ -394,4 +394,4 @@ def chunk_outputs(  # type: ignore[no-untyped-def]
         )  # fmt: skip
         if final is not None:
             base = final + (tl.cast(b, tl.int64) * n_heads + h) * (HEAD_DIM * D_STATE)
-            store_state(base, S, ns, ps, True, HEAD_DIM, D_STATE, BLOCK_P, BLOCK_N)
+            store_state(base, after, ns, ps, True, HEAD_DIM, D_STATE, BLOCK_P, BLOCK_N)
