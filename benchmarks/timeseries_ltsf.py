@@ -1,6 +1,6 @@
 """The frozen preset on the long-term forecasting sets, beside its baselines, in one run.
 
-    python benchmarks/timeseries_ltsf.py --seeds 0 1 2 --jobs 12
+    python benchmarks/timeseries_ltsf.py --seeds 0 1 2 --jobs 5
 
 Trains a model for every set, horizon and seed with the app's own code (lookback 96; weights chosen by
 validation error), measures every test window once, and writes rows into results/timeseries.json
@@ -213,7 +213,9 @@ def main() -> int:
     if test and found:
         from rows import write_rows
 
-        made = rows_of(found, arguments.horizons, "python benchmarks/timeseries_ltsf.py --jobs 12")
+        seeds = " ".join(str(seed) for seed in arguments.seeds)
+        command = f"python benchmarks/timeseries_ltsf.py --seeds {seeds} --jobs {arguments.jobs}"
+        made = rows_of(found, arguments.horizons, command)
         for name in ("timeseries", "timeseries-horizons"):
             chosen = [one for one in made if one["what"].startswith(f"{name}/")]
             print(f"{len(chosen)} rows written to {write_rows(name, chosen)}")

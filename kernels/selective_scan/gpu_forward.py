@@ -107,7 +107,7 @@ def scan_forward_kernel(
     if OUTPUT and HAS_Z:
         z_next = load_tile(z_ptr, begin, rows, channel, valid, Z_L)
     for start in range(begin, end, TILE):
-        # also where nothing is saved: with this branch in the loop the compiler orders its loads better (30 %)
+        # also where nothing is saved: with this branch in the loop the compiler orders its loads better
         if (start % SAVE_EVERY == 0) & (n_saved > 0):
             place = (b * n_saved + start // SAVE_EVERY) * D_STATE
             tl.store(states_ptr + (place + n[:, None]) * d_inner + channel[None, :], h, mask=own)

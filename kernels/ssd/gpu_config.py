@@ -116,7 +116,9 @@ def backward_configs(inputs: Inputs, sizes: Sizes, chunk_size: int | None) -> tu
     block_p = min(sizes.block_p, 64 if sizes.block_n <= 128 else 32)
     small = tall * max(sizes.block_p, sizes.block_n) <= 1024
     if half:
-        best = Backward(tall, block_p, 4, 2, 2 if small else 4, 1, group_stages=3)
+        # the walks of a large state run best with half its columns to a program
+        columns, stages = (min(block_p, 32), 3) if sizes.block_n > 64 else (block_p, 2)
+        best = Backward(tall, columns, 4, stages, 2 if small else 4, 1, group_stages=3)
     else:
         large = sizes.block_p * sizes.block_n > 8192
         best = Backward(min(tall, 16 if large else 32), min(block_p, 32), 4, 1, 8, 1, 64, 8, 1)
