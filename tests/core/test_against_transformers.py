@@ -129,8 +129,9 @@ def test_decoding_from_a_prompt(pair):
         expected += [theirs(x[:, t : t + 1], cache_params=cache) for t in range(8, 13)]
         prompt, state = run_in_pieces(ours, x[:, :8], [3])
         steps, _ = run_by_steps(ours, x[:, 8:], state)
-    actual = torch.cat([prompt, steps], dim=1)
-    torch.testing.assert_close(actual, torch.cat(expected, dim=1), atol=1e-5, rtol=1e-5)
+    actual, wanted = torch.cat([prompt, steps], dim=1), torch.cat(expected, dim=1)
+    # both are rounded, by as much as their largest numbers are
+    torch.testing.assert_close(actual, wanted, atol=2e-6 * wanted.abs().max().item(), rtol=1e-5)
 
 
 @pytest.mark.parametrize("pair", PAIRS)
