@@ -10,14 +10,15 @@ import pytest
 import torch
 
 from mambakit.core.errors import UsageError
-from mambakit.core.training import FitResult
+from mambakit.core.training import FitResult, GraphedLoss
 from mambakit.domains.timeseries.baselines import linear
-from mambakit.domains.timeseries.config import ModelConfig
+from mambakit.domains.timeseries.config import LossConfig, ModelConfig
 from mambakit.domains.timeseries.data import SeriesData, Windows, group_series, series_in
 from mambakit.domains.timeseries.evaluation import backtest, data_before, evaluate, linear_map_before
 from mambakit.domains.timeseries.forecasting import forecast, to_frame
 from mambakit.domains.timeseries.model import Forecaster
 from mambakit.domains.timeseries.table import series_of
+from mambakit.domains.timeseries.task import ForecastLoss
 from mambakit.domains.timeseries.training import make_values
 
 
@@ -79,6 +80,23 @@ def test_a_member_is_trained_as_if_it_were_alone(train, data, tmp_path):
         torch.testing.assert_close(three.members[0].state_dict()[name], weight, rtol=0, atol=0, msg=name)
     for name, weight in three.state_dict().items():
         torch.testing.assert_close(again.state_dict()[name], weight, rtol=0, atol=0, msg=name)
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_recorded_steps_have_the_gradients_of_plain_ones(pair, data, device):
+    model = copy.deepcopy(pair[0]).to(device).train()
+    loss = ForecastLoss(model, LossConfig()).to(device)
+    graphed = GraphedLoss(loss)
+    values = make_values(data, model.tokenizer).to(device)
+    for i in range(5):  # the third call is recorded
+        batch = values.cut(torch.arange(60 + i, 92 + i, device=device).view(2, 16), 48, 24)
+        gradients = []
+        for run in (loss, graphed):
+            model.zero_grad()
+            run(*batch).backward()
+            gradients.append({name: one.grad.clone() for name, one in model.named_parameters()})
+        for name, plain in gradients[0].items():
+            torch.testing.assert_close(gradients[1][name], plain, rtol=1e-4, atol=1e-6, msg=name)
 
 
 def test_one_folder_holds_them_all(pair, data, tmp_path):
