@@ -6,7 +6,7 @@ Trains a model for every set, horizon and seed with the app's own code (lookback
 validation error), measures every test window once, and writes rows into results/timeseries.json
 and results/timeseries-horizons.json.
 ``--set model.d_series=256`` changes the preset for a trial; such runs, and those with ``--validation-only``,
-measure no test window and write no rows.
+measure no test window and write no rows. ``--gpus 0 1 --jobs 10`` spreads ten processes over two GPUs.
 """
 
 from __future__ import annotations
