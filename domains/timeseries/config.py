@@ -86,8 +86,6 @@ class LossConfig:
     """Step h of the horizon weighs h to the minus this: near steps carry more signal. 0 weighs all alike."""
     solo_share: float = 0.1
     """Share of training steps that read each series alone and unnamed, as a series unknown so far is."""
-    shuffle_series: bool = False
-    """Read the series in a new order at every training step."""
 
 
 PRESET_MODEL = ModelConfig()

@@ -82,9 +82,6 @@ class ForecastTask(pl.LightningModule):
         """Weighted pinball loss of the members' batches; some steps read every series alone and unnamed."""
         config = self.model.config
         history, future, phase, series = self._values.cut(starts, config.lookback, config.horizon)
-        if self.loss_config.shuffle_series:
-            order = torch.randperm(history.shape[-1], device=history.device)
-            history, future, series = history[..., order], future[..., order], series[..., order]
         if torch.rand(()) < self.loss_config.solo_share:
             n_series = history.shape[-1]
             history = history.transpose(-1, -2).flatten(1, 2)[..., None]

@@ -43,7 +43,7 @@ def data() -> SeriesData:
 
 
 def train_small(
-    data: SeriesData, folder: Path, *, members: int = 1, max_steps: int = -1, shuffle_series: bool = False
+    data: SeriesData, folder: Path, *, members: int = 1, max_steps: int = -1
 ) -> tuple[Forecaster, FitResult]:
     """Trains a small forecaster, 24 rows ahead from 48."""
     return train_forecaster(
@@ -52,7 +52,7 @@ def train_small(
         lookback=48,
         horizon=24,
         model_config=dataclasses.replace(SMALL, members=members),
-        loss_config=LossConfig(shuffle_series=shuffle_series),
+        loss_config=LossConfig(),
         train_config=dataclasses.replace(FAST, max_steps=max_steps),
     )
 

@@ -133,16 +133,6 @@ def test_each_member_reads_every_window_once_an_epoch_in_an_order_of_its_own(wid
     assert all((starts[i] != starts[j]).all() for i, j in ((0, 1), (0, 2), (1, 2)))
 
 
-def test_series_in_a_new_order_at_every_step_train_too(train, data, tmp_path):
-    plain, before = train(data, tmp_path / "plain", max_steps=20)
-    shuffled, after = train(data, tmp_path / "shuffled", max_steps=20, shuffle_series=True)
-    assert after.best_score == pytest.approx(before.best_score, rel=0.2)
-    assert not torch.equal(
-        plain.members[0].name_table.weight,
-        shuffled.members[0].name_table.weight,
-    )
-
-
 def test_series_apart_are_trained_by_several_members(train, tmp_path, wide_table):
     apart = SeriesData("apart", tuple(group_series(series_of(wide_table()), mix=False)), "h", 24)
     model, _ = train(apart, tmp_path / "run", members=2, max_steps=10)
