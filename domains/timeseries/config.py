@@ -17,7 +17,7 @@ _LONGEST_SEASON = 1440
 class ModelConfig:
     """The shape of the network; the defaults are the frozen preset."""
 
-    members: int = 1
+    members: int = 3
     """Networks, begun and trained apart, whose forecasts are averaged; each costs as much as the first."""
     patch_length: int = 16
     """Rows in a token; the lookback is a multiple of it."""
