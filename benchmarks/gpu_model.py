@@ -88,9 +88,10 @@ def timeseries_training(device: torch.device, *, small: bool, graphed: bool) -> 
     loss = GraphedLoss(model) if graphed else model
     groups = parameter_groups(model, PRESET_TRAIN.weight_decay)
     optimizer = torch.optim.AdamW(groups, lr=PRESET_TRAIN.lr, fused=device.type == "cuda")
-    rows = torch.randn(batch, config.lookback + config.horizon, n_series, device=device)
-    history, future = rows.split([config.lookback, config.horizon], dim=1)
-    phase = torch.randint(season, (batch,), device=device)
+    members = PRESET_MODEL.members
+    rows = torch.randn(members, batch, config.lookback + config.horizon, n_series, device=device)
+    history, future = rows.split([config.lookback, config.horizon], dim=2)
+    phase = torch.randint(season, (members, batch), device=device)
     series = torch.arange(n_series, device=device)
 
     def step() -> None:

@@ -6,7 +6,7 @@ Trains a model for every set, horizon and seed with the app's own code (lookback
 validation error), measures every test window once, and writes rows into results/timeseries.json
 and results/timeseries-horizons.json.
 ``--set model.d_series=256`` changes the preset for a trial; such runs, and those with ``--validation-only``,
-measure no test window and write no rows.
+measure no test window and write no rows. ``--gpus 0 1 --jobs 10`` spreads ten processes over two GPUs.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import argparse
 import dataclasses
 import json
 import multiprocessing
+import os
 import queue
 import statistics
 import sys
@@ -67,17 +68,19 @@ def run_job(job: dict[str, Any]) -> dict[str, Any]:
     trained = time.monotonic() - began
     found: dict[str, Any] = {**job, "validation": result.best_score, "epochs": result.epochs}
     found["trust"] = float(model.trust)
-    if job["test"]:
-        values = make_values(data, model.tokenizer)
-        test = evaluate(model, data, "test", values=values, lookback=LOOKBACK, horizon=horizon, device=device)
-        found["test"] = {str(row["forecaster"]): row for row in test.rows}
-        found["n_windows"] = test.n_windows
+    split = "test" if job["test"] else "validation"
+    values = make_values(data, model.tokenizer)
+    whole = evaluate(model, data, split, values=values, lookback=LOOKBACK, horizon=horizon, device=device)
+    found["errors"] = {str(row["forecaster"]): row for row in whole.rows}
+    found["n_windows"] = whole.n_windows
     found["seconds"] = [round(trained, 1), round(time.monotonic() - began, 1)]
     return found
 
 
-def work(jobs: Any, results: Any, deadline: float) -> None:
-    """One process: takes jobs until none is left or the time is up."""
+def work(jobs: Any, results: Any, deadline: float, gpu: str | None) -> None:
+    """One process, on one GPU: takes jobs until none is left or the time is up."""
+    if gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
     while time.time() < deadline:
         try:
             job = jobs.get_nowait()
@@ -90,9 +93,9 @@ def work(jobs: Any, results: Any, deadline: float) -> None:
 
 
 def run_all(
-    jobs: list[dict[str, Any]], n_processes: int, seconds: float, stop_after: float
+    jobs: list[dict[str, Any]], n_processes: int, gpus: list[str], seconds: float, stop_after: float
 ) -> list[dict[str, Any]]:
-    """All jobs over some processes that share the machine's accelerator; those still running are stopped."""
+    """All jobs over some processes that share the accelerators; those still running are stopped."""
     context = multiprocessing.get_context("spawn")
     waiting, results = context.Queue(), context.Queue()
     for job in jobs:
@@ -100,8 +103,10 @@ def run_all(
     time.sleep(0.5)
     began = time.time()
     processes = [
-        context.Process(target=work, args=(waiting, results, began + seconds))
-        for _ in range(min(n_processes, len(jobs)))
+        context.Process(
+            target=work, args=(waiting, results, began + seconds, gpus[i % len(gpus)] if gpus else None)
+        )
+        for i in range(min(n_processes, len(jobs)))
     ]
     for process in processes:
         process.start()
@@ -136,7 +141,7 @@ def rows_of(found: list[dict[str, Any]], horizons: list[int], command: str) -> l
 
     made = []
     for name in dict.fromkeys(one["set"] for one in found):
-        done = {(one["horizon"], one["seed"]): one["test"] for one in found if one["set"] == name}
+        done = {(one["horizon"], one["seed"]): one["errors"] for one in found if one["set"] == name}
         seeds = sorted({seed for _, seed in done})
         whole = [seed for seed in seeds if all((h, seed) in done for h in horizons)]
         for place, metric in enumerate(("mse", "mae")):
@@ -181,6 +186,7 @@ def main() -> int:
     parser.add_argument("--horizons", nargs="+", type=int, default=[96, 192, 336, 720])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--jobs", type=int, default=1, help="processes at once")
+    parser.add_argument("--gpus", nargs="+", default=[], help="numbers of the GPUs that they take in turn")
     parser.add_argument("--seconds", type=float, default=1e9, help="begin no job after so long")
     parser.add_argument("--stop-after", type=float, default=1e9, help="keep what is done after so long")
     parser.add_argument("--set", dest="changes", nargs="*", default=[], metavar="PART.FIELD=JSON")
@@ -200,7 +206,7 @@ def main() -> int:
         for name in arguments.sets
         for horizon in sorted(arguments.horizons, reverse=True)
     ]
-    found = run_all(jobs, arguments.jobs, arguments.seconds, arguments.stop_after)
+    found = run_all(jobs, arguments.jobs, arguments.gpus, arguments.seconds, arguments.stop_after)
     failed = [one for one in found if "error" in one]
     n_done = len(found)
     found = [one for one in found if "error" not in one]
@@ -215,6 +221,7 @@ def main() -> int:
 
         seeds = " ".join(str(seed) for seed in arguments.seeds)
         command = f"python benchmarks/timeseries_ltsf.py --seeds {seeds} --jobs {arguments.jobs}"
+        command += f" --gpus {' '.join(arguments.gpus)}" if arguments.gpus else ""
         made = rows_of(found, arguments.horizons, command)
         for name in ("timeseries", "timeseries-horizons"):
             chosen = [one for one in made if one["what"].startswith(f"{name}/")]

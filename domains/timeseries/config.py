@@ -17,6 +17,8 @@ _LONGEST_SEASON = 1440
 class ModelConfig:
     """The shape of the network; the defaults are the frozen preset."""
 
+    members: int = 3
+    """Networks, begun and trained apart, whose forecasts are averaged; each costs as much as the first."""
     patch_length: int = 16
     """Rows in a token; the lookback is a multiple of it."""
     d_time: int = 64
@@ -41,8 +43,9 @@ class ModelConfig:
     """Add a linear map from lookback to horizon, begun at its least-squares solution."""
 
     def __post_init__(self) -> None:
-        if self.patch_length < 1:
-            raise UsageError(f"patch_length: expected at least 1, got {self.patch_length}")
+        for name in ("members", "patch_length"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name}: expected at least 1, got {getattr(self, name)}")
         if not self.quantiles or any(not 0 < level < 1 for level in self.quantiles):
             raise UsageError(f"quantiles: expected levels inside (0, 1), got {self.quantiles}")
 

@@ -156,7 +156,7 @@ def timeseries_cards() -> list[str]:
 
 
 class Batch(NamedTuple):
-    """Windows cut out of the values.
+    """Windows cut out of the values; ``batch`` may be several dimensions.
 
     Attributes:
         history: ``(batch, lookback, n_series)``, scaled.
@@ -194,9 +194,9 @@ class Values:
     def cut(self, starts: Tensor, lookback: int, horizon: int) -> Batch:
         """The windows whose first forecast rows are ``starts`` ``(batch,)``."""
         offsets = torch.arange(-lookback, horizon, device=starts.device)
-        window = self.rows[starts[:, None] + offsets]
-        series = self.series if self.shared else self.series[starts][:, None]
-        return Batch(window[:, :lookback], window[:, lookback:], self.phase[starts], series)
+        window = self.rows[starts[..., None] + offsets]
+        series = self.series if self.shared else self.series[starts][..., None]
+        return Batch(window[..., :lookback, :], window[..., lookback:, :], self.phase[starts], series)
 
 
 class Windows(Dataset[Tensor]):
@@ -252,13 +252,33 @@ class Windows(Dataset[Tensor]):
         """A batch at once; the data loader calls it."""
         return self.starts(np.asarray(indices))
 
-    def loader(self, batch_size: int, *, shuffle: bool = False) -> DataLoader[Tensor]:
-        """Batches of starts; the last one may be smaller, none is dropped."""
-        return DataLoader(self, batch_size, shuffle=shuffle, collate_fn=_as_is)
+    def loader(
+        self, batch_size: int, *, shuffle: bool = False, members: int | None = None
+    ) -> DataLoader[Tensor]:
+        """Batches of starts; the last one may be smaller, none is dropped.
+
+        With ``members`` a batch is ``(members, batch)``: each of them goes its own way through the windows.
+        """
+        windows = self if members is None else _Apart(self, members)
+        return DataLoader(windows, batch_size, shuffle=shuffle, collate_fn=_as_is)
 
     def batches(self, batch_size: int) -> list[Tensor]:
         """All starts in order, ``batch_size`` at a time."""
         return list(self.starts(np.arange(len(self))).split(batch_size))
+
+
+class _Apart(Dataset[Tensor]):
+    """Windows for several members at once, who are as far apart in them as can be."""
+
+    def __init__(self, windows: Windows, members: int) -> None:
+        self.windows = windows
+        self.offsets = np.arange(members)[:, None] * (len(windows) // members)
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+    def __getitems__(self, indices: list[int]) -> Tensor:
+        return self.windows.starts((np.asarray(indices) + self.offsets) % len(self))
 
 
 def _as_is(batch: Any) -> Any:

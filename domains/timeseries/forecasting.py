@@ -167,7 +167,7 @@ def _roll(model: Forecaster, groups: list[list[Series]], index: Tensor, horizon:
         quantiles = model(history, phase, series)
         point = model.point(quantiles)
         if parts:
-            quantiles = _widened(quantiles, parts[-1][:, -1:], model.head.anchor)
+            quantiles = _widened(quantiles, parts[-1][:, -1:], model.middle)
         parts.append(quantiles)
         done += config.horizon
         history = torch.cat([history, point], dim=1)[:, -config.lookback :]

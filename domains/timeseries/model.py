@@ -6,11 +6,13 @@ take out the seasonal pattern learned for the series           (CycleNet: Lin et
 + patches -> Mamba-2 over time -> one vector a series
   -> Mamba-2 both ways across the series -> quantiles        (series as tokens: S-Mamba, Wang 2024)
 put the seasonal pattern and the normalisation back
+average the members: such networks begun and trained apart     (ensembles: Lakshminarayanan et al. 2017)
 average with the least-squares map alone, by the weight that validation gives (stacking: Wolpert 1992)
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -30,22 +32,18 @@ _EPSILON = 1e-5
 _FIRST_SPREAD = 0.6
 
 
-class Forecaster(nn.Module, HubModel):
-    """Quantile forecasts of all series of a window.
+class Network(nn.Module):
+    """One member of a forecaster: quantile forecasts of all series of a window.
 
     Args:
         config: The network and the data it is for.
     """
 
-    tokenizer: PatchTokenizer
-
     def __init__(self, config: ForecasterConfig) -> None:
         super().__init__()
         self.config = config
-        self.tokenizer = PatchTokenizer(config.model.patch_length)
         model, lookback, horizon = config.model, config.lookback, config.horizon
         names = config.n_series + 1  # the last one stands for every unknown series
-        self.unknown = config.n_series
         if model.use_season and config.season_length > 1:
             self.season: nn.Parameter | None = nn.Parameter(torch.zeros(config.season_length, names))
             self.season._no_weight_decay = True  # type: ignore[attr-defined]
@@ -56,11 +54,6 @@ class Forecaster(nn.Module, HubModel):
             self.linear._no_weight_decay = True  # type: ignore[attr-defined]
         else:
             self.linear = None
-        # What least squares alone says, and how far the network is trusted beside it: set after training.
-        self.least_squares: Tensor
-        self.trust: Tensor
-        self.register_buffer("least_squares", torch.zeros(lookback, horizon))
-        self.register_buffer("trust", torch.ones(()))
         if model.time_blocks:
             self.adapter: PatchAdapter | None = PatchAdapter(model.patch_length, model.d_time)
             self.over_time: Backbone | None = Backbone(_backbone(config, model.d_time, model.time_blocks))
@@ -78,34 +71,10 @@ class Forecaster(nn.Module, HubModel):
         self.head = QuantileHead(d_model=model.d_series, quantiles=levels, d_output=horizon)
         self._begin_at_normal_quantiles()
 
-    @property
-    def levels(self) -> tuple[float, ...]:
-        """The quantile levels, increasing."""
-        return self.head.quantiles
-
     def forward(self, history: Tensor, phase: Tensor, series: Tensor) -> Tensor:
-        """Quantiles of what follows.
-
-        Args:
-            history: Scaled values, ``(batch, lookback, n_series)``.
-            phase: Season's phase of the first forecast step, ``(batch,)`` int64.
-            series: Index of each series, ``(n_series,)`` or ``(batch, n_series)`` int64; ``unknown``
-                for one that was not trained on.
-
-        Returns:
-            ``(batch, horizon, n_series, n_quantiles)``, increasing along the last dimension.
-
-        Raises:
-            ValueError: If the history has another lookback.
-        """
-        if history.dim() != 3 or history.shape[1] != self.config.lookback:
-            raise ValueError(
-                f"history: expected shape (batch, lookback={self.config.lookback}, n_series), "
-                f"got {tuple(history.shape)}"
-            )
+        """As ``Forecaster``'s, of this member alone."""
         x = history.transpose(1, 2)  # [b, c, l]
         mean = x.mean(-1, keepdim=True)
-        plain = linear(self.least_squares)(history).transpose(1, 2)  # [b, c, h]
         deviation = (x.var(-1, keepdim=True, unbiased=False) + _EPSILON).sqrt()
         x = (x - mean) / deviation
         season = self._season(phase, series)
@@ -117,21 +86,7 @@ class Forecaster(nn.Module, HubModel):
         if season is not None:
             y = y + season[..., self.config.lookback :, None]
         y = y * deviation[..., None] + mean[..., None]
-        # the levels move together: the spread stays the network's
-        y = y + (1 - self.trust) * (plain - self.point(y))[..., None]
         return y.transpose(1, 2)
-
-    def point(self, quantiles: Tensor) -> Tensor:
-        """The point forecast: the mean over the levels, which for a skewed outcome is nearer the mean."""
-        return quantiles.mean(-1)
-
-    def save_extra(self, folder: Path) -> None:
-        """The tokenizer: names, scales and frequency."""
-        self.tokenizer.save(folder)
-
-    def load_extra(self, folder: Path) -> None:
-        """Reads what ``save_extra`` wrote."""
-        self.tokenizer = PatchTokenizer.load(folder)
 
     def _features(self, x: Tensor, series: Tensor) -> Tensor:
         """One vector for each series, ``(batch, n_series, d_series)``, from its normalised lookback."""
@@ -159,7 +114,7 @@ class Forecaster(nn.Module, HubModel):
 
     @torch.no_grad()
     def _begin_at_normal_quantiles(self) -> None:
-        levels = torch.tensor(self.levels, dtype=torch.float64)
+        levels = torch.tensor(self.head.quantiles, dtype=torch.float64)
         gaps = torch.special.ndtri(levels).diff() * _FIRST_SPREAD
         bias = torch.zeros(self.config.horizon, len(levels))
         anchor = self.head.anchor
@@ -167,6 +122,78 @@ class Forecaster(nn.Module, HubModel):
         bias[:, :anchor], bias[:, anchor + 1 :] = raw[:anchor], raw[anchor:]
         self.head.proj.weight.zero_()
         self.head.proj.bias.copy_(bias.flatten())
+
+
+class Forecaster(nn.Module, HubModel):
+    """Quantile forecasts of all series of a window: the mean of the members', beside least squares.
+
+    Args:
+        config: The network and the data it is for.
+    """
+
+    tokenizer: PatchTokenizer
+    members: Sequence[Network]
+
+    def __init__(self, config: ForecasterConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.tokenizer = PatchTokenizer(config.model.patch_length)
+        self.unknown = config.n_series
+        self.members = nn.ModuleList(  # type: ignore[assignment]
+            Network(config) for _ in range(config.model.members)
+        )
+        # What least squares alone says, and how far the network is trusted beside it: set after training.
+        self.least_squares: Tensor
+        self.trust: Tensor
+        self.register_buffer("least_squares", torch.zeros(config.lookback, config.horizon))
+        self.register_buffer("trust", torch.ones(()))
+
+    @property
+    def levels(self) -> tuple[float, ...]:
+        """The quantile levels, increasing."""
+        return tuple(sorted(self.config.model.quantiles))
+
+    @property
+    def middle(self) -> int:
+        """Index of the level nearest the median."""
+        return self.members[0].head.anchor
+
+    def forward(self, history: Tensor, phase: Tensor, series: Tensor) -> Tensor:
+        """Quantiles of what follows.
+
+        Args:
+            history: Scaled values, ``(batch, lookback, n_series)``.
+            phase: Season's phase of the first forecast step, ``(batch,)`` int64.
+            series: Index of each series, ``(n_series,)`` or ``(batch, n_series)`` int64; ``unknown``
+                for one that was not trained on.
+
+        Returns:
+            ``(batch, horizon, n_series, n_quantiles)``, increasing along the last dimension.
+
+        Raises:
+            ValueError: If the history has another lookback.
+        """
+        if history.dim() != 3 or history.shape[1] != self.config.lookback:
+            raise ValueError(
+                f"history: expected shape (batch, lookback={self.config.lookback}, n_series), "
+                f"got {tuple(history.shape)}"
+            )
+        y: Tensor = sum(member(history, phase, series) for member in self.members) / len(self.members)
+        plain = linear(self.least_squares)(history)
+        # the levels move together: the spread stays the network's
+        return y + (1 - self.trust) * (plain - self.point(y))[..., None]
+
+    def point(self, quantiles: Tensor) -> Tensor:
+        """The point forecast: the mean over the levels, which for a skewed outcome is nearer the mean."""
+        return quantiles.mean(-1)
+
+    def save_extra(self, folder: Path) -> None:
+        """The tokenizer: names, scales and frequency."""
+        self.tokenizer.save(folder)
+
+    def load_extra(self, folder: Path) -> None:
+        """Reads what ``save_extra`` wrote."""
+        self.tokenizer = PatchTokenizer.load(folder)
 
 
 def _backbone(

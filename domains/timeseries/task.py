@@ -16,7 +16,7 @@ from mambakit.domains.timeseries.model import Forecaster
 
 
 class ForecastLoss(nn.Module):
-    """The pinball loss of a batch of windows, near steps weighing more.
+    """The pinball loss of each member on its own batch of windows, near steps weighing more.
 
     Args:
         model: The network.
@@ -31,10 +31,20 @@ class ForecastLoss(nn.Module):
         self.register_buffer("step_weight", weight / weight.mean(), persistent=False)
 
     def forward(self, history: Tensor, future: Tensor, phase: Tensor, series: Tensor) -> Tensor:
-        """Twice the weighted pinball loss (of the median: the absolute error), a scalar."""
-        quantiles = self.model(history, phase, series)
-        by_step = pinball(quantiles, future, self.model.head.levels).mean((0, 2, 3))
-        return 2 * (by_step * self.step_weight).mean()
+        """Twice the weighted pinball loss (of the median: the absolute error), summed over the members.
+
+        Args:
+            history: ``(members, batch, lookback, n_series)``.
+            future: ``(members, batch, horizon, n_series)``.
+            phase: ``(members, batch)``.
+            series: ``(n_series,)``, or ``(members, batch, n_series)``.
+        """
+        losses = []
+        for i, member in enumerate(self.model.members):
+            quantiles = member(history[i], phase[i], series if series.dim() == 1 else series[i])
+            by_step = pinball(quantiles, future[i], member.head.levels).mean((0, 2, 3))
+            losses.append(2 * (by_step * self.step_weight).mean())
+        return torch.stack(losses).sum()
 
 
 class ForecastTask(pl.LightningModule):
@@ -69,17 +79,18 @@ class ForecastTask(pl.LightningModule):
         self._values = self._values.to(self.device)
 
     def training_step(self, starts: Tensor, batch_idx: int) -> Tensor:
-        """Weighted pinball loss; some steps read every series alone and unnamed."""
+        """Weighted pinball loss of the members' batches; some steps read every series alone and unnamed."""
         config = self.model.config
         history, future, phase, series = self._values.cut(starts, config.lookback, config.horizon)
         if torch.rand(()) < self.loss_config.solo_share:
-            n_series = history.shape[2]
-            history = history.transpose(1, 2).flatten(0, 1)[..., None]
-            future = future.transpose(1, 2).flatten(0, 1)[..., None]
-            phase = phase.repeat_interleave(n_series)
+            n_series = history.shape[-1]
+            history = history.transpose(-1, -2).flatten(1, 2)[..., None]
+            future = future.transpose(-1, -2).flatten(1, 2)[..., None]
+            phase = phase.repeat_interleave(n_series, dim=-1)
             series = series.new_full((1,), self.model.unknown)
         loss = self._graphed(history, future, phase, series)
-        self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=len(starts))
+        mean = loss.detach() / len(self.model.members)
+        self.log("train/loss", mean, on_step=False, on_epoch=True, batch_size=starts.shape[-1])
         return loss
 
     def validation_step(self, starts: Tensor, batch_idx: int) -> None:
@@ -94,6 +105,17 @@ class ForecastTask(pl.LightningModule):
             "val/loss": 2 * pinball(quantiles, future, self.model.levels).mean(),
         }
         self.log_dict(scores, batch_size=len(starts))
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clips each member's gradient by itself, as if it were trained alone."""
+        for member in self.model.members:
+            if gradient_clip_val:
+                nn.utils.clip_grad_norm_(member.parameters(), gradient_clip_val)
 
     def configure_optimizers(self) -> Any:
         """AdamW with warm-up and cosine."""

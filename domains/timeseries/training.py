@@ -129,15 +129,16 @@ def train_forecaster(
     device = resolve_device(train_config.device)
     device = torch.device("cpu") if device.type == "mps" else device  # which has no float64
     weight = least_squares_of(data, values, lookback=lookback, horizon=horizon, device=device)
-    if model.linear is not None:
-        with torch.no_grad():
-            model.linear.copy_(weight)
+    with torch.no_grad():
+        for member in model.members:
+            if member.linear is not None:
+                member.linear.copy_(weight)
     train = Windows(data, "train", lookback=lookback, horizon=horizon)
     validation = Windows(data, "validation", lookback=lookback, horizon=horizon)
     train_config = adapted(train_config, len(train))
     result = fit(
         ForecastTask(model, values, train_config, loss_config),
-        train.loader(train_config.batch_size, shuffle=True),
+        train.loader(train_config.batch_size, shuffle=True, members=model_config.members),
         validation.loader(_VALIDATION_BATCH),
         train_config,
         run,

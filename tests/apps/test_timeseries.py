@@ -112,6 +112,7 @@ def test_a_finished_run_is_not_overwritten_by_another(model: Path, table: Path, 
     [
         (["train", "--horizon", "0"], 2, "horizon: expected at least 1, got 0"),
         (["train", "--horizon", "-3"], 2, "horizon: expected at least 1, got -3"),
+        (["train", "--model.members", "0"], 2, "members: expected at least 1, got 0"),
         (["train", "--lookback", "50"], 2, "lookback: expected a multiple of 16"),
         (["train", "--data", "ETTh7"], 2, "did you mean ETTh1"),
         (["train", "--data", "no.csv"], 1, "no such file: no.csv"),

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mambakit.core.training import RunFolder
+from mambakit.core.training import FitResult, RunFolder
 from mambakit.domains.timeseries.config import PRESET_TRAIN, LossConfig, ModelConfig
 from mambakit.domains.timeseries.data import SeriesData, group_series
 from mambakit.domains.timeseries.model import Forecaster
@@ -42,17 +42,29 @@ def data() -> SeriesData:
     return SeriesData("waves", tuple(group_series(series_of(make_wide_table()))), "h", 24)
 
 
-@pytest.fixture(scope="session")
-def trained(data: SeriesData, tmp_path_factory: pytest.TempPathFactory) -> tuple[Forecaster, Path]:
-    """A forecaster of two series, 24 rows ahead from 48, and the folder of its run."""
-    folder = tmp_path_factory.mktemp("run") / "waves"
-    model, _ = train_forecaster(
+def train_small(
+    data: SeriesData, folder: Path, *, members: int = 1, max_steps: int = -1
+) -> tuple[Forecaster, FitResult]:
+    """Trains a small forecaster, 24 rows ahead from 48."""
+    return train_forecaster(
         data,
         RunFolder(folder),
         lookback=48,
         horizon=24,
-        model_config=SMALL,
+        model_config=dataclasses.replace(SMALL, members=members),
         loss_config=LossConfig(),
-        train_config=FAST,
+        train_config=dataclasses.replace(FAST, max_steps=max_steps),
     )
+
+
+@pytest.fixture(scope="session")
+def train() -> Callable[..., tuple[Forecaster, FitResult]]:
+    return train_small
+
+
+@pytest.fixture(scope="session")
+def trained(data: SeriesData, tmp_path_factory: pytest.TempPathFactory) -> tuple[Forecaster, Path]:
+    """A forecaster of two series, 24 rows ahead from 48, and the folder of its run."""
+    folder = tmp_path_factory.mktemp("run") / "waves"
+    model, _ = train_small(data, folder)
     return model, folder

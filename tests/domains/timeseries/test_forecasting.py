@@ -38,7 +38,7 @@ def test_the_mamba_path_is_alive(trained, data):
     batch = make_values(data, model.tokenizer).cut(torch.tensor([340]), 48, 24)
     model.zero_grad()
     model(batch.history, batch.phase, batch.series).square().mean().backward()
-    for stack in (model.over_time, model.across_series):
+    for stack in (model.members[0].over_time, model.members[0].across_series):
         grads = {n: p.grad for n, p in stack.named_parameters() if n.endswith(("A_log", "in_proj.weight"))}
         assert grads
         assert all(g is not None and g.abs().sum() > 0 for g in grads.values())

@@ -1,0 +1,145 @@
+"""A forecaster of several networks: each trained as if alone, averaged, kept and blended as one."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from mambakit.core.errors import UsageError
+from mambakit.core.training import FitResult, GraphedLoss
+from mambakit.domains.timeseries.baselines import linear
+from mambakit.domains.timeseries.config import LossConfig, ModelConfig
+from mambakit.domains.timeseries.data import SeriesData, Windows, group_series, series_in
+from mambakit.domains.timeseries.evaluation import backtest, data_before, evaluate, linear_map_before
+from mambakit.domains.timeseries.forecasting import forecast, to_frame
+from mambakit.domains.timeseries.model import Forecaster
+from mambakit.domains.timeseries.table import series_of
+from mambakit.domains.timeseries.task import ForecastLoss
+from mambakit.domains.timeseries.training import make_values
+
+
+@pytest.fixture(scope="module")
+def pair(train, data: SeriesData, tmp_path_factory: pytest.TempPathFactory) -> tuple[Forecaster, FitResult]:
+    return train(data, tmp_path_factory.mktemp("pair") / "run", members=2, max_steps=60)
+
+
+def with_trust(model: Forecaster, trust: float) -> Forecaster:
+    model = copy.deepcopy(model)
+    model.trust.fill_(trust)
+    return model
+
+
+def validation_mse(model: Forecaster, data: SeriesData, trust: float) -> float:
+    values, model = make_values(data, model.tokenizer), with_trust(model, trust)
+    return evaluate(model, data, "validation", values=values, lookback=48, horizon=24).rows[0]["mse"]
+
+
+def test_forecasts_are_the_mean_of_the_members(pair, data):
+    model, _ = pair
+    batch = make_values(data, model.tokenizer).cut(torch.tensor([340, 360]), 48, 24)
+    window = (batch.history, batch.phase, batch.series)
+    with torch.no_grad():
+        one, other = (member(*window) for member in model.members)
+        whole, trusting, plain = (
+            make(*window) for make in (model, with_trust(model, 1.0), with_trust(model, 0.0))
+        )
+    assert (one - other).abs().max() > 1e-3  # they are not the same network twice
+    mean = (one + other) / 2
+    torch.testing.assert_close(trusting, mean)
+    least_squares = linear(model.least_squares)(batch.history)
+    torch.testing.assert_close(model.point(plain), least_squares, rtol=1e-4, atol=1e-4)
+    # least squares moves all levels alike; what lies between them is the members' own
+    torch.testing.assert_close(whole.diff(dim=-1), mean.diff(dim=-1), rtol=1e-3, atol=1e-5)
+
+
+def test_weights_and_trust_are_chosen_for_the_mean(pair, data):
+    model, result = pair
+    assert result.best_score == pytest.approx(validation_mse(model, data, 1.0), rel=1e-4)
+    trust = float(model.trust)
+    best = validation_mse(model, data, trust)
+    for other in (trust - 0.1, trust + 0.1):
+        if 0 <= other <= 1:
+            assert validation_mse(model, data, other) > best
+    alone = []
+    for member in model.members:
+        single = copy.deepcopy(model)
+        single.members = torch.nn.ModuleList([member])
+        alone.append(validation_mse(single, data, 1.0))
+    assert result.best_score < np.mean(alone)
+
+
+def test_a_member_is_trained_as_if_it_were_alone(train, data, tmp_path):
+    alone, _ = train(data, tmp_path / "one", members=1, max_steps=20)
+    three, _ = train(data, tmp_path / "three", members=3, max_steps=20)
+    again, _ = train(data, tmp_path / "again", members=3, max_steps=20)
+    for name, weight in alone.members[0].state_dict().items():
+        torch.testing.assert_close(three.members[0].state_dict()[name], weight, rtol=0, atol=0, msg=name)
+    for name, weight in three.state_dict().items():
+        torch.testing.assert_close(again.state_dict()[name], weight, rtol=0, atol=0, msg=name)
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_recorded_steps_have_the_gradients_of_plain_ones(pair, data, device):
+    model = copy.deepcopy(pair[0]).to(device).train()
+    loss = ForecastLoss(model, LossConfig()).to(device)
+    graphed = GraphedLoss(loss)
+    values = make_values(data, model.tokenizer).to(device)
+    for i in range(5):  # the third call is recorded
+        batch = values.cut(torch.arange(60 + i, 92 + i, device=device).view(2, 16), 48, 24)
+        gradients = []
+        for run in (loss, graphed):
+            model.zero_grad()
+            run(*batch).backward()
+            gradients.append({name: one.grad.clone() for name, one in model.named_parameters()})
+        for name, plain in gradients[0].items():
+            torch.testing.assert_close(gradients[1][name], plain, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_one_folder_holds_them_all(pair, data, tmp_path):
+    model, _ = pair
+    model.save_pretrained(tmp_path / "m")
+    again = Forecaster.from_pretrained(tmp_path / "m")
+    assert len(again.members) == again.config.model.members == 2
+    series = series_in(data)
+    pd.testing.assert_frame_equal(
+        to_frame(forecast(model, series, 60)), to_frame(forecast(again, series, 60))
+    )
+
+
+def test_backtest_measures_them(pair, data):
+    model, _ = pair
+    series = series_in(data)
+    before = data_before(series, 48, name="t", frequency="h", season_length=24)
+    weight = linear_map_before(before, lookback=48, horizon=24)
+    found = backtest(model, series, horizon=24, windows=2, linear_weight=weight, season_length=24)
+    scores = {row["forecaster"]: row["mase"] for row in found.rows}
+    assert scores["mambakit"] < scores["naive"]
+
+
+@pytest.mark.parametrize("mix", [True, False])
+def test_each_member_reads_every_window_once_an_epoch_in_an_order_of_its_own(wide_table, mix):
+    data = SeriesData("waves", tuple(group_series(series_of(wide_table()), mix=mix)), "h", 24)
+    windows = Windows(data, "train", lookback=48, horizon=24)
+    batches = list(windows.loader(16, shuffle=True, members=3))
+    assert [tuple(batch.shape) for batch in batches[:-1]] == [(3, 16)] * (len(batches) - 1)
+    starts = torch.cat(batches, dim=1)
+    every = windows.starts(np.arange(len(windows)))
+    for row in starts:
+        torch.testing.assert_close(row.sort().values, every)
+    assert all((starts[i] != starts[j]).all() for i, j in ((0, 1), (0, 2), (1, 2)))
+
+
+def test_series_apart_are_trained_by_several_members(train, tmp_path, wide_table):
+    apart = SeriesData("apart", tuple(group_series(series_of(wide_table()), mix=False)), "h", 24)
+    model, _ = train(apart, tmp_path / "run", members=2, max_steps=10)
+    made = forecast(model, series_in(apart), 24)
+    assert all(np.isfinite(one.quantiles).all() for one in made)
+
+
+def test_refuses_no_members():
+    with pytest.raises(UsageError, match="members: expected at least 1, got 0"):
+        ModelConfig(members=0)
