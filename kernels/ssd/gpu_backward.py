@@ -27,12 +27,11 @@ import triton.language as tl
 
 from mambakit.kernels.ssd.gpu_common import (
     address,
+    decays,
     differences,
     load_state,
     sequences,
     silu,
-    softplus,
-    step_size,
     store_tile,
     tile,
 )
@@ -41,42 +40,26 @@ from mambakit.kernels.ssd.gpu_forward import _SIZES, _STRIDES
 _ROWS = ["dy_b", "dy_l", "dy_h", "row_heads", "row_groups", "row_batch", "n_parts"]
 
 
-@triton.jit
-def _spans(W, rows, EXACT: tl.constexpr, PRECISION: tl.constexpr):  # type: ignore[no-untyped-def]
-    """``sum_{j < t <= i} W[j, i]`` for every t."""
-    if EXACT:
-        before = (rows[None, :] < rows[:, None]).to(tl.float32)  # [t, j]
-        passing = tl.dot(before, W, input_precision=PRECISION)  # [t, i]
-        result = tl.sum(tl.where(rows[None, :] >= rows[:, None], passing, 0.0), 1)
-    else:
-        # pairs inside cancel: good enough for inputs in half precision
-        W = tl.where(rows[None, :] > rows[:, None], W, 0.0)
-        result = tl.cumsum(tl.sum(W, 0) - tl.sum(W, 1), 0, reverse=True)
-    return result
-
-
 @triton.jit(do_not_specialize=_STRIDES + _SIZES + _ROWS)
 def chunk_gradients(  # type: ignore[no-untyped-def]
-    dy, x, dt, scale, A, bias, B, C, D, z, seq, states, dstates,
-    dx, ddt, dscale, dB, dC, dz, sums, dD,
-    dy_b, dy_l, dy_h, x_b, x_l, x_h, dt_b, dt_l, dt_h, scale_b, scale_l, scale_h,
-    B_b, B_l, B_g, C_b, C_l, C_g, z_b, z_l, z_h,
-    length, n_heads, group_heads, n_chunks, block_heads, row_heads, row_groups, row_batch, low, high,
+    dy, x, cum, steps, B, C, D, z, seq, states, dstates,
+    dx, dcum, through_sums, dsteps, dskip, dB, dC, dz, dD,
+    dy_b, dy_l, dy_h, x_b, x_l, x_h, B_b, B_l, B_g, C_b, C_l, C_g, z_b, z_l, z_h,
+    length, n_heads, group_heads, n_chunks, block_heads, row_heads, row_groups, row_batch,
     HEAD_DIM: tl.constexpr, D_STATE: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr,
-    CHUNK: tl.constexpr, TRANSPOSED: tl.constexpr, D_COLUMNS: tl.constexpr, SOFTPLUS: tl.constexpr,
-    LIMIT: tl.constexpr, WIDE: tl.constexpr, UNIT: tl.constexpr,
-    DOT: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
+    CHUNK: tl.constexpr, TRANSPOSED: tl.constexpr, D_COLUMNS: tl.constexpr, WIDE: tl.constexpr,
+    UNIT: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Gradients of one chunk from ``block_heads`` heads of one group.
 
     Of the ``row_heads`` heads that results have, ``n_heads`` are given.
 
     ``states`` and ``dstates`` (None for zeros): ``(batch, n_chunks, n_heads, d_state, head_dim)``, with
-    ``TRANSPOSED`` ``head_dim, d_state``. ``dx``, ``dz`` ``(batch, length, row_heads, head_dim)``; ``ddt``,
-    ``dscale`` ``(batch, length, row_heads)``; ``dB``, ``dC``
-    ``(blocks, row_batch, length, row_groups, d_state)``. What becomes the gradients of A, dt_bias and a D per
-    head by summing over chunks: ``sums`` ``(batch, n_chunks, 3, row_heads)``; of a D per channel: ``dD``
-    ``(batch, n_chunks, row_heads, head_dim)``.
+    ``TRANSPOSED`` ``head_dim, d_state``. ``dx``, ``dz`` ``(batch, length, row_heads, head_dim)``; ``dB``,
+    ``dC`` ``(blocks, row_batch, length, row_groups, d_state)``. ``dcum``, ``dsteps`` and, for a D per head,
+    ``dskip`` lie as ``steps``, ``through_sums`` is ``(batch, n_heads, n_chunks)``: for ``step_gradients``
+    (``dcum`` is summed up already if ``WIDE``). For a D per channel,
+    ``dD`` is ``(batch, n_chunks, row_heads, head_dim)``.
     """
     group_blocks = (group_heads + block_heads - 1) // block_heads
     n_blocks = (n_heads // group_heads) * group_blocks
@@ -104,19 +87,11 @@ def chunk_gradients(  # type: ignore[no-untyped-def]
     at_row = tl.cast(b, tl.int64) * n_chunks + c
     first = g * group_heads + block * block_heads
     for h in tl.range(first, tl.minimum(first + block_heads, (g + 1) * group_heads), num_stages=STAGES):
-        scale_ptr = None
-        A_ptr = None
-        if A is None:
-            scale_ptr = address(scale, b, scale_b, t0, scale_l, h, scale_h, 1)
-        else:
-            A_ptr = A + h
-        raw, s, cum, last = step_size(
-            address(dt, b, dt_b, t0, dt_l, h, dt_h, 1), dt_l, scale_ptr, scale_l, A_ptr,
-            None if bias is None else bias + h, rows, mask, low, high, SOFTPLUS, LIMIT, WIDE,
-        )  # fmt: skip
+        row = b * n_heads + h
+        s, cums, last = decays(cum, steps, row, n_chunks, c, rows, CHUNK)
         # what needs the states comes first, and they leave the registers
         at_chunk = (at_row * n_heads + h) * (HEAD_DIM * D_STATE)
-        dlog_decay = tl.zeros((CHUNK,), tl.float32)
+        passing = tl.full((), 0.0, tl.float32)
         if states is not None:
             S = load_state(states + at_chunk, ns, ps, TRANSPOSED, HEAD_DIM, D_STATE, BLOCK_P, BLOCK_N)
         if dstates is not None:
@@ -126,12 +101,13 @@ def chunk_gradients(  # type: ignore[no-untyped-def]
                 if seq is not None:
                     through = tl.where(before == last_id, through, 0.0)
                 product = tl.sum(S.to(tl.float32) * dS.to(tl.float32))
-                dlog_decay += tl.where(through == 0.0, 0.0, through * product)
+                passing = tl.where(through == 0.0, 0.0, through * product)
         xt = tile(address(x, b, x_b, t0, x_l, h, x_h, UNIT), x_l * UNIT, rows, ps, mask, HEAD_DIM, BLOCK_P)
         dyt = tile(
             address(dy, b, dy_b, t0, dy_l, h, dy_h, UNIT), dy_l * UNIT, rows, ps, mask, HEAD_DIM, BLOCK_P
         )
         out_base = (token * row_heads + h) * HEAD_DIM
+        at_step = (tl.cast(row, tl.int64) * n_chunks + c) * CHUNK + rows
         if z is not None:
             zt = tile(
                 address(z, b, z_b, t0, z_l, h, z_h, UNIT), z_l * UNIT, rows, ps, mask, HEAD_DIM, BLOCK_P
@@ -142,30 +118,43 @@ def chunk_gradients(  # type: ignore[no-untyped-def]
             dyt = (dyt.to(tl.float32) * (zt * gate)).to(DOT)
         xd = xt.to(DOT)
         dyd = dyt.to(DOT)
-        decay = tl.where(keep, tl.exp2(-differences(cum, cum, WIDE)), 0.0)  # [j, i]
+        decay = tl.where(keep, tl.exp2(-differences(cums, cums, WIDE)), 0.0)  # [j, i]
         scaled = tl.dot(xd, tl.trans(dyd), input_precision=PRECISION) * s[:, None] * decay
         dBC += scaled
-        dlog_decay += _spans(scaled * BC.to(tl.float32), rows, WIDE, PRECISION)
+        pairs = scaled * BC.to(tl.float32)
+        if WIDE:
+            # sum_{j < t <= i} for every t, without the pairs that the difference of two sums would cancel
+            earlier = (rows[None, :] < rows[:, None]).to(tl.float32)  # [t, j]
+            pairs = tl.dot(earlier, pairs, input_precision=PRECISION)  # [t, i]
+            spans = tl.sum(tl.where(rows[None, :] >= rows[:, None], pairs, 0.0), 1)
+        else:
+            pairs = tl.where(rows[None, :] > rows[:, None], pairs, 0.0)
+            spans = tl.sum(pairs, 0) - tl.sum(pairs, 1)
         M = (decay * BC.to(tl.float32)).to(DOT)
         dyf = dyt.to(tl.float32)
         if states is not None:
-            into = tl.exp2(cum).to(tl.float32)
+            into = tl.exp2(cums).to(tl.float32)
             if seq is not None:
                 into = tl.where(ids == before, into, 0.0)
             carried = tl.dot(Ct, S.to(DOT), input_precision=PRECISION) * into[:, None]
-            dlog_decay += tl.cumsum(tl.sum(dyf * carried, 1), 0, reverse=True)
+            enters = tl.sum(dyf * carried, 1)
+            spans += tl.cumsum(enters, 0, reverse=True) if WIDE else enters
         xf = xt.to(tl.float32)
         if z is not None:
             y = tl.trans(tl.dot(tl.trans((xf * s[:, None]).to(DOT)), M, input_precision=PRECISION))
             if states is not None:
                 y += carried
         if dstates is not None:
-            out = tl.exp2(last - cum).to(tl.float32)
+            out = tl.exp2(last - cums).to(tl.float32)
             if seq is not None:
                 out = tl.where(ids == last_id, out, 0.0)
             u = tl.dot(Bt, dS.to(DOT), input_precision=PRECISION) * out[:, None]
             leaves = s * tl.sum(xf * u, 1)
-            dlog_decay += tl.cumsum(leaves, 0) - leaves
+            if WIDE:
+                spans += tl.cumsum(leaves, 0) - leaves
+            else:
+                spans -= leaves
+                passing += tl.sum(leaves, 0)
             u = tl.dot(M, dyd, u, input_precision=PRECISION)
         else:
             u = tl.dot(M, dyd, input_precision=PRECISION)
@@ -175,7 +164,7 @@ def chunk_gradients(  # type: ignore[no-untyped-def]
             skipped = dyf * xf
             if D_COLUMNS == 1:
                 weight = tl.load(D + h).to(tl.float32)
-                tl.store(sums + (at_row * 3 + 2) * row_heads + h, tl.sum(tl.sum(skipped, 1), 0))
+                tl.store(dskip + at_step, tl.sum(skipped, 1))
             else:
                 weight = tl.load(D + h * HEAD_DIM + ps, mask=ps < HEAD_DIM, other=0.0).to(tl.float32)[None, :]
                 tl.store(
@@ -187,24 +176,12 @@ def chunk_gradients(  # type: ignore[no-untyped-def]
         store_tile(dx + out_base, dxt, row_heads * HEAD_DIM, rows, ps, mask, HEAD_DIM, BLOCK_P)
         if z is not None:
             store_tile(dz + out_base, dgate * y, row_heads * HEAD_DIM, rows, ps, mask, HEAD_DIM, BLOCK_P)
-        at_token = (token + rows) * row_heads + h
-        if A is None:
-            tl.store(ddt + at_token, dlog_decay.to(ddt.dtype.element_ty), mask=mask)
-            tl.store(dscale + at_token, ds.to(dscale.dtype.element_ty), mask=mask)
+        if WIDE:
+            spans += passing
         else:
-            dstep = ds + dlog_decay * tl.load(A_ptr).to(tl.float32)
-            tl.store(sums + at_row * 3 * row_heads + h, tl.sum(dlog_decay * s, 0))
-            if LIMIT:
-                step = raw
-                if SOFTPLUS:
-                    step = softplus(raw)
-                dstep = tl.where((step >= low) & (step <= high), dstep, 0.0)
-            if SOFTPLUS:
-                dstep = dstep / (1.0 + tl.exp(-raw))
-            dstep = tl.where(mask, dstep, 0.0)
-            tl.store(ddt + at_token, dstep.to(ddt.dtype.element_ty), mask=mask)
-            if bias is not None:
-                tl.store(sums + (at_row * 3 + 1) * row_heads + h, tl.sum(dstep, 0))
+            tl.store(through_sums + tl.cast(row, tl.int64) * n_chunks + c, passing)
+        tl.store(dcum + at_step, spans)
+        tl.store(dsteps + at_step, ds)
     columns = row_groups * D_STATE
     start = ((tl.cast(block, tl.int64) * row_batch + b) * length + t0) * columns + g * D_STATE
     dBC = dBC.to(DOT)
@@ -218,32 +195,21 @@ def chunk_gradients(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _over_heads(  # type: ignore[no-untyped-def]
-    total, left, left_b, left_l, left_h, z, z_b, z_l, z_h, right, dt, dt_b, dt_l, dt_h,
-    scale, scale_b, scale_l, scale_h, A, bias, chosen, b, c, n_chunks, n_heads, first, stop,
-    rows, ns, mask, low, high,
+    total, left, left_b, left_l, left_h, z, z_b, z_l, z_h, right, cum, steps,
+    chosen, b, c, n_chunks, n_heads, first, stop, rows, ns, mask,
     HEAD_DIM: tl.constexpr, D_STATE: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr,
-    CHUNK: tl.constexpr, TRANSPOSED: tl.constexpr, INTO: tl.constexpr, SOFTPLUS: tl.constexpr,
-    LIMIT: tl.constexpr, WIDE: tl.constexpr, UNIT: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
-    STAGES: tl.constexpr,
+    CHUNK: tl.constexpr, TRANSPOSED: tl.constexpr, INTO: tl.constexpr, UNIT: tl.constexpr,
+    DOT: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """``total + sum over heads and p of weight_t left[t, p] right[n, p]``, weighted by into or scale out."""
     t0 = c * CHUNK
     ps = tl.arange(0, BLOCK_P)
     for h in tl.range(first, stop, num_stages=STAGES):
-        scale_ptr = None
-        A_ptr = None
-        if A is None:
-            scale_ptr = address(scale, b, scale_b, t0, scale_l, h, scale_h, 1)
-        else:
-            A_ptr = A + h
-        _raw, s, cum, last = step_size(
-            address(dt, b, dt_b, t0, dt_l, h, dt_h, 1), dt_l, scale_ptr, scale_l, A_ptr,
-            None if bias is None else bias + h, rows, mask, low, high, SOFTPLUS, LIMIT, WIDE,
-        )  # fmt: skip
+        s, cums, last = decays(cum, steps, b * n_heads + h, n_chunks, c, rows, CHUNK)
         if INTO:
-            weight = tl.exp2(cum).to(tl.float32)
+            weight = tl.exp2(cums).to(tl.float32)
         else:
-            weight = s * tl.exp2(last - cum).to(tl.float32)
+            weight = s * tl.exp2(last - cums).to(tl.float32)
         if chosen is not None:
             weight = tl.where(chosen, weight, 0.0)
         lt = tile(
@@ -268,12 +234,11 @@ def _over_heads(  # type: ignore[no-untyped-def]
 
 @triton.jit(do_not_specialize=_STRIDES + _SIZES + _ROWS)
 def group_gradients(  # type: ignore[no-untyped-def]
-    dy, x, dt, scale, A, bias, z, seq, states, dstates, parts_B, parts_C, dB, dC,
-    dy_b, dy_l, dy_h, x_b, x_l, x_h, dt_b, dt_l, dt_h, scale_b, scale_l, scale_h, z_b, z_l, z_h,
-    length, n_heads, group_heads, n_chunks, n_parts, row_groups, low, high,
+    dy, x, cum, steps, z, seq, states, dstates, parts_B, parts_C, dB, dC,
+    dy_b, dy_l, dy_h, x_b, x_l, x_h, z_b, z_l, z_h,
+    length, n_heads, group_heads, n_chunks, n_parts, row_groups,
     HEAD_DIM: tl.constexpr, D_STATE: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr,
-    CHUNK: tl.constexpr, TRANSPOSED: tl.constexpr, SOFTPLUS: tl.constexpr, LIMIT: tl.constexpr,
-    WIDE: tl.constexpr, ADD: tl.constexpr, UNIT: tl.constexpr,
+    CHUNK: tl.constexpr, TRANSPOSED: tl.constexpr, ADD: tl.constexpr, UNIT: tl.constexpr,
     DOT: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """dB or dC of one chunk and group: what ``chunk_gradients`` left, and the terms with a state.
@@ -315,10 +280,9 @@ def group_gradients(  # type: ignore[no-untyped-def]
         total = tl.zeros((CHUNK, BLOCK_N), tl.float32)
         if states is not None:
             total = _over_heads(
-                total, dy, dy_b, dy_l, dy_h, z, z_b, z_l, z_h, states, dt, dt_b, dt_l, dt_h,
-                scale, scale_b, scale_l, scale_h, A, bias, continues, b, c, n_chunks, n_heads, first, stop,
-                rows, ns, mask, low, high, HEAD_DIM, D_STATE, BLOCK_P, BLOCK_N, CHUNK, TRANSPOSED, True,
-                SOFTPLUS, LIMIT, WIDE, UNIT, DOT, PRECISION, STAGES,
+                total, dy, dy_b, dy_l, dy_h, z, z_b, z_l, z_h, states, cum, steps,
+                continues, b, c, n_chunks, n_heads, first, stop, rows, ns, mask,
+                HEAD_DIM, D_STATE, BLOCK_P, BLOCK_N, CHUNK, TRANSPOSED, True, UNIT, DOT, PRECISION, STAGES,
             )  # fmt: skip
         for i in range(n_parts):
             total += tile(parts_C + i * part_size + at, n_groups * D_STATE, rows, ns, mask, D_STATE, BLOCK_N)
@@ -330,10 +294,9 @@ def group_gradients(  # type: ignore[no-untyped-def]
         total = tl.zeros((CHUNK, BLOCK_N), tl.float32)
         if dstates is not None:
             total = _over_heads(
-                total, x, x_b, x_l, x_h, None, 0, 0, 0, dstates, dt, dt_b, dt_l, dt_h,
-                scale, scale_b, scale_l, scale_h, A, bias, in_last, b, c, n_chunks, n_heads, first, stop,
-                rows, ns, mask, low, high, HEAD_DIM, D_STATE, BLOCK_P, BLOCK_N, CHUNK, TRANSPOSED, False,
-                SOFTPLUS, LIMIT, WIDE, UNIT, DOT, PRECISION, STAGES,
+                total, x, x_b, x_l, x_h, None, 0, 0, 0, dstates, cum, steps,
+                in_last, b, c, n_chunks, n_heads, first, stop, rows, ns, mask,
+                HEAD_DIM, D_STATE, BLOCK_P, BLOCK_N, CHUNK, TRANSPOSED, False, UNIT, DOT, PRECISION, STAGES,
             )  # fmt: skip
         for i in range(n_parts):
             total += tile(parts_B + i * part_size + at, n_groups * D_STATE, rows, ns, mask, D_STATE, BLOCK_N)

@@ -30,17 +30,16 @@ class Inputs(NamedTuple):
 
 
 class Forward(NamedTuple):
-    """How the forward pass runs: ``walk`` takes ``walk_outputs``, with ``heads`` heads a program."""
+    """How the forward pass runs: ``walk`` takes ``walk_outputs``, with a limit of ``registers`` a thread."""
 
     walk: bool
     chunk: int
     block_p: int
     warps: int
     stages: int
-    heads: int = 1
     chunk_warps: int = 4
     chunk_stages: int = 2
-    guard: bool = True
+    registers: int | None = None
 
 
 class Backward(NamedTuple):
@@ -55,6 +54,8 @@ class Backward(NamedTuple):
     group_block_n: int = 128
     group_warps: int = 4
     group_stages: int = 2
+    chunk_registers: int | None = None
+    registers: int | None = None
 
 
 class Sizes(NamedTuple):
@@ -94,17 +95,17 @@ def forward_configs(inputs: Inputs, sizes: Sizes, chunk_size: int | None) -> tup
     block_p = min(sizes.block_p, 64 if sizes.block_n <= 128 else 32)
     if not half:
         large = sizes.block_p * sizes.block_n > 8192
-        best = Forward(False, min(tall, 16 if large else 32), min(block_p, 32), 4, 1, 1, 8, 1)
+        best = Forward(False, min(tall, 16 if large else 32), min(block_p, 32), 4, 1, 8, 1)
     else:
         tiny = tall * sizes.block_p <= 256
         chunk_warps = 1 if tiny else 4 if sizes.block_p <= 64 else 8
-        best = Forward(True, tall, block_p, 4, 3 if sizes.block_n <= 64 else 2, 1, chunk_warps, 2)
+        best = Forward(True, tall, block_p, 4, 3 if sizes.block_n <= 64 else 2, chunk_warps, 2)
     small = min(tall, 32)
     return (
         best,
         best._replace(stages=1, chunk_stages=1),
-        Forward(False, small, min(block_p, 32), 4, 1, 1, 4, 1),
-        Forward(False, 16, 16, 4, 1, 1, 4, 1),
+        Forward(False, small, min(block_p, 32), 4, 1, 4, 1),
+        Forward(False, 16, 16, 4, 1, 4, 1),
     )
 
 
