@@ -87,6 +87,16 @@ def softplus(value):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
+def opaque(i, positive):  # type: ignore[no-untyped-def]
+    """``i``, which the compiler cannot see to count up.
+
+    It would keep an address of its own for every row of every tile, and move all of them on at each
+    iteration: dozens of registers, where a kernel has none to spare.
+    """
+    return i ^ (positive >> 31)
+
+
+@triton.jit
 def decays(cum, steps, row, n_chunks, c, rows, CHUNK: tl.constexpr):  # type: ignore[no-untyped-def]
     """``(scale, cum, last)`` of the tokens of one head's chunk; ``row`` counts rows of the batch and heads."""
     at = (tl.cast(row, tl.int64) * n_chunks + c) * CHUNK

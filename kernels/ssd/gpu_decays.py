@@ -110,7 +110,8 @@ def step_gradients(  # type: ignore[no-untyped-def]
     dlog_decay = tl.load(dcum + at, mask=inside, other=0.0)
     if not SUMMED:
         dlog_decay = tl.associative_scan(dlog_decay, 1, _sum, reverse=True)
-        dlog_decay += tl.load(through + at_chunk, mask=some, other=0.0)[:, None]
+        if through is not None:
+            dlog_decay += tl.load(through + at_chunk, mask=some, other=0.0)[:, None]
     ds = tl.load(dsteps + at, mask=inside, other=0.0)
     where = address(ddt, b, ddt_b, t0, ddt_l, 0, 0, 1) + heads[:, None] * ddt_h + rows[None, :] * ddt_l
     if A is None:

@@ -24,6 +24,7 @@ from mambakit.kernels.ssd.gpu_common import (
     decays,
     differences,
     load_state,
+    opaque,
     sequences,
     silu,
     store_state,
@@ -140,7 +141,8 @@ def walk_outputs(  # type: ignore[no-untyped-def]
     S = _initial_state(initial, at_state, ns, ps, HEAD_DIM, D_STATE, BLOCK_P, BLOCK_N)
     checks = tl.zeros((CHUNK,), tl.float32)
     first = segment * segment_chunks
-    for c in tl.range(first, tl.minimum(first + segment_chunks, n_chunks), num_stages=STAGES):
+    for i in tl.range(first, tl.minimum(first + segment_chunks, n_chunks), num_stages=STAGES):
+        c = opaque(i, n_chunks)
         t0 = c * CHUNK
         mask = t0 + rows < length
         Bt = tile(address(B, b, B_b, t0, B_l, g, B_g, UNIT), B_l * UNIT, rows, ns, mask, D_STATE, BLOCK_N)

@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mambakit.kernels.launch import register_limit
-from mambakit.kernels.ssd.gpu_backward import chunk_gradients, group_gradients
+from mambakit.kernels.ssd.gpu_backward import chunk_gradients, group_gradients, state_gradients
 from mambakit.kernels.ssd.gpu_config import Backward, Forward, Inputs, Sizes
 from mambakit.kernels.ssd.gpu_decays import chunk_decays, step_gradients
 from mambakit.kernels.ssd.gpu_forward import chunk_outputs, join_segments, walk_outputs, walk_states
@@ -176,8 +176,8 @@ def run_forward(
         block_p = min(block_p, 32)
     p_blocks = -(-head_dim // block_p)
     parts = batch * n_chunks * n_groups * p_blocks
-    block_heads = _block_heads(group_heads, parts, x.device)
-    chunk_outputs[(parts * -(-group_heads // block_heads),)](
+    blocks, block_heads = _block_heads(group_heads, parts, x.device)
+    chunk_outputs[(parts * blocks,)](
         x, *decays, B, C, D, z, seq_idx, states, y, final if n_chunks == 1 else None,
         *strides, length, n_heads, group_heads, n_chunks, block_heads,
         head_dim, d_state, block_p, sizes.block_n, config.chunk, n_chunks == 1, d_columns,
@@ -186,10 +186,11 @@ def run_forward(
     return y, final
 
 
-def _block_heads(group_heads: int, parts: int, device: torch.device) -> int:
-    """Heads a program takes on, so that there are about four programs for every multiprocessor."""
-    blocks = min(group_heads, max(1, -(-4 * multiprocessors(device) // parts)))
-    return -(-group_heads // blocks)
+def _block_heads(group_heads: int, parts: int, device: torch.device, wanted: int = 4) -> tuple[int, int]:
+    """``(blocks, heads)``: heads a program takes on, so that a multiprocessor has ``wanted`` programs or so."""
+    blocks = min(group_heads, max(1, -(-wanted * multiprocessors(device) // parts)))
+    heads = -(-group_heads // blocks)
+    return -(-group_heads // heads), heads
 
 
 def _slices(batch: int, n_heads: int, n_groups: int, head_bytes: int) -> Iterator[tuple[slice, slice, slice]]:
@@ -335,41 +336,45 @@ def _backward_part(
         walk.run(dfinal, dstates if n_chunks > 1 else None, end)
         if end is not dinitial:
             dinitial.copy_(end)
-    parts = batch * n_chunks * n_groups
-    block_heads = _block_heads(group_heads, parts, x.device)
-    blocks = -(-group_heads // block_heads)
-    # the terms with a state and the sum over blocks are left to group_gradients, if there are any
-    alone = blocks == 1 and states is None and dstates is None and not add
-    parts_B, parts_C = dB, dC
-    if not alone:
-        shape = (2, blocks, batch, length, n_groups, d_state)
-        parts_B, parts_C = torch.empty(shape, dtype=torch.float32, device=x.device).unbind()
+    with_state = states is not None or dstates is not None
+    programs = batch * n_chunks * n_groups
+    blocks, block_heads = _block_heads(group_heads, programs, x.device, config.chunk_programs)
+    state_blocks, state_heads = 0, group_heads
+    if with_state:
+        state_blocks, state_heads = _block_heads(group_heads, programs, x.device, config.state_programs)
+    float32: dict[str, Any] = {"dtype": torch.float32, "device": x.device}
+    pairs = torch.empty((blocks, batch, n_chunks, n_groups, config.chunk, config.chunk), **float32)
+    parts_B, parts_C = torch.empty((2, state_blocks, batch, length, n_groups, d_state), **float32).unbind()
     unit, strides = _layout(dy, x, B, C, z)
-    per_token = torch.empty((3, *decays.steps.shape), dtype=torch.float32, device=x.device)
+    per_token = torch.empty((3, *decays.steps.shape), **float32)
     dcum, dsteps, dskip = per_token.unbind()
-    through = torch.empty((batch, n_heads, n_chunks), dtype=torch.float32, device=x.device)
-    chunk_gradients[(parts * blocks,)](
-        dy, x, *decays, B, C, D, z, seq_idx, states, dstates,
-        dx, dcum, through, dsteps, dskip, parts_B, parts_C, dz, dD,
+    shared = (head_dim, d_state, sizes.block_p, sizes.block_n, config.chunk)
+    dot = (sizes.wide, unit, sizes.dot, sizes.precision)
+    through = None
+    if with_state:
+        through = torch.empty((batch, n_heads, n_chunks), **float32)
+        state_gradients[(programs * state_blocks,)](
+            dy, x, *decays, B, C, z, seq_idx, states, dstates,
+            dx, dcum, through, dsteps, parts_B, parts_C, dz,
+            *strides, length, n_heads, group_heads, n_chunks, state_heads, row[0],
+            *shared, n_chunks == 1, *dot, config.state_stages,
+            num_warps=config.state_warps, **register_limit(x, config.state_registers),
+        )  # fmt: skip
+    chunk_gradients[(programs * blocks,)](
+        dy, x, *decays, B, C, D, z, seq_idx, dx, dcum, dsteps, dskip, pairs, dz, dD,
         *strides, length, n_heads, group_heads, n_chunks, block_heads, row[0],
-        row[1] if alone else n_groups, batch,
-        head_dim, d_state, sizes.block_p, sizes.block_n, config.chunk, n_chunks == 1,
-        1 if dD is None else head_dim, sizes.wide,
-        unit, sizes.dot, sizes.precision, config.chunk_stages,
+        *shared, 1 if dD is None else head_dim, with_state, *dot, config.chunk_stages,
         num_warps=config.chunk_warps, **register_limit(x, config.chunk_registers),
     )  # fmt: skip
-    programs, heads = _step_launch(inputs, n_chunks)
-    step_gradients[(programs,)](
+    step_programs, heads = _step_launch(inputs, n_chunks)
+    step_gradients[(step_programs,)](
         dt, A, bias, decays.steps, dcum, through, dsteps, None if D is None or dD is not None else dskip,
         ddt, dscale, sums, *dt.stride(), *_step_strides(ddt, dscale), length, n_heads, n_chunks, row[0],
         low, high, config.chunk, heads, softplus, _limited(inputs), sizes.wide, num_warps=4,
     )  # fmt: skip
-    if alone:
-        return
-    block_n = min(sizes.block_n, config.group_block_n)
-    group_gradients[(parts * 2 * -(-d_state // block_n),)](
-        dy, x, *decays, z, seq_idx, states, dstates, parts_B, parts_C, dB, dC,
-        *strides[:6], *strides[12:], length, n_heads, group_heads, n_chunks, blocks, row[1],
-        head_dim, d_state, sizes.block_p, block_n, config.chunk, n_chunks == 1,
-        add, unit, sizes.dot, sizes.precision, config.group_stages, num_warps=config.group_warps,
+    block_n = min(sizes.block_n, 64)
+    group_gradients[(2 * programs * -(-d_state // block_n),)](
+        B, C, pairs, parts_B, parts_C, dB, dC, *strides[6:12],
+        length, n_groups, n_chunks, blocks, state_blocks, row[1],
+        d_state, block_n, config.chunk, add, unit, sizes.dot, sizes.precision, num_warps=4,
     )  # fmt: skip
