@@ -50,6 +50,13 @@ def common_unit(*sizes: int) -> int:
     return 8
 
 
+def register_limit(tensor: Tensor, registers: int | None) -> dict[str, int]:
+    """The launch option that holds a thread to ``registers``; Nvidia's backend alone has it."""
+    if registers is None or not tensor.is_cuda or torch.version.hip:
+        return {}
+    return {"maxnreg": registers}
+
+
 def asks_for_triton(state: object, backend: str | None) -> bool:
     """Whether a step on ``state`` may be one that ``StepPlans`` knows: a guess, for speed."""
     if torch.compiler.is_compiling():

@@ -13,11 +13,6 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-LOG2E = tl.constexpr(1.4426950408889634)
-# exp(-150) is zero in float32; a floor keeps sums of log-decays finite and precise
-LOWEST_LOG_DECAY = tl.constexpr(-150.0)
-
-
 @triton.jit
 def address(ptr, i, i_stride, j, j_stride, k, k_stride, UNIT: tl.constexpr):  # type: ignore[no-untyped-def]
     """``ptr`` moved to ``[i, j, k]``; in int64, since tensors may have more than 2**31 elements."""
@@ -92,47 +87,20 @@ def softplus(value):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _sum_and_last(total, s, raw, log_decay, next_s, next_raw):  # type: ignore[no-untyped-def]
-    return total + log_decay, next_s, next_raw
+def opaque(i, positive):  # type: ignore[no-untyped-def]
+    """``i``, which the compiler cannot see to count up.
+
+    It would keep an address of its own for every row of every tile, and move all of them on at each
+    iteration: dozens of registers, where a kernel has none to spare.
+    """
+    return i ^ (positive >> 31)
 
 
 @triton.jit
-def step_size(  # type: ignore[no-untyped-def]
-    dt, dt_stride, scale, scale_stride, A, bias, rows, mask, low, high,
-    SOFTPLUS: tl.constexpr, LIMIT: tl.constexpr, WIDE: tl.constexpr,
-):  # fmt: skip
-    """``(raw, scale, cum, last)`` of a chunk's tokens; no decay and no scale after the end.
-
-    ``raw`` is what goes into softplus. With ``A`` None, ``dt`` holds the log-decay itself. The log-decay's
-    sums are in units of log 2, and float64 if ``WIDE``.
-    """
-    raw = tl.load(dt + rows * dt_stride, mask=mask, other=0.0).to(tl.float32)
-    if A is None:
-        s = tl.load(scale + rows * scale_stride, mask=mask, other=0.0).to(tl.float32)
-        log_decay = raw
-        if WIDE:
-            log_decay = log_decay.to(tl.float64)
-    else:
-        if bias is not None:
-            raw += tl.load(bias).to(tl.float32)
-        s = raw
-        if SOFTPLUS:
-            s = softplus(raw)
-        if LIMIT:
-            s = tl.where(s < low, low, s)
-            s = tl.where(s > high, high, s)
-        s = tl.where(mask, s, 0.0)
-        rate = tl.load(A).to(tl.float32)
-        if WIDE:
-            log_decay = s.to(tl.float64) * rate.to(tl.float64)
-        else:
-            log_decay = s * rate
-    log_decay = tl.where(log_decay < LOWEST_LOG_DECAY, LOWEST_LOG_DECAY, log_decay) * LOG2E
-    # All three go through the scan, although one would do: the compiler does not repeat a scan, while it
-    # would compute softplus again in every layout that the scale is wanted in, many times over in each
-    # thread.
-    cum, s, raw = tl.associative_scan((log_decay, s, raw), 0, _sum_and_last)
-    return raw, s, cum, tl.sum(log_decay, 0)
+def decays(cum, steps, row, n_chunks, c, rows, CHUNK: tl.constexpr):  # type: ignore[no-untyped-def]
+    """``(scale, cum, last)`` of the tokens of one head's chunk; ``row`` counts rows of the batch and heads."""
+    at = (tl.cast(row, tl.int64) * n_chunks + c) * CHUNK
+    return tl.load(steps + at + rows), tl.load(cum + at + rows), tl.load(cum + at + CHUNK - 1)
 
 
 @triton.jit

@@ -30,31 +30,38 @@ class Inputs(NamedTuple):
 
 
 class Forward(NamedTuple):
-    """How the forward pass runs: ``walk`` takes ``walk_outputs``, with ``heads`` heads a program."""
+    """How the forward pass runs: ``walk`` takes ``walk_outputs``, with a limit of ``registers`` a thread."""
 
     walk: bool
     chunk: int
     block_p: int
     warps: int
     stages: int
-    heads: int = 1
     chunk_warps: int = 4
     chunk_stages: int = 2
-    guard: bool = True
+    registers: int | None = None
 
 
 class Backward(NamedTuple):
-    """How the backward pass runs: the walks first, then the chunks."""
+    """How the backward pass runs: walks, then the terms with a state, then those of pairs.
+
+    ``state_programs`` and ``chunk_programs`` are what a multiprocessor is to have of them at least, if there
+    are heads enough to share out.
+    """
 
     chunk: int
     block_p: int
     warps: int
     stages: int
-    chunk_warps: int
-    chunk_stages: int
-    group_block_n: int = 128
-    group_warps: int = 4
-    group_stages: int = 2
+    state_warps: int = 4
+    state_stages: int = 1
+    chunk_warps: int = 4
+    chunk_stages: int = 1
+    state_programs: int = 4
+    chunk_programs: int = 4
+    registers: int | None = None
+    state_registers: int | None = None
+    chunk_registers: int | None = None
 
 
 class Sizes(NamedTuple):
@@ -94,17 +101,17 @@ def forward_configs(inputs: Inputs, sizes: Sizes, chunk_size: int | None) -> tup
     block_p = min(sizes.block_p, 64 if sizes.block_n <= 128 else 32)
     if not half:
         large = sizes.block_p * sizes.block_n > 8192
-        best = Forward(False, min(tall, 16 if large else 32), min(block_p, 32), 4, 1, 1, 8, 1)
+        best = Forward(False, min(tall, 16 if large else 32), min(block_p, 32), 4, 1, 8, 1)
     else:
         tiny = tall * sizes.block_p <= 256
         chunk_warps = 1 if tiny else 4 if sizes.block_p <= 64 else 8
-        best = Forward(True, tall, block_p, 4, 3 if sizes.block_n <= 64 else 2, 1, chunk_warps, 2)
+        best = Forward(True, tall, block_p, 4, 3 if sizes.block_n <= 64 else 2, chunk_warps, 2)
     small = min(tall, 32)
     return (
         best,
         best._replace(stages=1, chunk_stages=1),
-        Forward(False, small, min(block_p, 32), 4, 1, 1, 4, 1),
-        Forward(False, 16, 16, 4, 1, 1, 4, 1),
+        Forward(False, small, min(block_p, 32), 4, 1, 4, 1),
+        Forward(False, 16, 16, 4, 1, 4, 1),
     )
 
 
@@ -118,12 +125,12 @@ def backward_configs(inputs: Inputs, sizes: Sizes, chunk_size: int | None) -> tu
     if half:
         # the walks of a large state run best with half its columns to a program
         columns, stages = (min(block_p, 32), 3) if sizes.block_n > 64 else (block_p, 2)
-        best = Backward(tall, columns, 4, stages, 2 if small else 4, 1, group_stages=3)
+        best = Backward(tall, columns, 4, stages, 8, 1, 2 if small else 4, 1)
     else:
         large = sizes.block_p * sizes.block_n > 8192
-        best = Backward(min(tall, 16 if large else 32), min(block_p, 32), 4, 1, 8, 1, 64, 8, 1)
+        best = Backward(min(tall, 16 if large else 32), min(block_p, 32), 4, 1, 8, 1, 8, 1)
     return (
         best,
-        best._replace(chunk=min(best.chunk, 32), stages=1, chunk_stages=1, group_block_n=64, group_stages=1),
-        Backward(16, min(block_p, 16), 4, 1, 4, 1, 32, 4, 1),
+        best._replace(chunk=min(best.chunk, 32), stages=1),
+        Backward(16, min(block_p, 16), 4, 1),
     )

@@ -6,11 +6,11 @@ arXiv:2405.21060, section 6),
     y_i  = sum_{j<=i} (C_i . B_j) exp(cum_i - cum_j) scale_j x_j + exp(cum_i) C_i S + D x_i,  times silu(z_i)
     S'   = exp(cum_last) S + sum_j exp(cum_last - cum_j) scale_j B_j x_j^T
 
-There are two schedules, of the same parts. ``walk_outputs``: a program walks the chunks of one or two heads
-with their states in registers, so that only inputs are read and only y is written. ``walk_states``, then
+There are two schedules, of the same parts. ``walk_outputs``: a program walks the chunks of one head with its
+state in registers, so that only inputs are read and only y is written. ``walk_states``, then
 ``chunk_outputs``: the walk leaves the state at each chunk's start in memory, and the outputs of all chunks
 are taken side by side, C B^T once for many heads. A sequence of one chunk needs ``chunk_outputs`` alone.
-Where there are too few rows and heads to fill the GPU, walks are cut into segments: ``walk_states`` first
+``cum`` and ``scale`` come from ``gpu_decays``. Where there are too few rows and heads to fill the GPU, walks are cut into segments: ``walk_states`` first
 finds what every segment adds to the state, ``join_segments`` the state each one starts from.
 """
 
@@ -21,51 +21,49 @@ import triton.language as tl
 
 from mambakit.kernels.ssd.gpu_common import (
     address,
+    decays,
     differences,
     load_state,
+    opaque,
     sequences,
     silu,
-    step_size,
     store_state,
     store_tile,
     tile,
 )
 
 _STRIDES = [
-    "x_b", "x_l", "x_h", "dt_b", "dt_l", "dt_h", "scale_b", "scale_l", "scale_h",
-    "B_b", "B_l", "B_g", "C_b", "C_l", "C_g", "z_b", "z_l", "z_h",
+    "x_b", "x_l", "x_h", "B_b", "B_l", "B_g", "C_b", "C_l", "C_g", "z_b", "z_l", "z_h",
 ]  # fmt: skip
 _SIZES = ["length", "n_heads", "group_heads", "n_chunks", "segment_chunks", "n_segments", "block_heads"]
 
 
 @triton.jit
 def _head_outputs(  # type: ignore[no-untyped-def]
-    S, CB, keep, Bt, Ct, x, x_l, dt, dt_l, scale, scale_l, A, bias, D, z, z_l, y, y_l,
-    rows, mask, continues, in_last, goes_through, ps, low, high,
+    S, CB, keep, Bt, Ct, s, cum, last, x, x_l, D, z, z_l, y, y_l,
+    rows, mask, continues, in_last, goes_through, ps,
     HEAD_DIM: tl.constexpr, BLOCK_P: tl.constexpr, D_COLUMNS: tl.constexpr, HAS_STATE: tl.constexpr,
-    UPDATE: tl.constexpr, SOFTPLUS: tl.constexpr, LIMIT: tl.constexpr, WIDE: tl.constexpr,
-    GUARD: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
+    UPDATE: tl.constexpr, WIDE: tl.constexpr, GUARD: tl.constexpr, DOT: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Outputs of one head in one chunk; returns the state after it if ``UPDATE``, else ``S``.
+    """The state after a chunk, if ``UPDATE`` (else ``S``), and the outputs, which are stored.
 
     Pointers are at the chunk's first token. ``continues`` (tokens of the sequence before the chunk),
     ``in_last`` (tokens of the chunk's last sequence) and ``goes_through`` are None if nothing is packed.
+
+    In a product a broken token reaches all tokens of the chunk, earlier ones too, as zero times infinity:
+    with ``GUARD`` it does not.
     """
-    _raw, s, cum, last = step_size(
-        dt, dt_l, scale, scale_l, A, bias, rows, mask, low, high, SOFTPLUS, LIMIT, WIDE
-    )
     xt = tile(x, x_l, rows, ps, mask, HEAD_DIM, BLOCK_P)
     # what lies above the diagonal may be infinite: it is dropped, not multiplied by zero
     M = tl.where(keep, CB * tl.exp2(differences(cum, cum, WIDE)) * s[None, :], 0.0).to(DOT)
-    out = tl.dot(M, xt.to(DOT), input_precision=PRECISION)
     if GUARD:
-        # In a product a broken token reaches all tokens of the chunk, earlier ones too: zero times infinity.
-        total = tl.sum(out)
-        if total != total:
-            sound = tl.abs(xt.to(tl.float32)) < float("inf")
-            out = tl.dot(M, tl.where(sound, xt, 0.0).to(DOT), input_precision=PRECISION)
-            reached = tl.dot(keep.to(DOT), tl.where(sound, 0.0, 1.0).to(DOT), input_precision=PRECISION)
-            out = tl.where(reached > 0.0, float("nan"), out)
+        sound = tl.abs(xt.to(tl.float32)) < float("inf")
+        out = tl.dot(M, tl.where(sound, xt, 0.0).to(DOT), input_precision=PRECISION)
+        reached = tl.dot(keep.to(DOT), tl.where(sound, 0.0, 1.0).to(DOT), input_precision=PRECISION)
+        out = tl.where(reached > 0.0, float("nan"), out)
+    else:
+        out = tl.dot(M, xt.to(DOT), input_precision=PRECISION)
     if HAS_STATE:
         into = tl.exp2(cum).to(tl.float32)
         carried = tl.dot(Ct, S.to(DOT), input_precision=PRECISION) * into[:, None]
@@ -93,30 +91,46 @@ def _head_outputs(  # type: ignore[no-untyped-def]
             S = tl.dot(tl.trans(Bt), weighted.to(DOT), kept, input_precision=PRECISION)
         else:
             S = tl.dot(tl.trans(Bt), weighted.to(DOT), input_precision=PRECISION)
+    return S, out
+
+
+@triton.jit
+def _initial_state(  # type: ignore[no-untyped-def]
+    initial, at_state, ns, ps, HEAD_DIM: tl.constexpr, D_STATE: tl.constexpr,
+    BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    if initial is None:
+        S = tl.zeros((BLOCK_N, BLOCK_P), tl.float32)
+    else:
+        base = initial + at_state * (HEAD_DIM * D_STATE)
+        S = load_state(base, ns, ps, True, HEAD_DIM, D_STATE, BLOCK_P, BLOCK_N).to(tl.float32)
     return S
 
 
 @triton.jit(do_not_specialize=_STRIDES + _SIZES)
 def walk_outputs(  # type: ignore[no-untyped-def]
-    x, dt, scale, A, bias, B, C, D, z, seq, initial, y, final,
-    x_b, x_l, x_h, dt_b, dt_l, dt_h, scale_b, scale_l, scale_h, B_b, B_l, B_g, C_b, C_l, C_g, z_b, z_l, z_h,
-    length, n_heads, group_heads, n_chunks, segment_chunks, n_segments, low, high,
+    x, cum, steps, B, C, D, z, seq, initial, y, final, broken,
+    x_b, x_l, x_h, B_b, B_l, B_g, C_b, C_l, C_g, z_b, z_l, z_h,
+    length, n_heads, group_heads, n_chunks, segment_chunks, n_segments,
     HEAD_DIM: tl.constexpr, D_STATE: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr,
-    CHUNK: tl.constexpr, HEADS: tl.constexpr, D_COLUMNS: tl.constexpr, SOFTPLUS: tl.constexpr,
-    LIMIT: tl.constexpr, WIDE: tl.constexpr, GUARD: tl.constexpr, UNIT: tl.constexpr,
-    DOT: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
+    CHUNK: tl.constexpr, D_COLUMNS: tl.constexpr, WIDE: tl.constexpr, GUARD: tl.constexpr,
+    UNIT: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Outputs of ``HEADS`` (1 or 2) heads of a group over one segment.
+    """Outputs of one head over one segment.
 
     ``initial`` is ``(batch, n_segments, n_heads, head_dim, d_state)``, and so is ``final``,
-    which is written only if there is one segment.
+    which is written only if there is one segment. ``broken``, an int32 a program, says whose walk has to be
+    taken again with ``GUARD``: a guard in the first one's loop would take its registers.
     """
     P_BLOCKS: tl.constexpr = (HEAD_DIM + BLOCK_P - 1) // BLOCK_P
     pid = tl.program_id(0)
+    if GUARD:
+        if tl.load(broken + pid) == 0:
+            return
     p_block = pid % P_BLOCKS
     pid = pid // P_BLOCKS
-    h = (pid % (n_heads // HEADS)) * HEADS
-    pid = pid // (n_heads // HEADS)
+    h = pid % n_heads
+    pid = pid // n_heads
     segment = pid % n_segments
     b = pid // n_segments
     g = h // group_heads
@@ -124,17 +138,11 @@ def walk_outputs(  # type: ignore[no-untyped-def]
     ns = tl.arange(0, BLOCK_N)
     ps = p_block * BLOCK_P + tl.arange(0, BLOCK_P)
     at_state = (tl.cast(b, tl.int64) * n_segments + segment) * n_heads + h
-    S0 = tl.zeros((BLOCK_N, BLOCK_P), tl.float32)
-    S1 = S0
-    if initial is not None:
-        base = initial + at_state * (HEAD_DIM * D_STATE)
-        S0 = load_state(base, ns, ps, True, HEAD_DIM, D_STATE, BLOCK_P, BLOCK_N).to(tl.float32)
-        if HEADS == 2:
-            S1 = load_state(base + HEAD_DIM * D_STATE, ns, ps, True, HEAD_DIM, D_STATE, BLOCK_P, BLOCK_N).to(
-                tl.float32
-            )
+    S = _initial_state(initial, at_state, ns, ps, HEAD_DIM, D_STATE, BLOCK_P, BLOCK_N)
+    checks = tl.zeros((CHUNK,), tl.float32)
     first = segment * segment_chunks
-    for c in tl.range(first, tl.minimum(first + segment_chunks, n_chunks), num_stages=STAGES):
+    for i in tl.range(first, tl.minimum(first + segment_chunks, n_chunks), num_stages=STAGES):
+        c = opaque(i, n_chunks)
         t0 = c * CHUNK
         mask = t0 + rows < length
         Bt = tile(address(B, b, B_b, t0, B_l, g, B_g, UNIT), B_l * UNIT, rows, ns, mask, D_STATE, BLOCK_N)
@@ -152,45 +160,35 @@ def walk_outputs(  # type: ignore[no-untyped-def]
             continues = ids == before
             in_last = ids == last_id
             goes_through = before == last_id
-        for k in tl.static_range(HEADS):
-            S = S0 if k == 0 else S1
-            dt_h_ptr = address(dt, b, dt_b, t0, dt_l, h + k, dt_h, 1)
-            scale_ptr = None
-            A_ptr = None
-            if A is None:
-                scale_ptr = address(scale, b, scale_b, t0, scale_l, h + k, scale_h, 1)
-            else:
-                A_ptr = A + h + k
-            S = _head_outputs(
-                S, CB, keep, Bt, Ct,
-                address(x, b, x_b, t0, x_l, h + k, x_h, UNIT), x_l * UNIT,
-                dt_h_ptr, dt_l, scale_ptr, scale_l, A_ptr,
-                None if bias is None else bias + h + k,
-                None if D is None else D + (h + k) * D_COLUMNS,
-                None if z is None else address(z, b, z_b, t0, z_l, h + k, z_h, UNIT), z_l * UNIT,
-                y + ((tl.cast(b, tl.int64) * length + t0) * n_heads + h + k) * HEAD_DIM, n_heads * HEAD_DIM,
-                rows, mask, continues, in_last, goes_through, ps, low, high,
-                HEAD_DIM, BLOCK_P, D_COLUMNS, True, True, SOFTPLUS, LIMIT, WIDE, GUARD, DOT, PRECISION,
-            )  # fmt: skip
-            if k == 0:
-                S0 = S
-            else:
-                S1 = S
+        s, cums, last = decays(cum, steps, b * n_heads + h, n_chunks, c, rows, CHUNK)
+        S, out = _head_outputs(
+            S, CB, keep, Bt, Ct, s, cums, last,
+            address(x, b, x_b, t0, x_l, h, x_h, UNIT), x_l * UNIT,
+            None if D is None else D + h * D_COLUMNS,
+            None if z is None else address(z, b, z_b, t0, z_l, h, z_h, UNIT), z_l * UNIT,
+            y + ((tl.cast(b, tl.int64) * length + t0) * n_heads + h) * HEAD_DIM, n_heads * HEAD_DIM,
+            rows, mask, continues, in_last, goes_through, ps,
+            HEAD_DIM, BLOCK_P, D_COLUMNS, True, True, WIDE, GUARD, DOT, PRECISION,
+        )  # fmt: skip
+        if seq is not None and not GUARD:
+            checks += tl.sum(out, 1)
+    if not GUARD:
+        # what is broken stays in the state, unless another sequence comes
+        total = tl.sum(checks, 0) + 0.0 * tl.sum(S)
+        tl.store(broken + tl.program_id(0), (total != total).to(tl.int32))
     if final is not None:
         base = final + at_state * (HEAD_DIM * D_STATE)
-        store_state(base, S0, ns, ps, True, HEAD_DIM, D_STATE, BLOCK_P, BLOCK_N)
-        if HEADS == 2:
-            store_state(base + HEAD_DIM * D_STATE, S1, ns, ps, True, HEAD_DIM, D_STATE, BLOCK_P, BLOCK_N)
+        store_state(base, S, ns, ps, True, HEAD_DIM, D_STATE, BLOCK_P, BLOCK_N)
 
 
 @triton.jit(do_not_specialize=_STRIDES + _SIZES)
 def walk_states(  # type: ignore[no-untyped-def]
-    x, dt, scale, A, bias, B, z, seq, initial, states, ends, throughs,
-    x_b, x_l, x_h, dt_b, dt_l, dt_h, scale_b, scale_l, scale_h, B_b, B_l, B_g, z_b, z_l, z_h,
-    length, n_heads, group_heads, n_chunks, segment_chunks, n_segments, low, high,
+    x, cum, steps, B, z, seq, initial, states, ends, throughs,
+    x_b, x_l, x_h, B_b, B_l, B_g, z_b, z_l, z_h,
+    length, n_heads, group_heads, n_chunks, segment_chunks, n_segments,
     HEAD_DIM: tl.constexpr, D_STATE: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr,
-    CHUNK: tl.constexpr, REVERSE: tl.constexpr, SOFTPLUS: tl.constexpr, LIMIT: tl.constexpr,
-    WIDE: tl.constexpr, UNIT: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
+    CHUNK: tl.constexpr, REVERSE: tl.constexpr, UNIT: tl.constexpr, DOT: tl.constexpr,
+    PRECISION: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """The states of one head over one segment, without its outputs.
 
@@ -214,10 +212,7 @@ def walk_states(  # type: ignore[no-untyped-def]
     ns = tl.arange(0, BLOCK_N)
     ps = p_block * BLOCK_P + tl.arange(0, BLOCK_P)
     at_state = (tl.cast(b, tl.int64) * n_segments + segment) * n_heads + h
-    S = tl.zeros((BLOCK_N, BLOCK_P), tl.float32)
-    if initial is not None:
-        base = initial + at_state * (HEAD_DIM * D_STATE)
-        S = load_state(base, ns, ps, True, HEAD_DIM, D_STATE, BLOCK_P, BLOCK_N).to(tl.float32)
+    S = _initial_state(initial, at_state, ns, ps, HEAD_DIM, D_STATE, BLOCK_P, BLOCK_N)
     total = tl.full((), 1.0, tl.float32)
     first = segment * segment_chunks
     stop = tl.minimum(first + segment_chunks, n_chunks)
@@ -235,16 +230,7 @@ def walk_states(  # type: ignore[no-untyped-def]
                 address(z, b, z_b, t0, z_l, h, z_h, UNIT), z_l * UNIT, rows, ps, mask, HEAD_DIM, BLOCK_P
             )
             xt *= silu(zt.to(tl.float32))
-        scale_ptr = None
-        A_ptr = None
-        if A is None:
-            scale_ptr = address(scale, b, scale_b, t0, scale_l, h, scale_h, 1)
-        else:
-            A_ptr = A + h
-        _raw, s, cum, last = step_size(
-            address(dt, b, dt_b, t0, dt_l, h, dt_h, 1), dt_l, scale_ptr, scale_l, A_ptr,
-            None if bias is None else bias + h, rows, mask, low, high, SOFTPLUS, LIMIT, WIDE,
-        )  # fmt: skip
+        s, cums, last = decays(cum, steps, b * n_heads + h, n_chunks, c, rows, CHUNK)
         through = tl.exp2(last).to(tl.float32)
         if states is not None:
             at_chunk = (tl.cast(b, tl.int64) * n_chunks + c) * n_heads + h
@@ -260,9 +246,9 @@ def walk_states(  # type: ignore[no-untyped-def]
                 BLOCK_N,
             )
         if REVERSE:
-            weighted = tl.exp2(cum).to(tl.float32)[:, None] * xt
+            weighted = tl.exp2(cums).to(tl.float32)[:, None] * xt
         else:
-            weighted = (s * tl.exp2(last - cum).to(tl.float32))[:, None] * xt
+            weighted = (s * tl.exp2(last - cums).to(tl.float32))[:, None] * xt
         kept = S * through
         if seq is not None:
             ids, before, last_id = sequences(seq, b, t0, length, rows, CHUNK)
@@ -315,13 +301,12 @@ def join_segments(  # type: ignore[no-untyped-def]
 
 @triton.jit(do_not_specialize=_STRIDES + _SIZES)
 def chunk_outputs(  # type: ignore[no-untyped-def]
-    x, dt, scale, A, bias, B, C, D, z, seq, states, y, final,
-    x_b, x_l, x_h, dt_b, dt_l, dt_h, scale_b, scale_l, scale_h, B_b, B_l, B_g, C_b, C_l, C_g, z_b, z_l, z_h,
-    length, n_heads, group_heads, n_chunks, block_heads, low, high,
+    x, cum, steps, B, C, D, z, seq, states, y, final,
+    x_b, x_l, x_h, B_b, B_l, B_g, C_b, C_l, C_g, z_b, z_l, z_h,
+    length, n_heads, group_heads, n_chunks, block_heads,
     HEAD_DIM: tl.constexpr, D_STATE: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr,
-    CHUNK: tl.constexpr, TRANSPOSED: tl.constexpr, D_COLUMNS: tl.constexpr, SOFTPLUS: tl.constexpr,
-    LIMIT: tl.constexpr, WIDE: tl.constexpr, GUARD: tl.constexpr, UNIT: tl.constexpr,
-    DOT: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
+    CHUNK: tl.constexpr, TRANSPOSED: tl.constexpr, D_COLUMNS: tl.constexpr, WIDE: tl.constexpr,
+    UNIT: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Outputs of one chunk for ``block_heads`` heads of one group.
 
@@ -374,24 +359,24 @@ def chunk_outputs(  # type: ignore[no-untyped-def]
             )
             if final is not None:
                 S = S.to(tl.float32)
-        scale_ptr = None
-        A_ptr = None
-        if A is None:
-            scale_ptr = address(scale, b, scale_b, t0, scale_l, h, scale_h, 1)
-        else:
-            A_ptr = A + h
-        after = _head_outputs(
-            S, CB, keep, Bt, Ct,
-            address(x, b, x_b, t0, x_l, h, x_h, UNIT), x_l * UNIT,
-            address(dt, b, dt_b, t0, dt_l, h, dt_h, 1), dt_l, scale_ptr, scale_l, A_ptr,
-            None if bias is None else bias + h,
-            None if D is None else D + h * D_COLUMNS,
-            None if z is None else address(z, b, z_b, t0, z_l, h, z_h, UNIT), z_l * UNIT,
-            y + ((tl.cast(b, tl.int64) * length + t0) * n_heads + h) * HEAD_DIM, n_heads * HEAD_DIM,
-            rows, mask, continues, in_last, goes_through, ps, low, high,
-            HEAD_DIM, BLOCK_P, D_COLUMNS, states is not None, final is not None,
-            SOFTPLUS, LIMIT, WIDE, GUARD, DOT, PRECISION,
+        s, cums, last = decays(cum, steps, b * n_heads + h, n_chunks, c, rows, CHUNK)
+        x_ptr = address(x, b, x_b, t0, x_l, h, x_h, UNIT)
+        D_ptr = None if D is None else D + h * D_COLUMNS
+        z_ptr = None if z is None else address(z, b, z_b, t0, z_l, h, z_h, UNIT)
+        y_ptr = y + ((tl.cast(b, tl.int64) * length + t0) * n_heads + h) * HEAD_DIM
+        after, out = _head_outputs(
+            S, CB, keep, Bt, Ct, s, cums, last, x_ptr, x_l * UNIT, D_ptr, z_ptr, z_l * UNIT,
+            y_ptr, n_heads * HEAD_DIM, rows, mask, continues, in_last, goes_through, ps,
+            HEAD_DIM, BLOCK_P, D_COLUMNS, states is not None, final is not None, WIDE, False, DOT, PRECISION,
         )  # fmt: skip
+        total = tl.sum(out)
+        if total != total:
+            after, out = _head_outputs(
+                S, CB, keep, Bt, Ct, s, cums, last, x_ptr, x_l * UNIT, D_ptr, z_ptr, z_l * UNIT,
+                y_ptr, n_heads * HEAD_DIM, rows, mask, continues, in_last, goes_through, ps,
+                HEAD_DIM, BLOCK_P, D_COLUMNS, states is not None, final is not None, WIDE, True,
+                DOT, PRECISION,
+            )  # fmt: skip
         if final is not None:
             base = final + (tl.cast(b, tl.int64) * n_heads + h) * (HEAD_DIM * D_STATE)
             store_state(base, after, ns, ps, True, HEAD_DIM, D_STATE, BLOCK_P, BLOCK_N)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+import triton
 import triton.language as tl
 from torch import Tensor
 
-from mambakit.kernels.ssd.gpu_backward import chunk_gradients, group_gradients
+from mambakit.kernels.launch import register_limit
+from mambakit.kernels.ssd.gpu_backward import chunk_gradients, group_gradients, state_gradients
 from mambakit.kernels.ssd.gpu_config import Backward, Forward, Inputs, Sizes
+from mambakit.kernels.ssd.gpu_decays import chunk_decays, step_gradients
 from mambakit.kernels.ssd.gpu_forward import chunk_outputs, join_segments, walk_outputs, walk_states
 from mambakit.kernels.tuning import multiprocessors
 
@@ -41,48 +44,78 @@ def _segments(programs: int, n_chunks: int, device: torch.device) -> tuple[int, 
     return -(-n_chunks // chunks), chunks
 
 
+class _Decays(NamedTuple):
+    """``cum`` and ``steps`` of ``chunk_decays``."""
+
+    cum: Tensor
+    steps: Tensor
+
+
+def _step_strides(dt: Tensor, scale: Tensor | None) -> tuple[int, ...]:
+    return (*dt.stride(), *((0, 0, 0) if scale is None else scale.stride()))
+
+
+def _step_launch(inputs: Inputs, n_chunks: int) -> tuple[int, int]:
+    """Programs of the kernels in ``gpu_decays``, and the heads of each."""
+    batch, _, n_heads, _ = inputs.x.shape
+    heads = min(16, max(1, triton.next_power_of_2(n_heads)))
+    return batch * n_chunks * -(-n_heads // heads), heads
+
+
+def _take_decays(inputs: Inputs, sizes: Sizes, chunk: int) -> _Decays:
+    batch, length, n_heads, _ = inputs.x.shape
+    n_chunks = -(-length // chunk)
+    shape = (batch, n_heads, n_chunks, chunk)
+    device = inputs.x.device
+    steps = torch.empty(shape, dtype=torch.float32, device=device)
+    cum = torch.empty(shape, dtype=torch.float64 if sizes.wide else torch.float32, device=device)
+    programs, heads = _step_launch(inputs, n_chunks)
+    chunk_decays[(programs,)](
+        inputs.dt, inputs.scale, inputs.A, inputs.dt_bias, cum, steps,
+        *_step_strides(inputs.dt, inputs.scale), length, n_heads, n_chunks, inputs.low, inputs.high,
+        chunk, heads, inputs.dt_softplus, _limited(inputs), sizes.wide, num_warps=4,
+    )  # fmt: skip
+    return _Decays(cum, steps)
+
+
 class _Walk:
     """Launches of ``walk_states`` over one call's chunks, cut into segments or not."""
 
     def __init__(
-        self, inputs: Inputs, x: Tensor, B: Tensor, z: Tensor | None, sizes: Sizes,
+        self, inputs: Inputs, x: Tensor, B: Tensor, z: Tensor | None, decays: _Decays, sizes: Sizes,
         config: Forward | Backward, *, reverse: bool,
     ) -> None:  # fmt: skip
         batch, length, n_heads, head_dim = x.shape
         n_groups, d_state = B.shape[2:]
-        self.inputs, self.x, self.B, self.z, self.sizes, self.config = inputs, x, B, z, sizes, config
+        self.tensors = (x, *decays, B, z, inputs.seq_idx)
         self.reverse = reverse
+        self.options = {"num_warps": config.warps, **register_limit(x, config.registers)}
         self.n_chunks = -(-length // config.chunk)
-        self.p_blocks = -(-head_dim // config.block_p)
-        heads = getattr(config, "heads", 1)
-        self.programs = batch * n_heads * self.p_blocks
-        self.n_segments, self.segment_chunks = _segments(self.programs // heads, self.n_chunks, x.device)
+        self.programs = batch * n_heads * -(-head_dim // config.block_p)
+        self.n_segments, self.segment_chunks = _segments(self.programs, self.n_chunks, x.device)
         self.state = (batch, self.n_segments, n_heads, head_dim, d_state)
         unit, strides = _layout(x, B, z)
-        dt, scale = inputs.dt, inputs.scale
-        self.strides = (
-            *strides[:3], *dt.stride(), *((0, 0, 0) if scale is None else scale.stride()), *strides[3:],
-            length, n_heads, n_heads // n_groups, self.n_chunks, self.segment_chunks, self.n_segments,
-            inputs.low, inputs.high, head_dim, d_state, config.block_p, sizes.block_n, config.chunk, reverse,
-            inputs.dt_softplus, _limited(inputs), sizes.wide, unit, sizes.dot, sizes.precision, config.stages,
+        self.rest = (
+            *strides, length, n_heads, n_heads // n_groups, self.n_chunks, self.segment_chunks,
+            self.n_segments, head_dim, d_state, config.block_p, sizes.block_n, config.chunk, reverse,
+            unit, sizes.dot, sizes.precision, config.stages,
         )  # fmt: skip
 
     def launch(
         self, initial: Tensor | None, states: Tensor | None, ends: Tensor | None, throughs: Tensor | None
     ) -> None:
-        i = self.inputs
         walk_states[(self.programs * self.n_segments,)](
-            self.x, i.dt, i.scale, i.A, i.dt_bias, self.B, self.z, i.seq_idx, initial, states, ends, throughs,
-            *self.strides, num_warps=self.config.warps,
-        )  # fmt: skip
+            *self.tensors, initial, states, ends, throughs, *self.rest, **self.options
+        )
 
     def starts(self, initial: Tensor | None, final: Tensor | None) -> Tensor | None:
         """The state that each segment starts from; ``final`` is written if there are several."""
         if self.n_segments == 1:
             return initial
         batch, n_segments, n_heads, head_dim, d_state = self.state
-        ends = torch.empty(self.state, dtype=torch.float32, device=self.x.device)
-        throughs = torch.empty(self.state[:3], dtype=torch.float32, device=self.x.device)
+        device = self.tensors[0].device
+        ends = torch.empty(self.state, dtype=torch.float32, device=device)
+        throughs = torch.empty(self.state[:3], dtype=torch.float32, device=device)
         self.launch(None, None, ends, throughs)
         size = head_dim * d_state
         block = 1024
@@ -114,47 +147,50 @@ def run_forward(
         final = torch.empty((batch, n_heads, head_dim, d_state), dtype=torch.float32, device=x.device)
     n_chunks = -(-length // config.chunk)
     group_heads = n_heads // n_groups
-    unit, wide = _layout(x, B, C, z)
-    strides = (*wide[:3], *dt.stride(), *((0, 0, 0) if scale is None else scale.stride()), *wide[3:])
+    decays = _take_decays(inputs, sizes, config.chunk)
+    unit, strides = _layout(x, B, C, z)
     d_columns = 1 if D is None or D.dim() == 1 else head_dim
     if n_chunks > 1 and config.walk:
-        walk = _Walk(inputs, x, B, None, sizes, config, reverse=False)
+        walk = _Walk(inputs, x, B, None, decays, sizes, config, reverse=False)
         several = walk.n_segments > 1
-        walk_outputs[(walk.programs * walk.n_segments // config.heads,)](
-            x, dt, scale, A, bias, B, C, D, z, seq_idx, walk.starts(initial, final), y,
-            None if several else final,
-            *strides, length, n_heads, group_heads, n_chunks, walk.segment_chunks, walk.n_segments, low, high,
-            head_dim, d_state, config.block_p, sizes.block_n, config.chunk, config.heads, d_columns, softplus,
-            _limited(inputs), sizes.wide, config.guard, unit, sizes.dot, sizes.precision, config.stages,
-            num_warps=config.warps,
-        )  # fmt: skip
+        programs = walk.programs * walk.n_segments
+        starts = walk.starts(initial, final)
+        broken = torch.empty((programs,), dtype=torch.int32, device=x.device)
+        for guard in (False, True):
+            walk_outputs[(programs,)](
+                x, *decays, B, C, D, z, seq_idx, starts, y, None if several else final, broken,
+                *strides, length, n_heads, group_heads, n_chunks, walk.segment_chunks, walk.n_segments,
+                head_dim, d_state, config.block_p, sizes.block_n, config.chunk, d_columns,
+                sizes.wide, guard, unit, sizes.dot, sizes.precision, 1 if guard else config.stages,
+                num_warps=config.warps, **register_limit(x, config.registers),
+            )  # fmt: skip
         return y, final
     states = initial
     if n_chunks > 1:
         states = torch.empty(
             (batch, n_chunks, n_heads, d_state, head_dim), dtype=sizes.state, device=x.device
         )
-        _Walk(inputs, x, B, None, sizes, config, reverse=False).run(initial, states, final)
+        _Walk(inputs, x, B, None, decays, sizes, config, reverse=False).run(initial, states, final)
     block_p = min(sizes.block_p, 128 if sizes.dot is tl.bfloat16 and sizes.block_n <= 128 else 64)
     if sizes.dot is not tl.bfloat16 and sizes.block_n > 128:
         block_p = min(block_p, 32)
     p_blocks = -(-head_dim // block_p)
     parts = batch * n_chunks * n_groups * p_blocks
-    block_heads = _block_heads(group_heads, parts, x.device)
-    chunk_outputs[(parts * -(-group_heads // block_heads),)](
-        x, dt, scale, A, bias, B, C, D, z, seq_idx, states, y, final if n_chunks == 1 else None,
-        *strides, length, n_heads, group_heads, n_chunks, block_heads, low, high,
-        head_dim, d_state, block_p, sizes.block_n, config.chunk, n_chunks == 1, d_columns, softplus,
-        _limited(inputs), sizes.wide, config.guard, unit, sizes.dot, sizes.precision, config.chunk_stages,
-        num_warps=config.chunk_warps,
+    blocks, block_heads = _block_heads(group_heads, parts, x.device)
+    chunk_outputs[(parts * blocks,)](
+        x, *decays, B, C, D, z, seq_idx, states, y, final if n_chunks == 1 else None,
+        *strides, length, n_heads, group_heads, n_chunks, block_heads,
+        head_dim, d_state, block_p, sizes.block_n, config.chunk, n_chunks == 1, d_columns,
+        sizes.wide, unit, sizes.dot, sizes.precision, config.chunk_stages, num_warps=config.chunk_warps,
     )  # fmt: skip
     return y, final
 
 
-def _block_heads(group_heads: int, parts: int, device: torch.device) -> int:
-    """Heads a program takes on, so that there are about four programs for every multiprocessor."""
-    blocks = min(group_heads, max(1, -(-4 * multiprocessors(device) // parts)))
-    return -(-group_heads // blocks)
+def _block_heads(group_heads: int, parts: int, device: torch.device, wanted: int = 4) -> tuple[int, int]:
+    """``(blocks, heads)``: heads a program takes on, so that a multiprocessor has ``wanted`` programs or so."""
+    blocks = min(group_heads, max(1, -(-wanted * multiprocessors(device) // parts)))
+    heads = -(-group_heads // blocks)
+    return -(-group_heads // heads), heads
 
 
 def _slices(batch: int, n_heads: int, n_groups: int, head_bytes: int) -> Iterator[tuple[slice, slice, slice]]:
@@ -286,50 +322,59 @@ def _backward_part(
     n_groups, d_state = B.shape[2:]
     group_heads = n_heads // n_groups
     n_chunks = -(-length // config.chunk)
+    decays = _take_decays(inputs, sizes, config.chunk)
     states, dstates = initial, dfinal
     if n_chunks > 1:
         shape = (2, batch, n_chunks, n_heads, d_state, head_dim)
         states, dstates = torch.empty(shape, dtype=sizes.state, device=x.device).unbind()
-        _Walk(inputs, x, B, None, sizes, config, reverse=False).run(initial, states, None)
+        _Walk(inputs, x, B, None, decays, sizes, config, reverse=False).run(initial, states, None)
     if n_chunks > 1 or dinitial is not None:
         end = dinitial
         if end is not None and not end.is_contiguous():
             end = torch.empty(end.shape, dtype=end.dtype, device=end.device)
-        walk = _Walk(inputs, dy, C, z, sizes, config, reverse=True)
+        walk = _Walk(inputs, dy, C, z, decays, sizes, config, reverse=True)
         walk.run(dfinal, dstates if n_chunks > 1 else None, end)
         if end is not dinitial:
             dinitial.copy_(end)
-    parts = batch * n_chunks * n_groups
-    block_heads = _block_heads(group_heads, parts, x.device)
-    blocks = -(-group_heads // block_heads)
-    # the terms with a state and the sum over blocks are left to group_gradients, if there are any
-    alone = blocks == 1 and states is None and dstates is None and not add
-    parts_B, parts_C = dB, dC
-    if not alone:
-        shape = (2, blocks, batch, length, n_groups, d_state)
-        parts_B, parts_C = torch.empty(shape, dtype=torch.float32, device=x.device).unbind()
+    with_state = states is not None or dstates is not None
+    programs = batch * n_chunks * n_groups
+    blocks, block_heads = _block_heads(group_heads, programs, x.device, config.chunk_programs)
+    state_blocks, state_heads = 0, group_heads
+    if with_state:
+        state_blocks, state_heads = _block_heads(group_heads, programs, x.device, config.state_programs)
+    float32: dict[str, Any] = {"dtype": torch.float32, "device": x.device}
+    pairs = torch.empty((blocks, batch, n_chunks, n_groups, config.chunk, config.chunk), **float32)
+    parts_B, parts_C = torch.empty((2, state_blocks, batch, length, n_groups, d_state), **float32).unbind()
     unit, strides = _layout(dy, x, B, C, z)
-    step_strides = (*dt.stride(), *((0, 0, 0) if scale is None else scale.stride()))
-    kind = (softplus, low != 0.0 or high != float("inf"), sizes.wide)
-    chunk_gradients[(parts * blocks,)](
-        dy, x, dt, scale, A, bias, B, C, D, z, seq_idx, states, dstates,
-        dx, ddt, dscale, parts_B, parts_C, dz, sums, dD,
-        *strides[:6], *step_strides, *strides[6:],
-        length, n_heads, group_heads, n_chunks, block_heads, row[0],
-        row[1] if alone else n_groups, batch, low, high,
-        head_dim, d_state, sizes.block_p, sizes.block_n, config.chunk, n_chunks == 1,
-        1 if dD is None else head_dim,
-        *kind, unit, sizes.dot, sizes.precision, config.chunk_stages,
-        num_warps=config.chunk_warps,
+    per_token = torch.empty((3, *decays.steps.shape), **float32)
+    dcum, dsteps, dskip = per_token.unbind()
+    shared = (head_dim, d_state, sizes.block_p, sizes.block_n, config.chunk)
+    dot = (sizes.wide, unit, sizes.dot, sizes.precision)
+    through = None
+    if with_state:
+        through = torch.empty((batch, n_heads, n_chunks), **float32)
+        state_gradients[(programs * state_blocks,)](
+            dy, x, *decays, B, C, z, seq_idx, states, dstates,
+            dx, dcum, through, dsteps, parts_B, parts_C, dz,
+            *strides, length, n_heads, group_heads, n_chunks, state_heads, row[0],
+            *shared, n_chunks == 1, *dot, config.state_stages,
+            num_warps=config.state_warps, **register_limit(x, config.state_registers),
+        )  # fmt: skip
+    chunk_gradients[(programs * blocks,)](
+        dy, x, *decays, B, C, D, z, seq_idx, dx, dcum, dsteps, dskip, pairs, dz, dD,
+        *strides, length, n_heads, group_heads, n_chunks, block_heads, row[0],
+        *shared, 1 if dD is None else head_dim, with_state, *dot, config.chunk_stages,
+        num_warps=config.chunk_warps, **register_limit(x, config.chunk_registers),
     )  # fmt: skip
-    if alone:
-        return
-    block_n = min(sizes.block_n, config.group_block_n)
-    group_gradients[(parts * 2 * -(-d_state // block_n),)](
-        dy, x, dt, scale, A, bias, z, seq_idx, states, dstates, parts_B, parts_C, dB, dC,
-        *strides[:6], *step_strides, *strides[12:],
-        length, n_heads, group_heads, n_chunks, blocks, row[1], low, high,
-        head_dim, d_state, sizes.block_p, block_n, config.chunk, n_chunks == 1,
-        *kind, add, unit, sizes.dot, sizes.precision, config.group_stages,
-        num_warps=config.group_warps,
+    step_programs, heads = _step_launch(inputs, n_chunks)
+    step_gradients[(step_programs,)](
+        dt, A, bias, decays.steps, dcum, through, dsteps, None if D is None or dD is not None else dskip,
+        ddt, dscale, sums, *dt.stride(), *_step_strides(ddt, dscale), length, n_heads, n_chunks, row[0],
+        low, high, config.chunk, heads, softplus, _limited(inputs), sizes.wide, num_warps=4,
+    )  # fmt: skip
+    block_n = min(sizes.block_n, 64)
+    group_gradients[(2 * programs * -(-d_state // block_n),)](
+        B, C, pairs, parts_B, parts_C, dB, dC, *strides[6:12],
+        length, n_groups, n_chunks, blocks, state_blocks, row[1],
+        d_state, block_n, config.chunk, add, unit, sizes.dot, sizes.precision, num_warps=4,
     )  # fmt: skip

@@ -122,19 +122,35 @@ def _run_config(inputs: dict[str, Tensor | None], device: str, config: Any) -> t
     return gpu.forward(given, None, True, config)
 
 
+_WALK = gpu.Forward(walk=True, chunk=16, block_p=16, warps=4, stages=1)
+
+
 @pytest.mark.parametrize("packed", [0.0, 0.1])
-@pytest.mark.parametrize("heads", [1, 2])
 @pytest.mark.parametrize("segments", [False, True])
 def test_the_other_schedule(
-    segments: bool, heads: int, packed: float, triton_device: str, monkeypatch: pytest.MonkeyPatch
+    segments: bool, packed: float, triton_device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Walks that write the outputs themselves, also cut into segments."""
     monkeypatch.setattr(gpu_launch, "_MIN_SEGMENT_CHUNKS", 1 if segments else 1 << 30)
     inputs, _ = make_inputs(1, 53, 4, 5, 6, 2, packed=packed)
-    y, state = _run_config(inputs, triton_device, gpu.Forward(True, 16, 16, 4, 1, heads))
+    y, state = _run_config(inputs, triton_device, _WALK)
     expected_y, expected_state = ssd(**inputs, **OPTIONS, backend="reference")
     assert relative_error(y.cpu(), expected_y) < 2e-5
     assert relative_error(state.cpu(), expected_state) < 2e-5
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_broken_token_in_the_other_schedule(value: float, triton_device: str) -> None:
+    """The walk is taken a second time, with a guard: other sequences, channels and earlier tokens stay."""
+    inputs, _ = make_inputs(2, 53, 4, 5, 6, 2, packed=0.1)
+    inputs["x"][0, 27, 1, 3] = value
+    y, state = _run_config(inputs, triton_device, _WALK)
+    expected_y, expected_state = ssd(**inputs, **OPTIONS, backend="reference")
+    assert not expected_y.isfinite().all()
+    for actual, expected in ((y.cpu(), expected_y), (state.cpu(), expected_state)):
+        sound = expected.isfinite()
+        torch.testing.assert_close(actual.isfinite(), sound)
+        assert relative_error(actual[sound], expected[sound]) < 2e-5
 
 
 @pytest.mark.parametrize(("state_bytes", "packed"), [(1, 0.1), (2 * 2 * 3 * 5 * 6 * 4, 0.0)], ids=str)
