@@ -52,8 +52,8 @@ class LanguageModel(nn.Module):
         return F.linear(self.backbone(self.embedding(tokens))[0], self.embedding.weight)
 
     def step(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
-        """Logits of one token, ``(batch, vocab)``, and the next state."""
-        y, state = self.backbone.step(self.embedding(tokens), state)
+        """Logits of one token, ``(batch, vocab)``, and the next state, in the memory of the first."""
+        y, state = self.backbone.step(self.embedding(tokens), state, inplace=True)
         return F.linear(y, self.embedding.weight), state
 
 

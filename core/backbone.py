@@ -184,8 +184,10 @@ class Backbone(nn.Module):
             x = x.masked_fill(pads, 0.0)
         return (x if back is None else take(x, back)), State.of(**states)
 
-    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+    def step(self, x: Tensor, state: State, *, inplace: bool = False) -> tuple[Tensor, State]:
         """Run one token ``(batch, d_model)``; returns ``y`` like ``x`` and the next state.
+
+        With ``inplace`` the state's tensors may be overwritten, see ``Block.step``.
 
         Raises:
             ValueError: On a wrong shape, or a state of another batch size or backbone.
@@ -194,7 +196,7 @@ class Backbone(nn.Module):
         self._check_state(state)
         states: dict[str, Any] = {}
         for name, norm, block in zip(self._names, self.norms, self._blocks(), strict=True):
-            y, states[name] = block.step(norm(x), state[name])
+            y, states[name] = block.step(norm(x), state[name], inplace=inplace)
             x = x + y
         return self.final_norm(x), State.of(**states)
 

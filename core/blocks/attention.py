@@ -132,7 +132,7 @@ class Attention(Block):
             return y, following
         return y, compact(following)
 
-    def mix_step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+    def mix_step(self, x: Tensor, state: State, inplace: bool = False) -> tuple[Tensor, State]:
         y, state = self.mix(x.unsqueeze(1), state, None, None)
         return y.squeeze(1), state
 

@@ -40,7 +40,7 @@ class Block(nn.Module):
         """``forward`` after its checks: ``x`` has at least one token and is zero at padding."""
         raise NotImplementedError
 
-    def mix_step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+    def mix_step(self, x: Tensor, state: State, inplace: bool = False) -> tuple[Tensor, State]:
         """``step`` after its checks."""
         raise NotImplementedError
 
@@ -116,12 +116,14 @@ class Block(nn.Module):
         y, state = self.mix(x.masked_fill(padding, 0.0), state, None, lengths)
         return y.masked_fill(padding, 0.0), state
 
-    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+    def step(self, x: Tensor, state: State, *, inplace: bool = False) -> tuple[Tensor, State]:
         """Mix one token.
 
         Args:
             x: ``(batch, d_model)``.
-            state: What came before; it is left as it is.
+            state: What came before; it is left as it is unless ``inplace``.
+            inplace: The state's tensors may be overwritten: a decoding loop that keeps only the returned
+                state spares the memory. Not for a state that needs gradients.
 
         Returns:
             ``y`` like ``x`` and the next state: the same as ``forward`` on a sequence of one token.
@@ -135,7 +137,7 @@ class Block(nn.Module):
         if x.dim() != 2 or x.shape[1] != self.d_model:
             raise ValueError(f"x: expected shape (batch, d_model={self.d_model}), got {tuple(x.shape)}")
         self.check_state(state, x.shape[0])
-        return self.mix_step(x, state)
+        return self.mix_step(x, state, inplace)
 
     def check_state(self, state: State, batch: int) -> None:
         """Raise unless ``state`` is one of this block's for ``batch`` rows.

@@ -131,7 +131,7 @@ class Mamba1(Block):
         )
         return self.out_proj(y), State.of(conv=next_conv, ssm=next_ssm)
 
-    def mix_step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+    def mix_step(self, x: Tensor, state: State, inplace: bool = False) -> tuple[Tensor, State]:
         # a module's attributes are slow to find
         own: dict[str, Any] = self._parameters
         projections = plain_linear(self._modules, "in_proj", "x_proj", "dt_proj", "out_proj")
@@ -159,7 +159,7 @@ class Mamba1(Block):
                 return result[0], State.of(conv=result[1], ssm=result[2])
         u, z = self.in_proj(x).chunk(2, dim=-1)  # [b, d]
         u, next_conv = causal_conv1d_step(
-            state["conv"], u, self.conv_weight, self.conv_bias, activation="silu"
+            state["conv"], u, self.conv_weight, self.conv_bias, activation="silu", inplace=inplace
         )
         dt, B, C = self.x_proj(u).split_with_sizes(self._split, -1)
         y, next_ssm = selective_scan_step(
@@ -174,5 +174,6 @@ class Mamba1(Block):
             dt_bias=self.dt_proj.bias,
             dt_softplus=True,
             dt_limit=self.dt_limit,
+            inplace=inplace,
         )
         return self.out_proj(y), State.of(conv=next_conv, ssm=next_ssm)

@@ -149,7 +149,7 @@ class Mamba2(Block):
         )
         return self.out_proj(self._normalize(y.flatten(-2), z)), State.of(conv=next_conv, ssm=next_ssm)
 
-    def mix_step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+    def mix_step(self, x: Tensor, state: State, inplace: bool = False) -> tuple[Tensor, State]:
         # a module's attributes are slow to find
         own: dict[str, Any] = self._parameters
         projections = plain_linear(self._modules, "in_proj", "out_proj")
@@ -179,7 +179,7 @@ class Mamba2(Block):
         batch = x.shape[0]
         z, inputs, dt = self.in_proj(x).split_with_sizes(self._split_in, -1)
         mixed, next_conv = causal_conv1d_step(
-            state["conv"], inputs, self.conv_weight, self.conv_bias, activation="silu"
+            state["conv"], inputs, self.conv_weight, self.conv_bias, activation="silu", inplace=inplace
         )
         u, B, C = mixed.split_with_sizes(self._split_conv, -1)
         y, next_ssm = ssd_step(
@@ -194,6 +194,7 @@ class Mamba2(Block):
             dt_bias=self.dt_bias,
             dt_softplus=True,
             dt_limit=self.dt_limit,
+            inplace=inplace,
         )
         y = self._normalize(y.flatten(1), z)
         return self.out_proj(y), State.of(conv=next_conv, ssm=next_ssm)

@@ -46,5 +46,5 @@ class MLP(Block):
         gate, up = self.in_proj(x).chunk(2, dim=-1)
         return self.out_proj(F.silu(gate) * up), State.of()
 
-    def mix_step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+    def mix_step(self, x: Tensor, state: State, inplace: bool = False) -> tuple[Tensor, State]:
         return self.mix(x, None, None, None)

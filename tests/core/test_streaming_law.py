@@ -292,6 +292,22 @@ def test_a_state_given_is_left_as_it_was(name):
     assert_states_close(state, kept, atol=0)
 
 
+@pytest.mark.parametrize("backend", [None, "portable"])
+@pytest.mark.parametrize("name", STREAMING)
+def test_steps_in_place(name, backend, monkeypatch):
+    if backend is not None:
+        monkeypatch.setenv("MAMBAKIT_BACKEND", backend)
+    module, x = build(name), sample()
+    with torch.inference_mode():
+        _, state = module(x)
+        own = state.clone()
+        for t in range(3):
+            expected, state = module.step(x[:, t], state)
+            y, own = module.step(x[:, t], own, inplace=True)
+            torch.testing.assert_close(y, expected, atol=0, rtol=0)
+    assert_states_close(own, state, atol=0)
+
+
 @pytest.mark.parametrize("name", sorted(set(NAMES) - set(STREAMING)))
 def test_both_directions_need_the_whole_sequence(name):
     module, x = build(name), sample()
