@@ -13,6 +13,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+
 @triton.jit
 def address(ptr, i, i_stride, j, j_stride, k, k_stride, UNIT: tl.constexpr):  # type: ignore[no-untyped-def]
     """``ptr`` moved to ``[i, j, k]``; in int64, since tensors may have more than 2**31 elements."""
@@ -98,7 +99,7 @@ def opaque(i, positive):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def decays(cum, steps, row, n_chunks, c, rows, CHUNK: tl.constexpr):  # type: ignore[no-untyped-def]
-    """``(scale, cum, last)`` of the tokens of one head's chunk; ``row`` counts rows of the batch and heads."""
+    """``(scale, cum, last)`` of the tokens of one head's chunk; ``row`` counts batch and heads."""
     at = (tl.cast(row, tl.int64) * n_chunks + c) * CHUNK
     return tl.load(steps + at + rows), tl.load(cum + at + rows), tl.load(cum + at + CHUNK - 1)
 

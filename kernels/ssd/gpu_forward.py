@@ -10,8 +10,9 @@ There are two schedules, of the same parts. ``walk_outputs``: a program walks th
 state in registers, so that only inputs are read and only y is written. ``walk_states``, then
 ``chunk_outputs``: the walk leaves the state at each chunk's start in memory, and the outputs of all chunks
 are taken side by side, C B^T once for many heads. A sequence of one chunk needs ``chunk_outputs`` alone.
-``cum`` and ``scale`` come from ``gpu_decays``. Where there are too few rows and heads to fill the GPU, walks are cut into segments: ``walk_states`` first
-finds what every segment adds to the state, ``join_segments`` the state each one starts from.
+``cum`` and ``scale`` come from ``gpu_decays``. Where there are too few rows and heads to fill the GPU, walks
+are cut into segments: ``walk_states`` first finds what every segment adds to the state, ``join_segments`` the
+state each one starts from.
 """
 
 from __future__ import annotations
@@ -124,7 +125,7 @@ def walk_outputs(  # type: ignore[no-untyped-def]
     """
     P_BLOCKS: tl.constexpr = (HEAD_DIM + BLOCK_P - 1) // BLOCK_P
     pid = tl.program_id(0)
-    if GUARD:
+    if GUARD:  # noqa: SIM102  a constant of the compiler's, and a branch of the program's
         if tl.load(broken + pid) == 0:
             return
     p_block = pid % P_BLOCKS

@@ -138,7 +138,8 @@ def _limited(inputs: Inputs) -> bool:
 def run_forward(
     inputs: Inputs, sizes: Sizes, config: Forward, return_final_state: bool
 ) -> tuple[Tensor, Tensor | None]:
-    x, dt, scale, A, B, C, D, z, bias, initial, seq_idx, softplus, low, high = inputs
+    x, B, C, D, z = inputs.x, inputs.B, inputs.C, inputs.D, inputs.z
+    initial, seq_idx = inputs.initial_state, inputs.seq_idx
     batch, length, n_heads, head_dim = x.shape
     n_groups, d_state = B.shape[2:]
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
@@ -187,7 +188,7 @@ def run_forward(
 
 
 def _block_heads(group_heads: int, parts: int, device: torch.device, wanted: int = 4) -> tuple[int, int]:
-    """``(blocks, heads)``: heads a program takes on, so that a multiprocessor has ``wanted`` programs or so."""
+    """``(blocks, heads)`` that share out a group's heads: ``wanted`` programs a multiprocessor or so."""
     blocks = min(group_heads, max(1, -(-wanted * multiprocessors(device) // parts)))
     heads = -(-group_heads // blocks)
     return -(-group_heads // heads), heads
@@ -316,7 +317,7 @@ def _backward_part(
     row: tuple[int, int],
 ) -> None:
     """Write ``gradients``, views of tensors with ``row`` heads and groups."""
-    x, dt, scale, A, B, C, D, z, bias, initial, seq_idx, softplus, low, high = inputs
+    x, dt, _, A, B, C, D, z, bias, initial, seq_idx, softplus, low, high = inputs
     dx, ddt, dscale, dB, dC, dz, sums, dD, dinitial = gradients
     batch, length, n_heads, head_dim = x.shape
     n_groups, d_state = B.shape[2:]
