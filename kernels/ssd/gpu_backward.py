@@ -319,12 +319,12 @@ def group_gradients(  # type: ignore[no-untyped-def]
         parts = parts_B
         base = dB + (token * row_groups + g) * D_STATE
     weights = tl.zeros((CHUNK, CHUNK), tl.float32)
-    for i in range(n_parts):
+    for _ in tl.range(n_parts, loop_unroll_factor=4):
         weights += tl.load(pairs + pairs_at)
         pairs += tl.cast(batch, tl.int64) * n_chunks * n_groups * (CHUNK * CHUNK)
     rt = tile(right, right_l, rows, ns, mask, D_STATE, BLOCK_N)
     total = tl.dot(weights.to(DOT), rt.to(DOT), input_precision=PRECISION)
-    for i in range(n_state_parts):
+    for i in tl.range(n_state_parts, loop_unroll_factor=4):
         total += tile(parts + i * part_size + at, n_groups * D_STATE, rows, ns, mask, D_STATE, BLOCK_N)
     if ADD:
         total += tile(base, row_groups * D_STATE, rows, ns, mask, D_STATE, BLOCK_N)

@@ -57,8 +57,8 @@ class Backward(NamedTuple):
     state_stages: int = 1
     chunk_warps: int = 4
     chunk_stages: int = 1
-    state_programs: int = 4
-    chunk_programs: int = 4
+    state_programs: int = 2
+    chunk_programs: int = 2
     registers: int | None = None
     state_registers: int | None = None
     chunk_registers: int | None = None
@@ -123,14 +123,17 @@ def backward_configs(inputs: Inputs, sizes: Sizes, chunk_size: int | None) -> tu
     block_p = min(sizes.block_p, 64 if sizes.block_n <= 128 else 32)
     small = tall * max(sizes.block_p, sizes.block_n) <= 1024
     if half:
-        # the walks of a large state run best with half its columns to a program
-        columns, stages = (min(block_p, 32), 3) if sizes.block_n > 64 else (block_p, 2)
-        best = Backward(tall, columns, 4, stages, 8, 1, 2 if small else 4, 1)
+        columns = min(block_p, 32)
+        if sizes.block_n > 64:
+            best = Backward(tall, columns, 4, 3, 8, 3, 2 if small else 4, 1)
+        else:
+            best = Backward(tall, columns, 4, 4, 2 if small else 4, 2, 2 if small else 4, 1)
     else:
         large = sizes.block_p * sizes.block_n > 8192
         best = Backward(min(tall, 16 if large else 32), min(block_p, 32), 4, 1, 8, 1, 8, 1)
     return (
         best,
-        best._replace(chunk=min(best.chunk, 32), stages=1),
+        best._replace(stages=1, state_stages=1),
+        best._replace(chunk=min(best.chunk, 32), stages=1, state_stages=1),
         Backward(16, min(block_p, 16), 4, 1),
     )
