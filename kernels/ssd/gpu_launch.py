@@ -9,6 +9,7 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
+from mambakit.kernels.recording import Tape
 from mambakit.kernels.ssd.gpu_backward import chunk_gradients, group_gradients
 from mambakit.kernels.ssd.gpu_config import Backward, Forward, Inputs, Sizes
 from mambakit.kernels.ssd.gpu_forward import chunk_outputs, join_segments, walk_outputs, walk_states
@@ -45,13 +46,13 @@ class _Walk:
     """Launches of ``walk_states`` over one call's chunks, cut into segments or not."""
 
     def __init__(
-        self, inputs: Inputs, x: Tensor, B: Tensor, z: Tensor | None, sizes: Sizes,
+        self, tape: Tape, inputs: Inputs, x: Tensor, B: Tensor, z: Tensor | None, sizes: Sizes,
         config: Forward | Backward, *, reverse: bool,
     ) -> None:  # fmt: skip
         batch, length, n_heads, head_dim = x.shape
         n_groups, d_state = B.shape[2:]
         self.inputs, self.x, self.B, self.z, self.sizes, self.config = inputs, x, B, z, sizes, config
-        self.reverse = reverse
+        self.tape, self.reverse = tape, reverse
         self.n_chunks = -(-length // config.chunk)
         self.p_blocks = -(-head_dim // config.block_p)
         heads = getattr(config, "heads", 1)
@@ -71,7 +72,8 @@ class _Walk:
         self, initial: Tensor | None, states: Tensor | None, ends: Tensor | None, throughs: Tensor | None
     ) -> None:
         i = self.inputs
-        walk_states[(self.programs * self.n_segments,)](
+        self.tape.launch(
+            walk_states, (self.programs * self.n_segments,),
             self.x, i.dt, i.scale, i.A, i.dt_bias, self.B, self.z, i.seq_idx, initial, states, ends, throughs,
             *self.strides, num_warps=self.config.warps,
         )  # fmt: skip
@@ -81,14 +83,15 @@ class _Walk:
         if self.n_segments == 1:
             return initial
         batch, n_segments, n_heads, head_dim, d_state = self.state
-        ends = torch.empty(self.state, dtype=torch.float32, device=self.x.device)
-        throughs = torch.empty(self.state[:3], dtype=torch.float32, device=self.x.device)
+        ends = self.tape.empty(self.state, dtype=torch.float32, device=self.x.device)
+        throughs = self.tape.empty(self.state[:3], dtype=torch.float32, device=self.x.device)
         self.launch(None, None, ends, throughs)
         size = head_dim * d_state
         block = 1024
-        join_segments[(batch * -(-n_heads * size // block),)](
-            ends, throughs, initial, final, n_segments, n_heads * size, size, self.reverse, block, num_warps=4
-        )
+        self.tape.launch(
+            join_segments, (batch * -(-n_heads * size // block),),
+            ends, throughs, initial, final, n_segments, n_heads * size, size, self.reverse, block, num_warps=4,
+        )  # fmt: skip
         return ends
 
     def run(self, initial: Tensor | None, states: Tensor | None, final: Tensor | None) -> None:
@@ -103,24 +106,25 @@ def _limited(inputs: Inputs) -> bool:
 
 
 def run_forward(
-    inputs: Inputs, sizes: Sizes, config: Forward, return_final_state: bool
+    tape: Tape, inputs: Inputs, sizes: Sizes, config: Forward, return_final_state: bool
 ) -> tuple[Tensor, Tensor | None]:
     x, dt, scale, A, B, C, D, z, bias, initial, seq_idx, softplus, low, high = inputs
     batch, length, n_heads, head_dim = x.shape
     n_groups, d_state = B.shape[2:]
-    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    y = tape.empty(x.shape, dtype=x.dtype, device=x.device)
     final = None
     if return_final_state:
-        final = torch.empty((batch, n_heads, head_dim, d_state), dtype=torch.float32, device=x.device)
+        final = tape.empty((batch, n_heads, head_dim, d_state), dtype=torch.float32, device=x.device)
     n_chunks = -(-length // config.chunk)
     group_heads = n_heads // n_groups
     unit, wide = _layout(x, B, C, z)
     strides = (*wide[:3], *dt.stride(), *((0, 0, 0) if scale is None else scale.stride()), *wide[3:])
     d_columns = 1 if D is None or D.dim() == 1 else head_dim
     if n_chunks > 1 and config.walk:
-        walk = _Walk(inputs, x, B, None, sizes, config, reverse=False)
+        walk = _Walk(tape, inputs, x, B, None, sizes, config, reverse=False)
         several = walk.n_segments > 1
-        walk_outputs[(walk.programs * walk.n_segments // config.heads,)](
+        tape.launch(
+            walk_outputs, (walk.programs * walk.n_segments // config.heads,),
             x, dt, scale, A, bias, B, C, D, z, seq_idx, walk.starts(initial, final), y,
             None if several else final,
             *strides, length, n_heads, group_heads, n_chunks, walk.segment_chunks, walk.n_segments, low, high,
@@ -131,17 +135,16 @@ def run_forward(
         return y, final
     states = initial
     if n_chunks > 1:
-        states = torch.empty(
-            (batch, n_chunks, n_heads, d_state, head_dim), dtype=sizes.state, device=x.device
-        )
-        _Walk(inputs, x, B, None, sizes, config, reverse=False).run(initial, states, final)
+        states = tape.empty((batch, n_chunks, n_heads, d_state, head_dim), dtype=sizes.state, device=x.device)
+        _Walk(tape, inputs, x, B, None, sizes, config, reverse=False).run(initial, states, final)
     block_p = min(sizes.block_p, 128 if sizes.dot is tl.bfloat16 and sizes.block_n <= 128 else 64)
     if sizes.dot is not tl.bfloat16 and sizes.block_n > 128:
         block_p = min(block_p, 32)
     p_blocks = -(-head_dim // block_p)
     parts = batch * n_chunks * n_groups * p_blocks
     block_heads = _block_heads(group_heads, parts, x.device)
-    chunk_outputs[(parts * -(-group_heads // block_heads),)](
+    tape.launch(
+        chunk_outputs, (parts * -(-group_heads // block_heads),),
         x, dt, scale, A, bias, B, C, D, z, seq_idx, states, y, final if n_chunks == 1 else None,
         *strides, length, n_heads, group_heads, n_chunks, block_heads, low, high,
         head_dim, d_state, block_p, sizes.block_n, config.chunk, n_chunks == 1, d_columns, softplus,
@@ -177,26 +180,26 @@ def _slices(batch: int, n_heads: int, n_groups: int, head_bytes: int) -> Iterato
 
 
 def run_backward(
-    inputs: Inputs, dy: Tensor, dfinal: Tensor | None, sizes: Sizes, config: Backward
+    tape: Tape, inputs: Inputs, dy: Tensor, dfinal: Tensor | None, sizes: Sizes, config: Backward
 ) -> tuple[Tensor | None, ...]:
+    """For ``finish_backward``: sums over rows and chunks are left to do."""
     x, dt, scale, A, B, C, D, z, bias, initial, _, _, _, _ = inputs
     batch, length, n_heads, head_dim = x.shape
     n_groups, d_state = B.shape[2:]
     group_heads = n_heads // n_groups
     device = x.device
     n_chunks = -(-length // config.chunk)
-    d_columns = 1 if D is None or D.dim() == 1 else 2
-    dx = torch.empty(x.shape, dtype=x.dtype, device=device)
-    dz = None if z is None else torch.empty(z.shape, dtype=z.dtype, device=device)
-    ddt = torch.empty(dt.shape, dtype=dt.dtype, device=device)
-    dscale = None if scale is None else torch.empty(scale.shape, dtype=scale.dtype, device=device)
+    dx = tape.empty(x.shape, dtype=x.dtype, device=device)
+    dz = None if z is None else tape.empty(z.shape, dtype=z.dtype, device=device)
+    ddt = tape.empty(dt.shape, dtype=dt.dtype, device=device)
+    dscale = None if scale is None else tape.empty(scale.shape, dtype=scale.dtype, device=device)
     sums = (
-        None if A is None else torch.empty((batch, n_chunks, 3, n_heads), dtype=torch.float32, device=device)
+        None if A is None else tape.empty((batch, n_chunks, 3, n_heads), dtype=torch.float32, device=device)
     )
     dD = None
     if D is not None and D.dim() == 2:
-        dD = torch.empty((batch, n_chunks, n_heads, head_dim), dtype=torch.float32, device=device)
-    dinitial = None if initial is None else torch.empty(initial.shape, dtype=torch.float32, device=device)
+        dD = tape.empty((batch, n_chunks, n_heads, head_dim), dtype=torch.float32, device=device)
+    dinitial = None if initial is None else tape.empty(initial.shape, dtype=torch.float32, device=device)
 
     itemsize = 2 if sizes.state == torch.bfloat16 else 4
     slices = [(slice(0, batch), slice(0, n_heads), slice(0, n_groups))]
@@ -205,7 +208,7 @@ def run_backward(
     whole = len(slices) == 1
     # slices of one group add up in float32
     exact = slices[0][1].stop < group_heads
-    dB, dC = (torch.empty(v.shape, dtype=torch.float32 if exact else v.dtype, device=device) for v in (B, C))
+    dB, dC = (tape.empty(v.shape, dtype=torch.float32 if exact else v.dtype, device=device) for v in (B, C))
     for row, head, group in slices:
         gradients = (
             dx[row, :, head], ddt[row, :, head], None if dscale is None else dscale[row, :, head],
@@ -214,37 +217,46 @@ def run_backward(
             None if dinitial is None else dinitial[row, head],
         )  # fmt: skip
         _backward_part(
+            tape,
             inputs if whole else _part(inputs, row, head, group),
-            dy[row, :, head],
-            None if dfinal is None else dfinal[row, head].contiguous(),
+            dy if whole else dy[row, :, head],
+            dfinal if dfinal is None or whole else dfinal[row, head].contiguous(),
             sizes,
             config,
             gradients,
             add=head.start > group.start * group_heads,
             row=(n_heads, n_groups),
         )
+    return dx, ddt, dscale, sums, dB, dC, dD, dz, dinitial
+
+
+def finish_backward(inputs: tuple[Any, ...], parts: tuple[Any, ...]) -> tuple[Tensor | None, ...]:
+    """The gradients of ``Inputs.x`` to ``Inputs.initial_state`` from what ``run_backward`` wrote."""
+    _, _, _, A, B, C, D, _, bias, initial, *_ = inputs
+    dx, ddt, dscale, sums, dB, dC, dD, dz, dinitial = parts
     dA = dbias = None
     if sums is not None:
-        total = sums.sum((0, 1))
-        dA = None if A is None else total[0].to(A.dtype)
-        dbias = None if bias is None else total[1].to(bias.dtype)
-        if D is not None and dD is None:
-            dD = total[2]
-    if D is not None and dD is not None:
-        dD = (dD.sum((0, 1)) if d_columns > 1 else dD).view(D.shape).to(D.dtype)
+        sum_A, sum_bias, sum_D = sums.sum((0, 1)).unbind()
+        dA = None if A is None else _cast(sum_A, A.dtype)
+        dbias = None if bias is None else _cast(sum_bias, bias.dtype)
+        if D is not None:
+            dD = _cast(sum_D if dD is None else dD.sum((0, 1)), D.dtype)
     return (
         dx,
         ddt,
         dscale,
         dA,
-        dB.to(B.dtype),
-        dC.to(C.dtype),
+        _cast(dB, B.dtype),
+        _cast(dC, C.dtype),
         dD,
         dz,
         dbias,
-        None if dinitial is None or initial is None else dinitial.to(initial.dtype),
-        None,
+        None if dinitial is None or initial is None else _cast(dinitial, initial.dtype),
     )
+
+
+def _cast(v: Tensor, dtype: torch.dtype) -> Tensor:
+    return v if v.dtype is dtype else v.to(dtype)
 
 
 def _part(inputs: Inputs, row: slice, head: slice, group: slice) -> Inputs:
@@ -269,6 +281,7 @@ def _part(inputs: Inputs, row: slice, head: slice, group: slice) -> Inputs:
 
 
 def _backward_part(
+    tape: Tape,
     inputs: Inputs,
     dy: Tensor,
     dfinal: Tensor | None,
@@ -289,15 +302,16 @@ def _backward_part(
     states, dstates = initial, dfinal
     if n_chunks > 1:
         shape = (2, batch, n_chunks, n_heads, d_state, head_dim)
-        states, dstates = torch.empty(shape, dtype=sizes.state, device=x.device).unbind()
-        _Walk(inputs, x, B, None, sizes, config, reverse=False).run(initial, states, None)
+        states, dstates = tape.empty(shape, dtype=sizes.state, device=x.device).unbind()
+        _Walk(tape, inputs, x, B, None, sizes, config, reverse=False).run(initial, states, None)
     if n_chunks > 1 or dinitial is not None:
         end = dinitial
         if end is not None and not end.is_contiguous():
-            end = torch.empty(end.shape, dtype=end.dtype, device=end.device)
-        walk = _Walk(inputs, dy, C, z, sizes, config, reverse=True)
+            end = tape.empty(end.shape, dtype=end.dtype, device=end.device)
+        walk = _Walk(tape, inputs, dy, C, z, sizes, config, reverse=True)
         walk.run(dfinal, dstates if n_chunks > 1 else None, end)
         if end is not dinitial:
+            tape.stop()
             dinitial.copy_(end)
     parts = batch * n_chunks * n_groups
     block_heads = _block_heads(group_heads, parts, x.device)
@@ -307,11 +321,12 @@ def _backward_part(
     parts_B, parts_C = dB, dC
     if not alone:
         shape = (2, blocks, batch, length, n_groups, d_state)
-        parts_B, parts_C = torch.empty(shape, dtype=torch.float32, device=x.device).unbind()
+        parts_B, parts_C = tape.empty(shape, dtype=torch.float32, device=x.device).unbind()
     unit, strides = _layout(dy, x, B, C, z)
     step_strides = (*dt.stride(), *((0, 0, 0) if scale is None else scale.stride()))
     kind = (softplus, low != 0.0 or high != float("inf"), sizes.wide)
-    chunk_gradients[(parts * blocks,)](
+    tape.launch(
+        chunk_gradients, (parts * blocks,),
         dy, x, dt, scale, A, bias, B, C, D, z, seq_idx, states, dstates,
         dx, ddt, dscale, parts_B, parts_C, dz, sums, dD,
         *strides[:6], *step_strides, *strides[6:],
@@ -325,7 +340,8 @@ def _backward_part(
     if alone:
         return
     block_n = min(sizes.block_n, config.group_block_n)
-    group_gradients[(parts * 2 * -(-d_state // block_n),)](
+    tape.launch(
+        group_gradients, (parts * 2 * -(-d_state // block_n),),
         dy, x, dt, scale, A, bias, z, seq_idx, states, dstates, parts_B, parts_C, dB, dC,
         *strides[:6], *step_strides, *strides[12:],
         length, n_heads, group_heads, n_chunks, blocks, row[1], low, high,
