@@ -19,9 +19,9 @@ def is_eager(*tensors: Tensor | None) -> bool:
     return not torch.compiler.is_compiling() and all(v is None or type(v) in PLAIN for v in tensors)
 
 
-def needs_grad(*tensors: Tensor | None) -> bool:
+def needs_grad(*tensors: object) -> bool:
     """Whether autograd wants to hear of a call on these."""
-    return torch.is_grad_enabled() and any(v is not None and v.requires_grad for v in tensors)
+    return torch.is_grad_enabled() and any(isinstance(v, Tensor) and v.requires_grad for v in tensors)
 
 
 def on_device_of(tensor: Tensor) -> AbstractContextManager[object]:

@@ -97,9 +97,9 @@ class Tape:
 
     def view(self, tensor: Tensor, of: Tensor) -> Tensor:
         """``tensor``, noted as a view of the argument ``of`` where it is one."""
-        if self._complete and tensor is not of:
-            if tensor.untyped_storage().data_ptr() == of.untyped_storage().data_ptr():
-                self._note_view(tensor, of)
+        shared = tensor.untyped_storage().data_ptr() == of.untyped_storage().data_ptr()
+        if self._complete and shared and tensor is not of:
+            self._note_view(tensor, of)
         return tensor
 
     def launch(self, kernel: Any, grid: tuple[int, ...], *args: Any, **named: Any) -> None:

@@ -83,6 +83,8 @@ def backward(
 def _gradients(
     tensors: Tensors, options: Options, dy: Tensor, dfinal: Tensor | None
 ) -> tuple[Tensor | None, ...]:
+    dy = dy if dy.stride(-1) == 1 else dy.contiguous()
+    dfinal = None if dfinal is None else dfinal.contiguous()
     parts = _backward.run((*tensors, dy, dfinal), options[:3])
     return finish_backward(tensors, parts)
 
@@ -114,8 +116,6 @@ def launch_backward(
     *tensors, dy, dfinal = tensors
     softplus, limit, chunk_size = cast("tuple[Any, ...]", options)
     inputs = _in_rows(Inputs(*tensors, softplus, *limit))
-    dy = dy if dy.stride(-1) == 1 else dy.contiguous()
-    dfinal = None if dfinal is None else dfinal.contiguous()
     x = inputs.x
     sizes = sizes_of(x, inputs.B, inputs.C)
 

@@ -90,7 +90,8 @@ class _Walk:
         block = 1024
         self.tape.launch(
             join_segments, (batch * -(-n_heads * size // block),),
-            ends, throughs, initial, final, n_segments, n_heads * size, size, self.reverse, block, num_warps=4,
+            ends, throughs, initial, final, n_segments, n_heads * size, size, self.reverse, block,
+            num_warps=4,
         )  # fmt: skip
         return ends
 
@@ -183,7 +184,7 @@ def run_backward(
     tape: Tape, inputs: Inputs, dy: Tensor, dfinal: Tensor | None, sizes: Sizes, config: Backward
 ) -> tuple[Tensor | None, ...]:
     """For ``finish_backward``: sums over rows and chunks are left to do."""
-    x, dt, scale, A, B, C, D, z, bias, initial, _, _, _, _ = inputs
+    x, dt, scale, A, B, C, D, z, _, initial, _, _, _, _ = inputs
     batch, length, n_heads, head_dim = x.shape
     n_groups, d_state = B.shape[2:]
     group_heads = n_heads // n_groups
