@@ -11,17 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_PLAIN = (Tensor, torch.nn.Parameter)
+PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def is_eager(*tensors: Tensor | None) -> bool:
     """Whether a kernel may be launched on these at once: they have memory, and nothing is traced."""
-    return not torch.compiler.is_compiling() and all(v is None or type(v) in _PLAIN for v in tensors)
+    return not torch.compiler.is_compiling() and all(v is None or type(v) in PLAIN for v in tensors)
 
 
-def needs_grad(*tensors: Tensor | None) -> bool:
+def needs_grad(*tensors: object) -> bool:
     """Whether autograd wants to hear of a call on these."""
-    return torch.is_grad_enabled() and any(v is not None and v.requires_grad for v in tensors)
+    return torch.is_grad_enabled() and any(isinstance(v, Tensor) and v.requires_grad for v in tensors)
 
 
 def on_device_of(tensor: Tensor) -> AbstractContextManager[object]:
@@ -125,7 +125,7 @@ class StepPlans:
                 key.append(None)
                 addresses.append(None)
                 continue
-            if type(v) not in _PLAIN or (grad and v.requires_grad):
+            if type(v) not in PLAIN or (grad and v.requires_grad):
                 return None
             address = v.data_ptr()
             low_bits |= address

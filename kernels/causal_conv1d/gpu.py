@@ -9,7 +9,8 @@ import triton
 from torch import Tensor
 
 from mambakit.kernels.causal_conv1d.gpu_kernels import conv_backward_kernel, conv_forward_kernel
-from mambakit.kernels.launch import common_unit, contiguous, needs_grad, on_device_of, unit_rows
+from mambakit.kernels.launch import common_unit, contiguous, needs_grad, unit_rows
+from mambakit.kernels.recording import Found, Options, Recordings, Tape, Tensors
 
 
 class Config(NamedTuple):
@@ -32,121 +33,129 @@ _SHORTEST_RUN = 16
 
 
 def causal_conv1d_triton(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    initial_state: Tensor | None,
-    seq_idx: Tensor | None,
-    silu: bool,
-    return_final_state: bool,
-) -> tuple[Tensor, Tensor | None]:
-    """``(y, final_state)``, differentiable; the state is None unless asked for."""
-    if needs_grad(x, weight, bias, initial_state):
-        return _CausalConv1d.apply(x, weight, bias, initial_state, seq_idx, silu, return_final_state)
-    return conv_forward_triton(x, weight, bias, initial_state, seq_idx, silu, return_final_state)
+    tensors: Tensors, options: Options, *, checked: bool
+) -> tuple[Tensor, Tensor | None] | None:
+    """``(y, final_state)``, differentiable; the state is None unless asked for.
+
+    Args:
+        tensors: ``x, weight, bias, initial_state, seq_idx``.
+        options: ``activation, return_final_state``.
+        checked: Unless so, the result is None for arguments of a make not seen before.
+    """
+    found = _forward.find(tensors, options)
+    if found is not None:
+        if found.needs_grad:
+            return _CausalConv1d.apply(found, options, *tensors)
+        return found.recording.play(tensors, found.addresses)
+    if not checked:
+        return None
+    if needs_grad(*tensors):
+        return _CausalConv1d.apply(None, options, *tensors)
+    return _forward.run(tensors, options)
 
 
 class _CausalConv1d(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        initial_state: Tensor | None,
-        seq_idx: Tensor | None,
-        silu: bool,
-        return_final_state: bool,
+        ctx: Any, found: Found | None, options: Options, *tensors: Any
     ) -> tuple[Tensor, Tensor | None]:
-        ctx.save_for_backward(x, weight, bias, initial_state, seq_idx)
-        ctx.silu = silu
+        ctx.save_for_backward(*tensors)
+        ctx.silu = options[0] == "silu"
         ctx.set_materialize_grads(False)
-        return conv_forward_triton(x, weight, bias, initial_state, seq_idx, silu, return_final_state)
+        if found is not None:
+            return found.recording.play(tensors, found.addresses)
+        return _forward.run(tensors, options)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, dy: Tensor | None, dfinal: Tensor | None) -> tuple[Tensor | None, ...]:
-        x, weight, bias, initial_state, seq_idx = ctx.saved_tensors
+        tensors = ctx.saved_tensors
         if dy is None:
-            dy = torch.zeros_like(x)
-        grads = conv_backward_triton(dy, dfinal, x, weight, bias, initial_state, seq_idx, ctx.silu)
-        return *grads, None, None, None
+            dy = torch.zeros_like(tensors[0])
+        return None, None, *conv_backward_triton(dy, dfinal, *tensors, silu=ctx.silu), None
 
 
-def conv_forward_triton(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    initial_state: Tensor | None,
-    seq_idx: Tensor | None,
-    silu: bool,
-    return_final_state: bool = True,
-    config: Config = FORWARD,
-) -> tuple[Tensor, Tensor | None]:
+def conv_forward_triton(*tensors: Any, silu: bool) -> tuple[Tensor, Tensor]:
     """As ``portable.conv_forward``."""
-    batch, length, channels = x.shape
-    width = weight.shape[1]
-    x = unit_rows(x)
-    y = torch.empty((batch, length, channels), dtype=x.dtype, device=x.device)
-    final = None
-    if return_final_state:
-        final = torch.empty((batch, channels, width - 1), dtype=torch.float32, device=x.device)
-    x_batch_stride, x_stride, _ = x.stride()
-    unit = common_unit(x_batch_stride, x_stride, channels)
-    grid, run = _runs(batch, length, channels, config)
-    with on_device_of(x):
-        conv_forward_kernel[(grid,)](
-            x, weight.contiguous(), contiguous(bias), contiguous(initial_state), contiguous(seq_idx),
-            y, final,
-            x_batch_stride // unit, x_stride // unit, channels // unit, length, run,
-            UNIT=unit, WIDTH=width, SILU=silu, CHANNELS=config.channels, GROUP=config.group,
-            num_warps=config.num_warps,
-        )  # fmt: skip
+    y, final = _forward.run(tensors, ("silu" if silu else None, True))
     return y, final
 
 
 def conv_backward_triton(
-    dy: Tensor,
-    dfinal: Tensor | None,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    initial_state: Tensor | None,
-    seq_idx: Tensor | None,
-    silu: bool,
-    config: Config = BACKWARD,
+    dy: Tensor, dfinal: Tensor | None, *tensors: Any, silu: bool
 ) -> tuple[Tensor | None, ...]:
     """Gradients of ``x, weight, bias, initial_state`` in their dtypes; None for what was not given."""
+    _, weight, bias, _, _ = tensors
+    width = weight.shape[1]
+    given = (*tensors, unit_rows(dy), contiguous(dfinal))
+    dx, dinitial, partial = _backward.run(given, (silu,))
+    # summed in a fixed order, where atomics would not be
+    sums = partial.sum(0)
+    dweight = torch.empty_like(weight, memory_format=torch.contiguous_format).copy_(sums[:width].t())
+    dbias = None if bias is None else sums[width].to(bias.dtype)
+    return dx, dweight, dbias, dinitial
+
+
+def _launch_forward(tape: Tape, tensors: Tensors, options: Options) -> Tensors:
+    x, weight, bias, initial_state, seq_idx = tensors
+    activation, return_final_state = options
+    config = FORWARD
     batch, length, channels = x.shape
     width = weight.shape[1]
-    x, dy = unit_rows(x), unit_rows(dy)
-    dx = torch.empty((batch, length, channels), dtype=x.dtype, device=x.device)
+    x = unit_rows(x)
+    y = tape.empty((batch, length, channels), dtype=x.dtype, device=x.device)
+    final = None
+    if return_final_state:
+        final = tape.empty((batch, channels, width - 1), dtype=torch.float32, device=x.device)
+    x_batch_stride, x_stride, _ = x.stride()
+    unit = common_unit(x_batch_stride, x_stride, channels)
+    grid, run = _runs(batch, length, channels, config)
+    tape.launch(
+        conv_forward_kernel, (grid,),
+        x, weight.contiguous(), contiguous(bias), contiguous(initial_state), contiguous(seq_idx),
+        y, final,
+        x_batch_stride // unit, x_stride // unit, channels // unit, length, run,
+        UNIT=unit, WIDTH=width, SILU=activation == "silu", CHANNELS=config.channels, GROUP=config.group,
+        num_warps=config.num_warps,
+    )  # fmt: skip
+    return y, final
+
+
+def _launch_backward(tape: Tape, tensors: Tensors, options: Options) -> Tensors:
+    """Gradients of ``x`` and the state, and those of weight and bias in parts to be summed."""
+    x, weight, bias, initial_state, seq_idx, dy, dfinal = tensors
+    (silu,) = options
+    config = BACKWARD
+    batch, length, channels = x.shape
+    width = weight.shape[1]
+    x = unit_rows(x)
+    dx = tape.empty((batch, length, channels), dtype=x.dtype, device=x.device)
     dinitial = None
     if initial_state is not None:
         initial_state = initial_state.contiguous()
-        dinitial = torch.empty_like(initial_state)
+        dinitial = tape.empty(initial_state.shape, dtype=initial_state.dtype, device=x.device)
     (x_batch_stride, x_stride, _), (dy_batch_stride, dy_stride, _) = x.stride(), dy.stride()
     unit = common_unit(x_batch_stride, x_stride, dy_batch_stride, dy_stride, channels)
     grid, run = _runs(batch, length, channels, config)
     n_runs = max(1, triton.cdiv(length, run))
-    partial = torch.empty((batch * n_runs, width + 1, channels), dtype=torch.float32, device=x.device)
+    partial = tape.empty((batch * n_runs, width + 1, channels), dtype=torch.float32, device=x.device)
     # the masks of packed rows and the states need more registers, and so does a longer filter
     plain = initial_state is None and seq_idx is None and dfinal is None and width <= 4 and x.is_cuda
     limit = {"maxnreg": config.registers} if plain and config.registers and not torch.version.hip else {}
-    with on_device_of(x):
-        conv_backward_kernel[(grid,)](
-            x, dy, weight.contiguous(), contiguous(bias), initial_state, contiguous(seq_idx),
-            contiguous(dfinal), dx, dinitial, partial,
-            x_batch_stride // unit, x_stride // unit, dy_batch_stride // unit, dy_stride // unit,
-            channels // unit, length, run,
-            UNIT=unit, WIDTH=width, SILU=silu, CHANNELS=config.channels, GROUP=config.group,
-            num_warps=config.num_warps, **limit,
-        )  # fmt: skip
-    # summed in a fixed order, where atomics would not be
-    sums = partial.sum(0)
-    dweight = torch.empty_like(weight, memory_format=torch.contiguous_format).copy_(sums[:width].t())
-    dbias = None if bias is None else sums[width].to(bias.dtype, copy=True)
-    return dx, dweight, dbias, dinitial
+    tape.launch(
+        conv_backward_kernel, (grid,),
+        x, dy, weight.contiguous(), contiguous(bias), initial_state, contiguous(seq_idx),
+        dfinal, dx, dinitial, partial,
+        x_batch_stride // unit, x_stride // unit, dy_batch_stride // unit, dy_stride // unit,
+        channels // unit, length, run,
+        UNIT=unit, WIDTH=width, SILU=silu, CHANNELS=config.channels, GROUP=config.group,
+        num_warps=config.num_warps, **limit,
+    )  # fmt: skip
+    return dx, dinitial, partial
+
+
+_forward = Recordings(_launch_forward)
+_backward = Recordings(_launch_backward)
 
 
 def _runs(batch: int, length: int, channels: int, config: Config) -> tuple[int, int]:

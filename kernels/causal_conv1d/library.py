@@ -25,9 +25,7 @@ def causal_conv1d_fwd(
     if backend == "triton":
         from mambakit.kernels.causal_conv1d.gpu import conv_forward_triton
 
-        y, final = conv_forward_triton(x, weight, bias, initial_state, seq_idx, silu)
-        assert final is not None
-        return y, final
+        return conv_forward_triton(x, weight, bias, initial_state, seq_idx, silu=silu)
     return conv_forward(x, weight, bias, initial_state, seq_idx, silu)
 
 
@@ -61,13 +59,16 @@ def causal_conv1d_bwd(
     backend: str = "portable",
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """See ``conv_backward``; an empty tensor stands for the gradient of what was not given."""
-    backward: Any
-    if backend == "triton":
-        from mambakit.kernels.causal_conv1d.gpu import conv_backward_triton as backward
-    else:
-        backward = conv_backward
-    grads = backward(dy, dfinal, x, weight, bias, initial_state, seq_idx, silu)
     given = (x, weight, bias, initial_state)
+    grads: tuple[Any, ...]
+    if backend == "triton":
+        from mambakit.kernels.causal_conv1d.gpu import conv_backward_triton
+
+        dx, dweight, dbias, dinitial = conv_backward_triton(dy, dfinal, *given, seq_idx, silu=silu)
+        # an op's results are no views, and that of the bias is a row of a sum
+        grads = dx, dweight, None if dbias is None else dbias.clone(), dinitial
+    else:
+        grads = conv_backward(dy, dfinal, *given, seq_idx, silu)
     dx, dweight, dbias, dinitial = (
         x.new_empty(0) if v is None else g.to(v.dtype) for v, g in zip(given, grads, strict=True)
     )

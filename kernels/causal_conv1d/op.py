@@ -56,6 +56,12 @@ def causal_conv1d(
         ValueError: On a wrong shape, device, ``activation`` or name of a backend.
         BackendUnavailableError: If the backend asked for cannot run here.
     """
+    tensors = (x, weight, bias, initial_state, seq_idx)
+    if asks_for_triton(x, backend):
+        # of a make that was checked before
+        done = _triton()(tensors, (activation, return_final_state), checked=False)
+        if done is not None:
+            return done if return_final_state else done[0]
     check_float("x", x)
     check_shape("x", x, batch=None, length=None, channels=None)
     batch, length, channels = x.shape
@@ -67,17 +73,16 @@ def causal_conv1d(
         check_seq_idx(seq_idx, batch=batch, length=length)
     check_same_device("x", x, weight=weight, bias=bias, initial_state=initial_state, seq_idx=seq_idx)
     chosen = choose_backend("causal_conv1d", backend, x.device, x.dtype)
-    silu = activation == "silu"
     state: Tensor | None
     if chosen == "reference":
         y, state = causal_conv1d_reference(
             x, weight, bias, activation=activation, initial_state=initial_state, seq_idx=seq_idx
         )
-    elif chosen == "triton" and is_eager(x, weight, bias, initial_state, seq_idx):
+    elif chosen == "triton" and is_eager(*tensors):
         # a custom op takes longer to call than a short sequence to compute
-        y, state = _triton()(x, weight, bias, initial_state, seq_idx, silu, return_final_state)
+        y, state = _triton()(tensors, (activation, return_final_state), checked=True)
     else:
-        y, state = causal_conv1d_fwd(x, weight, bias, initial_state, seq_idx, silu, chosen)
+        y, state = causal_conv1d_fwd(*tensors, activation == "silu", chosen)
     if return_final_state:
         assert state is not None
         return y, state

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import triton
 from torch import Tensor
 
 from mambakit.kernels.gated_rms_norm.gpu_kernels import norm_backward_kernel, norm_forward_kernel
-from mambakit.kernels.launch import common_unit, needs_grad, on_device_of, unit_rows
+from mambakit.kernels.launch import common_unit, needs_grad, unit_rows
+from mambakit.kernels.recording import Found, Options, Recordings, Tape, Tensors
 
 
 class Config(NamedTuple):
@@ -41,62 +42,46 @@ def choose_config(group_size: int, backward: bool) -> Config:
     return Config(rows, block, pieces, num_warps, programs=max(1, (16 if backward else 48) // num_warps))
 
 
-def gated_rms_norm_triton(
-    x: Tensor, weight: Tensor, z: Tensor | None, eps: float, group_size: int, norm_before_gate: bool
-) -> Tensor:
-    """As ``gated_rms_norm``, differentiable."""
-    if needs_grad(x, weight, z):
-        return _GatedRMSNorm.apply(x, weight, z, eps, group_size, norm_before_gate)
-    return norm_forward_triton(x, weight, z, eps, group_size, norm_before_gate)
+def gated_rms_norm_triton(tensors: Tensors, options: Options, *, checked: bool) -> Tensor | None:
+    """As ``gated_rms_norm``, differentiable.
+
+    Args:
+        tensors: ``x, weight, z``.
+        options: ``eps, group_size, norm_before_gate``.
+        checked: Unless so, the result is None for arguments of a make not seen before.
+    """
+    found = _forward.find(tensors, options)
+    if found is not None:
+        if found.needs_grad:
+            return _GatedRMSNorm.apply(found, found.recording.options, *tensors)
+        return found.recording.play(tensors, found.addresses)[0]
+    if not checked:
+        return None
+    if needs_grad(*tensors):
+        return _GatedRMSNorm.apply(None, options, *tensors)
+    return norm_forward_triton(*tensors, *options)
 
 
 class _GatedRMSNorm(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        z: Tensor | None,
-        eps: float,
-        group_size: int,
-        norm_before_gate: bool,
-    ) -> Tensor:
-        ctx.save_for_backward(x, weight, z)
-        ctx.options = (eps, group_size, norm_before_gate)
-        return norm_forward_triton(x, weight, z, eps, group_size, norm_before_gate)
+    def forward(ctx: Any, found: Found | None, options: Options, *tensors: Any) -> Tensor:
+        ctx.save_for_backward(*tensors)
+        ctx.options = options
+        if found is not None:
+            return found.recording.play(tensors, found.addresses)[0]
+        return norm_forward_triton(*tensors, *options)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        return *norm_backward_triton(dy, *ctx.saved_tensors, *ctx.options), None, None, None
+        return None, None, *norm_backward_triton(dy, *ctx.saved_tensors, *ctx.options)
 
 
 def norm_forward_triton(
-    x: Tensor,
-    weight: Tensor,
-    z: Tensor | None,
-    eps: float,
-    group_size: int,
-    norm_before_gate: bool,
-    config: Config | None = None,
+    x: Tensor, weight: Tensor, z: Tensor | None, eps: Any, group_size: Any, norm_before_gate: Any
 ) -> Tensor:
     """As ``portable.gated_rms_norm_forward``."""
-    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    if x.numel() == 0:
-        return y
-    channels = x.shape[-1]
-    config = config or choose_config(group_size, False)
-    x, z = _rows(x), None if z is None else _rows(z)
-    x_stride, z_stride = x.stride(0), 0 if z is None else z.stride(0)
-    unit = common_unit(x_stride, z_stride, group_size)
-    n_groups = channels // group_size
-    with on_device_of(x):
-        norm_forward_kernel[(_programs(x, config) * n_groups,)](
-            x, weight.contiguous(), z, y,
-            x_stride // unit, z_stride // unit, x.shape[0], n_groups, group_size // unit, eps,
-            UNIT=unit, NORM_BEFORE_GATE=norm_before_gate,
-            ROWS=config.rows, BLOCK=config.block, PIECES=config.pieces, num_warps=config.num_warps,
-        )  # fmt: skip
+    (y,) = _forward.run((x, weight, z), (eps, group_size, norm_before_gate))
     return y
 
 
@@ -105,33 +90,68 @@ def norm_backward_triton(
     x: Tensor,
     weight: Tensor,
     z: Tensor | None,
-    eps: float,
-    group_size: int,
-    norm_before_gate: bool,
-    config: Config | None = None,
+    eps: Any,
+    group_size: Any,
+    norm_before_gate: Any,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Gradients of x, weight and z."""
-    dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    dz = None if z is None else torch.empty(z.shape, dtype=z.dtype, device=z.device)
     if x.numel() == 0:
-        return dx, torch.zeros_like(weight), dz
+        return torch.empty_like(x), torch.zeros_like(weight), None if z is None else torch.empty_like(z)
+    dx, dz, partial = _backward.run((x, weight, z, unit_rows(dy)), (eps, group_size, norm_before_gate))
+    # summed in a fixed order, where atomics would not be
+    return dx, partial.sum(0).to(weight.dtype), dz
+
+
+def _launch_forward(tape: Tape, tensors: Tensors, options: Options) -> tuple[Tensor]:
+    x, weight, z = tensors
+    eps, group_size, norm_before_gate = cast("tuple[Any, ...]", options)
+    y = tape.empty(x.shape, dtype=x.dtype, device=x.device)
+    if x.numel() == 0:
+        return (y,)
     channels = x.shape[-1]
-    config = config or choose_config(group_size, True)
-    dy, x, z = _rows(dy), _rows(x), None if z is None else _rows(z)
+    group_size = group_size or channels
+    config = choose_config(group_size, False)
+    x, z = tape.view(_rows(x), x), None if z is None else tape.view(_rows(z), z)
+    x_stride, z_stride = x.stride(0), 0 if z is None else z.stride(0)
+    unit = common_unit(x_stride, z_stride, group_size)
+    n_groups = channels // group_size
+    tape.launch(
+        norm_forward_kernel, (_programs(x, config) * n_groups,),
+        x, weight.contiguous(), z, y,
+        x_stride // unit, z_stride // unit, x.shape[0], n_groups, group_size // unit, eps,
+        UNIT=unit, NORM_BEFORE_GATE=norm_before_gate,
+        ROWS=config.rows, BLOCK=config.block, PIECES=config.pieces, num_warps=config.num_warps,
+    )  # fmt: skip
+    return (y,)
+
+
+def _launch_backward(tape: Tape, tensors: Tensors, options: Options) -> Tensors:
+    """Gradients of x and z, and that of the weight in parts to be summed."""
+    x, weight, z, dy = tensors
+    eps, group_size, norm_before_gate = cast("tuple[Any, ...]", options)
+    dx = tape.empty(x.shape, dtype=x.dtype, device=x.device)
+    dz = None if z is None else tape.empty(z.shape, dtype=z.dtype, device=z.device)
+    channels = x.shape[-1]
+    group_size = group_size or channels
+    config = choose_config(group_size, True)
+    dy, x, z = (v if v is None else tape.view(_rows(v), v) for v in (dy, x, z))
     dy_stride, x_stride, z_stride = dy.stride(0), x.stride(0), 0 if z is None else z.stride(0)
     unit = common_unit(dy_stride, x_stride, z_stride, group_size)
     n_groups = channels // group_size
     programs = _programs(x, config)
-    partial = torch.empty((programs, channels), dtype=torch.float32, device=x.device)
-    with on_device_of(x):
-        norm_backward_kernel[(programs * n_groups,)](
-            dy, x, weight.contiguous(), z, dx, dz, partial,
-            dy_stride // unit, x_stride // unit, z_stride // unit, x.shape[0], n_groups, group_size // unit,
-            eps, UNIT=unit, NORM_BEFORE_GATE=norm_before_gate,
-            ROWS=config.rows, BLOCK=config.block, PIECES=config.pieces, num_warps=config.num_warps,
-        )  # fmt: skip
-    # summed in a fixed order, where atomics would not be
-    return dx, partial.sum(0).to(weight.dtype), dz
+    partial = tape.empty((programs, channels), dtype=torch.float32, device=x.device)
+    tape.launch(
+        norm_backward_kernel, (programs * n_groups,),
+        dy, x, weight.contiguous(), z, dx, dz, partial,
+        dy_stride // unit, x_stride // unit, z_stride // unit, x.shape[0], n_groups, group_size // unit,
+        eps, UNIT=unit, NORM_BEFORE_GATE=norm_before_gate,
+        ROWS=config.rows, BLOCK=config.block, PIECES=config.pieces, num_warps=config.num_warps,
+    )  # fmt: skip
+    return dx, dz, partial
+
+
+_forward = Recordings(_launch_forward)
+_backward = Recordings(_launch_backward)
 
 
 def _rows(v: Tensor) -> Tensor:

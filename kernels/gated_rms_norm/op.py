@@ -13,7 +13,7 @@ from mambakit.kernels.backend import choose_backend
 from mambakit.kernels.checks import check_float, check_same_device, check_shape
 from mambakit.kernels.gated_rms_norm.library import gated_rms_norm_fwd
 from mambakit.kernels.gated_rms_norm.reference import gated_rms_norm_reference
-from mambakit.kernels.launch import is_eager
+from mambakit.kernels.launch import asks_for_triton, is_eager
 
 # a call on fewer values than this is shorter than the way through a custom op
 _SMALL = 1 << 14
@@ -52,12 +52,18 @@ def gated_rms_norm(
         ValueError: On a wrong shape, device, ``eps``, ``group_size`` or name of a backend.
         BackendUnavailableError: If the backend asked for cannot run here.
     """
+    if asks_for_triton(x, backend):
+        # of a make that was checked before
+        y = _triton()((x, weight, z), (eps, group_size, norm_before_gate), checked=False)
+        if y is not None:
+            return y
     found = _usual_addresses(x, weight, z)
     if found is None:
         _check(x, weight, z)
     channels = x.shape[-1]
     if not eps > 0:
         raise ValueError(f"eps: expected a positive number, got {eps}")
+    asked_group = group_size
     if group_size is None:
         group_size = channels
     elif group_size < 1 or channels % group_size:
@@ -69,7 +75,7 @@ def gated_rms_norm(
         )
     if chosen == "triton":
         if is_eager(x, weight, z):  # a custom op takes longer to call than a few rows to norm
-            return _triton()(x, weight, z, float(eps), group_size, norm_before_gate)
+            return _triton()((x, weight, z), (float(eps), asked_group, bool(norm_before_gate)), checked=True)
     elif found is not None:
         y = torch.empty_like(x)
         at = (*found, y.data_ptr())

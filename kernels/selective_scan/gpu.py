@@ -7,12 +7,14 @@ No ``(batch, length, d_inner, d_state)`` tensor exists: the forward pass keeps t
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 import triton
 from torch import Tensor
 
+from mambakit.kernels.launch import needs_grad
+from mambakit.kernels.recording import Found, Options, Recordings, Tape, Tensors
 from mambakit.kernels.selective_scan.gpu_backward import (
     carry_gradients_kernel,
     scan_backward_kernel,
@@ -52,31 +54,69 @@ DEFAULT = Config()
 
 
 def scan_forward_gpu(
-    x: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    dt_bias: Tensor | None,
-    initial_state: Tensor | None,
-    seq_idx: Tensor | None,
+    *tensors: Tensor | None, dt_softplus: bool, dt_limit: tuple[float, float], needs_grad: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """``(y, final_state, saved_states)`` of ``x`` to ``seq_idx``; unknown to autograd.
+
+    The last is ``(batch, n_saved, d_state, d_inner)`` float32, or None unless ``needs_grad``.
+    """
+    y, final, states = _forward.run(tensors, (dt_softplus, dt_limit, needs_grad))
+    return y, final, states
+
+
+def scan_backward_gpu(
+    dy: Tensor | None,
+    dfinal: Tensor | None,
+    states: Tensor,
+    *tensors: Any,
     dt_softplus: bool,
     dt_limit: tuple[float, float],
-    needs_grad: bool,
-    config: Config | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """``(y, final_state, saved_states)``; the last is ``(batch, n_saved, d_state, d_inner)`` float32."""
-    config = _fit(config or DEFAULT, A.shape[1])
+) -> tuple[Tensor | None, ...]:
+    """Gradients of ``x, dt, A, B, C, D, z, dt_bias, initial_state`` in their dtypes; None for None."""
+    given = tensors[:9]
+    x, initial_state = tensors[0], tensors[8]
+    if x.shape[0] == 0 or x.shape[1] == 0:
+        zeros = [None if v is None else torch.zeros(v.shape, dtype=v.dtype, device=v.device) for v in given]
+        if initial_state is not None and dfinal is not None:
+            zeros[-1] = dfinal.to(initial_state.dtype, copy=True)
+        return tuple(zeros)
+    if dy is None:
+        dy = torch.zeros(x.shape, dtype=x.dtype, device=x.device)
+    (dy,) = _unit_strides(dy)
+    dx, ddt, dA, dBC, dD, dz, dbias, dinitial = _backward.run(
+        (*tensors, dy, dfinal, states), (dt_softplus, dt_limit)
+    )
+    dBC = dBC.sum(0) if len(dBC) > 1 else dBC[0]
+    dB, dC = dBC[..., : tensors[2].shape[1]].unbind(3)
+    grads = (
+        dx,
+        ddt,
+        dA.sum((0, 1)).t(),
+        dB,
+        dC,
+        None if dD is None else dD.sum((0, 1)),
+        dz,
+        None if dbias is None else dbias.sum((0, 1)),
+        dinitial,
+    )
+    return tuple(
+        grad if v is None or grad is None or grad.dtype is v.dtype else grad.to(v.dtype)
+        for v, grad in zip(given, grads, strict=True)
+    )
+
+
+def _launch_forward(tape: Tape, tensors: Tensors, options: Options) -> Tensors:
+    x, dt, A, B, C, D, z, dt_bias, initial_state, seq_idx = tensors
+    dt_softplus, dt_limit, needs_grad = cast("tuple[Any, ...]", options)
+    config = _fit(DEFAULT, A.shape[1])
     batch, length, d_inner = x.shape
     n_groups, d_state = B.shape[2:]
     x, dt, B, C, D, z, dt_bias, seq_idx = _unit_strides(x, dt, B, C, D, z, dt_bias, seq_idx)
     float32: dict[str, Any] = {"device": x.device, "dtype": torch.float32}
-    y = torch.empty(x.shape, device=x.device, dtype=x.dtype)
-    final = torch.empty((batch, d_inner, d_state), **float32)
+    y = tape.empty(x.shape, device=x.device, dtype=x.dtype)
+    final = tape.empty((batch, d_inner, d_state), **float32)
     n_saved = _ceil(length, config.save_every) if needs_grad else 0
-    states = torch.empty((batch, n_saved, d_state, d_inner), **float32)
+    states = tape.empty((batch, n_saved, d_state, d_inner), **float32) if needs_grad else None
     if batch == 0:
         return y, final, states
     per_group = d_inner // n_groups
@@ -85,15 +125,16 @@ def scan_forward_gpu(
     n_segments, segment_length = _forward_segments(batch * n_blocks, length, x.device, config)
     ends = totals = final
     if n_segments > 1:
-        ends = torch.empty((batch, n_segments - 1, d_state, d_inner), **float32)
-        totals = torch.empty((batch, n_segments - 1, d_inner), **float32)
-    BC = _projections(B, C)
+        ends = tape.empty((batch, n_segments - 1, d_state, d_inner), **float32)
+        totals = tape.empty((batch, n_segments - 1, d_inner), **float32)
+    BC = _projections(tape, B, C)
     h_strides = (0, 0, 0) if initial_state is None else initial_state.stride()
     for output in (False, True) if n_segments > 1 else (True,):
         programs = batch * n_blocks * (n_segments if output else n_segments - 1)
-        scan_forward_kernel[(programs,)](
+        tape.launch(
+            scan_forward_kernel, (programs,),
             x, dt, A, BC, _or(D, A), _or(z, x), _or(dt_bias, A), _or(initial_state, final),
-            _or(seq_idx, final), ends, totals, y, final, states,
+            _or(seq_idx, final), ends, totals, y, final, _or(states, final),
             x.stride(0), dt.stride(0), _or(z, x).stride(0), y.stride(0), BC.shape[1],
             *A.stride(), *h_strides, 0 if seq_idx is None else seq_idx.stride(0),
             *dt_limit, d_inner, per_group, blocks_per_group, n_blocks, length, segment_length, n_segments,
@@ -108,41 +149,18 @@ def scan_forward_gpu(
     return y, final, states
 
 
-def scan_backward_gpu(
-    dy: Tensor | None,
-    dfinal: Tensor | None,
-    states: Tensor,
-    x: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    dt_bias: Tensor | None,
-    initial_state: Tensor | None,
-    seq_idx: Tensor | None,
-    dt_softplus: bool,
-    dt_limit: tuple[float, float],
-    config: Config | None = None,
-) -> tuple[Tensor | None, ...]:
-    """Gradients of ``x, dt, A, B, C, D, z, dt_bias, initial_state`` in their dtypes; None for None."""
-    config = _fit(config or DEFAULT, A.shape[1])
+def _launch_backward(tape: Tape, tensors: Tensors, options: Options) -> Tensors:
+    """Gradients, those of parameters and of B and C in parts that are left to be summed."""
+    x, dt, A, B, C, D, z, dt_bias, initial_state, seq_idx, dy, dfinal, states = tensors
+    dt_softplus, dt_limit = cast("tuple[Any, ...]", options)
+    config = _fit(DEFAULT, A.shape[1])
     batch, length, d_inner = x.shape
     n_groups, d_state = B.shape[2:]
-    given = (x, dt, A, B, C, D, z, dt_bias, initial_state)
-    if batch == 0 or length == 0:
-        zeros = [None if v is None else torch.zeros(v.shape, dtype=v.dtype, device=v.device) for v in given]
-        if initial_state is not None and dfinal is not None:
-            zeros[-1] = dfinal.to(initial_state.dtype, copy=True)
-        return tuple(zeros)
-    if dy is None:
-        dy = torch.zeros(x.shape, dtype=x.dtype, device=x.device)
-    dy, x, dt, B, C, D, z, dt_bias, seq_idx = _unit_strides(dy, x, dt, B, C, D, z, dt_bias, seq_idx)
+    x, dt, B, C, D, z, dt_bias, seq_idx = _unit_strides(x, dt, B, C, D, z, dt_bias, seq_idx)
     float32: dict[str, Any] = {"device": x.device, "dtype": torch.float32}
 
     def like(v: Tensor) -> Tensor:
-        return torch.empty(v.shape, device=v.device, dtype=v.dtype)
+        return tape.empty(v.shape, device=v.device, dtype=v.dtype)
 
     per_group = d_inner // n_groups
     blocks_per_group = _ceil(per_group, CHANNELS)
@@ -154,13 +172,13 @@ def scan_backward_gpu(
     programs = batch * n_groups * chunks_per_group * n_segments
 
     dx, ddt, dz = like(x), like(dt), None if z is None else like(z)
-    dA = torch.empty((batch, n_segments, d_state, d_inner), **float32)
-    BC = _projections(B, C)
-    dBC = torch.empty((chunks_per_group, batch, length, *BC.shape[2:]), **float32)
-    dD = None if D is None else torch.empty((batch, n_segments, d_inner), **float32)
-    dbias = None if dt_bias is None else torch.empty((batch, n_segments, d_inner), **float32)
-    dinitial = None if initial_state is None else torch.empty((batch, d_inner, d_state), **float32)
-    scratch = torch.empty((programs, config.save_every // config.backward_tile, d_state, CHANNELS), **float32)
+    dA = tape.empty((batch, n_segments, d_state, d_inner), **float32)
+    BC = _projections(tape, B, C)
+    dBC = tape.empty((chunks_per_group, batch, length, *BC.shape[2:]), **float32)
+    dD = None if D is None else tape.empty((batch, n_segments, d_inner), **float32)
+    dbias = None if dt_bias is None else tape.empty((batch, n_segments, d_inner), **float32)
+    dinitial = None if initial_state is None else tape.empty((batch, d_inner, d_state), **float32)
+    scratch = tape.empty((programs, config.save_every // config.backward_tile, d_state, CHANNELS), **float32)
 
     z_strides = _or(z, x).stride()
     seq_stride = 0 if seq_idx is None else seq_idx.stride(0)
@@ -180,9 +198,10 @@ def scan_backward_gpu(
     # the gradient of the state after each segment, indexed by batch, segment, channel and state
     after, after_strides = dfinal, (dfinal_strides[0], 0, *dfinal_strides[1:])
     if n_segments > 1:
-        after = carry = torch.empty((batch, n_segments, d_state, d_inner), **float32)
-        totals = torch.empty((batch, n_segments, d_inner), **float32)
-        segment_gradients_kernel[(batch * n_blocks * (n_segments - 1),)](
+        after = carry = tape.empty((batch, n_segments, d_state, d_inner), **float32)
+        totals = tape.empty((batch, n_segments, d_inner), **float32)
+        tape.launch(
+            segment_gradients_kernel, (batch * n_blocks * (n_segments - 1),),
             dy, dt, A, BC, _or(z, x), _or(dt_bias, A), _or(seq_idx, dA), carry, totals,
             dy.stride(0), dt.stride(0), z_strides[0], BC.shape[1], *A.stride(), seq_stride, *dt_limit,
             d_inner, per_group, blocks_per_group, n_blocks, length, segment_length, n_segments,
@@ -190,11 +209,13 @@ def scan_backward_gpu(
         )  # fmt: skip
         after_strides = (carry.stride(0), carry.stride(1), 1, d_inner)
         flat_blocks = _ceil(d_inner, CHANNELS)
-        carry_gradients_kernel[(batch * flat_blocks,)](
+        tape.launch(
+            carry_gradients_kernel, (batch * flat_blocks,),
             A, _or(seq_idx, dA), _or(dfinal, dA), totals, carry, *A.stride(), seq_stride, *dfinal_strides,
             d_inner, flat_blocks, length, segment_length, n_segments, HAS_DFINAL=dfinal is not None, **step,
         )  # fmt: skip
-    scan_backward_kernel[(programs,)](
+    tape.launch(
+        scan_backward_kernel, (programs,),
         dy, x, dt, A, BC, _or(D, A), _or(z, x), _or(dt_bias, A), _or(seq_idx, dA), _or(after, dA), states,
         scratch, dx, ddt, _or(dz, dx), dA, dBC, _or(dD, dA), _or(dbias, dA), _or(dinitial, dA),
         dy.stride(0), x.stride(0), dt.stride(0), z_strides[0], BC.shape[1], *A.stride(), seq_stride,
@@ -203,55 +224,68 @@ def scan_backward_gpu(
         X_L=x.stride(1), OUT_L=d_inner, HAS_D=D is not None, HAS_INITIAL=initial_state is not None,
         SAVED_EVERY=config.save_every, TILE=config.backward_tile, **options,
     )  # fmt: skip
-    dBC = dBC.sum(0) if chunks_per_group > 1 else dBC[0]
-    grads = (
-        dx,
-        ddt,
-        dA.sum((0, 1)).t(),
-        dBC[:, :, :, 0, :d_state],
-        dBC[:, :, :, 1, :d_state],
-        None if dD is None else dD.sum((0, 1)),
-        dz,
-        None if dbias is None else dbias.sum((0, 1)),
-        dinitial,
-    )
-    return tuple(
-        None if v is None or grad is None else grad.to(v.dtype) for v, grad in zip(given, grads, strict=True)
-    )
+    return dx, ddt, dA, dBC, dD, dz, dbias, dinitial
 
 
-class SelectiveScan(torch.autograd.Function):
-    """The eager path: ``(y, final_state)`` with fewer layers in between than a custom op has."""
+_forward = Recordings(_launch_forward)
+_backward = Recordings(_launch_backward)
 
+
+def selective_scan_triton(
+    tensors: Tensors, options: Options, *, checked: bool
+) -> tuple[Tensor, Tensor] | None:
+    """``(y, final_state)`` of ``x`` to ``seq_idx``, with fewer layers in between than a custom op has.
+
+    Args:
+        tensors: As ``scan_forward_gpu`` takes them.
+        options: ``dt_softplus, dt_limit``.
+        checked: Unless so, the result is None for arguments of a make not seen before.
+    """
+    grad = needs_grad(*tensors)
+    found = _forward.find(tensors, (*options, grad))
+    if found is None and not checked:
+        return None
+    if grad:
+        if found is not None:
+            options = found.recording.options[:2]
+        return _SelectiveScan.apply(found, options, *tensors)
+    if found is None:
+        y, final, _ = _forward.run(tensors, (*options, False))
+    else:
+        y, final, _ = found.recording.play(tensors, found.addresses)
+    return y, final
+
+
+class _SelectiveScan(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, dt_softplus: bool, dt_limit: tuple[float, float], seq_idx: Tensor | None, *tensors: Any
-    ) -> tuple[Tensor, Tensor]:
-        given: tuple[Any, ...] = (*tensors, seq_idx, dt_softplus, dt_limit, True)
-        y, final, states = scan_forward_gpu(*given)
+    def forward(ctx: Any, found: Found | None, options: Options, *tensors: Any) -> tuple[Tensor, Tensor]:
+        if found is None:
+            y, final, states = _forward.run(tensors, (*options, True))
+        else:
+            y, final, states = found.recording.play(tensors, found.addresses)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(states, seq_idx, *tensors)
-        ctx.options = (dt_softplus, dt_limit)
+        ctx.save_for_backward(states, *tensors)
+        ctx.options = options
         return y, final
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, dy: Tensor | None, dfinal: Tensor | None) -> tuple[Tensor | None, ...]:
-        states, seq_idx, *tensors = ctx.saved_tensors
-        given: tuple[Any, ...] = (states, *tensors, seq_idx, *ctx.options)
-        grads = scan_backward_gpu(dy, dfinal, *given)
-        return None, None, None, *grads
+        dt_softplus, dt_limit = ctx.options
+        given = (dy, dfinal, *ctx.saved_tensors)
+        return None, None, *scan_backward_gpu(*given, dt_softplus=dt_softplus, dt_limit=dt_limit), None
 
 
-def _projections(B: Tensor, C: Tensor) -> Tensor:
+def _projections(tape: Tape, B: Tensor, C: Tensor) -> Tensor:
     """B and C in the layout that the kernels read; see ``projections_kernel``."""
     batch, length, n_groups, d_state = B.shape
     block_n = triton.next_power_of_2(d_state)
     n_tiles = _ceil(length, TOKENS_PADDED)
     padded = n_tiles * TOKENS_PADDED
-    out = torch.empty((batch, padded, n_groups, 2, block_n), device=B.device, dtype=torch.float32)
+    out = tape.empty((batch, padded, n_groups, 2, block_n), device=B.device, dtype=torch.float32)
     if length > 0:
-        projections_kernel[(batch * n_groups * n_tiles,)](
+        tape.launch(
+            projections_kernel, (batch * n_groups * n_tiles,),
             B, C, out, *B.stride()[:3], *C.stride()[:3], n_groups, length, padded, n_tiles,
             D_STATE=d_state, BLOCK_N=block_n, TILE=TOKENS_PADDED,
         )  # fmt: skip

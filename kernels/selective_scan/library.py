@@ -6,7 +6,6 @@ torch.export, which see shapes only.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -35,12 +34,18 @@ def selective_scan_fwd(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``(y, final_state, chunk_states)``; see ``scan_forward``. ``backend`` is "portable" or "triton"."""
-    forward: Callable[..., tuple[Tensor, Tensor, Tensor]] = scan_forward
+    given = (x, dt, A, B, C, D, z, dt_bias, initial_state, seq_idx)
+    limit = (dt_low, dt_high)
     if backend == "triton":
-        from mambakit.kernels.selective_scan.gpu import scan_forward_gpu as forward
-    return forward(
-        x, dt, A, B, C, D, z, dt_bias, initial_state, seq_idx, dt_softplus, (dt_low, dt_high), needs_grad
-    )
+        from mambakit.kernels.selective_scan.gpu import scan_forward_gpu
+
+        y, final, states = scan_forward_gpu(
+            *given, dt_softplus=dt_softplus, dt_limit=limit, needs_grad=needs_grad
+        )
+        if states is None:
+            states = final.new_empty((x.shape[0], 0, A.shape[1], x.shape[2]))
+        return y, final, states
+    return scan_forward(*given, dt_softplus, limit, needs_grad)
 
 
 @selective_scan_fwd.register_fake
@@ -98,7 +103,9 @@ def selective_scan_bwd(
     if backend == "triton":
         from mambakit.kernels.selective_scan.gpu import scan_backward_gpu
 
-        grads = scan_backward_gpu(dy, dfinal, chunk_states, *given, seq_idx, dt_softplus, (dt_low, dt_high))
+        grads = scan_backward_gpu(
+            *(dy, dfinal, chunk_states, *given, seq_idx), dt_softplus=dt_softplus, dt_limit=(dt_low, dt_high)
+        )
     else:
         grads = scan_backward(
             dy, dfinal, chunk_states, x, dt, A, B, C, D, z, dt_bias, seq_idx, dt_softplus, (dt_low, dt_high)

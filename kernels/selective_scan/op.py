@@ -6,6 +6,7 @@ its own for every channel, state and token.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from mambakit.kernels.checks import (
     check_seq_idx,
     check_shape,
 )
+from mambakit.kernels.launch import asks_for_triton, needs_grad
 from mambakit.kernels.selective_scan.library import selective_scan_fwd
 from mambakit.kernels.selective_scan.reference import selective_scan_reference
 
@@ -75,7 +77,13 @@ def selective_scan(
         ValueError: On a wrong shape, device, ``dt_limit`` or name of a backend.
         BackendUnavailableError: If the backend asked for cannot run here.
     """
-    _check_inputs(x, dt, A, B, C, D, z, dt_bias, initial_state, seq_idx)
+    tensors = (x, dt, A, B, C, D, z, dt_bias, initial_state, seq_idx)
+    if asks_for_triton(x, backend):
+        # of a make that was checked before
+        done = _triton()(tensors, (dt_softplus, dt_limit), checked=False)
+        if done is not None:
+            return done if return_final_state else done[0]
+    _check_inputs(*tensors)
     dt_limit = check_dt_limit(dt_limit)
     chosen = choose_backend("selective_scan", backend, x.device, x.dtype)
     if chosen == "reference":
@@ -93,33 +101,18 @@ def selective_scan(
             initial_state=initial_state,
             seq_idx=seq_idx,
         )
+    elif chosen == "triton" and not torch.compiler.is_compiling():
+        y, state = _triton()(tensors, (bool(dt_softplus), dt_limit), checked=True)
     else:
-        tensors = (x, dt, A, B, C, D, z, dt_bias, initial_state)
-        needs_grad = torch.is_grad_enabled() and any(v is not None and v.requires_grad for v in tensors)
-        if chosen == "triton" and not torch.compiler.is_compiling():
-            y, state = _triton_eager(tensors, seq_idx, bool(dt_softplus), dt_limit, needs_grad)
-        else:
-            y, state, _ = selective_scan_fwd(
-                *tensors, seq_idx, bool(dt_softplus), *dt_limit, needs_grad, chosen
-            )
+        y, state, _ = selective_scan_fwd(*tensors, bool(dt_softplus), *dt_limit, needs_grad(*tensors), chosen)
     return (y, state) if return_final_state else y
 
 
-def _triton_eager(
-    tensors: tuple[Any, ...],
-    seq_idx: Tensor | None,
-    dt_softplus: bool,
-    dt_limit: tuple[float, float],
-    needs_grad: bool,
-) -> tuple[Tensor, Tensor]:
-    from mambakit.kernels.selective_scan.gpu import SelectiveScan, scan_forward_gpu
+@functools.cache
+def _triton() -> Any:
+    from mambakit.kernels.selective_scan.gpu import selective_scan_triton
 
-    if needs_grad:
-        y, state = SelectiveScan.apply(dt_softplus, dt_limit, seq_idx, *tensors)
-        return y, state
-    given: tuple[Any, ...] = (*tensors, seq_idx, dt_softplus, dt_limit, False)
-    y, state, _ = scan_forward_gpu(*given)
-    return y, state
+    return selective_scan_triton
 
 
 def _check_inputs(

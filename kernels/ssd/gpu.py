@@ -6,12 +6,14 @@ The kernels and their formulas are in ``gpu_forward`` and ``gpu_backward``, the 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from mambakit.kernels.launch import needs_grad
+from mambakit.kernels.recording import Found, Options, Recordings, Tape, Tensors
 from mambakit.kernels.ssd.gpu_config import (
     Backward,
     Forward,
@@ -20,70 +22,116 @@ from mambakit.kernels.ssd.gpu_config import (
     forward_configs,
     sizes_of,
 )
-from mambakit.kernels.ssd.gpu_launch import run_backward, run_forward
+from mambakit.kernels.ssd.gpu_launch import finish_backward, run_backward, run_forward
 from mambakit.kernels.tuning import first_that_fits
 
 
-def ssd_triton(
-    inputs: Inputs, *, chunk_size: int | None, return_final_state: bool
-) -> tuple[Tensor, Tensor | None]:
-    """``(y, final_state)``; the state may be None unless it was asked for."""
-    if torch.is_grad_enabled() and any(isinstance(v, Tensor) and v.requires_grad for v in inputs):
-        return _SSD.apply(chunk_size, return_final_state, *inputs)
-    return forward(inputs, chunk_size, return_final_state)
+def ssd_triton(tensors: Tensors, options: Options, *, checked: bool) -> tuple[Tensor, Tensor | None] | None:
+    """``(y, final_state)``, the state None unless asked for.
+
+    Args:
+        tensors: The first eleven of ``Inputs``.
+        options: ``dt_softplus, dt_limit, chunk_size, return_final_state``.
+        checked: Unless so, the result is None for arguments of a make not seen before.
+    """
+    found = _forward.find(tensors, options)
+    if found is not None:
+        if found.needs_grad:
+            return _SSD.apply(found, found.recording.options, *tensors)
+        return found.recording.play(tensors, found.addresses)
+    if not checked:
+        return None
+    if needs_grad(*tensors):
+        return _SSD.apply(None, options, *tensors)
+    return _forward.run(tensors, options)
 
 
 class _SSD(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, chunk_size: int | None, return_final_state: bool, *values: Any) -> Any:
-        ctx.save_for_backward(*values[:11])
-        ctx.options = values[11:]
-        ctx.chunk_size = chunk_size
+    def forward(ctx: Any, found: Found | None, options: Options, *tensors: Any) -> Any:
+        ctx.save_for_backward(*tensors)
+        ctx.options = options
         ctx.set_materialize_grads(False)
-        return forward(Inputs(*values), chunk_size, return_final_state)
+        if found is not None:
+            return found.recording.play(tensors, found.addresses)
+        return _forward.run(tensors, options)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor | None, dfinal: Tensor | None) -> Any:
-        inputs = Inputs(*ctx.saved_tensors, *ctx.options)
+        tensors = ctx.saved_tensors
         if dy is None:
-            dy = torch.zeros_like(inputs.x)
-        grads = backward(inputs, dy, dfinal, ctx.chunk_size)
-        return None, None, *grads, None, None, None
+            dy = torch.zeros_like(tensors[0])
+        return None, None, *_gradients(tensors, ctx.options, dy, dfinal), None
 
 
-def forward(
-    inputs: Inputs, chunk_size: int | None, return_final_state: bool, config: Forward | None = None
-) -> tuple[Tensor, Tensor | None]:
-    """See ``ssd_triton``. ``config`` overrides the choice."""
-    inputs = _in_rows(inputs)
-    x = inputs.x
-    sizes = sizes_of(x, inputs.B, inputs.C)
-    if config is not None:
-        return run_forward(inputs, sizes, config, return_final_state)
-    configs = forward_configs(inputs, sizes, chunk_size)
-    key = ("ssd forward", x.device, sizes, x.dtype, inputs.D is None, inputs.z is None, configs)
-    return first_that_fits(key, configs, lambda c: run_forward(inputs, sizes, c, return_final_state))
+def forward(inputs: Inputs, chunk_size: int | None, return_final_state: bool) -> tuple[Tensor, Tensor | None]:
+    """See ``ssd_triton``; unknown to autograd."""
+    softplus, low, high = inputs[11:]
+    y, final = _forward.run(inputs[:11], (softplus, (low, high), chunk_size, return_final_state))
+    return y, final
 
 
 def backward(
-    inputs: Inputs,
-    dy: Tensor,
-    dfinal: Tensor | None,
-    chunk_size: int | None,
-    config: Backward | None = None,
+    inputs: Inputs, dy: Tensor, dfinal: Tensor | None, chunk_size: int | None
 ) -> tuple[Tensor | None, ...]:
     """The gradients of ``inputs.x`` to ``inputs.initial_state``; None where nothing was given."""
-    inputs = _in_rows(inputs)
+    softplus, low, high = inputs[11:]
+    return _gradients(inputs[:11], (softplus, (low, high), chunk_size), dy, dfinal)
+
+
+def _gradients(
+    tensors: Tensors, options: Options, dy: Tensor, dfinal: Tensor | None
+) -> tuple[Tensor | None, ...]:
     dy = dy if dy.stride(-1) == 1 else dy.contiguous()
     dfinal = None if dfinal is None else dfinal.contiguous()
+    parts = _backward.run((*tensors, dy, dfinal), options[:3])
+    return finish_backward(tensors, parts)
+
+
+def launch_forward(
+    tape: Tape, tensors: Tensors, options: Options, config: Forward | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """As ``ssd_triton``. ``config`` overrides the choice."""
+    softplus, limit, chunk_size, return_final_state = cast("tuple[Any, ...]", options)
+    inputs = _in_rows(Inputs(*tensors, softplus, *limit))
     x = inputs.x
     sizes = sizes_of(x, inputs.B, inputs.C)
+
+    def launch(config: Forward) -> tuple[Tensor, Tensor | None]:
+        tape.restart()
+        return run_forward(tape, inputs, sizes, config, return_final_state)
+
     if config is not None:
-        return run_backward(inputs, dy, dfinal, sizes, config)
+        return launch(config)
+    configs = forward_configs(inputs, sizes, chunk_size)
+    key = ("ssd forward", x.device, sizes, x.dtype, inputs.D is None, inputs.z is None, configs)
+    return first_that_fits(key, configs, launch)
+
+
+def launch_backward(
+    tape: Tape, tensors: Tensors, options: Options, config: Backward | None = None
+) -> tuple[Tensor | None, ...]:
+    """For ``finish_backward``. ``config`` overrides the choice."""
+    *tensors, dy, dfinal = tensors
+    softplus, limit, chunk_size = cast("tuple[Any, ...]", options)
+    inputs = _in_rows(Inputs(*tensors, softplus, *limit))
+    x = inputs.x
+    sizes = sizes_of(x, inputs.B, inputs.C)
+
+    def launch(config: Backward) -> tuple[Tensor | None, ...]:
+        tape.restart()
+        return run_backward(tape, inputs, dy, dfinal, sizes, config)
+
+    if config is not None:
+        return launch(config)
     configs = backward_configs(inputs, sizes, chunk_size)
     key = ("ssd backward", x.device, sizes, x.dtype, inputs.D is None, inputs.z is None, configs)
-    return first_that_fits(key, configs, lambda c: run_backward(inputs, dy, dfinal, sizes, c))
+    return first_that_fits(key, configs, launch)
+
+
+_forward = Recordings(launch_forward)
+_backward = Recordings(launch_backward)
 
 
 def _in_rows(inputs: Inputs) -> Inputs:

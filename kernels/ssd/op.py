@@ -6,6 +6,7 @@ head and token, computed chunk by chunk as matrix products.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from mambakit.kernels.checks import (
     check_seq_idx,
     check_shape,
 )
+from mambakit.kernels.launch import asks_for_triton
 from mambakit.kernels.semantics import effective_dt, state_dtype
 from mambakit.kernels.ssd.library import ssd_fwd, ssd_triton_fwd
 from mambakit.kernels.ssd.reference import ssd_core_reference, ssd_reference
@@ -77,6 +79,13 @@ def ssd(
         ValueError: On a wrong shape, device, ``dt_limit``, ``chunk_size`` or name of a backend.
         BackendUnavailableError: If the backend asked for cannot run here.
     """
+    tensors = (x, dt, None, A, B, C, D, z, dt_bias, initial_state, seq_idx)
+    if asks_for_triton(x, backend):
+        # of a make that was checked before
+        options = (dt_softplus, dt_limit, chunk_size, return_final_state)
+        done = _triton()(tensors, options, checked=False)
+        if done is not None:
+            return done if return_final_state else done[0]
     _check_inputs(x, B, C, initial_state, seq_idx, chunk_size, dt=dt)
     n_heads, head_dim = x.shape[2:]
     check_float("A", A)
@@ -86,9 +95,7 @@ def ssd(
     dt_limit = check_dt_limit(dt_limit)
     chosen = _choose(backend, x, B)
     if chosen == "triton":
-        low, high = dt_limit
-        given = (x, dt, None, A, B, C, D, z, dt_bias, initial_state, seq_idx, bool(dt_softplus), low, high)
-        return _run_triton(given, chunk_size, return_final_state)
+        return _run_triton(tensors, bool(dt_softplus), dt_limit, chunk_size, return_final_state)
     if chosen == "reference":
         y, state = ssd_reference(
             x,
@@ -144,11 +151,16 @@ def ssd_core(
     Raises:
         TypeError, ValueError, BackendUnavailableError: As ``ssd``.
     """
+    tensors = (x, log_decay, scale, None, B, C, None, None, None, initial_state, seq_idx)
+    if asks_for_triton(x, backend):
+        options = (False, (0.0, 1.0), chunk_size, return_final_state)
+        done = _triton()(tensors, options, checked=False)
+        if done is not None:
+            return done if return_final_state else done[0]
     _check_inputs(x, B, C, initial_state, seq_idx, chunk_size, log_decay=log_decay, scale=scale)
     chosen = _choose(backend, x, B)
     if chosen == "triton":
-        given = (x, log_decay, scale, None, B, C, None, None, None, initial_state, seq_idx, False, 0.0, 1.0)
-        return _run_triton(given, chunk_size, return_final_state)
+        return _run_triton(tensors, False, (0.0, 1.0), chunk_size, return_final_state)
     dtype = state_dtype(x)
     log_decay, scale = log_decay.to(dtype), scale.to(dtype)
     if chosen == "reference":
@@ -167,16 +179,25 @@ def _choose(backend: str | None, x: Tensor, B: Tensor) -> str:
 
 
 def _run_triton(
-    given: tuple[Any, ...], chunk_size: int | None, return_final_state: bool
+    tensors: tuple[Any, ...],
+    dt_softplus: bool,
+    dt_limit: tuple[float, float],
+    chunk_size: int | None,
+    return_final_state: bool,
 ) -> Tensor | tuple[Tensor, Tensor]:
     if torch.compiler.is_compiling():
-        y, state = ssd_triton_fwd(*given, chunk_size, return_final_state)
+        y, state = ssd_triton_fwd(*tensors, dt_softplus, *dt_limit, chunk_size, return_final_state)
     else:
         # a custom op costs more than the kernels of a short sequence
-        from mambakit.kernels.ssd.gpu import Inputs, ssd_triton
-
-        y, state = ssd_triton(Inputs(*given), chunk_size=chunk_size, return_final_state=return_final_state)
+        y, state = _triton()(tensors, (dt_softplus, dt_limit, chunk_size, return_final_state), checked=True)
     return (y, state) if return_final_state else y
+
+
+@functools.cache
+def _triton() -> Any:
+    from mambakit.kernels.ssd.gpu import ssd_triton
+
+    return ssd_triton
 
 
 def check_options(x: Tensor, D: Tensor | None, z: Tensor | None, dt_bias: Tensor | None) -> None:

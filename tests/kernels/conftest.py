@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from mambakit.kernels.recording import forget_recordings
+
 
 @pytest.fixture(autouse=True)
 def poisoned_empty() -> Iterator[None]:
@@ -23,6 +25,12 @@ def poisoned_empty() -> Iterator[None]:
 def no_backend_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     """A MAMBAKIT_BACKEND in the developer's shell does not change what is tested."""
     monkeypatch.delenv("MAMBAKIT_BACKEND", raising=False)
+
+
+@pytest.fixture(autouse=True)
+def nothing_recorded() -> None:
+    """What a test changes of how kernels are launched is not passed over."""
+    forget_recordings()
 
 
 @pytest.fixture

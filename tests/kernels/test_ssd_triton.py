@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from mambakit.kernels import ssd, ssd_core
 from mambakit.kernels.backend import BackendUnavailableError
+from mambakit.kernels.recording import Tape
 from mambakit.kernels.ssd.testing import OPTIONS, check, make_inputs
 from mambakit.kernels.testing import assert_as_accurate, cast, forward_backward, relative_error
 
@@ -119,7 +120,7 @@ def _run_config(inputs: dict[str, Tensor | None], device: str, config: Any) -> t
     values = {k: None if v is None else v.to(device) for k, v in cast(inputs, torch.float32).items()}
     names = ("x", "dt", None, "A", "B", "C", "D", "z", "dt_bias", "initial_state", "seq_idx")
     given = gpu.Inputs(*(values.get(name) if name else None for name in names), True)
-    return gpu.forward(given, None, True, config)
+    return gpu.launch_forward(Tape(), given[:11], (True, given[12:], None, True), config)
 
 
 _WALK = gpu.Forward(walk=True, chunk=16, block_p=16, warps=4, stages=1)
