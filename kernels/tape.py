@@ -24,7 +24,7 @@ class View(NamedTuple):
 
 
 class Launch(NamedTuple):
-    """A kernel, its programs, its arguments in order, Triton's options; what was compiled, None if interpreted."""
+    """A kernel, its programs, arguments and options; what Triton compiled, None where it interprets."""
 
     kernel: Any
     grid: tuple[int, ...]
