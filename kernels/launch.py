@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -57,100 +55,14 @@ def register_limit(tensor: Tensor, registers: int | None) -> dict[str, int]:
     return {"maxnreg": registers}
 
 
-def asks_for_triton(state: object, backend: str | None) -> bool:
-    """Whether a step on ``state`` may be one that ``StepPlans`` knows: a guess, for speed."""
+def asks_for_triton(tensor: object, backend: str | None) -> bool:
+    """Whether a call on ``tensor`` may be one that ``Recordings`` know: a guess, for speed."""
     if torch.compiler.is_compiling():
         return False
     asked = backend or os.environ.get("MAMBAKIT_BACKEND")
     if asked:
         return asked == "triton"
-    return isinstance(state, Tensor) and state.is_cuda
-
-
-class Plan:
-    """A kernel ready to be launched on tensors of one make.
-
-    Args:
-        kernel: Takes the tensors first, then ``rest``, by position.
-        grid: Its number of programs.
-        rest: Numbers and constants.
-        num_warps: Of a program.
-    """
-
-    __slots__ = ("_compiled", "grid", "kernel", "num_warps", "rest")
-
-    def __init__(
-        self, kernel: Any, grid: tuple[int, int, int], rest: tuple[Any, ...], num_warps: int
-    ) -> None:
-        self.kernel, self.grid, self.rest, self.num_warps = kernel, grid, rest, num_warps
-        self._compiled: Any = None  # stays None under the interpreter
-
-    def launch(self, tensors: tuple[Tensor | None, ...], addresses: list[int | None]) -> None:
-        if self._compiled is None:
-            self._compiled = self.kernel[self.grid](*tensors, *self.rest, num_warps=self.num_warps)
-        else:  # past Triton's look at every argument, which takes longer than a step
-            self._compiled[self.grid](*addresses, *self.rest)
-
-
-class StepPlans:
-    """The launches of a one-token step, by the make of its arguments.
-
-    Checks, the choice of backend and tiles, and Triton's look at each argument depend on dtypes, shapes,
-    strides, device, 16-byte alignment and options, and not on the numbers: they are done once for each make.
-    A stream of tokens then pays for finding the plan.
-
-    Args:
-        make_plan: From ``(tensors, options)`` to the plan. It is called with checked arguments only.
-    """
-
-    def __init__(self, make_plan: Callable[[tuple[Any, ...], tuple[Any, ...]], Plan]) -> None:
-        self._make_plan = make_plan
-        self._plans: dict[Hashable, Plan] = {}
-
-    def run(
-        self, tensors: tuple[Tensor | None, ...], options: tuple[Hashable, ...], inplace: bool, checked: bool
-    ) -> tuple[Tensor, Tensor] | None:
-        """``(y, new_state)`` of ``tensors = (state, x, ...)``.
-
-        None for arguments of a make not seen before unless ``checked``, and for those that need gradients.
-        ``checked``: and laid out as the kernel reads them.
-        The kernel gets ``y`` and the new state as its first two arguments.
-        """
-        grad = torch.is_grad_enabled()
-        key: list[Hashable] = [options]
-        addresses: list[int | None] = [0, 0]
-        low_bits = 0
-        for v in tensors:
-            if v is None:
-                key.append(None)
-                addresses.append(None)
-                continue
-            if type(v) not in PLAIN or (grad and v.requires_grad):
-                return None
-            address = v.data_ptr()
-            low_bits |= address
-            addresses.append(address)
-            key += (v.dtype, v.shape, v.stride(), v.get_device())
-        if low_bits & 15:
-            key.append(tuple(None if at is None else at & 15 == 0 for at in addresses))
-        made = tuple(key)
-        plan = self._plans.get(made)
-        if plan is None:
-            if not checked:
-                return None
-            plan = self._plans[made] = self._make_plan(tensors, options)
-        state, x = tensors[0], tensors[1]
-        assert state is not None
-        assert x is not None
-        y = torch.empty_like(x, memory_format=torch.contiguous_format)
-        new_state = state if inplace else torch.empty_like(state)
-        addresses[0], addresses[1] = y.data_ptr(), new_state.data_ptr()
-        if not state.is_cuda or state.get_device() == torch.cuda.current_device():
-            plan.launch((y, new_state, *tensors), addresses)
-        else:
-            with torch.cuda.device(state.device):
-                plan.launch((y, new_state, *tensors), addresses)
-        return y, new_state
+    return isinstance(tensor, Tensor) and tensor.is_cuda
 
 
 def dense_rows(tensor: Tensor | None) -> Tensor | None:

@@ -1,46 +1,38 @@
 """Recorded launches: what a call on Triton does in Python, done once for each make of its arguments.
 
 Checks, tiles, strides and Triton's look at every argument depend on dtypes, shapes, strides, device, 16-byte
-alignment and options, and not on the numbers. So an op's launcher runs once for each make of arguments, and
-notes on a ``Tape`` what it allocates and which compiled kernels it starts on what. Later calls allocate as
-much, and hand addresses to the same compiled kernels.
+alignment and options, and not on the numbers. So when a make of arguments comes for the second time, the op's
+launcher notes on a ``Tape`` what it allocates and which compiled kernels it starts on what. Later calls
+allocate as much, and hand addresses to the same compiled kernels. A make that never comes again, a sequence
+of a length of its own, costs no notes.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from operator import itemgetter
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
-from mambakit.kernels.launch import PLAIN, on_device_of
+from mambakit.kernels.launch import PLAIN, is_eager, needs_grad, on_device_of
+from mambakit.kernels.tape import Source, Tape, Tensors, View
 
 try:
     from triton import knobs
 except ImportError:  # a Triton of another way of launching: nothing is recorded
     knobs = None
 
-Tensors = tuple[Any, ...]  # of Tensor | None
-Options = tuple[Hashable, ...]
-Launcher = Callable[["Tape", Tensors, Options], Tensors]
+Options = tuple[Any, ...]  # hashable
+Launcher = Callable[[Tape, Tensors, Options], Tensors]
 
-# a sequence of a new length is of a new make
+# makes that a launcher remembers
 MOST_RECORDINGS = 1024
+# in place of a recording: the make came once, or cannot be recorded
+_ONCE, _NEVER = "once", "never"
 # of the parts of a scratch buffer, as the allocator's own
 _ALIGNMENT = 512
-
-
-class _View(NamedTuple):
-    """A part of an argument or of an allocation: ``offset`` in bytes from its address."""
-
-    source: Any
-    offset: int
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    stride: tuple[int, ...]
 
 
 class _Launch(NamedTuple):
@@ -51,101 +43,6 @@ class _Launch(NamedTuple):
     compiled: Any
 
 
-class Tape:
-    """What a launcher allocates and launches through.
-
-    A launcher may hand to kernels the tensors that it was given, what it allocated here, views of that, and
-    numbers, and may return the same but views; it calls no torch function that computes. Where a kernel gets
-    anything else, such as a contiguous copy of an argument, there is no recording: such calls are rare.
-
-    Args:
-        tensors: What the launcher is given, each an object of its own; None notes nothing.
-    """
-
-    def __init__(self, tensors: Tensors | None = None) -> None:
-        self.tensors = tensors or ()
-        self._records = tensors is not None and knobs is not None
-        self.restart()
-
-    def restart(self) -> None:
-        """Forget what a launcher did that could not finish."""
-        self._complete = self._records
-        # by the id of a tensor: its kind and its place among those of its kind
-        self._sources: dict[int, tuple[str, int]] = {}
-        for i, v in enumerate(self.tensors):
-            if v is not None:
-                self._sources[id(v)] = "argument", i
-        self.made: list[Tensor] = []
-        self._storages: dict[int, int] = {}
-        self.views: list[_View] = []
-        self._alive: list[Tensor] = []  # so that no id is used twice
-        self.constants: list[Any] = []
-        self.launches: list[tuple[Any, tuple[int, ...], list[tuple[str, int]], dict[str, Any], Any]] = []
-
-    def stop(self) -> None:
-        """No recording: a torch function computes something here."""
-        self._complete = False
-
-    def empty(self, shape: Iterable[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-        """``torch.empty``."""
-        made = torch.empty(tuple(shape), dtype=dtype, device=device)
-        if self._complete:
-            self._sources[id(made)] = "made", len(self.made)
-            self._storages[made.untyped_storage().data_ptr()] = len(self.made)
-            self.made.append(made)
-        return made
-
-    def view(self, tensor: Tensor, of: Tensor) -> Tensor:
-        """``tensor``, noted as a view of the argument ``of`` where it is one."""
-        shared = tensor.untyped_storage().data_ptr() == of.untyped_storage().data_ptr()
-        if self._complete and shared and tensor is not of:
-            self._note_view(tensor, of)
-        return tensor
-
-    def launch(self, kernel: Any, grid: tuple[int, ...], *args: Any, **named: Any) -> None:
-        """``kernel[grid](*args, **named)``."""
-        compiled = kernel[grid](*args, **named)
-        if not self._complete:
-            return
-        names = kernel.arg_names
-        values = dict(zip(names, args, strict=False))
-        options = {}
-        for name, value in named.items():
-            (values if name in names else options)[name] = value
-        sources = [self._source(values[name]) for name in names]
-        if self._complete:
-            self.launches.append((kernel, (*grid, 1, 1)[:3], sources, options, compiled))
-
-    def _source(self, value: Any) -> tuple[str, int]:
-        if not isinstance(value, Tensor):
-            self.constants.append(value)
-            return "constant", len(self.constants) - 1
-        found = self._sources.get(id(value))
-        if found is None and value.numel():
-            made = self._storages.get(value.untyped_storage().data_ptr())
-            if made is not None:
-                found = self._note_view(value, self.made[made])
-        if found is None:
-            self._complete = False
-            return "constant", 0
-        return found
-
-    def _note_view(self, view: Tensor, of: Tensor) -> tuple[str, int]:
-        source = self._sources[id(of)]
-        offset = view.data_ptr() - of.data_ptr()
-        self._alive.append(view)
-        self.views.append(_View(source, offset, view.dtype, tuple(view.shape), view.stride()))
-        found = self._sources[id(view)] = "view", len(self.views) - 1
-        return found
-
-    def finish(self, options: Options, results: Tensors) -> Recording | None:
-        """What was noted since the last restart; None where it cannot be done again."""
-        found = [None if v is None else self._sources.get(id(v), ("", 0)) for v in results]
-        if not self._complete or any(v is not None and v[0] not in ("argument", "made") for v in found):
-            return None
-        return Recording(self, options, found)
-
-
 class Recording:
     """What one call allocates and launches. It holds no tensor.
 
@@ -153,7 +50,7 @@ class Recording:
         options: The launcher's, as checked.
     """
 
-    def __init__(self, tape: Tape, options: Options, results: list[tuple[str, int] | None]) -> None:
+    def __init__(self, tape: Tape, options: Options, results: list[Source | None]) -> None:
         self.options = options
         tensors, made, launches = tape.tensors, tape.made, tape.launches
         device = next(v for v in tensors if v is not None).device
@@ -162,7 +59,7 @@ class Recording:
         self._runs: list[Any] | None = None  # stays None under the interpreter
         compiled = all(launch[-1] is not None for launch in launches)
         # the order of the pool that launches pick from: arguments, results, scratch, views, constants
-        places: list[tuple[str, int]] = [("argument", i) for i in range(len(tensors))]
+        places: list[Source] = [("argument", i) for i in range(len(tensors))]
         returned = sorted({found[1] for found in results if found is not None and found[0] == "made"})
         scratch = [i for i in range(len(made)) if i not in returned]
         places += [("made", i) for i in (*returned, *scratch)]
@@ -173,7 +70,7 @@ class Recording:
         for i in scratch:
             self._scratch.append((self._scratch_bytes, made[i].dtype, made[i].shape))
             self._scratch_bytes += -(-made[i].nbytes // _ALIGNMENT) * _ALIGNMENT
-        self._views: list[_View] = []
+        self._views: list[View] = []
         first = len(place)
         for i, view in enumerate(tape.views):
             view = view._replace(source=place[view.source])
@@ -239,9 +136,10 @@ class Recording:
         for offset, dtype, shape in self._scratch:
             size = shape.numel() * dtype.itemsize
             pool.append(arena[offset : offset + size].view(dtype).view(shape))
-        for source, offset, dtype, shape, stride in self._views:
-            start = pool[source].storage_offset() + offset // dtype.itemsize
-            pool.append(pool[source].as_strided(shape, stride, start))
+        for view in self._views:
+            source = pool[view.source]
+            start = source.storage_offset() + view.offset // view.dtype.itemsize
+            pool.append(source.as_strided(view.shape, view.stride, start))
         pool += self._constants
         for kernel, grid, pick, options, _ in self._launches:
             kernel[grid](*pick(pool), **options)
@@ -265,12 +163,12 @@ class Recordings:
 
     def __init__(self, launcher: Launcher) -> None:
         self._launcher = launcher
-        self._kept: dict[Hashable, Recording | None] = {}  # None: the make is known not to be recordable
+        self._kept: dict[Hashable, Recording | str] = {}
         self._lock = threading.Lock()
         _all.append(self)
 
     def find(self, tensors: Tensors, options: Options) -> Found | None:
-        """The recording for these arguments, checked or not: none is found for a make that was never run."""
+        """The recording for these arguments, checked or not; what was run was checked."""
         made = _make_of(tensors, options)
         if made is None:
             return None
@@ -279,7 +177,7 @@ class Recordings:
             recording = self._kept.get(key)
         except TypeError:  # an option that is no hashable value
             return None
-        return None if recording is None else Found(recording, addresses, needs_grad)
+        return Found(recording, addresses, needs_grad) if isinstance(recording, Recording) else None
 
     def run(self, tensors: Tensors, options: Options) -> Tensors:
         """The launcher's results for checked arguments; autograd hears nothing of it."""
@@ -288,24 +186,33 @@ class Recordings:
             return self._launcher(Tape(), tensors, options)
         key, addresses, _ = made
         recording = self._kept.get(key)
-        if recording is not None:
+        if isinstance(recording, Recording):
             return recording.play(tensors, addresses)
-        # an object twice among the arguments would pass for one argument
-        seen: set[int] = set()
-        given = []
-        for v in tensors:
-            given.append(v.detach() if v is not None and id(v) in seen else v)
-            seen.add(id(v))
-        tape = Tape(None if key in self._kept else tuple(given))
         with on_device_of(next(v for v in tensors if v is not None)):
-            results = self._launcher(tape, tuple(given), options)
-        if key not in self._kept:
-            recording = tape.finish(options, results)
-            with self._lock:
-                self._kept[key] = recording
-                if len(self._kept) > MOST_RECORDINGS:
-                    del self._kept[next(iter(self._kept))]
+            if recording is not _ONCE:
+                if recording is None:
+                    self._keep(key, _ONCE)
+                return self._launcher(Tape(), tensors, options)
+            tape = Tape(_distinct(tensors))
+            results = self._launcher(tape, tape.tensors, options)
+        places = tape.places(results)
+        self._keep(key, _NEVER if places is None or knobs is None else Recording(tape, options, places))
         return results
+
+    def _keep(self, key: Hashable, recording: Recording | str) -> None:
+        with self._lock:
+            self._kept[key] = recording
+            if len(self._kept) > MOST_RECORDINGS:
+                del self._kept[next(iter(self._kept))]
+
+    def run_without_grad(self, tensors: Tensors, options: Options, *, checked: bool) -> Tensors | None:
+        """As ``run``; None where autograd wants to hear of it, and unless ``checked`` for an unknown make."""
+        if checked:
+            return self.run(tensors, options) if is_eager(*tensors) and not needs_grad(*tensors) else None
+        found = self.find(tensors, options)
+        if found is None or found.needs_grad:
+            return None
+        return found.recording.play(tensors, found.addresses)
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -349,13 +256,23 @@ def _make_of(tensors: Tensors, options: Options) -> tuple[Hashable, list[int | N
     return tuple(key), addresses, needs_grad
 
 
+def _distinct(tensors: Tensors) -> Tensors:
+    """The same; what is an object a second time, which would pass for the first, as one of its own."""
+    seen: set[int] = set()
+    given = []
+    for v in tensors:
+        given.append(v.detach() if v is not None and id(v) in seen else v)
+        seen.add(id(v))
+    return tuple(given)
+
+
 def _watched() -> bool:
     """Whether a profiler wants to hear of launches."""
     runtime = knobs.runtime
-    enter, leave = runtime.launch_enter_hook, runtime.launch_exit_hook
-    return (enter is not None and getattr(enter, "calls", True)) or (
-        leave is not None and getattr(leave, "calls", True)
-    )
+    for hook in (runtime.launch_enter_hook, runtime.launch_exit_hook):
+        if hook is not None and getattr(hook, "calls", True):  # a chain of hooks may be empty
+            return True
+    return False
 
 
 def _driver() -> Any:

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from mambakit.kernels.causal_conv1d.gpu_kernels import conv_backward_kernel, conv_forward_kernel
 from mambakit.kernels.launch import common_unit, contiguous, needs_grad, unit_rows
-from mambakit.kernels.recording import Found, Options, Recordings, Tape, Tensors
+from mambakit.kernels.recording import Found, Options, Recordings
+from mambakit.kernels.tape import Tape, Tensors
 
 
 class Config(NamedTuple):
@@ -42,16 +43,16 @@ def causal_conv1d_triton(
         options: ``activation, return_final_state``.
         checked: Unless so, the result is None for arguments of a make not seen before.
     """
+    if checked:
+        if needs_grad(*tensors):
+            return _CausalConv1d.apply(None, options, *tensors)
+        return _forward.run(tensors, options)
     found = _forward.find(tensors, options)
-    if found is not None:
-        if found.needs_grad:
-            return _CausalConv1d.apply(found, options, *tensors)
-        return found.recording.play(tensors, found.addresses)
-    if not checked:
+    if found is None:
         return None
-    if needs_grad(*tensors):
-        return _CausalConv1d.apply(None, options, *tensors)
-    return _forward.run(tensors, options)
+    if found.needs_grad:
+        return _CausalConv1d.apply(found, found.recording.options, *tensors)
+    return found.recording.play(tensors, found.addresses)
 
 
 class _CausalConv1d(torch.autograd.Function):

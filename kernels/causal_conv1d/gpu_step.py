@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from mambakit.kernels.gpu_math import silu
-from mambakit.kernels.launch import Plan, StepPlans, contiguous, dense_rows
+from mambakit.kernels.launch import contiguous, dense_rows
+from mambakit.kernels.recording import Options, Recordings
+from mambakit.kernels.tape import Tape, Tensors
 
 _BLOCK = 128
 
@@ -45,15 +45,21 @@ def conv_step_kernel(
     tl.store(y_ptr + b * CHANNELS + columns, y.to(y_ptr.dtype.element_ty), mask=inside)
 
 
-def _make_plan(tensors: tuple[Any, ...], options: tuple[Any, ...]) -> Plan:
-    state, x, _, _ = tensors
-    (activation,) = options
+def _launch(tape: Tape, tensors: Tensors, options: Options) -> Tensors:
+    state, x, weight, bias = tensors
+    activation, inplace = options
     batch, channels, n_past = state.shape
-    rest = (x.stride(0), channels, n_past + 1, activation == "silu", _BLOCK)
-    return Plan(conv_step_kernel, (batch * triton.cdiv(channels, _BLOCK), 1, 1), rest, num_warps=1)
+    y = tape.empty(x.shape, x.dtype, x.device)
+    new_state = state if inplace else tape.empty(state.shape, state.dtype, x.device)
+    tape.launch(
+        conv_step_kernel, (batch * triton.cdiv(channels, _BLOCK),),
+        y, new_state, state, x, weight, bias, x.stride(0),
+        channels, n_past + 1, activation == "silu", _BLOCK, num_warps=1,
+    )  # fmt: skip
+    return y, new_state
 
 
-_plans = StepPlans(_make_plan)
+_recordings = Recordings(_launch)
 
 
 def causal_conv1d_step_triton(
@@ -65,12 +71,13 @@ def causal_conv1d_step_triton(
     inplace: bool,
     checked: bool,
 ) -> tuple[Tensor, Tensor] | None:
-    """As ``causal_conv1d_step``; None as ``StepPlans.run``."""
+    """As ``causal_conv1d_step``; None as ``Recordings.run_without_grad``."""
     if not checked:
-        return _plans.run((state, x, weight, bias), (activation,), inplace, False)
+        return _recordings.run_without_grad((state, x, weight, bias), (activation, inplace), checked=False)
     given = state.contiguous()
     tensors = (given, dense_rows(x), weight.contiguous(), contiguous(bias))
-    done = _plans.run(tensors, (activation,), inplace, True)
-    if done is not None and inplace and given is not state:
-        return done[0], state.copy_(done[1])
-    return done
+    done = _recordings.run_without_grad(tensors, (activation, inplace), checked=True)
+    if done is None:
+        return None
+    y, new_state = done
+    return y, state.copy_(new_state) if inplace and given is not state else new_state

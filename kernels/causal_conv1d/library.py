@@ -64,9 +64,9 @@ def causal_conv1d_bwd(
     if backend == "triton":
         from mambakit.kernels.causal_conv1d.gpu import conv_backward_triton
 
-        dx, dweight, dbias, dinitial = conv_backward_triton(dy, dfinal, *given, seq_idx, silu=silu)
-        # an op's results are no views, and that of the bias is a row of a sum
-        grads = dx, dweight, None if dbias is None else dbias.clone(), dinitial
+        grads = conv_backward_triton(dy, dfinal, *given, seq_idx, silu=silu)
+        # an op's results share no memory, and that of the bias is a row of a sum
+        grads = tuple(g.clone() if g is not None and g.dim() == 1 else g for g in grads)
     else:
         grads = conv_backward(dy, dfinal, *given, seq_idx, silu)
     dx, dweight, dbias, dinitial = (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -11,7 +11,8 @@ from torch import Tensor
 
 from mambakit.kernels.gated_rms_norm.gpu_kernels import norm_backward_kernel, norm_forward_kernel
 from mambakit.kernels.launch import common_unit, needs_grad, unit_rows
-from mambakit.kernels.recording import Found, Options, Recordings, Tape, Tensors
+from mambakit.kernels.recording import Found, Options, Recordings
+from mambakit.kernels.tape import Tape, Tensors
 
 
 class Config(NamedTuple):
@@ -50,16 +51,16 @@ def gated_rms_norm_triton(tensors: Tensors, options: Options, *, checked: bool) 
         options: ``eps, group_size, norm_before_gate``.
         checked: Unless so, the result is None for arguments of a make not seen before.
     """
+    if checked:
+        if needs_grad(*tensors):
+            return _GatedRMSNorm.apply(None, options, *tensors)
+        return norm_forward_triton(*tensors, *options)
     found = _forward.find(tensors, options)
-    if found is not None:
-        if found.needs_grad:
-            return _GatedRMSNorm.apply(found, found.recording.options, *tensors)
-        return found.recording.play(tensors, found.addresses)[0]
-    if not checked:
+    if found is None:
         return None
-    if needs_grad(*tensors):
-        return _GatedRMSNorm.apply(None, options, *tensors)
-    return norm_forward_triton(*tensors, *options)
+    if found.needs_grad:
+        return _GatedRMSNorm.apply(found, found.recording.options, *tensors)
+    return found.recording.play(tensors, found.addresses)[0]
 
 
 class _GatedRMSNorm(torch.autograd.Function):
@@ -104,7 +105,7 @@ def norm_backward_triton(
 
 def _launch_forward(tape: Tape, tensors: Tensors, options: Options) -> tuple[Tensor]:
     x, weight, z = tensors
-    eps, group_size, norm_before_gate = cast("tuple[Any, ...]", options)
+    eps, group_size, norm_before_gate = options
     y = tape.empty(x.shape, dtype=x.dtype, device=x.device)
     if x.numel() == 0:
         return (y,)
@@ -128,13 +129,14 @@ def _launch_forward(tape: Tape, tensors: Tensors, options: Options) -> tuple[Ten
 def _launch_backward(tape: Tape, tensors: Tensors, options: Options) -> Tensors:
     """Gradients of x and z, and that of the weight in parts to be summed."""
     x, weight, z, dy = tensors
-    eps, group_size, norm_before_gate = cast("tuple[Any, ...]", options)
+    eps, group_size, norm_before_gate = options
     dx = tape.empty(x.shape, dtype=x.dtype, device=x.device)
     dz = None if z is None else tape.empty(z.shape, dtype=z.dtype, device=z.device)
     channels = x.shape[-1]
     group_size = group_size or channels
     config = choose_config(group_size, True)
-    dy, x, z = (v if v is None else tape.view(_rows(v), v) for v in (dy, x, z))
+    dy, x = tape.view(_rows(dy), dy), tape.view(_rows(x), x)
+    z = None if z is None else tape.view(_rows(z), z)
     dy_stride, x_stride, z_stride = dy.stride(0), x.stride(0), 0 if z is None else z.stride(0)
     unit = common_unit(dy_stride, x_stride, z_stride, group_size)
     n_groups = channels // group_size

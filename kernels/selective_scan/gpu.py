@@ -7,14 +7,14 @@ No ``(batch, length, d_inner, d_state)`` tensor exists: the forward pass keeps t
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any
 
 import torch
 import triton
 from torch import Tensor
 
 from mambakit.kernels.launch import needs_grad
-from mambakit.kernels.recording import Found, Options, Recordings, Tape, Tensors
+from mambakit.kernels.recording import Found, Options, Recordings
 from mambakit.kernels.selective_scan.gpu_backward import (
     carry_gradients_kernel,
     scan_backward_kernel,
@@ -23,6 +23,7 @@ from mambakit.kernels.selective_scan.gpu_backward import (
 from mambakit.kernels.selective_scan.gpu_forward import scan_forward_kernel
 from mambakit.kernels.selective_scan.gpu_math import projections_kernel
 from mambakit.kernels.selective_scan.portable import GPU_SAVE_EVERY
+from mambakit.kernels.tape import Tape, Tensors
 
 # Channels of a program, one to a thread of a warp.
 CHANNELS = 32
@@ -107,7 +108,7 @@ def scan_backward_gpu(
 
 def _launch_forward(tape: Tape, tensors: Tensors, options: Options) -> Tensors:
     x, dt, A, B, C, D, z, dt_bias, initial_state, seq_idx = tensors
-    dt_softplus, dt_limit, needs_grad = cast("tuple[Any, ...]", options)
+    dt_softplus, dt_limit, needs_grad = options
     config = _fit(DEFAULT, A.shape[1])
     batch, length, d_inner = x.shape
     n_groups, d_state = B.shape[2:]
@@ -152,7 +153,7 @@ def _launch_forward(tape: Tape, tensors: Tensors, options: Options) -> Tensors:
 def _launch_backward(tape: Tape, tensors: Tensors, options: Options) -> Tensors:
     """Gradients, those of parameters and of B and C in parts that are left to be summed."""
     x, dt, A, B, C, D, z, dt_bias, initial_state, seq_idx, dy, dfinal, states = tensors
-    dt_softplus, dt_limit = cast("tuple[Any, ...]", options)
+    dt_softplus, dt_limit = options
     config = _fit(DEFAULT, A.shape[1])
     batch, length, d_inner = x.shape
     n_groups, d_state = B.shape[2:]
@@ -184,7 +185,7 @@ def _launch_backward(tape: Tape, tensors: Tensors, options: Options) -> Tensors:
     seq_stride = 0 if seq_idx is None else seq_idx.stride(0)
     dfinal_strides = (0, 0, 0) if dfinal is None else dfinal.stride()
     step = {"PACKED": seq_idx is not None, **_state_layout(d_state)}
-    options = {
+    layout = {
         "DY_L": dy.stride(1),
         "DT_L": dt.stride(1),
         "Z_L": z_strides[1],
@@ -205,7 +206,7 @@ def _launch_backward(tape: Tape, tensors: Tensors, options: Options) -> Tensors:
             dy, dt, A, BC, _or(z, x), _or(dt_bias, A), _or(seq_idx, dA), carry, totals,
             dy.stride(0), dt.stride(0), z_strides[0], BC.shape[1], *A.stride(), seq_stride, *dt_limit,
             d_inner, per_group, blocks_per_group, n_blocks, length, segment_length, n_segments,
-            TILE=config.forward_tile, **options,
+            TILE=config.forward_tile, **layout,
         )  # fmt: skip
         after_strides = (carry.stride(0), carry.stride(1), 1, d_inner)
         flat_blocks = _ceil(d_inner, CHANNELS)
@@ -222,7 +223,7 @@ def _launch_backward(tape: Tape, tensors: Tensors, options: Options) -> Tensors:
         *after_strides, int(after is not None), *dt_limit, batch, d_inner, n_groups, per_group,
         blocks_per_group, chunks_per_group, length, segment_length, n_segments, states.shape[1], passes,
         X_L=x.stride(1), OUT_L=d_inner, HAS_D=D is not None, HAS_INITIAL=initial_state is not None,
-        SAVED_EVERY=config.save_every, TILE=config.backward_tile, **options,
+        SAVED_EVERY=config.save_every, TILE=config.backward_tile, **layout,
     )  # fmt: skip
     return dx, ddt, dA, dBC, dD, dz, dbias, dinitial
 
@@ -242,17 +243,17 @@ def selective_scan_triton(
         checked: Unless so, the result is None for arguments of a make not seen before.
     """
     grad = needs_grad(*tensors)
+    if checked:
+        if grad:
+            return _SelectiveScan.apply(None, options, *tensors)
+        y, final, _ = _forward.run(tensors, (*options, False))
+        return y, final
     found = _forward.find(tensors, (*options, grad))
-    if found is None and not checked:
+    if found is None:
         return None
     if grad:
-        if found is not None:
-            options = found.recording.options[:2]
-        return _SelectiveScan.apply(found, options, *tensors)
-    if found is None:
-        y, final, _ = _forward.run(tensors, (*options, False))
-    else:
-        y, final, _ = found.recording.play(tensors, found.addresses)
+        return _SelectiveScan.apply(found, found.recording.options[:2], *tensors)
+    y, final, _ = found.recording.play(tensors, found.addresses)
     return y, final
 
 

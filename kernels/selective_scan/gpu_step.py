@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from mambakit.kernels.gpu_math import effective_dt, silu
-from mambakit.kernels.launch import Plan, StepPlans, contiguous, dense_rows
+from mambakit.kernels.launch import contiguous, dense_rows
+from mambakit.kernels.recording import Options, Recordings
+from mambakit.kernels.tape import Tape, Tensors
 
 
 @triton.jit
@@ -62,22 +62,25 @@ def tiles(batch: int, d_inner: int, d_state: int) -> tuple[int, int, int]:
     return rows, columns, 1
 
 
-def _make_plan(tensors: tuple[Any, ...], options: tuple[Any, ...]) -> Plan:
-    state, x, dt, _, B, C, _, z, _ = tensors
-    softplus, low, high = options
+def _launch(tape: Tape, tensors: Tensors, options: Options) -> Tensors:
+    state, x, dt, A, B, C, D, z, dt_bias = tensors
+    softplus, low, high, inplace = options
     batch, d_inner, d_state = state.shape
     rows, columns, num_warps = tiles(batch, d_inner, d_state)
-    rest = (
+    y = tape.empty(x.shape, x.dtype, x.device)
+    new_state = state if inplace else tape.empty(state.shape, state.dtype, x.device)
+    tape.launch(
+        selective_scan_step_kernel, (batch * triton.cdiv(d_inner, rows),),
+        y, new_state, state, x, dt, A, B, C, D, z, dt_bias,
         x.stride(0), dt.stride(0), B.stride(0), C.stride(0), 0 if z is None else z.stride(0),
         float(low), float(high),
         d_inner, d_state, d_inner // B.shape[1],
-        softplus, (low, high) != (0.0, float("inf")), rows, columns,
+        softplus, (low, high) != (0.0, float("inf")), rows, columns, num_warps=num_warps,
     )  # fmt: skip
-    grid = (batch * triton.cdiv(d_inner, rows), 1, 1)
-    return Plan(selective_scan_step_kernel, grid, rest, num_warps)
+    return y, new_state
 
 
-_plans = StepPlans(_make_plan)
+_recordings = Recordings(_launch)
 
 
 def selective_scan_step_triton(
@@ -95,16 +98,17 @@ def selective_scan_step_triton(
     inplace: bool,
     checked: bool,
 ) -> tuple[Tensor, Tensor] | None:
-    """As ``selective_scan_step``; None as ``StepPlans.run``."""
-    options = (bool(dt_softplus), *dt_limit)
+    """As ``selective_scan_step``; None as ``Recordings.run_without_grad``."""
+    options = (bool(dt_softplus), *dt_limit, inplace)
     if not checked:
-        return _plans.run((state, x, dt, A, B, C, D, z, dt_bias), options, inplace, False)
+        return _recordings.run_without_grad((state, x, dt, A, B, C, D, z, dt_bias), options, checked=False)
     given = state.contiguous()
     tensors = (
         given, dense_rows(x), dense_rows(dt), A.contiguous(), dense_rows(B), dense_rows(C),
         contiguous(D), dense_rows(z), contiguous(dt_bias),
     )  # fmt: skip
-    done = _plans.run(tensors, options, inplace, True)
-    if done is not None and inplace and given is not state:
-        return done[0], state.copy_(done[1])
-    return done
+    done = _recordings.run_without_grad(tensors, options, checked=True)
+    if done is None:
+        return None
+    y, new_state = done
+    return y, state.copy_(new_state) if inplace and given is not state else new_state

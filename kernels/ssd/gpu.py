@@ -6,14 +6,14 @@ The kernels and their formulas are in ``gpu_forward`` and ``gpu_backward``, the 
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from mambakit.kernels.launch import needs_grad
-from mambakit.kernels.recording import Found, Options, Recordings, Tape, Tensors
+from mambakit.kernels.recording import Found, Options, Recordings
 from mambakit.kernels.ssd.gpu_config import (
     Backward,
     Forward,
@@ -23,6 +23,7 @@ from mambakit.kernels.ssd.gpu_config import (
     sizes_of,
 )
 from mambakit.kernels.ssd.gpu_launch import finish_backward, run_backward, run_forward
+from mambakit.kernels.tape import Tape, Tensors
 from mambakit.kernels.tuning import first_that_fits
 
 
@@ -34,16 +35,16 @@ def ssd_triton(tensors: Tensors, options: Options, *, checked: bool) -> tuple[Te
         options: ``dt_softplus, dt_limit, chunk_size, return_final_state``.
         checked: Unless so, the result is None for arguments of a make not seen before.
     """
+    if checked:
+        if needs_grad(*tensors):
+            return _SSD.apply(None, options, *tensors)
+        return _forward.run(tensors, options)
     found = _forward.find(tensors, options)
-    if found is not None:
-        if found.needs_grad:
-            return _SSD.apply(found, found.recording.options, *tensors)
-        return found.recording.play(tensors, found.addresses)
-    if not checked:
+    if found is None:
         return None
-    if needs_grad(*tensors):
-        return _SSD.apply(None, options, *tensors)
-    return _forward.run(tensors, options)
+    if found.needs_grad:
+        return _SSD.apply(found, found.recording.options, *tensors)
+    return found.recording.play(tensors, found.addresses)
 
 
 class _SSD(torch.autograd.Function):
@@ -93,8 +94,8 @@ def launch_forward(
     tape: Tape, tensors: Tensors, options: Options, config: Forward | None = None
 ) -> tuple[Tensor, Tensor | None]:
     """As ``ssd_triton``. ``config`` overrides the choice."""
-    softplus, limit, chunk_size, return_final_state = cast("tuple[Any, ...]", options)
-    inputs = _in_rows(Inputs(*tensors, softplus, *limit))
+    softplus, (low, high), chunk_size, return_final_state = options
+    inputs = _in_rows(Inputs._make((*tensors, softplus, low, high)))
     x = inputs.x
     sizes = sizes_of(x, inputs.B, inputs.C)
 
@@ -113,9 +114,9 @@ def launch_backward(
     tape: Tape, tensors: Tensors, options: Options, config: Backward | None = None
 ) -> tuple[Tensor | None, ...]:
     """For ``finish_backward``. ``config`` overrides the choice."""
-    *tensors, dy, dfinal = tensors
-    softplus, limit, chunk_size = cast("tuple[Any, ...]", options)
-    inputs = _in_rows(Inputs(*tensors, softplus, *limit))
+    *given, dy, dfinal = tensors
+    softplus, (low, high), chunk_size = options
+    inputs = _in_rows(Inputs._make((*given, softplus, low, high)))
     x = inputs.x
     sizes = sizes_of(x, inputs.B, inputs.C)
 

@@ -11,11 +11,11 @@ import triton.language as tl
 from torch import Tensor
 
 from mambakit.kernels.launch import register_limit
-from mambakit.kernels.recording import Tape
 from mambakit.kernels.ssd.gpu_backward import chunk_gradients, group_gradients, state_gradients
 from mambakit.kernels.ssd.gpu_config import Backward, Forward, Inputs, Sizes
 from mambakit.kernels.ssd.gpu_decays import chunk_decays, step_gradients
 from mambakit.kernels.ssd.gpu_forward import chunk_outputs, join_segments, walk_outputs, walk_states
+from mambakit.kernels.tape import Tape
 from mambakit.kernels.tuning import multiprocessors
 
 # states of chunks, their gradients' too, that a backward pass holds at a time

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from mambakit.kernels.gpu_math import effective_dt, silu
-from mambakit.kernels.launch import Plan, StepPlans, contiguous, dense_rows
+from mambakit.kernels.launch import contiguous, dense_rows
+from mambakit.kernels.recording import Options, Recordings
+from mambakit.kernels.tape import Tape, Tensors
 
 
 @triton.jit
@@ -66,21 +66,26 @@ def tiles(head_dim: int, d_state: int) -> tuple[int, int, int]:
     return rows, columns, max(1, min(4, rows * columns // 128))
 
 
-def _make_plan(tensors: tuple[Any, ...], options: tuple[Any, ...]) -> Plan:
-    state, x, dt, _, B, C, D, z, _ = tensors
-    softplus, low, high = options
+def _launch(tape: Tape, tensors: Tensors, options: Options) -> Tensors:
+    state, x, dt, A, B, C, D, z, dt_bias = tensors
+    softplus, low, high, inplace = options
     batch, n_heads, head_dim, d_state = state.shape
     rows, columns, num_warps = tiles(head_dim, d_state)
-    rest = (
+    y = tape.empty(x.shape, x.dtype, x.device)
+    new_state = state if inplace else tape.empty(state.shape, state.dtype, x.device)
+    tape.launch(
+        ssd_step_kernel, (batch * n_heads * triton.cdiv(head_dim, rows),),
+        y, new_state, state, x, dt, A, B, C, D, z, dt_bias,
         x.stride(0), dt.stride(0), B.stride(0), C.stride(0), 0 if z is None else z.stride(0),
         float(low), float(high),
         n_heads, head_dim, d_state, n_heads // B.shape[1],
         softplus, (low, high) != (0.0, float("inf")), D is not None and D.dim() == 2, rows, columns,
+        num_warps=num_warps,
     )  # fmt: skip
-    return Plan(ssd_step_kernel, (batch * n_heads * triton.cdiv(head_dim, rows), 1, 1), rest, num_warps)
+    return y, new_state
 
 
-_plans = StepPlans(_make_plan)
+_recordings = Recordings(_launch)
 
 
 def ssd_step_triton(
@@ -98,16 +103,17 @@ def ssd_step_triton(
     inplace: bool,
     checked: bool,
 ) -> tuple[Tensor, Tensor] | None:
-    """As ``ssd_step``; None as ``StepPlans.run``."""
-    options = (bool(dt_softplus), *dt_limit)
+    """As ``ssd_step``; None as ``Recordings.run_without_grad``."""
+    options = (bool(dt_softplus), *dt_limit, inplace)
     if not checked:
-        return _plans.run((state, x, dt, A, B, C, D, z, dt_bias), options, inplace, False)
+        return _recordings.run_without_grad((state, x, dt, A, B, C, D, z, dt_bias), options, checked=False)
     given = state.contiguous()
     tensors = (
         given, dense_rows(x), dense_rows(dt), A.contiguous(), dense_rows(B), dense_rows(C),
         contiguous(D), dense_rows(z), contiguous(dt_bias),
     )  # fmt: skip
-    done = _plans.run(tensors, options, inplace, True)
-    if done is not None and inplace and given is not state:
-        return done[0], state.copy_(done[1])
-    return done
+    done = _recordings.run_without_grad(tensors, options, checked=True)
+    if done is None:
+        return None
+    y, new_state = done
+    return y, state.copy_(new_state) if inplace and given is not state else new_state

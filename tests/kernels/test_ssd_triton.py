@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from mambakit.kernels import ssd, ssd_core
 from mambakit.kernels.backend import BackendUnavailableError
-from mambakit.kernels.recording import Tape
 from mambakit.kernels.ssd.testing import OPTIONS, check, make_inputs
+from mambakit.kernels.tape import Tape
 from mambakit.kernels.testing import assert_as_accurate, cast, forward_backward, relative_error
 
 pytest.importorskip("triton")
