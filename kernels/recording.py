@@ -15,6 +15,7 @@ from operator import itemgetter
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from mambakit.kernels.launch import PLAIN, is_eager, needs_grad, on_device_of
 from mambakit.kernels.tape import Source, Tape, Tensors, View
@@ -64,7 +65,8 @@ class Recording:
         scratch = [i for i in range(len(made)) if i not in returned]
         places += [("made", i) for i in (*returned, *scratch)]
         place = {source: i for i, source in enumerate(places)}
-        self._outputs = [(made[i].shape, made[i].dtype) for i in returned]
+        # with the argument that a result is laid out as, if there is one: empty_like is the quicker call
+        self._outputs = [(made[i].shape, made[i].dtype, _alike(made[i], tensors)) for i in returned]
         self._scratch: list[tuple[int, torch.dtype, torch.Size]] = []
         self._scratch_bytes = 0
         for i in scratch:
@@ -106,8 +108,11 @@ class Recording:
     def _launch(self, runs: list[Any], tensors: Tensors, pool: list[Any]) -> Tensors:
         device = self._device
         values = [*tensors]
-        for shape, dtype in self._outputs:
-            made = torch.empty(shape, dtype=dtype, device=device)
+        for shape, dtype, alike in self._outputs:
+            if alike is None:
+                made = torch.empty(shape, dtype=dtype, device=device)
+            else:
+                made = torch.empty_like(tensors[alike])
             values.append(made)
             pool.append(made.data_ptr())
         if self._scratch_bytes:
@@ -131,7 +136,7 @@ class Recording:
     def _interpret(self, tensors: Tensors) -> Tensors:
         """As ``_launch``, with tensors in place of addresses."""
         pool = [*tensors]
-        pool += [torch.empty(shape, dtype=dtype, device=self._device) for shape, dtype in self._outputs]
+        pool += [torch.empty(shape, dtype=dtype, device=self._device) for shape, dtype, _ in self._outputs]
         arena = torch.empty(self._scratch_bytes, dtype=torch.uint8, device=self._device)
         for offset, dtype, shape in self._scratch:
             size = shape.numel() * dtype.itemsize
@@ -254,6 +259,14 @@ def _make_of(tensors: Tensors, options: Options) -> tuple[Hashable, list[int | N
     if low_bits & 15:
         key.append(tuple([at is None or at & 15 == 0 for at in addresses]))
     return tuple(key), addresses, needs_grad
+
+
+def _alike(made: Tensor, tensors: Tensors) -> int | None:
+    """The place of a tensor that is laid out as ``made`` is."""
+    for i, v in enumerate(tensors):
+        if v is not None and (v.shape, v.stride(), v.dtype) == (made.shape, made.stride(), made.dtype):
+            return i
+    return None
 
 
 def _distinct(tensors: Tensors) -> Tensors:

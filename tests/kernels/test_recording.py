@@ -327,16 +327,19 @@ class Kernel:
         return start
 
 
-def launch_parts(kernel: Kernel, tape: Tape, x: Tensor, num_warps: int) -> tuple[Tensor | None, ...]:
-    unused, work, out = (tape.empty((n,), torch.float32, x.device) for n in (3, 5, 7))
+def launch_parts(
+    kernel: Kernel, tape: Tape, x: Tensor, num_warps: int, size: int = 7
+) -> tuple[Tensor | None, ...]:
+    unused, work, out = (tape.empty((n,), torch.float32, x.device) for n in (3, 5, size))
     tape.launch(kernel, (4,), out, x, work[2:], 9, None, SCALE=0.5, SIZE=8, num_warps=num_warps)
     tape.launch(kernel, (2, 3), unused, x, out[1:], 9, work, 8, 0.25, num_warps=num_warps)
     return out, None
 
 
-def test_what_compiled_kernels_get() -> None:
+@pytest.mark.parametrize("size", [6, 7], ids=["like an argument", "unlike"])
+def test_what_compiled_kernels_get(size: int) -> None:
     kernel = Kernel()
-    recordings = Recordings(lambda tape, tensors, _: launch_parts(kernel, tape, tensors[0], 4))
+    recordings = Recordings(lambda tape, tensors, _: launch_parts(kernel, tape, tensors[0], 4, size))
     assert recordings.find((torch.zeros(6),), ()) is None
     recordings.run((torch.zeros(6),), ())
     assert recordings.find((torch.zeros(6),), ()) is None
@@ -345,6 +348,7 @@ def test_what_compiled_kernels_get() -> None:
     out, nothing = recordings.run((x,), ())
     assert nothing is None
     assert out is not None
+    assert out.shape == (size,)
     first, second = kernel.compiled.runs
     assert first[:9] == (4, 1, 1, 0, "function", "metadata", None, None, None)
     assert second[:9] == (2, 3, 1, 0, "function", "metadata", None, None, None)
