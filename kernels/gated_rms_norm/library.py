@@ -93,8 +93,9 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-    dx, dweight, dz = gated_rms_norm_bwd(dy, *ctx.saved_tensors, *ctx.options)
-    return dx, dweight, None if ctx.saved_tensors[2] is None else dz, None, None, None, None
+    tensors = ctx.saved_tensors  # once: under activation checkpointing they are computed anew
+    dx, dweight, dz = gated_rms_norm_bwd(dy, *tensors, *ctx.options)
+    return dx, dweight, None if tensors[2] is None else dz, None, None, None, None
 
 
 gated_rms_norm_fwd.register_autograd(_backward, setup_context=_setup)

@@ -193,8 +193,8 @@ def chunk_gradients(  # type: ignore[no-untyped-def]
     mask = t0 + rows < length
     Bt = tile(address(B, b, B_b, t0, B_l, g, B_g, UNIT), B_l * UNIT, rows, ns, mask, D_STATE, BLOCK_N).to(DOT)
     Ct = tile(address(C, b, C_b, t0, C_l, g, C_g, UNIT), C_l * UNIT, rows, ns, mask, D_STATE, BLOCK_N).to(DOT)
-    # kept in the operands' type, which is what its products with the decay are rounded to anyway
-    BC = tl.dot(Bt, tl.trans(Ct), input_precision=PRECISION).to(DOT)  # [j, i]
+    # kept in float32: rounded, it would be most of the error of dt's gradient
+    BC = tl.dot(Bt, tl.trans(Ct), input_precision=PRECISION)  # [j, i]
     keep = rows[None, :] >= rows[:, None]
     if seq is not None:
         ids, _before, _last_id = sequences(seq, b, t0, length, rows, CHUNK)
@@ -223,23 +223,23 @@ def chunk_gradients(  # type: ignore[no-untyped-def]
         xd = xt.to(DOT)
         dyd = dyt.to(DOT)
         decay = tl.where(keep, tl.exp2(-differences(cums, cums, WIDE)), 0.0)  # [j, i]
-        scaled = tl.dot(xd, tl.trans(dyd), input_precision=PRECISION) * s[:, None] * decay
-        dBC += scaled
-        pairs = scaled * BC.to(tl.float32)
+        M = decay * BC
+        pairs = tl.dot(xd, tl.trans(dyd), input_precision=PRECISION)
+        dBC += pairs * s[:, None] * decay
+        pairs *= M
+        ds = tl.sum(pairs, 1)
+        pairs *= s[:, None]
         if WIDE:
             # sum_{j < t <= i} for every t, without the pairs that the difference of two sums would cancel
             earlier = (rows[None, :] < rows[:, None]).to(tl.float32)  # [t, j]
             pairs = tl.dot(earlier, pairs, input_precision=PRECISION)  # [t, i]
             dlog_decay = tl.sum(tl.where(rows[None, :] >= rows[:, None], pairs, 0.0), 1)
         else:
-            pairs = tl.where(rows[None, :] > rows[:, None], pairs, 0.0)
-            dlog_decay = tl.sum(pairs, 0) - tl.sum(pairs, 1)
-        M = (decay * BC.to(tl.float32)).to(DOT)
+            dlog_decay = tl.sum(pairs, 0) - s * ds
         dyf = dyt.to(tl.float32)
         xf = xt.to(tl.float32)
-        u = tl.dot(M, dyd, input_precision=PRECISION)
-        ds = tl.sum(xf * u, 1)
-        dxt = s[:, None] * u
+        M = M.to(DOT)
+        dxt = s[:, None] * tl.dot(M, dyd, input_precision=PRECISION)
         if ADD:
             dlog_decay += tl.load(dcum + at_step)
             ds += tl.load(dsteps + at_step)

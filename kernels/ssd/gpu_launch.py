@@ -18,7 +18,8 @@ from mambakit.kernels.ssd.gpu_forward import chunk_outputs, join_segments, walk_
 from mambakit.kernels.tape import Tape
 from mambakit.kernels.tuning import multiprocessors
 
-# states of chunks, their gradients' too, that a backward pass holds at a time
+# States of chunks, their gradients' too, that a backward pass holds at a time; twice as much where a single
+# row has more, since a slice of its heads repeats much of the others' work.
 _STATE_BYTES = 340 << 20
 # a shorter segment would not repay the pass that finds where it starts
 _MIN_SEGMENT_CHUNKS = 8
@@ -202,7 +203,8 @@ def _block_heads(group_heads: int, parts: int, device: torch.device, wanted: int
 def _slices(batch: int, n_heads: int, n_groups: int, head_bytes: int) -> Iterator[tuple[slice, slice, slice]]:
     """Rows, heads and groups to work on at a time, so that the states of chunks fit ``_STATE_BYTES``."""
     group_heads = n_heads // n_groups
-    units = max(1, _STATE_BYTES // max(head_bytes, 1))  # (row, head) pairs
+    most = _STATE_BYTES if n_heads * head_bytes <= _STATE_BYTES else 2 * _STATE_BYTES
+    units = max(1, most // max(head_bytes, 1))  # (row, head) pairs
     rows = min(batch, max(1, units // n_heads))
     for r in range(0, batch, rows):
         row = slice(r, min(r + rows, batch))

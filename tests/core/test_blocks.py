@@ -340,3 +340,32 @@ def test_dynamo_traces_it_in_one_graph(kind):
     torch.testing.assert_close(y, expected)
     assert_states_close(state, expected_state, atol=1e-6)
     torch.testing.assert_close(compiled(x, state)[0], block(x, expected_state)[0])
+
+
+@pytest.mark.parametrize("norm", [True, False])
+def test_recomputing_gives_the_same_and_keeps_less(norm):
+    """Two calls in a row, the second from the first's state."""
+    torch.manual_seed(0)
+    plain = Mamba2(d_model=32, head_dim=8, d_state=8, norm=norm)
+    frugal = Mamba2(d_model=32, head_dim=8, d_state=8, norm=norm, recompute=True)
+    frugal.load_state_dict(plain.state_dict())
+    found = []
+    for block in (plain, frugal):
+        x = torch.randn(2, 24, 32, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        kept: dict[int, int] = {}
+
+        def keep(tensor, kept=kept):
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            y, state = block(x[:, :14])
+            z, _ = block(x[:, 14:], state)
+        (y.square().sum() + z.square().sum()).backward()
+        found.append(
+            (sum(kept.values()), torch.cat([y, z], 1), x.grad, *(p.grad for p in block.parameters()))
+        )
+    (most, *expected), (less, *actual) = found
+    assert less < 0.9 * most
+    for a, b in zip(actual, expected, strict=True):
+        torch.testing.assert_close(a, b)
