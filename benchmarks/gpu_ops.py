@@ -217,17 +217,17 @@ def measure(
 def case_rows(
     case: Case, found: dict[str, dict[str, Figures]]
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Rows of one case: milliseconds and MiB, and apart from these times the floor and errors."""
+    """Rows of one case: milliseconds, and apart from these peak MiB, times the floor and errors."""
     headlines, details = [], []
     for which, by_name in found.items():
         floor = by_name["floor"].ms
         measured = {name: f for name, f in by_name.items() if name != "floor"}
         figures = _merge_attention({name: f for name, f in measured.items() if f.is_right})
-        where = f"gpu/{case.name}/{which}"
-        headlines.append(_row(f"{where}/ms", "ms", {name: f.ms for name, f in figures.items()}))
-        if which in TRAINING:
-            headlines.append(_row(f"{where}/mib", "MiB", {name: f.mib for name, f in figures.items()}))
+        times = {name: f.ms for name, f in figures.items()}
+        headlines.append(_row(f"gpu/{case.name}/{which}/ms", "ms", times))
         where = f"gpu-detail/{case.name}/{which}"
+        if which in TRAINING:
+            details.append(_row(f"{where}/mib", "MiB", {name: f.mib for name, f in figures.items()}))
         times = {name: f.ms / floor for name, f in figures.items()}
         details.append(_row(f"{where}/times-floor", "x", times))
         errors = {name: f.error for name, f in measured.items() if not math.isnan(f.error)}

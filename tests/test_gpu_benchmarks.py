@@ -63,8 +63,10 @@ def test_attention_is_one_peer_and_times_the_floor_are_those_of_the_case(gpu_ops
     headlines, details = gpu_ops.case_rows(gpu_ops.CASES[0], {"fwd": figures})
     assert headlines[0]["what"] == "gpu/ssd/B8-L4096-H80-N128/fwd/ms"
     assert (headlines[0]["value"], headlines[0]["peers"]) == (1.0, {"torch_sdpa": 2.0})
-    assert (details[0]["value"], details[0]["peers"]) == (2.0, {"torch_sdpa": 4.0})
-    assert details[1]["peers"]["fla"] == 0.5  # an error is told, right or wrong
+    mib, times, errors = details
+    assert (mib["value"], mib["peers"]) == (10, {"torch_sdpa": 30})
+    assert (times["value"], times["peers"]) == (2.0, {"torch_sdpa": 4.0})
+    assert errors["peers"]["fla"] == 0.5  # an error is told, right or wrong
 
 
 def test_least_work_is_that_of_the_paper(gpu_ops: Any) -> None:

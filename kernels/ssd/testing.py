@@ -83,4 +83,6 @@ def check(
         got, plain = actual[name], naive[name]
         if backend == "triton":
             got, plain = got.to(dtype), plain.to(dtype)
-        assert_as_accurate(name, got, exact=exact[name], naive=plain, slack=2.0)
+        # three tf32 products make a float32 one, less a digit
+        slack = 4.0 if got.is_cuda and backend == "triton" and dtype == torch.float32 else 2.0
+        assert_as_accurate(name, got, exact=exact[name], naive=plain, slack=slack)
