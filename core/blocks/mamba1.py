@@ -166,7 +166,7 @@ class Mamba1(Block):
             state["ssm"],
             u,
             F.linear(dt, self.dt_proj.weight),
-            -torch.exp(self.A_log),
+            self.A_log,
             B.unsqueeze(1),
             C.unsqueeze(1),
             D=self.D,
@@ -174,6 +174,7 @@ class Mamba1(Block):
             dt_bias=self.dt_proj.bias,
             dt_softplus=True,
             dt_limit=self.dt_limit,
+            A_is_log=True,
             inplace=inplace,
         )
         return self.out_proj(y), State.of(conv=next_conv, ssm=next_ssm)

@@ -219,7 +219,7 @@ class Mamba2(Block):
             state["ssm"],
             u.view(batch, *self._heads),
             dt,
-            -torch.exp(self.A_log),
+            self.A_log,
             B.view(batch, *self._groups),
             C.view(batch, *self._groups),
             D=self.D,
@@ -227,6 +227,7 @@ class Mamba2(Block):
             dt_bias=self.dt_bias,
             dt_softplus=True,
             dt_limit=self.dt_limit,
+            A_is_log=True,
             inplace=inplace,
         )
         y = self._normalize(y.flatten(1), z)

@@ -17,7 +17,8 @@ def selective_scan_step_kernel(
     y_ptr, new_state_ptr, state_ptr, x_ptr, dt_ptr, A_ptr, B_ptr, C_ptr, D_ptr, z_ptr, dt_bias_ptr,
     x_stride, dt_stride, B_stride, C_stride, z_stride, low, high,
     D_INNER: tl.constexpr, D_STATE: tl.constexpr, CHANNELS_PER_GROUP: tl.constexpr,
-    SOFTPLUS: tl.constexpr, CLAMP: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    SOFTPLUS: tl.constexpr, CLAMP: tl.constexpr, A_IS_LOG: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """Strides are those of the batch; the rest is contiguous. ROWS channels a program."""
     n_parts: tl.constexpr = (D_INNER + ROWS - 1) // ROWS
@@ -31,6 +32,8 @@ def selective_scan_step_kernel(
     start = b * D_INNER * D_STATE
     state = tl.load(state_ptr + start + tile, mask=inside, other=0.0).to(tl.float32)
     A = tl.load(A_ptr + tile, mask=inside, other=0.0).to(tl.float32)
+    if A_IS_LOG:
+        A = -tl.exp(A)
     of_group = rows[:, None] // CHANNELS_PER_GROUP * D_STATE + columns[None, :]
     B = tl.load(B_ptr + b * B_stride + of_group, mask=inside, other=0.0).to(tl.float32)
     C = tl.load(C_ptr + b * C_stride + of_group, mask=inside, other=0.0).to(tl.float32)
@@ -64,7 +67,7 @@ def tiles(batch: int, d_inner: int, d_state: int) -> tuple[int, int, int]:
 
 def _launch(tape: Tape, tensors: Tensors, options: Options) -> Tensors:
     state, x, dt, A, B, C, D, z, dt_bias = tensors
-    softplus, low, high, inplace = options
+    softplus, low, high, A_is_log, inplace = options
     batch, d_inner, d_state = state.shape
     rows, columns, num_warps = tiles(batch, d_inner, d_state)
     y = tape.empty(x.shape, x.dtype, x.device)
@@ -75,7 +78,7 @@ def _launch(tape: Tape, tensors: Tensors, options: Options) -> Tensors:
         x.stride(0), dt.stride(0), B.stride(0), C.stride(0), 0 if z is None else z.stride(0),
         float(low), float(high),
         d_inner, d_state, d_inner // B.shape[1],
-        softplus, (low, high) != (0.0, float("inf")), rows, columns, num_warps=num_warps,
+        softplus, (low, high) != (0.0, float("inf")), A_is_log, rows, columns, num_warps=num_warps,
     )  # fmt: skip
     return y, new_state
 
@@ -95,11 +98,12 @@ def selective_scan_step_triton(
     dt_bias: Tensor | None,
     dt_softplus: bool,
     dt_limit: tuple[float, float],
+    A_is_log: bool,
     inplace: bool,
     checked: bool,
 ) -> tuple[Tensor, Tensor] | None:
     """As ``selective_scan_step``; None as ``Recordings.run_without_grad``."""
-    options = (bool(dt_softplus), *dt_limit, inplace)
+    options = (bool(dt_softplus), *dt_limit, bool(A_is_log), inplace)
     if not checked:
         return _recordings.run_without_grad((state, x, dt, A, B, C, D, z, dt_bias), options, checked=False)
     given = state.contiguous()

@@ -29,6 +29,7 @@ def selective_scan_step(
     dt_bias: Tensor | None = None,
     dt_softplus: bool = False,
     dt_limit: tuple[float, float] = (0.0, float("inf")),
+    A_is_log: bool = False,
     inplace: bool = False,
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -42,6 +43,7 @@ def selective_scan_step(
         B: ``(batch, n_groups, d_state)``.
         C: Shaped as ``B``.
         D, z, dt_bias, dt_softplus, dt_limit: As in ``selective_scan``; ``z`` shaped as ``x``.
+        A_is_log: ``A`` is ``log(-A)``, which models keep as a parameter: the exponential is the kernel's.
         inplace: Overwrite ``state`` with the new state and return it; not for a state that needs gradients.
         backend: As in ``selective_scan``.
 
@@ -55,7 +57,8 @@ def selective_scan_step(
     """
     if asks_for_triton(state, backend):
         done = _triton()(
-            state, x, dt, A, B, C, D, z, dt_bias, dt_softplus, dt_limit, inplace, checked=False
+            state, x, dt, A, B, C, D, z, dt_bias, dt_softplus, dt_limit, A_is_log, inplace,
+            checked=False,
         )  # fmt: skip
         if done is not None:
             return done
@@ -67,10 +70,14 @@ def selective_scan_step(
     chosen = choose_backend("selective_scan_step", backend, x.device, state.dtype)
     if chosen == "triton" and not torch.compiler.is_compiling():
         done = _triton()(
-            state, x, dt, A, B, C, D, z, dt_bias, dt_softplus, (low, high), inplace, checked=True
+            state, x, dt, A, B, C, D, z, dt_bias, dt_softplus, (low, high), A_is_log, inplace,
+            checked=True,
         )  # fmt: skip
         if done is not None:
             return done
+    if A_is_log:
+        A = -torch.exp(A)
+        found = None if found is None else _usual_addresses(state, x, dt, A, B, C, D, z, dt_bias)
     if chosen != "reference":
         memory: list[Any] | None = [state, x]
         if found is None:

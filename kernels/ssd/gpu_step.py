@@ -17,7 +17,7 @@ def ssd_step_kernel(
     y_ptr, new_state_ptr, state_ptr, x_ptr, dt_ptr, A_ptr, B_ptr, C_ptr, D_ptr, z_ptr, dt_bias_ptr,
     x_stride, dt_stride, B_stride, C_stride, z_stride, low, high,
     N_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, D_STATE: tl.constexpr, HEADS_PER_GROUP: tl.constexpr,
-    SOFTPLUS: tl.constexpr, CLAMP: tl.constexpr, D_PER_CHANNEL: tl.constexpr,
+    SOFTPLUS: tl.constexpr, CLAMP: tl.constexpr, A_IS_LOG: tl.constexpr, D_PER_CHANNEL: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """Strides are those of the batch; the rest is contiguous. ROWS channels of a head a program."""
@@ -41,7 +41,10 @@ def ssd_step_kernel(
     if dt_bias_ptr is not None:
         bias = tl.load(dt_bias_ptr + head).to(tl.float32)
     dt = effective_dt(dt, bias, low, high, SOFTPLUS, CLAMP)
-    decay = tl.exp(dt * tl.load(A_ptr + head).to(tl.float32))
+    A = tl.load(A_ptr + head).to(tl.float32)
+    if A_IS_LOG:
+        A = -tl.exp(A)
+    decay = tl.exp(dt * A)
     state = state * decay + (dt * x)[:, None] * B[None, :]
     tl.store(new_state_ptr + offsets, state.to(new_state_ptr.dtype.element_ty), mask=inside)
     y = tl.sum(state * C[None, :], axis=1)
@@ -68,7 +71,7 @@ def tiles(head_dim: int, d_state: int) -> tuple[int, int, int]:
 
 def _launch(tape: Tape, tensors: Tensors, options: Options) -> Tensors:
     state, x, dt, A, B, C, D, z, dt_bias = tensors
-    softplus, low, high, inplace = options
+    softplus, low, high, A_is_log, inplace = options
     batch, n_heads, head_dim, d_state = state.shape
     rows, columns, num_warps = tiles(head_dim, d_state)
     y = tape.empty(x.shape, x.dtype, x.device)
@@ -79,7 +82,7 @@ def _launch(tape: Tape, tensors: Tensors, options: Options) -> Tensors:
         x.stride(0), dt.stride(0), B.stride(0), C.stride(0), 0 if z is None else z.stride(0),
         float(low), float(high),
         n_heads, head_dim, d_state, n_heads // B.shape[1],
-        softplus, (low, high) != (0.0, float("inf")), D is not None and D.dim() == 2, rows, columns,
+        softplus, (low, high) != (0.0, float("inf")), A_is_log, D is not None and D.dim() == 2, rows, columns,
         num_warps=num_warps,
     )  # fmt: skip
     return y, new_state
@@ -100,11 +103,12 @@ def ssd_step_triton(
     dt_bias: Tensor | None,
     dt_softplus: bool,
     dt_limit: tuple[float, float],
+    A_is_log: bool,
     inplace: bool,
     checked: bool,
 ) -> tuple[Tensor, Tensor] | None:
     """As ``ssd_step``; None as ``Recordings.run_without_grad``."""
-    options = (bool(dt_softplus), *dt_limit, inplace)
+    options = (bool(dt_softplus), *dt_limit, bool(A_is_log), inplace)
     if not checked:
         return _recordings.run_without_grad((state, x, dt, A, B, C, D, z, dt_bias), options, checked=False)
     given = state.contiguous()

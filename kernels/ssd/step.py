@@ -30,6 +30,7 @@ def ssd_step(
     dt_bias: Tensor | None = None,
     dt_softplus: bool = False,
     dt_limit: tuple[float, float] = (0.0, float("inf")),
+    A_is_log: bool = False,
     inplace: bool = False,
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -43,6 +44,7 @@ def ssd_step(
         B: ``(batch, n_groups, d_state)``.
         C: Shaped as ``B``.
         D, z, dt_bias, dt_softplus, dt_limit: As in ``ssd``; ``z`` shaped as ``x``.
+        A_is_log: ``A`` is ``log(-A)``, which models keep as a parameter: the exponential is the kernel's.
         inplace: Overwrite ``state`` with the new state and return it; not for a state that needs gradients.
         backend: As in ``ssd``.
 
@@ -56,7 +58,8 @@ def ssd_step(
     """
     if asks_for_triton(state, backend):
         done = _triton()(
-            state, x, dt, A, B, C, D, z, dt_bias, dt_softplus, dt_limit, inplace, checked=False
+            state, x, dt, A, B, C, D, z, dt_bias, dt_softplus, dt_limit, A_is_log, inplace,
+            checked=False,
         )  # fmt: skip
         if done is not None:
             return done
@@ -67,10 +70,14 @@ def ssd_step(
     chosen = choose_backend("ssd_step", backend, x.device, state.dtype)
     if chosen == "triton" and not torch.compiler.is_compiling():
         done = _triton()(
-            state, x, dt, A, B, C, D, z, dt_bias, dt_softplus, (low, high), inplace, checked=True
+            state, x, dt, A, B, C, D, z, dt_bias, dt_softplus, (low, high), A_is_log, inplace,
+            checked=True,
         )  # fmt: skip
         if done is not None:
             return done
+    if A_is_log:
+        A = -torch.exp(A)
+        found = None if found is None else _usual_addresses(state, x, dt, A, B, C, D, z, dt_bias)
     if chosen != "reference":
         memory: list[Any] | None = [state, x]
         if found is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -251,3 +252,23 @@ def test_compile_sees_through(triton_device: str) -> None:
     expected = step(**inputs, **named, backend="triton")
     for value, want in zip(compiled(**inputs), expected, strict=True):
         torch.testing.assert_close(value, want)
+
+
+@pytest.mark.parametrize("backend", ["triton", "portable", "reference"])
+@pytest.mark.parametrize("make", [partial(scan_inputs, 2, 12, 3, 5), partial(ssd_inputs, 2, 4, 3, 2, 5)])
+def test_the_logarithm_in_place_of_the_decay(
+    make: Callable[[], tuple[Step, dict[str, Tensor], dict[str, Any]]], backend: str, triton_device: str
+) -> None:
+    """Twice, for the second call is found by the make of its arguments; with gradients the same."""
+    step, inputs, options = make()
+    given = {name: v.float().to(triton_device) for name, v in inputs.items()}
+    A_log = (-given["A"]).log().requires_grad_()
+    expected = step(**given, **options, backend=backend)
+    del given["A"]
+    for _ in range(2):
+        with torch.no_grad():
+            actual = step(A=A_log, A_is_log=True, **given, **options, backend=backend)
+        torch.testing.assert_close(actual, expected)
+    y, _ = step(A=A_log, A_is_log=True, **given, **options, backend=backend)
+    (gradient,) = torch.autograd.grad(y.sum(), A_log)
+    assert gradient.abs().max() > 0
