@@ -9,7 +9,7 @@ import triton
 from torch import Tensor
 
 from mambakit.kernels.causal_conv1d.gpu_kernels import conv_backward_kernel, conv_forward_kernel
-from mambakit.kernels.launch import common_unit, contiguous, needs_grad, unit_rows
+from mambakit.kernels.launch import common_unit, contiguous, needs_grad, register_limit, unit_rows
 from mambakit.kernels.recording import Found, Options, Recordings
 from mambakit.kernels.tape import Tape, Tensors
 
@@ -141,8 +141,7 @@ def _launch_backward(tape: Tape, tensors: Tensors, options: Options) -> Tensors:
     n_runs = max(1, triton.cdiv(length, run))
     partial = tape.empty((batch * n_runs, width + 1, channels), dtype=torch.float32, device=x.device)
     # the masks of packed rows and the states need more registers, and so does a longer filter
-    plain = initial_state is None and seq_idx is None and dfinal is None and width <= 4 and x.is_cuda
-    limit = {"maxnreg": config.registers} if plain and config.registers and not torch.version.hip else {}
+    plain = initial_state is None and seq_idx is None and dfinal is None and width <= 4
     tape.launch(
         conv_backward_kernel, (grid,),
         x, dy, weight.contiguous(), contiguous(bias), initial_state, contiguous(seq_idx),
@@ -150,7 +149,7 @@ def _launch_backward(tape: Tape, tensors: Tensors, options: Options) -> Tensors:
         x_batch_stride // unit, x_stride // unit, dy_batch_stride // unit, dy_stride // unit,
         channels // unit, length, run,
         UNIT=unit, WIDTH=width, SILU=silu, CHANNELS=config.channels, GROUP=config.group,
-        num_warps=config.num_warps, **limit,
+        num_warps=config.num_warps, **register_limit(x, config.registers if plain else None),
     )  # fmt: skip
     return dx, dinitial, partial
 
