@@ -22,6 +22,11 @@ class BackendUnavailableError(RuntimeError):
     """A backend was asked for by name and cannot run here; the message says why and what would help."""
 
 
+@torch.compiler.assume_constant_result  # torch.compile does not trace a search for a module
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
 def why_unavailable(
     backend: str, op: str, device: torch.device, dtype: torch.dtype | None = None
 ) -> str | None:
@@ -30,7 +35,7 @@ def why_unavailable(
         return None
     if op not in TRITON_OPS:
         return f"this version has no Triton kernel for {op}; use backend='portable'"
-    if importlib.util.find_spec("triton") is None:
+    if not _has_triton():
         return "the triton package is not installed (it exists for Linux only); use backend='portable'"
     if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         return f"Triton kernels need a CUDA tensor, got one on {device}; move it, or use backend='portable'"
