@@ -15,6 +15,7 @@ from torch.autograd.function import once_differentiable
 from mambakit.kernels.launch import needs_grad
 from mambakit.kernels.recording import Found, Options, Recordings
 from mambakit.kernels.ssd.gpu_config import (
+    N_TENSORS,
     Backward,
     Forward,
     Inputs,
@@ -22,7 +23,8 @@ from mambakit.kernels.ssd.gpu_config import (
     forward_configs,
     sizes_of,
 )
-from mambakit.kernels.ssd.gpu_launch import finish_backward, run_backward, run_forward
+from mambakit.kernels.ssd.gpu_launch import run_forward
+from mambakit.kernels.ssd.gpu_launch_backward import finish_backward, run_backward
 from mambakit.kernels.tape import Tape, Tensors
 from mambakit.kernels.tuning import first_that_fits
 
@@ -31,7 +33,7 @@ def ssd_triton(tensors: Tensors, options: Options, *, checked: bool) -> tuple[Te
     """``(y, final_state)``, the state None unless asked for.
 
     Args:
-        tensors: The first eleven of ``Inputs``.
+        tensors: The tensors of ``Inputs``.
         options: ``dt_softplus, dt_limit, chunk_size, return_final_state``.
         checked: Unless so, the result is None for arguments of a make not seen before.
     """
@@ -68,17 +70,17 @@ class _SSD(torch.autograd.Function):
 
 def forward(inputs: Inputs, chunk_size: int | None, return_final_state: bool) -> tuple[Tensor, Tensor | None]:
     """See ``ssd_triton``; unknown to autograd."""
-    softplus, low, high = inputs[11:]
-    y, final = _forward.run(inputs[:11], (softplus, (low, high), chunk_size, return_final_state))
+    softplus, low, high = inputs[N_TENSORS:]
+    y, final = _forward.run(inputs[:N_TENSORS], (softplus, (low, high), chunk_size, return_final_state))
     return y, final
 
 
 def backward(
     inputs: Inputs, dy: Tensor, dfinal: Tensor | None, chunk_size: int | None
 ) -> tuple[Tensor | None, ...]:
-    """The gradients of ``inputs.x`` to ``inputs.initial_state``; None where nothing was given."""
-    softplus, low, high = inputs[11:]
-    return _gradients(inputs[:11], (softplus, (low, high), chunk_size), dy, dfinal)
+    """The gradients of ``inputs.x`` to ``inputs.angles``; None where nothing was given."""
+    softplus, low, high = inputs[N_TENSORS:]
+    return _gradients(inputs[:N_TENSORS], (softplus, (low, high), chunk_size), dy, dfinal)
 
 
 def _gradients(
@@ -137,7 +139,7 @@ _backward = Recordings(launch_backward)
 
 def _in_rows(inputs: Inputs) -> Inputs:
     """Copies only what lies in a way the kernels do not read."""
-    x, dt, scale, A, B, C, D, z, dt_bias, initial, seq_idx, softplus, low, high = inputs
+    x, dt, scale, A, B, C, D, z, dt_bias, initial, B_bias, C_bias, angles, seq_idx, *options = inputs
     if x.stride(-1) != 1:
         x = x.contiguous()
     if B.stride(-1) != 1:
@@ -146,7 +148,10 @@ def _in_rows(inputs: Inputs) -> Inputs:
         C = C.contiguous()
     if z is not None and z.stride(-1) != 1:
         z = z.contiguous()
-    A, D, dt_bias, initial, seq_idx = (
-        v if v is None or v.is_contiguous() else v.contiguous() for v in (A, D, dt_bias, initial, seq_idx)
+    if D is not None and D.dim() < 3 and not D.is_contiguous():
+        D = D.contiguous()
+    whole = (A, dt_bias, initial, B_bias, C_bias, angles, seq_idx)
+    A, dt_bias, initial, B_bias, C_bias, angles, seq_idx = (
+        v if v is None or v.is_contiguous() else v.contiguous() for v in whole
     )
-    return Inputs(x, dt, scale, A, B, C, D, z, dt_bias, initial, seq_idx, softplus, low, high)
+    return Inputs(x, dt, scale, A, B, C, D, z, dt_bias, initial, B_bias, C_bias, angles, seq_idx, *options)

@@ -1,6 +1,6 @@
 """Triton kernels of ``ssd``, backward.
 
-Nothing is stored by the forward pass. ``walk_states`` (``gpu_forward``) runs twice: forward for the state
+Nothing is stored by the forward pass. ``walk_states`` (``gpu_states``) runs twice: forward for the state
 ``S`` at each chunk's start, in reverse for the gradient ``dS`` at each chunk's end. Between the two the
 chunks are independent. In the notation of ``gpu_common``, with ``L_ij = exp(cum_i - cum_j)`` and
 ``M_ij = (C_i . B_j) L_ij``,
@@ -27,6 +27,8 @@ import triton
 import triton.language as tl
 
 from mambakit.kernels.ssd.gpu_common import (
+    SIZES,
+    STRIDES,
     address,
     decays,
     differences,
@@ -34,10 +36,11 @@ from mambakit.kernels.ssd.gpu_common import (
     opaque,
     sequences,
     silu,
+    skip_of,
+    skip_weight,
     store_tile,
     tile,
 )
-from mambakit.kernels.ssd.gpu_forward import _SIZES, _STRIDES
 
 _ROWS = ["dy_b", "dy_l", "dy_h", "row_heads", "row_groups", "n_groups", "n_parts", "n_state_parts"]
 
@@ -64,7 +67,7 @@ def _gated(dyt, z, z_l, rows, ps, mask, HEAD_DIM: tl.constexpr, BLOCK_P: tl.cons
     return dyt
 
 
-@triton.jit(do_not_specialize=_STRIDES + _SIZES + _ROWS)
+@triton.jit(do_not_specialize=STRIDES + SIZES + _ROWS)
 def state_gradients(  # type: ignore[no-untyped-def]
     dy, x, cum, steps, B, C, z, seq, states, dstates,
     dx, dcum, through_sums, dsteps, dB, dC, carried_out,
@@ -166,7 +169,7 @@ def state_gradients(  # type: ignore[no-untyped-def]
     store_tile(dC + start, dCt, columns, rows, ns, mask, D_STATE, BLOCK_N)
 
 
-@triton.jit(do_not_specialize=_STRIDES + _SIZES + _ROWS)
+@triton.jit(do_not_specialize=STRIDES + SIZES + _ROWS)
 def chunk_gradients(  # type: ignore[no-untyped-def]
     dy, x, cum, steps, B, C, D, z, seq, dx, dcum, dsteps, dskip, dBC_parts, dz, dD,
     dy_b, dy_l, dy_h, x_b, x_l, x_h, B_b, B_l, B_g, C_b, C_l, C_g, z_b, z_l, z_h,
@@ -181,9 +184,9 @@ def chunk_gradients(  # type: ignore[no-untyped-def]
     the ``row_heads`` heads that results have, ``n_heads`` are given.
 
     ``dx``, ``dz`` ``(batch, length, row_heads, head_dim)``; ``dBC_parts`` as ``group_gradients`` has it.
-    ``dcum``, ``dsteps`` and, for a D per head, ``dskip`` lie as ``steps``: for ``step_gradients`` (``dcum``
-    is summed up already if ``WIDE``). For a D per channel, ``dD`` is ``(batch, n_chunks, row_heads,
-    head_dim)``.
+    ``dcum``, ``dsteps`` and, for a D per head or token, ``dskip`` lie as ``steps``: for ``step_gradients``
+    (``dcum`` is summed up already if ``WIDE``). For a D per channel, ``dD`` is ``(batch, n_chunks,
+    row_heads, head_dim)``.
     """
     b, c, g, part, first, stop = _chunk_of_group(n_heads, group_heads, n_chunks, block_heads)
     rows = tl.arange(0, CHUNK)
@@ -254,11 +257,11 @@ def chunk_gradients(  # type: ignore[no-untyped-def]
                 )
         if D is not None:
             skipped = dyf * xf
-            if D_COLUMNS == 1:
-                weight = tl.load(D + h).to(tl.float32)
+            D_ptr = skip_of(D, row, h, n_chunks, c, D_COLUMNS, CHUNK)
+            weight = skip_weight(D_ptr, rows, ps, D_COLUMNS, HEAD_DIM, CHUNK, BLOCK_P)
+            if D_COLUMNS <= 1:
                 tl.store(dskip + at_step, tl.sum(skipped, 1))
             else:
-                weight = tl.load(D + h * HEAD_DIM + ps, mask=ps < HEAD_DIM, other=0.0).to(tl.float32)[None, :]
                 tl.store(
                     dD + (at_row * row_heads + h) * HEAD_DIM + ps, tl.sum(skipped, 0), mask=ps < HEAD_DIM
                 )
@@ -275,7 +278,7 @@ def chunk_gradients(  # type: ignore[no-untyped-def]
     tl.store(dBC_parts + where, dBC)
 
 
-@triton.jit(do_not_specialize=_STRIDES + _SIZES + _ROWS)
+@triton.jit(do_not_specialize=STRIDES + SIZES + _ROWS)
 def group_gradients(  # type: ignore[no-untyped-def]
     B, C, dBC_parts, parts_B, parts_C, dB, dC, B_b, B_l, B_g, C_b, C_l, C_g,
     length, n_groups, n_chunks, n_parts, n_state_parts, row_groups,

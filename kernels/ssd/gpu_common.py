@@ -13,6 +13,11 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+STRIDES = [
+    "x_b", "x_l", "x_h", "B_b", "B_l", "B_g", "C_b", "C_l", "C_g", "z_b", "z_l", "z_h",
+]  # fmt: skip
+SIZES = ["length", "n_heads", "group_heads", "n_chunks", "segment_chunks", "n_segments", "block_heads"]
+
 
 @triton.jit
 def address(ptr, i, i_stride, j, j_stride, k, k_stride, UNIT: tl.constexpr):  # type: ignore[no-untyped-def]
@@ -102,6 +107,32 @@ def decays(cum, steps, row, n_chunks, c, rows, CHUNK: tl.constexpr):  # type: ig
     """``(scale, cum, last)`` of the tokens of one head's chunk; ``row`` counts batch and heads."""
     at = (tl.cast(row, tl.int64) * n_chunks + c) * CHUNK
     return tl.load(steps + at + rows), tl.load(cum + at + rows), tl.load(cum + at + CHUNK - 1)
+
+
+@triton.jit
+def skip_of(D, row, h, n_chunks, c, D_COLUMNS: tl.constexpr, CHUNK: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Where a head's D is: one number, one a channel, or (``D_COLUMNS`` 0) one a token, laid out as steps."""
+    at = D
+    if D is not None:
+        if D_COLUMNS == 0:
+            at = D + (tl.cast(row, tl.int64) * n_chunks + c) * CHUNK
+        else:
+            at = D + h * D_COLUMNS
+    return at
+
+
+@triton.jit
+def skip_weight(  # type: ignore[no-untyped-def]
+    D, rows, ps, D_COLUMNS: tl.constexpr, HEAD_DIM: tl.constexpr, CHUNK: tl.constexpr, BLOCK_P: tl.constexpr
+):  # fmt: skip
+    """What multiplies x in the skip, to be broadcast to ``[rows, ps]``."""
+    if D_COLUMNS == 0:
+        weight = tl.load(D + rows).to(tl.float32)[:, None]
+    elif D_COLUMNS == 1:
+        weight = tl.full((1, 1), 1.0, tl.float32) * tl.load(D).to(tl.float32)
+    else:
+        weight = tl.load(D + ps, mask=ps < HEAD_DIM, other=0.0).to(tl.float32)[None, :]
+    return weight
 
 
 @triton.jit

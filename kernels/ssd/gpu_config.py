@@ -11,7 +11,10 @@ from torch import Tensor
 
 
 class Inputs(NamedTuple):
-    """The arguments of ``ssd``; of ``ssd_core`` with ``A`` None: then ``dt`` holds the log-decay."""
+    """The arguments of ``ssd``; of ``ssd_core`` with ``A`` None.
+
+    Then ``dt`` holds the log-decay, and ``D``, if it has three dimensions, the skip of every token and head.
+    """
 
     x: Tensor
     dt: Tensor
@@ -23,10 +26,17 @@ class Inputs(NamedTuple):
     z: Tensor | None = None
     dt_bias: Tensor | None = None
     initial_state: Tensor | None = None
+    B_bias: Tensor | None = None
+    C_bias: Tensor | None = None
+    angles: Tensor | None = None
     seq_idx: Tensor | None = None
     dt_softplus: bool = False
     low: float = 0.0
     high: float = float("inf")
+
+
+# of them the first are tensors, and all of those but the last, seq_idx, may want gradients
+N_TENSORS = Inputs._fields.index("seq_idx") + 1
 
 
 class Forward(NamedTuple):

@@ -17,7 +17,10 @@ LOG2E = tl.constexpr(1.4426950408889634)
 # exp(-150) is zero in float32; a floor keeps sums of log-decays finite and precise
 LOWEST_LOG_DECAY = tl.constexpr(-150.0)
 
-_STRIDES = ["dt_b", "dt_l", "dt_h", "scale_b", "scale_l", "scale_h", "ddt_b", "ddt_l", "ddt_h"]
+_STRIDES = [
+    "dt_b", "dt_l", "dt_h", "scale_b", "scale_l", "scale_h", "skip_b", "skip_l", "skip_h",
+    "ddt_b", "ddt_l", "ddt_h",
+]  # fmt: skip
 _SIZES = ["length", "n_heads", "n_chunks", "row_heads"]
 
 
@@ -50,8 +53,9 @@ def _limited_step(raw, low, high, SOFTPLUS: tl.constexpr, LIMIT: tl.constexpr): 
 
 @triton.jit(do_not_specialize=_STRIDES + _SIZES)
 def chunk_decays(  # type: ignore[no-untyped-def]
-    dt, scale, A, bias, cum, steps,
-    dt_b, dt_l, dt_h, scale_b, scale_l, scale_h, length, n_heads, n_chunks, low, high,
+    dt, scale, A, bias, skip, cum, steps, skips,
+    dt_b, dt_l, dt_h, scale_b, scale_l, scale_h, skip_b, skip_l, skip_h,
+    length, n_heads, n_chunks, low, high,
     CHUNK: tl.constexpr, HEADS: tl.constexpr, SOFTPLUS: tl.constexpr, LIMIT: tl.constexpr,
     WIDE: tl.constexpr,
 ):  # fmt: skip
@@ -59,6 +63,7 @@ def chunk_decays(  # type: ignore[no-untyped-def]
 
     Both are ``(batch, n_heads, n_chunks, CHUNK)``; a token after the end decays nothing and adds nothing.
     ``cum`` is float64 if ``WIDE``. With ``A`` None, ``dt`` is the log-decay itself and ``scale`` the scale.
+    ``skip``, if given for every token and head, is laid out like ``steps`` too, in ``skips``.
     """
     b, c, heads, t0, rows = _place(n_heads, n_chunks, CHUNK, HEADS)
     inside = (heads < n_heads)[:, None] & (t0 + rows < length)[None, :]
@@ -85,12 +90,17 @@ def chunk_decays(  # type: ignore[no-untyped-def]
     given = (heads < n_heads)[:, None] & (rows >= 0)[None, :]
     tl.store(cum + at, tl.associative_scan(log_decay, 1, _sum), mask=given)
     tl.store(steps + at, s, mask=given)
+    if skips is not None:
+        where = address(skip, b, skip_b, t0, skip_l, 0, 0, 1)
+        where += heads[:, None] * skip_h + rows[None, :] * skip_l
+        tl.store(skips + at, tl.load(where, mask=inside, other=0.0).to(tl.float32), mask=given)
 
 
 @triton.jit(do_not_specialize=_STRIDES + _SIZES)
 def step_gradients(  # type: ignore[no-untyped-def]
-    dt, A, bias, steps, dcum, through, dsteps, dskip, ddt, dscale, sums,
-    dt_b, dt_l, dt_h, ddt_b, ddt_l, ddt_h, scale_b, scale_l, scale_h, length, n_heads, n_chunks, row_heads,
+    dt, A, bias, steps, dcum, through, dsteps, dskip, ddt, dscale, dskips, sums,
+    dt_b, dt_l, dt_h, ddt_b, ddt_l, ddt_h, scale_b, scale_l, scale_h, skip_b, skip_l, skip_h,
+    length, n_heads, n_chunks, row_heads,
     low, high,
     CHUNK: tl.constexpr, HEADS: tl.constexpr, SOFTPLUS: tl.constexpr, LIMIT: tl.constexpr,
     SUMMED: tl.constexpr,
@@ -100,7 +110,8 @@ def step_gradients(  # type: ignore[no-untyped-def]
     ``dcum`` is the gradient of the log-decays themselves if ``SUMMED``, else that of their running sums,
     and ``through`` ``(batch, n_heads, n_chunks)`` what all log-decays of the chunk get besides. ``dsteps``
     is the gradient of the scale, ``dskip`` that of D token by token. All lie as ``steps``; ``sums`` is
-    ``(batch, n_chunks, 3, row_heads)``. With ``A`` None, ``ddt`` is the log-decay's gradient.
+    ``(batch, n_chunks, 3, row_heads)``. With ``A`` None, ``ddt`` is the log-decay's gradient, and
+    ``dskips`` that of a skip for every token and head.
     """
     b, c, heads, t0, rows = _place(n_heads, n_chunks, CHUNK, HEADS)
     some = heads < n_heads
@@ -119,6 +130,11 @@ def step_gradients(  # type: ignore[no-untyped-def]
         where = address(dscale, b, scale_b, t0, scale_l, 0, 0, 1)
         where += heads[:, None] * scale_h + rows[None, :] * scale_l
         tl.store(where, ds.to(dscale.dtype.element_ty), mask=inside)
+        if dskips is not None:
+            where = address(dskips, b, skip_b, t0, skip_l, 0, 0, 1)
+            where += heads[:, None] * skip_h + rows[None, :] * skip_l
+            skip = tl.load(dskip + at, mask=inside, other=0.0)
+            tl.store(where, skip.to(dskips.dtype.element_ty), mask=inside)
     else:
         s = tl.load(steps + at, mask=inside, other=0.0)
         rate = tl.load(A + heads, mask=some, other=0.0).to(tl.float32)

@@ -21,6 +21,8 @@ import triton
 import triton.language as tl
 
 from mambakit.kernels.ssd.gpu_common import (
+    SIZES,
+    STRIDES,
     address,
     decays,
     differences,
@@ -28,23 +30,22 @@ from mambakit.kernels.ssd.gpu_common import (
     opaque,
     sequences,
     silu,
+    skip_of,
+    skip_weight,
     store_state,
     store_tile,
     tile,
 )
-
-_STRIDES = [
-    "x_b", "x_l", "x_h", "B_b", "B_l", "B_g", "C_b", "C_l", "C_g", "z_b", "z_l", "z_h",
-]  # fmt: skip
-_SIZES = ["length", "n_heads", "group_heads", "n_chunks", "segment_chunks", "n_segments", "block_heads"]
+from mambakit.kernels.ssd.gpu_projections import turned
+from mambakit.kernels.ssd.gpu_states import initial_state
 
 
 @triton.jit
 def _head_outputs(  # type: ignore[no-untyped-def]
     S, CB, keep, Bt, Ct, s, cum, last, x, x_l, D, z, z_l, y, y_l,
     rows, mask, continues, in_last, goes_through, ps,
-    HEAD_DIM: tl.constexpr, BLOCK_P: tl.constexpr, D_COLUMNS: tl.constexpr, HAS_STATE: tl.constexpr,
-    UPDATE: tl.constexpr, WIDE: tl.constexpr, GUARD: tl.constexpr, DOT: tl.constexpr,
+    HEAD_DIM: tl.constexpr, BLOCK_P: tl.constexpr, CHUNK: tl.constexpr, D_COLUMNS: tl.constexpr,
+    HAS_STATE: tl.constexpr, UPDATE: tl.constexpr, WIDE: tl.constexpr, GUARD: tl.constexpr, DOT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The state after a chunk, if ``UPDATE`` (else ``S``), and the outputs, which are stored.
@@ -73,10 +74,7 @@ def _head_outputs(  # type: ignore[no-untyped-def]
         out += carried
     xf = xt.to(tl.float32)
     if D is not None:
-        if D_COLUMNS == 1:
-            out += tl.load(D).to(tl.float32) * xf
-        else:
-            out += tl.load(D + ps, mask=ps < HEAD_DIM, other=0.0).to(tl.float32)[None, :] * xf
+        out += skip_weight(D, rows, ps, D_COLUMNS, HEAD_DIM, CHUNK, BLOCK_P) * xf
     if z is not None:
         out *= silu(tile(z, z_l, rows, ps, mask, HEAD_DIM, BLOCK_P).to(tl.float32))
     store_tile(y, out, y_l, rows, ps, mask, HEAD_DIM, BLOCK_P)
@@ -95,27 +93,14 @@ def _head_outputs(  # type: ignore[no-untyped-def]
     return S, out
 
 
-@triton.jit
-def _initial_state(  # type: ignore[no-untyped-def]
-    initial, at_state, ns, ps, HEAD_DIM: tl.constexpr, D_STATE: tl.constexpr,
-    BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr,
-):  # fmt: skip
-    if initial is None:
-        S = tl.zeros((BLOCK_N, BLOCK_P), tl.float32)
-    else:
-        base = initial + at_state * (HEAD_DIM * D_STATE)
-        S = load_state(base, ns, ps, True, HEAD_DIM, D_STATE, BLOCK_P, BLOCK_N).to(tl.float32)
-    return S
-
-
-@triton.jit(do_not_specialize=_STRIDES + _SIZES)
+@triton.jit(do_not_specialize=STRIDES + SIZES)
 def walk_outputs(  # type: ignore[no-untyped-def]
-    x, cum, steps, B, C, D, z, seq, initial, y, final, broken,
+    x, cum, steps, B, C, D, z, B_bias, C_bias, angles, seq, initial, y, final, broken,
     x_b, x_l, x_h, B_b, B_l, B_g, C_b, C_l, C_g, z_b, z_l, z_h,
     length, n_heads, group_heads, n_chunks, segment_chunks, n_segments,
     HEAD_DIM: tl.constexpr, D_STATE: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr,
-    CHUNK: tl.constexpr, D_COLUMNS: tl.constexpr, WIDE: tl.constexpr, GUARD: tl.constexpr,
-    UNIT: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
+    CHUNK: tl.constexpr, D_COLUMNS: tl.constexpr, N_ANGLES: tl.constexpr, WIDE: tl.constexpr,
+    GUARD: tl.constexpr, UNIT: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Outputs of one head over one segment.
 
@@ -139,7 +124,7 @@ def walk_outputs(  # type: ignore[no-untyped-def]
     ns = tl.arange(0, BLOCK_N)
     ps = p_block * BLOCK_P + tl.arange(0, BLOCK_P)
     at_state = (tl.cast(b, tl.int64) * n_segments + segment) * n_heads + h
-    S = _initial_state(initial, at_state, ns, ps, HEAD_DIM, D_STATE, BLOCK_P, BLOCK_N)
+    S = initial_state(initial, at_state, ns, ps, HEAD_DIM, D_STATE, BLOCK_P, BLOCK_N)
     checks = tl.zeros((CHUNK,), tl.float32)
     first = segment * segment_chunks
     for i in tl.range(first, tl.minimum(first + segment_chunks, n_chunks), num_stages=STAGES):
@@ -148,6 +133,14 @@ def walk_outputs(  # type: ignore[no-untyped-def]
         mask = t0 + rows < length
         Bt = tile(address(B, b, B_b, t0, B_l, g, B_g, UNIT), B_l * UNIT, rows, ns, mask, D_STATE, BLOCK_N)
         Ct = tile(address(C, b, C_b, t0, C_l, g, C_g, UNIT), C_l * UNIT, rows, ns, mask, D_STATE, BLOCK_N)
+        token = tl.cast(b, tl.int64) * length + t0
+        if B_bias is not None or C_bias is not None or angles is not None:
+            Bt = turned(
+                Bt, B_bias, angles, token, n_heads, h, rows, ns, mask, D_STATE, BLOCK_N, CHUNK, N_ANGLES
+            )
+            Ct = turned(
+                Ct, C_bias, angles, token, n_heads, h, rows, ns, mask, D_STATE, BLOCK_N, CHUNK, N_ANGLES
+            )
         Bt = Bt.to(DOT)
         Ct = Ct.to(DOT)
         CB = tl.dot(Ct, tl.trans(Bt), input_precision=PRECISION)
@@ -165,11 +158,11 @@ def walk_outputs(  # type: ignore[no-untyped-def]
         S, out = _head_outputs(
             S, CB, keep, Bt, Ct, s, cums, last,
             address(x, b, x_b, t0, x_l, h, x_h, UNIT), x_l * UNIT,
-            None if D is None else D + h * D_COLUMNS,
+            skip_of(D, b * n_heads + h, h, n_chunks, c, D_COLUMNS, CHUNK),
             None if z is None else address(z, b, z_b, t0, z_l, h, z_h, UNIT), z_l * UNIT,
-            y + ((tl.cast(b, tl.int64) * length + t0) * n_heads + h) * HEAD_DIM, n_heads * HEAD_DIM,
+            y + (token * n_heads + h) * HEAD_DIM, n_heads * HEAD_DIM,
             rows, mask, continues, in_last, goes_through, ps,
-            HEAD_DIM, BLOCK_P, D_COLUMNS, True, True, WIDE, GUARD, DOT, PRECISION,
+            HEAD_DIM, BLOCK_P, CHUNK, D_COLUMNS, True, True, WIDE, GUARD, DOT, PRECISION,
         )  # fmt: skip
         if seq is not None and not GUARD:
             checks += tl.sum(out, 1)
@@ -182,132 +175,14 @@ def walk_outputs(  # type: ignore[no-untyped-def]
         store_state(base, S, ns, ps, True, HEAD_DIM, D_STATE, BLOCK_P, BLOCK_N)
 
 
-@triton.jit(do_not_specialize=_STRIDES + _SIZES)
-def walk_states(  # type: ignore[no-untyped-def]
-    x, cum, steps, B, z, seq, initial, states, ends, throughs,
-    x_b, x_l, x_h, B_b, B_l, B_g, z_b, z_l, z_h,
-    length, n_heads, group_heads, n_chunks, segment_chunks, n_segments,
-    HEAD_DIM: tl.constexpr, D_STATE: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr,
-    CHUNK: tl.constexpr, REVERSE: tl.constexpr, UNIT: tl.constexpr, DOT: tl.constexpr,
-    PRECISION: tl.constexpr, STAGES: tl.constexpr,
-):  # fmt: skip
-    """The states of one head over one segment, without its outputs.
-
-    Forward: ``S' = through S + sum_j out_j scale_j B_j x_j^T``. With ``REVERSE`` it is the gradient that
-    walks, from the end: ``x`` is dy (``z`` its gate), ``B`` is C, and
-    ``dS' = through dS + sum_i into_i C_i dy_i^T``.
-    Each may be None: ``states`` ``(batch, n_chunks, n_heads, d_state, head_dim)``, the state each chunk
-    is met with; ``ends`` ``(batch, n_segments, n_heads, head_dim, d_state)``, as ``initial`` is; and
-    ``throughs`` ``(batch, n_segments, n_heads)``, the decay over the segment.
-    """
-    P_BLOCKS: tl.constexpr = (HEAD_DIM + BLOCK_P - 1) // BLOCK_P
-    pid = tl.program_id(0)
-    p_block = pid % P_BLOCKS
-    pid = pid // P_BLOCKS
-    h = pid % n_heads
-    pid = pid // n_heads
-    segment = pid % n_segments
-    b = pid // n_segments
-    g = h // group_heads
-    rows = tl.arange(0, CHUNK)
-    ns = tl.arange(0, BLOCK_N)
-    ps = p_block * BLOCK_P + tl.arange(0, BLOCK_P)
-    at_state = (tl.cast(b, tl.int64) * n_segments + segment) * n_heads + h
-    S = _initial_state(initial, at_state, ns, ps, HEAD_DIM, D_STATE, BLOCK_P, BLOCK_N)
-    total = tl.full((), 1.0, tl.float32)
-    first = segment * segment_chunks
-    stop = tl.minimum(first + segment_chunks, n_chunks)
-    for i in tl.range(first, stop, num_stages=STAGES):
-        c = i
-        if REVERSE:
-            c = first + stop - 1 - i
-        t0 = c * CHUNK
-        mask = t0 + rows < length
-        Bt = tile(address(B, b, B_b, t0, B_l, g, B_g, UNIT), B_l * UNIT, rows, ns, mask, D_STATE, BLOCK_N)
-        xt = tile(address(x, b, x_b, t0, x_l, h, x_h, UNIT), x_l * UNIT, rows, ps, mask, HEAD_DIM, BLOCK_P)
-        xt = xt.to(tl.float32)
-        if z is not None:
-            zt = tile(
-                address(z, b, z_b, t0, z_l, h, z_h, UNIT), z_l * UNIT, rows, ps, mask, HEAD_DIM, BLOCK_P
-            )
-            xt *= silu(zt.to(tl.float32))
-        s, cums, last = decays(cum, steps, b * n_heads + h, n_chunks, c, rows, CHUNK)
-        through = tl.exp2(last).to(tl.float32)
-        if states is not None:
-            at_chunk = (tl.cast(b, tl.int64) * n_chunks + c) * n_heads + h
-            store_state(
-                states + at_chunk * (HEAD_DIM * D_STATE),
-                S,
-                ns,
-                ps,
-                False,
-                HEAD_DIM,
-                D_STATE,
-                BLOCK_P,
-                BLOCK_N,
-            )
-        if REVERSE:
-            weighted = tl.exp2(cums).to(tl.float32)[:, None] * xt
-        else:
-            weighted = (s * tl.exp2(last - cums).to(tl.float32))[:, None] * xt
-        kept = S * through
-        if seq is not None:
-            ids, before, last_id = sequences(seq, b, t0, length, rows, CHUNK)
-            if REVERSE:
-                weighted = tl.where((ids == before)[:, None], weighted, 0.0)
-            else:
-                weighted = tl.where((ids == last_id)[:, None], weighted, 0.0)
-            kept = tl.where(before == last_id, kept, 0.0)
-            through = tl.where(before == last_id, through, 0.0)
-        total *= through
-        S = tl.dot(tl.trans(Bt.to(DOT)), weighted.to(DOT), kept, input_precision=PRECISION)
-    if ends is not None:
-        store_state(
-            ends + at_state * (HEAD_DIM * D_STATE), S, ns, ps, True, HEAD_DIM, D_STATE, BLOCK_P, BLOCK_N
-        )
-    if throughs is not None:
-        tl.store(throughs + at_state, total, mask=p_block == 0)
-
-
-@triton.jit(do_not_specialize=["n_segments", "row_size"])
-def join_segments(  # type: ignore[no-untyped-def]
-    ends, throughs, initial, final, n_segments, row_size,
-    STATE_SIZE: tl.constexpr, REVERSE: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """Replace what each segment adds to the state, ``ends``, by the state it starts from.
-
-    ``row_size`` is ``n_heads * STATE_SIZE``; ``initial`` and ``final``, ``(batch, row_size)``, may be None.
-    """
-    n_blocks = (row_size + BLOCK - 1) // BLOCK
-    b = tl.cast(tl.program_id(0) // n_blocks, tl.int64)
-    at = (tl.program_id(0) % n_blocks) * BLOCK + tl.arange(0, BLOCK)
-    inside = at < row_size
-    head = at // STATE_SIZE
-    S = tl.zeros((BLOCK,), tl.float32)
-    if initial is not None:
-        S = tl.load(initial + b * row_size + at, mask=inside, other=0.0).to(tl.float32)
-    for i in range(n_segments):
-        segment = i
-        if REVERSE:
-            segment = n_segments - 1 - i
-        row = b * n_segments + segment
-        through = tl.load(throughs + row * (row_size // STATE_SIZE) + head, mask=inside, other=0.0)
-        added = tl.load(ends + row * row_size + at, mask=inside, other=0.0)
-        tl.store(ends + row * row_size + at, S, mask=inside)
-        # a decay of zero forgets even what is infinite
-        S = tl.where(through == 0.0, 0.0, S * through) + added
-    if final is not None:
-        tl.store(final + b * row_size + at, S, mask=inside)
-
-
-@triton.jit(do_not_specialize=_STRIDES + _SIZES)
+@triton.jit(do_not_specialize=STRIDES + SIZES)
 def chunk_outputs(  # type: ignore[no-untyped-def]
-    x, cum, steps, B, C, D, z, seq, states, y, final,
+    x, cum, steps, B, C, D, z, B_bias, C_bias, angles, seq, states, y, final,
     x_b, x_l, x_h, B_b, B_l, B_g, C_b, C_l, C_g, z_b, z_l, z_h,
     length, n_heads, group_heads, n_chunks, block_heads,
     HEAD_DIM: tl.constexpr, D_STATE: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr,
-    CHUNK: tl.constexpr, TRANSPOSED: tl.constexpr, D_COLUMNS: tl.constexpr, WIDE: tl.constexpr,
-    UNIT: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
+    CHUNK: tl.constexpr, TRANSPOSED: tl.constexpr, D_COLUMNS: tl.constexpr, N_ANGLES: tl.constexpr,
+    WIDE: tl.constexpr, UNIT: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Outputs of one chunk for ``block_heads`` heads of one group.
 
@@ -330,9 +205,12 @@ def chunk_outputs(  # type: ignore[no-untyped-def]
     ps = p_block * BLOCK_P + tl.arange(0, BLOCK_P)
     t0 = c * CHUNK
     mask = t0 + rows < length
-    Bt = tile(address(B, b, B_b, t0, B_l, g, B_g, UNIT), B_l * UNIT, rows, ns, mask, D_STATE, BLOCK_N).to(DOT)
-    Ct = tile(address(C, b, C_b, t0, C_l, g, C_g, UNIT), C_l * UNIT, rows, ns, mask, D_STATE, BLOCK_N).to(DOT)
+    group_B = tile(address(B, b, B_b, t0, B_l, g, B_g, UNIT), B_l * UNIT, rows, ns, mask, D_STATE, BLOCK_N)
+    group_C = tile(address(C, b, C_b, t0, C_l, g, C_g, UNIT), C_l * UNIT, rows, ns, mask, D_STATE, BLOCK_N)
+    Bt = group_B.to(DOT)
+    Ct = group_C.to(DOT)
     CB = tl.dot(Ct, tl.trans(Bt), input_precision=PRECISION)
+    token = tl.cast(b, tl.int64) * length + t0
     keep = rows[:, None] >= rows[None, :]
     continues = None
     in_last = None
@@ -360,22 +238,31 @@ def chunk_outputs(  # type: ignore[no-untyped-def]
             )
             if final is not None:
                 S = S.to(tl.float32)
+        if B_bias is not None or C_bias is not None or angles is not None:
+            Bt = turned(
+                group_B, B_bias, angles, token, n_heads, h, rows, ns, mask, D_STATE, BLOCK_N, CHUNK, N_ANGLES
+            ).to(DOT)
+            Ct = turned(
+                group_C, C_bias, angles, token, n_heads, h, rows, ns, mask, D_STATE, BLOCK_N, CHUNK, N_ANGLES
+            ).to(DOT)
+            CB = tl.dot(Ct, tl.trans(Bt), input_precision=PRECISION)
         s, cums, last = decays(cum, steps, b * n_heads + h, n_chunks, c, rows, CHUNK)
         x_ptr = address(x, b, x_b, t0, x_l, h, x_h, UNIT)
-        D_ptr = None if D is None else D + h * D_COLUMNS
+        D_ptr = skip_of(D, b * n_heads + h, h, n_chunks, c, D_COLUMNS, CHUNK)
         z_ptr = None if z is None else address(z, b, z_b, t0, z_l, h, z_h, UNIT)
-        y_ptr = y + ((tl.cast(b, tl.int64) * length + t0) * n_heads + h) * HEAD_DIM
+        y_ptr = y + (token * n_heads + h) * HEAD_DIM
         after, out = _head_outputs(
             S, CB, keep, Bt, Ct, s, cums, last, x_ptr, x_l * UNIT, D_ptr, z_ptr, z_l * UNIT,
             y_ptr, n_heads * HEAD_DIM, rows, mask, continues, in_last, goes_through, ps,
-            HEAD_DIM, BLOCK_P, D_COLUMNS, states is not None, final is not None, WIDE, False, DOT, PRECISION,
+            HEAD_DIM, BLOCK_P, CHUNK, D_COLUMNS, states is not None, final is not None, WIDE, False,
+            DOT, PRECISION,
         )  # fmt: skip
         total = tl.sum(out)
         if total != total:
             after, out = _head_outputs(
                 S, CB, keep, Bt, Ct, s, cums, last, x_ptr, x_l * UNIT, D_ptr, z_ptr, z_l * UNIT,
                 y_ptr, n_heads * HEAD_DIM, rows, mask, continues, in_last, goes_through, ps,
-                HEAD_DIM, BLOCK_P, D_COLUMNS, states is not None, final is not None, WIDE, True,
+                HEAD_DIM, BLOCK_P, CHUNK, D_COLUMNS, states is not None, final is not None, WIDE, True,
                 DOT, PRECISION,
             )  # fmt: skip
         if final is not None:

@@ -147,6 +147,9 @@ def ssd_triton_fwd(
     z: Tensor | None,
     dt_bias: Tensor | None,
     initial_state: Tensor | None,
+    B_bias: Tensor | None,
+    C_bias: Tensor | None,
+    angles: Tensor | None,
     seq_idx: Tensor | None,
     dt_softplus: bool,
     low: float,
@@ -157,7 +160,10 @@ def ssd_triton_fwd(
     """``(y, final_state)``, the state empty if not asked for; see ``gpu.Inputs``."""
     from mambakit.kernels.ssd import gpu
 
-    inputs = gpu.Inputs(x, dt, scale, A, B, C, D, z, dt_bias, initial_state, seq_idx, dt_softplus, low, high)
+    inputs = gpu.Inputs(
+        x, dt, scale, A, B, C, D, z, dt_bias, initial_state, B_bias, C_bias, angles, seq_idx,
+        dt_softplus, low, high,
+    )  # fmt: skip
     y, state = gpu.forward(inputs, chunk_size, return_final_state)
     return y, x.new_empty(0, dtype=torch.float32) if state is None else state
 
@@ -174,6 +180,9 @@ def _(
     z: Tensor | None,
     dt_bias: Tensor | None,
     initial_state: Tensor | None,
+    B_bias: Tensor | None,
+    C_bias: Tensor | None,
+    angles: Tensor | None,
     seq_idx: Tensor | None,
     dt_softplus: bool,
     low: float,
@@ -200,19 +209,25 @@ def ssd_triton_bwd(
     z: Tensor | None,
     dt_bias: Tensor | None,
     initial_state: Tensor | None,
+    B_bias: Tensor | None,
+    C_bias: Tensor | None,
+    angles: Tensor | None,
     seq_idx: Tensor | None,
     dt_softplus: bool,
     low: float,
     high: float,
     chunk_size: int | None,
 ) -> list[Tensor]:
-    """Gradients of ``x`` to ``initial_state``; an empty tensor stands for the one of what was not given."""
+    """Gradients of ``x`` to ``angles``; an empty tensor stands for the one of what was not given."""
     from mambakit.kernels.ssd import gpu
 
-    inputs = gpu.Inputs(x, dt, scale, A, B, C, D, z, dt_bias, initial_state, seq_idx, dt_softplus, low, high)
-    grads = gpu.backward(inputs, dy, dfinal, chunk_size)[:10]
-    # an op's results share no memory, and those of A and dt_bias are rows of one sum
-    return [x.new_empty(0) if g is None else g.clone() if g.dim() == 1 else g for g in grads]
+    inputs = gpu.Inputs(
+        x, dt, scale, A, B, C, D, z, dt_bias, initial_state, B_bias, C_bias, angles, seq_idx,
+        dt_softplus, low, high,
+    )  # fmt: skip
+    grads = gpu.backward(inputs, dy, dfinal, chunk_size)
+    # an op's results share no memory, and those of A and dt_bias, and of the biases, are rows of one sum
+    return [x.new_empty(0) if g is None else g.clone() if g.dim() <= 2 else g for g in grads]
 
 
 @ssd_triton_bwd.register_fake
@@ -229,25 +244,28 @@ def _(
     z: Tensor | None,
     dt_bias: Tensor | None,
     initial_state: Tensor | None,
+    B_bias: Tensor | None,
+    C_bias: Tensor | None,
+    angles: Tensor | None,
     seq_idx: Tensor | None,
     dt_softplus: bool,
     low: float,
     high: float,
     chunk_size: int | None,
 ) -> list[Tensor]:
-    given = (x, dt, scale, A, B, C, D, z, dt_bias, initial_state)
+    given = (x, dt, scale, A, B, C, D, z, dt_bias, initial_state, B_bias, C_bias, angles)
     return [x.new_empty(0) if v is None else v.new_empty(v.shape) for v in given]
 
 
 def _setup_triton(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    ctx.save_for_backward(*inputs[:11])
-    *ctx.options, ctx.return_final_state = inputs[11:]
+    ctx.save_for_backward(*inputs[:14])
+    *ctx.options, ctx.return_final_state = inputs[14:]
 
 
 def _backward_triton(ctx: Any, dy: Tensor, dfinal: Tensor) -> tuple[Tensor | None, ...]:
     tensors = ctx.saved_tensors
     grads = ssd_triton_bwd(dy, dfinal if ctx.return_final_state else None, *tensors, *ctx.options)
-    given = tensors[:10]
+    given = tensors[:13]
     return *(None if v is None else g for v, g in zip(given, grads, strict=True)), *(None,) * 6
 
 

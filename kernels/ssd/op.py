@@ -10,6 +10,7 @@ import functools
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mambakit.kernels.backend import choose_backend
@@ -24,6 +25,7 @@ from mambakit.kernels.checks import (
 from mambakit.kernels.launch import asks_for_triton
 from mambakit.kernels.semantics import effective_dt, state_dtype
 from mambakit.kernels.ssd.library import ssd_fwd, ssd_triton_fwd
+from mambakit.kernels.ssd.projections import head_projections
 from mambakit.kernels.ssd.reference import ssd_core_reference, ssd_reference
 
 
@@ -79,7 +81,7 @@ def ssd(
         ValueError: On a wrong shape, device, ``dt_limit``, ``chunk_size`` or name of a backend.
         BackendUnavailableError: If the backend asked for cannot run here.
     """
-    tensors = (x, dt, None, A, B, C, D, z, dt_bias, initial_state, seq_idx)
+    tensors = (x, dt, None, A, B, C, D, z, dt_bias, initial_state, None, None, None, seq_idx)
     if asks_for_triton(x, backend):
         # of a make that was checked before
         options = (dt_softplus, dt_limit, chunk_size, return_final_state)
@@ -128,6 +130,11 @@ def ssd_core(
     B: Tensor,
     C: Tensor,
     *,
+    skip: Tensor | None = None,
+    z: Tensor | None = None,
+    B_bias: Tensor | None = None,
+    C_bias: Tensor | None = None,
+    angles: Tensor | None = None,
     initial_state: Tensor | None = None,
     seq_idx: Tensor | None = None,
     return_final_state: bool = False,
@@ -136,14 +143,23 @@ def ssd_core(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """The recurrence in ``ssd``: ``h_t = exp(log_decay_t) h_{t-1} + scale_t x_t B_t^T``, ``y_t = h_t C_t``.
 
-    The log-decay comes apart from the input's scale, so that other discretisations (Mamba-3's
-    trapezoidal rule) run on the same kernels.
+    The log-decay comes apart from the input's scale, every token and head may have a skip of its own, and
+    every head may make its own B and C of its group's, ``rotate(B + B_bias)`` and ``rotate(C + C_bias)``:
+    other discretisations run on the same kernels, such as Mamba-3's trapezoidal rule with rotations
+    (state-spaces/mamba, ``modules/mamba3.py``). Triton's forward kernels rotate as they load.
 
     Args:
         x: Input, ``(batch, length, n_heads, head_dim)``.
         log_decay: ``(batch, length, n_heads)``, <= 0.
         scale: ``(batch, length, n_heads)``, any sign.
-        B, C, initial_state, seq_idx, return_final_state, chunk_size, backend: As in ``ssd``.
+        B, C: ``(batch, length, n_groups, d_state)``.
+        skip: ``(batch, length, n_heads)``: ``y`` gets ``skip_t x_t``.
+        z: Gate, shaped as ``x``: ``y`` is multiplied by ``silu(z)``.
+        B_bias, C_bias: ``(n_heads, d_state)``, added to B and C.
+        angles: ``(batch, length, n_heads, n_angles)`` in radians, at most ``d_state / 2`` of them: channels
+            ``2i`` and ``2i + 1`` of B and of C are turned by angle ``i``. The state's channels are then the
+            turned ones.
+        initial_state, seq_idx, return_final_state, chunk_size, backend: As in ``ssd``.
 
     Returns:
         As ``ssd``.
@@ -151,25 +167,77 @@ def ssd_core(
     Raises:
         TypeError, ValueError, BackendUnavailableError: As ``ssd``.
     """
-    tensors = (x, log_decay, scale, None, B, C, None, None, None, initial_state, seq_idx)
+    tensors = (
+        x, log_decay, scale, None, B, C, skip, z, None, initial_state, B_bias, C_bias, angles, seq_idx,
+    )  # fmt: skip
     if asks_for_triton(x, backend):
         options = (False, (0.0, 1.0), chunk_size, return_final_state)
         done = _triton()(tensors, options, checked=False)
         if done is not None:
             return done if return_final_state else done[0]
     _check_inputs(x, B, C, initial_state, seq_idx, chunk_size, log_decay=log_decay, scale=scale)
+    _check_core(x, B, skip, z, B_bias, C_bias, angles)
     chosen = _choose(backend, x, B)
     if chosen == "triton":
         return _run_triton(tensors, False, (0.0, 1.0), chunk_size, return_final_state)
-    dtype = state_dtype(x)
-    log_decay, scale = log_decay.to(dtype), scale.to(dtype)
     if chosen == "reference":
-        h0 = None if initial_state is None else initial_state.to(dtype)
-        y, state = ssd_core_reference(x.to(dtype), log_decay, scale, B.to(dtype), C.to(dtype), h0, seq_idx)
-        y = y.to(x.dtype)
-    else:
-        y, state = ssd_fwd(x, log_decay, scale, B, C, None, None, initial_state, seq_idx, chunk_size)
+        y, state = ssd_core_reference(
+            x,
+            log_decay,
+            scale,
+            B,
+            C,
+            skip=skip,
+            z=z,
+            B_bias=B_bias,
+            C_bias=C_bias,
+            angles=angles,
+            initial_state=initial_state,
+            seq_idx=seq_idx,
+        )
+        return (y, state) if return_final_state else y
+    dtype = state_dtype(x)
+    if B_bias is not None or C_bias is not None or angles is not None:
+        B = head_projections(B.to(dtype), B_bias, angles, x.shape[2])
+        C = head_projections(C.to(dtype), C_bias, angles, x.shape[2])
+    gate = z if skip is None else None
+    y, state = ssd_fwd(
+        x, log_decay.to(dtype), scale.to(dtype), B, C, None, gate, initial_state, seq_idx, chunk_size
+    )
+    if skip is not None:
+        total = y.to(dtype) + skip.to(dtype)[..., None] * x.to(dtype)
+        y = (total if z is None else total * F.silu(z.to(dtype))).to(x.dtype)
     return (y, state) if return_final_state else y
+
+
+def _check_core(
+    x: Tensor,
+    B: Tensor,
+    skip: Tensor | None,
+    z: Tensor | None,
+    B_bias: Tensor | None,
+    C_bias: Tensor | None,
+    angles: Tensor | None,
+) -> None:
+    """Raise unless what ``ssd_core`` takes beside the recurrence fits it."""
+    batch, length, n_heads, _ = x.shape
+    d_state = B.shape[3]
+    check_options(x, None, z, None)
+    if skip is not None:
+        check_float("skip", skip)
+        check_shape("skip", skip, batch=batch, length=length, n_heads=n_heads)
+    for name, bias in (("B_bias", B_bias), ("C_bias", C_bias)):
+        if bias is not None:
+            check_float(name, bias)
+            check_shape(name, bias, n_heads=n_heads, d_state=d_state)
+    if angles is not None:
+        check_float("angles", angles)
+        check_shape("angles", angles, batch=batch, length=length, n_heads=n_heads, n_angles=None)
+        if 2 * angles.shape[3] > d_state:
+            raise ValueError(
+                f"angles: each turns two channels, but there are {angles.shape[3]} for d_state={d_state}"
+            )
+    check_same_device("x", x, skip=skip, B_bias=B_bias, C_bias=C_bias, angles=angles)
 
 
 def _choose(backend: str | None, x: Tensor, B: Tensor) -> str:

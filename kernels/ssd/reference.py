@@ -16,7 +16,7 @@ from torch import Tensor
 from mambakit.kernels.semantics import effective_dt, new_sequence, state_dtype
 
 
-def ssd_core_reference(
+def recurrence(
     x: Tensor,
     log_decay: Tensor,
     scale: Tensor,
@@ -46,6 +46,51 @@ def ssd_core_reference(
     return y, h
 
 
+def turn(v: Tensor, bias: Tensor | None, angles: Tensor | None, n_heads: int) -> Tensor:
+    """Every head's own B or C: its group's plus a bias, channels ``2i`` and ``2i + 1`` turned by angle i."""
+    v = v.repeat_interleave(n_heads // v.shape[2], dim=2)  # [b, l, h, n]
+    if bias is not None:
+        v = v + bias
+    if angles is None:
+        return v
+    channels = list(v.unbind(-1))
+    for i in range(angles.shape[-1]):
+        even, odd = channels[2 * i : 2 * i + 2]
+        cos, sin = angles[..., i].cos(), angles[..., i].sin()
+        channels[2 * i : 2 * i + 2] = even * cos - odd * sin, even * sin + odd * cos
+    return torch.stack(channels, dim=-1)
+
+
+def ssd_core_reference(
+    x: Tensor,
+    log_decay: Tensor,
+    scale: Tensor,
+    B: Tensor,
+    C: Tensor,
+    *,
+    skip: Tensor | None = None,
+    z: Tensor | None = None,
+    B_bias: Tensor | None = None,
+    C_bias: Tensor | None = None,
+    angles: Tensor | None = None,
+    initial_state: Tensor | None = None,
+    seq_idx: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """One token at a time; returns ``(y, final_state)``. Shapes as in ``ssd_core``."""
+    dtype = state_dtype(x)
+    n_heads = x.shape[2]
+    optional = (skip, z, B_bias, C_bias, angles, initial_state)
+    skip, z, B_bias, C_bias, angles, h0 = (None if v is None else v.to(dtype) for v in optional)
+    xs = x.to(dtype)
+    Bs, Cs = turn(B.to(dtype), B_bias, angles, n_heads), turn(C.to(dtype), C_bias, angles, n_heads)
+    y, h = recurrence(xs, log_decay.to(dtype), scale.to(dtype), Bs, Cs, h0, seq_idx)
+    if skip is not None:
+        y = y + skip[..., None] * xs
+    if z is not None:
+        y = y * F.silu(z)
+    return y.to(x.dtype), h
+
+
 def ssd_reference(
     x: Tensor,
     dt: Tensor,
@@ -66,7 +111,7 @@ def ssd_reference(
     xs = x.to(dtype)
     dts = effective_dt(dt, dt_bias, dt_softplus, dt_limit, dtype)
     h0 = None if initial_state is None else initial_state.to(dtype)
-    y, h = ssd_core_reference(xs, dts * A.to(dtype), dts, B.to(dtype), C.to(dtype), h0, seq_idx)
+    y, h = recurrence(xs, dts * A.to(dtype), dts, B.to(dtype), C.to(dtype), h0, seq_idx)
     if D is not None:
         skip = D.to(dtype)
         y = y + (skip[:, None] if skip.dim() == 1 else skip) * xs

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from mambakit.kernels import ssd, ssd_core, ssd_step
+from mambakit.kernels import ssd, ssd_step
 from mambakit.kernels.selective_scan.reference import selective_scan_reference
 from mambakit.kernels.ssd.testing import OPTIONS, check, make_inputs
-from mambakit.kernels.testing import assert_as_accurate, cast, forward_backward, relative_error
+from mambakit.kernels.testing import cast, forward_backward, relative_error
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16]
 
@@ -152,26 +152,6 @@ def test_is_the_selective_scan_with_a_shared_decay() -> None:
     expected_y, expected_state = selective_scan_reference(**per_channel, dt_softplus=True)
     torch.testing.assert_close(y.flatten(2), expected_y)
     torch.testing.assert_close(state.flatten(1, 2), expected_state)
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
-def test_core_takes_decay_and_scale_apart(dtype: torch.dtype) -> None:
-    inputs, cotangents = make_inputs(2, 19, 4, 3, 5, 2, packed=0.2)
-    core = {name: inputs[name] for name in ("x", "B", "C", "initial_state", "seq_idx")}
-    core |= {"log_decay": -inputs["dt"].abs(), "scale": inputs["dt"] + 0.5}
-    core = cast(core, dtype)
-    run = partial(forward_backward, ssd_core, cotangents=cotangents, return_final_state=True)
-    exact = run(cast(core, torch.float64), backend="reference")
-    naive = run(core, backend="reference")
-    actual = run(core, backend="portable", chunk_size=8)
-    for name in exact:
-        assert_as_accurate(
-            name,
-            actual[name],
-            exact=exact[name],
-            naive=naive[name],
-            slack=2.0 if dtype == torch.float32 else 1e4,
-        )
 
 
 @pytest.mark.parametrize("backend", ["reference", "portable"])

@@ -11,16 +11,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from mambakit.kernels import ssd, ssd_core
+from mambakit.kernels import ssd
 from mambakit.kernels.backend import BackendUnavailableError
 from mambakit.kernels.ssd.testing import OPTIONS, check, make_inputs
 from mambakit.kernels.tape import Tape
-from mambakit.kernels.testing import assert_as_accurate, cast, forward_backward, relative_error
+from mambakit.kernels.testing import cast, forward_backward, relative_error
 
 pytest.importorskip("triton")
 
 gpu = pytest.importorskip("mambakit.kernels.ssd.gpu")
 gpu_launch = pytest.importorskip("mambakit.kernels.ssd.gpu_launch")
+gpu_launch_backward = pytest.importorskip("mambakit.kernels.ssd.gpu_launch_backward")
 
 BFLOAT16 = pytest.param(torch.bfloat16, marks=pytest.mark.gpu)
 SHAPES = [
@@ -118,9 +119,8 @@ def test_matches_reference_on_drawn_shapes(
 
 def _run_config(inputs: dict[str, Tensor | None], device: str, config: Any) -> tuple[Tensor, Tensor]:
     values = {k: None if v is None else v.to(device) for k, v in cast(inputs, torch.float32).items()}
-    names = ("x", "dt", None, "A", "B", "C", "D", "z", "dt_bias", "initial_state", "seq_idx")
-    given = gpu.Inputs(*(values.get(name) if name else None for name in names), True)
-    return gpu.launch_forward(Tape(), given[:11], (True, given[12:], None, True), config)
+    given = tuple(values.get(name) for name in gpu.Inputs._fields[: gpu.N_TENSORS])
+    return gpu.launch_forward(Tape(), given, (True, (0.0, float("inf")), None, True), config)
 
 
 _WALK = gpu.Forward(walk=True, chunk=16, block_p=16, warps=4, stages=1)
@@ -160,27 +160,9 @@ def test_segments_and_slices(
 ) -> None:
     """Walks cut into segments, and a backward pass that goes by slices of rows and heads."""
     monkeypatch.setattr(gpu_launch, "_MIN_SEGMENT_CHUNKS", 1)
-    monkeypatch.setattr(gpu_launch, "_STATE_BYTES", state_bytes)
+    monkeypatch.setattr(gpu_launch_backward, "_STATE_BYTES", state_bytes)
     inputs, cotangents = make_inputs(2, 35, 4, 5, 6, 2, packed=packed)
     check(inputs, cotangents, torch.float32, backend="triton", device=triton_device, chunk_size=16)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, BFLOAT16], ids=str)
-def test_core_takes_decay_and_scale_apart(dtype: torch.dtype, triton_device: str) -> None:
-    inputs, cotangents = make_inputs(2, 19, 4, 3, 5, 2, packed=0.2)
-    core = {name: inputs[name].to(triton_device) for name in ("x", "B", "C", "initial_state", "seq_idx")}
-    core |= {
-        "log_decay": -inputs["dt"].abs().to(triton_device),
-        "scale": inputs["dt"].to(triton_device) + 0.5,
-    }
-    core = cast(core, dtype)
-    cotangents = [v.to(triton_device) for v in cotangents]
-    run = partial(forward_backward, ssd_core, cotangents=cotangents, return_final_state=True)
-    exact = run(cast(core, torch.float64), backend="reference")
-    naive = run(core, backend="reference")
-    actual = run(core, backend="triton", chunk_size=16)
-    for name in exact:
-        assert_as_accurate(name, actual[name].to(dtype), exact=exact[name], naive=naive[name].to(dtype))
 
 
 @pytest.mark.parametrize("name", ["x", "dt", "B", "C"])
@@ -282,8 +264,7 @@ def test_backward_is_repeatable(triton_device: str) -> None:
 @pytest.mark.parametrize("optional", [False, True])
 def test_opcheck(optional: bool, triton_device: str) -> None:
     inputs, _ = make_inputs(1, 9, 2, 3, 4, seed=1, optional=optional, packed=0.3 if optional else 0.0)
-    names = ("x", "dt", None, "A", "B", "C", "D", "z", "dt_bias", "initial_state", "seq_idx")
-    values = [inputs.get(name) if name else None for name in names]
+    values = [inputs.get(name) for name in gpu.Inputs._fields[: gpu.N_TENSORS]]
     values = [
         v
         if v is None
