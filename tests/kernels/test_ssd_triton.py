@@ -10,6 +10,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
 
 from mambakit.kernels import ssd
 from mambakit.kernels.backend import BackendUnavailableError
@@ -297,6 +298,18 @@ def test_compiles_as_one_graph(triton_device: str) -> None:
     gradient, module.A.grad = module.A.grad, None
     module(*inputs).sum().backward()
     torch.testing.assert_close(gradient, module.A.grad)
+
+
+@pytest.mark.gpu
+def test_compiles_where_no_backend_is_named() -> None:
+    """One graph for the first length and one for all others."""
+    counter = CompileCounter()
+    compiled = torch.compile(ssd, backend=counter, fullgraph=True)
+    for length in (16, 40, 33, 70):
+        inputs, _ = make_inputs(2, length, 2, 16, 16)
+        given = {name: value.float().cuda() for name, value in inputs.items() if value is not None}
+        torch.testing.assert_close(compiled(**given), ssd(**given))
+    assert counter.frame_count == 2
 
 
 @pytest.mark.gpu
