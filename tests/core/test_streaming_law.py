@@ -43,7 +43,6 @@ CASES = {
         },
     ),
     "mamba1-normed": ("mamba1", {"d_state": 4, "inner_norm": "learned"}),
-    "mamba1-normed-plainly": ("mamba1", {"d_state": 4, "inner_norm": "plain"}),
     "attention": ("attention", {"n_heads": 2}),
     "attention-grouped": ("attention", {"n_heads": 4, "n_kv_heads": 2, "rope": False, "bias": True}),
     "attention-both-ways": ("attention", {"n_heads": 2, "causal": False}),
@@ -56,11 +55,8 @@ CASES = {
         "sliding_attention",
         {"n_heads": 4, "n_kv_heads": 2, "window": 3, "qk_norm": True, "bias": True, "out_bias": False},
     ),
-    "sliding-self": ("sliding_attention", {"n_heads": 2, "window": 1, "rope": False}),
-    "sliding-wide": ("attention", {"n_heads": 2, "window": 50}),
     "sliding-both-ways": ("attention", {"n_heads": 2, "window": 3, "causal": False}),
     "mlp": ("mlp", {}),
-    "mlp-plain": ("mlp", {"gated": False, "activation": "relu2", "bias": True}),
     "moe": ("moe", {"n_experts": 5, "d_hidden": 8}),
     "moe-shared": (
         "moe",
@@ -69,10 +65,6 @@ CASES = {
     "conv": ("conv", {"width": 4}),
     "conv-both-ways": ("conv", {"width": 5, "causal": False, "norm": "layer", "expand": 2}),
     "zamba": ("zamba", {"n_heads": 2, "inner_options": {"d_state": 4}}),
-    "zamba-both-ways": (
-        "zamba",
-        {"n_heads": 4, "rope": True, "inner_options": {"d_state": 4}, "causal": False},
-    ),
     "bidirectional": ("bidirectional", {"inner": "mamba1", "inner_options": {"d_state": 4}}),
     "bidirectional-concat": (
         "bidirectional",
