@@ -157,9 +157,7 @@ def mistral_pair() -> tuple[Backbone, nn.Module]:
         "mlp": {"d_hidden": 24},
     }
     layers = ["sliding_attention", "mlp"]
-    ours = Backbone(
-        BackboneConfig(layers=layers, repeat=2, d_model=16, block_options=options, norm_eps=1e-6)
-    )
+    ours = Backbone(BackboneConfig(layers=layers, repeat=2, d_model=16, block_options=options, norm_eps=1e-6))
     blocks, norms = [], []
     for layer in theirs.layers:
         blocks += [attention(layer.self_attn), mlp(layer.mlp)]
