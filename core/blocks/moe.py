@@ -32,8 +32,9 @@ class MoE(Block):
     adds nothing, so that the token passes by on the residual. Which choices are dropped depends on the whole
     batch, so the streaming law could not hold with a capacity: in evaluation and in ``step`` there is none.
 
-    Tokens are sorted by expert and each expert computes its slice. Inside a traced graph the sizes of slices
-    may not depend on data: there every expert computes every token.
+    Tokens are sorted by expert and each expert computes its slice, whose size the CPU reads: it waits for a
+    GPU there, and no CUDA graph can hold that. Inside a traced graph sizes may not depend on data: there every
+    expert computes every token. A step elsewhere than on the CPU reads nothing back either.
 
     Args:
         d_model: Width of input and output.
@@ -143,9 +144,12 @@ class MoE(Block):
         self, x: Tensor, state: State, inplace: bool = False, context: Context | None = None
     ) -> tuple[Tensor, State]:
         gates, chosen = self._choose(self._logits(x))
-        expert = chosen.T.flatten()
-        mix = self._mix_densely if torch.compiler.is_compiling() else self._mix_slices
-        y = mix(x, expert, gates)
+        if x.device.type == "cpu" and not torch.compiler.is_compiling():
+            y = self._mix_slices(x, chosen.T.flatten(), gates)
+        elif chosen.numel() <= self.n_experts:
+            y = self._mix_gathered(x, chosen, gates)
+        else:
+            y = self._mix_densely(x, chosen.T.flatten(), gates)
         if self.shared is not None:
             y = y + self.shared(x.unsqueeze(1))[0].squeeze(1)
         return y, State.of()
@@ -203,6 +207,13 @@ class MoE(Block):
     def _expert(self, e: int, rows: Tensor) -> Tensor:
         gate, up = F.linear(rows, self.in_proj.weight[e]).chunk(2, dim=-1)
         return F.linear(self.activation(gate) * up, self.out_proj.weight[e])
+
+    def _mix_gathered(self, tokens: Tensor, chosen: Tensor, gates: Tensor) -> Tensor:
+        """For few tokens: the weights of each choice laid out on their own."""
+        hidden = torch.einsum("td,tkhd->tkh", tokens, self.in_proj.weight[chosen])
+        gate, up = hidden.chunk(2, dim=-1)
+        y = torch.einsum("tkh,tkdh->tkd", self.activation(gate) * up, self.out_proj.weight[chosen])
+        return (gates.unsqueeze(-1) * y).sum(1).to(y.dtype)
 
     def _mix_densely(self, tokens: Tensor, expert: Tensor, gates: Tensor) -> Tensor:
         chosen = F.one_hot(expert, self.n_experts + 1)[:, :-1].unflatten(0, (self.top_k, len(tokens)))

@@ -191,4 +191,5 @@ def sliding_step(
         scale=scale,
         enable_gqa=q.shape[1] != k.shape[1],
     )
-    return y.squeeze(2), State.of(key=keys, value=values, position=position + 1)
+    position = position.add_(1) if inplace else position + 1
+    return y.squeeze(2), State.of(key=keys, value=values, position=position)

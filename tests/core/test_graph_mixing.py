@@ -1,4 +1,4 @@
-"""Graph layers: neighbours by their equations, relabelling, padding, packing, and edges that make no sense."""
+"""Graph layers: neighbours by their equations, relabelling, padding, packing, and edges that are none."""
 
 from __future__ import annotations
 

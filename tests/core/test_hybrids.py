@@ -5,12 +5,15 @@ from __future__ import annotations
 from itertools import pairwise
 
 import pytest
+import safetensors.torch
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mambakit.core.backbone import Backbone, BackboneConfig
 from mambakit.core.blocks import Zamba, kind_of
+from mambakit.core.cli import run_app
+from mambakit.core.language_model import LanguageModel, LanguageModelConfig
 from mambakit.core.presets import PRESETS
 from mambakit.core.testing import check_packing, check_padding, check_streaming
 
@@ -217,14 +220,37 @@ def test_zamba_shares_its_transformer_and_reads_the_input_again():
     torch.testing.assert_close(backbone(x)[0], backbone.final_norm(hidden), atol=1e-12, rtol=0)
 
 
-def test_shared_weights_travel(tmp_path):
-    ours = build(layers=["zamba@a", "mlp@m", "mlp@m", "zamba@a"], block_options=tiny(["zamba"]))
-    other = build(layers=["zamba@a", "mlp@m", "mlp@m", "zamba@a"], block_options=tiny(["zamba"]))
-    with torch.no_grad():
-        for parameter in ours.parameters():
-            parameter.add_(0.1)
-    other.load_state_dict(ours.state_dict())
-    assert torch.equal(other(sample())[0], ours(sample())[0])
+def test_shared_weights_are_saved_once_and_shared_again(tmp_path):
+    layers = ["zamba@a", "mlp@m", "mlp@m", "zamba@a"]
+    config = BackboneConfig(
+        d_model=D_MODEL, layers=layers, block_options=tiny(layers), residual_scale={"mlp": 2}
+    )
+    model = LanguageModel(LanguageModelConfig(7, config)).eval()
+    model.save_pretrained(tmp_path / "model")
+    loaded = LanguageModel.from_pretrained(tmp_path / "model").eval()
+    assert loaded.config == model.config
+    first, *_, last = loaded.backbone.blocks
+    assert first.transformer is last.transformer
+    ids = torch.randint(7, (2, LENGTH))
+    assert torch.equal(loaded(ids)[0], model(ids)[0])
+    weights = safetensors.torch.load_file(tmp_path / "model" / "model.safetensors")
+    assert sum(tensor.numel() for tensor in weights.values()) == sum(p.numel() for p in model.parameters())
+
+
+def test_a_preset_by_flag(capsys):
+    seen = []
+
+    def show(*, backbone: BackboneConfig) -> None:
+        """Show it."""
+        seen.append(backbone)
+
+    call = ["show", "--backbone.layers", "samba", "--backbone.d-model", "32", "--backbone.repeat", "2"]
+    assert run_app("test", {"show": show}, call) == 0, capsys.readouterr().err
+    assert run_app("test", {"show": show}, ["show", "--backbone.layers", "[mlp, conv]"]) == 0
+    assert seen[0] == BackboneConfig(layers="samba", d_model=32, repeat=2)
+    assert seen[1] == BackboneConfig(layers=["mlp", "conv"])
+    assert run_app("test", {"show": show}, ["show", "--backbone.layers", "sambo"]) == 2
+    assert "the name of a preset (mamba1, " in capsys.readouterr().err
 
 
 # --- patterns that are none

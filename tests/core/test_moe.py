@@ -65,6 +65,20 @@ def test_equals_a_loop_over_tokens(options, shape):
     torch.testing.assert_close(block.step(x[:, 0], block.init_state(shape[0]))[0], expected[:, 0])
 
 
+@pytest.mark.parametrize("batch", [1, 2, 5])
+@pytest.mark.parametrize(
+    "options", [{}, {"n_experts": 5, "top_k": 3, "normalize_gates": False, "d_shared": 4}]
+)
+def test_without_reading_sizes_it_is_the_same(batch, options, monkeypatch):
+    """Few tokens with their experts' weights gathered, more with every expert on every token."""
+    block, x = build(**options).eval(), sample(batch, 3)
+    expected = token_by_token(block, x)
+    monkeypatch.setattr("torch.compiler.is_compiling", lambda: True)
+    monkeypatch.setattr(MoE, "_mix_slices", None)
+    torch.testing.assert_close(block(x)[0], expected, atol=1e-12, rtol=0)
+    torch.testing.assert_close(block.step(x[:, 0], block.init_state(batch))[0], expected[:, 0])
+
+
 def test_gradients_equal_a_loops():
     block, x = build(d_shared=3), sample(2, 5).requires_grad_()
     wanted = [x, *block.parameters()]
