@@ -25,8 +25,8 @@ class Attention(Block):
     """Multi-head attention.
 
     Without a window the state holds every key and value so far: it grows with the sequence, and a step
-    copies it. With one it is a ring of a fixed size, which ``step(inplace=True)`` overwrites. A window as long
-    as the longest sequence gives the outputs of full attention from such a ring.
+    copies it. With one it is a ring of a fixed size, which ``step(inplace=True)`` overwrites. A window as
+    long as the longest sequence gives the outputs of full attention from such a ring.
 
     Args:
         d_model: Width of input and output.

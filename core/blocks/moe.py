@@ -33,8 +33,8 @@ class MoE(Block):
     batch, so the streaming law could not hold with a capacity: in evaluation and in ``step`` there is none.
 
     Tokens are sorted by expert and each expert computes its slice, whose size the CPU reads: it waits for a
-    GPU there, and no CUDA graph can hold that. Inside a traced graph sizes may not depend on data: there every
-    expert computes every token. A step elsewhere than on the CPU reads nothing back either.
+    GPU there, and no CUDA graph can hold that. Inside a traced graph sizes may not depend on data: there
+    every expert computes every token. A step elsewhere than on the CPU reads nothing back either.
 
     Args:
         d_model: Width of input and output.

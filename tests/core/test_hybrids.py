@@ -223,7 +223,7 @@ def test_zamba_shares_its_transformer_and_reads_the_input_again():
 def test_shared_weights_are_saved_once_and_shared_again(tmp_path):
     layers = ["zamba@a", "mlp@m", "mlp@m", "zamba@a"]
     config = BackboneConfig(
-        d_model=D_MODEL, layers=layers, block_options=tiny(layers), residual_scale={"mlp": 2}
+        d_model=D_MODEL, layers=layers, block_options=tiny(layers), residual_scale={"mlp": 2.0}
     )
     model = LanguageModel(LanguageModelConfig(7, config)).eval()
     model.save_pretrained(tmp_path / "model")
