@@ -1,13 +1,24 @@
 """Sequence mixers by name."""
 
-from mambakit.core.blocks.attention import Attention
-from mambakit.core.blocks.base import Block
+from mambakit.core.blocks.attention import Attention, SlidingAttention
+from mambakit.core.blocks.base import Block, Context
 from mambakit.core.blocks.bidirectional import Bidirectional
+from mambakit.core.blocks.conv import ConvModule
+from mambakit.core.blocks.graph import GraphMix, check_edges
 from mambakit.core.blocks.mamba1 import Mamba1
 from mambakit.core.blocks.mamba2 import Mamba2
 from mambakit.core.blocks.mlp import MLP
+from mambakit.core.blocks.moe import MoE
 from mambakit.core.blocks.norm import RMSNorm
-from mambakit.core.blocks.registry import BLOCKS, block_class, block_options, build_block, register_block
+from mambakit.core.blocks.registry import (
+    BLOCKS,
+    block_class,
+    block_options,
+    build_block,
+    kind_of,
+    register_block,
+)
+from mambakit.core.blocks.zamba import Zamba
 
 __all__ = [
     "BLOCKS",
@@ -15,11 +26,19 @@ __all__ = [
     "Attention",
     "Bidirectional",
     "Block",
+    "Context",
+    "ConvModule",
+    "GraphMix",
     "Mamba1",
     "Mamba2",
+    "MoE",
     "RMSNorm",
+    "SlidingAttention",
+    "Zamba",
     "block_class",
     "block_options",
     "build_block",
+    "check_edges",
+    "kind_of",
     "register_block",
 ]

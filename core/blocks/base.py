@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -11,6 +12,23 @@ from torch.nn.modules import module as hooks_of_all
 
 from mambakit.core.state import State
 from mambakit.kernels.checks import check_seq_idx
+
+
+@dataclass
+class Context:
+    """What a backbone tells those of its layers that ask for it, beside the sequence itself.
+
+    Attributes:
+        inputs: The backbone's own input, shaped as the layer's ``x``.
+        edges: ``(n_edges, 3)`` int64, each a row of the batch, a source and a target token of it.
+        edge_features: ``(n_edges, d_edge)``.
+        losses: Layers append to it what training is to minimise besides its own loss.
+    """
+
+    inputs: Tensor | None = None
+    edges: Tensor | None = None
+    edge_features: Tensor | None = None
+    losses: list[Tensor] = field(default_factory=list)
 
 
 class Block(nn.Module):
@@ -24,11 +42,17 @@ class Block(nn.Module):
         d_model: Width of input and output.
         causal: Whether a token sees only what came before; a block that is not causal has no state.
         mixes_time: Whether tokens see each other at all; a block of the class that does has a direction.
+        uses_context: Whether ``mix`` and ``mix_step`` take a ``context``.
+        prenorm: Whether the backbone norms the block's input; a block that does not want it has its own.
+        shared_parts: Submodules that places of the same ``kind@label`` share, by name; None for the whole.
     """
 
     d_model: int
     causal: bool = True
     mixes_time: bool = True
+    uses_context: bool = False
+    prenorm: bool = True
+    shared_parts: tuple[str, ...] | None = None
 
     def state_shapes(self) -> dict[str, tuple[int | None, ...]]:
         """Names and shapes (after the batch) of the state; None stands for a size that grows."""
@@ -74,6 +98,7 @@ class Block(nn.Module):
         state: State | None = None,
         seq_idx: Tensor | None = None,
         lengths: Tensor | None = None,
+        context: Context | None = None,
     ) -> tuple[Tensor, State]:
         """Mix a sequence, or the next piece of one.
 
@@ -83,6 +108,7 @@ class Block(nn.Module):
             seq_idx: ``(batch, length)`` int32, non-decreasing in a row, for packed sequences: nothing
                 passes from one to the next, and the first one of a row continues ``state``.
             lengths: ``(batch,)`` int64 for right-padded rows: the number of real tokens of each.
+            context: What a backbone knows besides; most blocks do not look at it.
 
         Returns:
             ``y`` like ``x``, zero at padding, and the state after each row's last real token (of its
@@ -109,14 +135,17 @@ class Block(nn.Module):
             if state is None:
                 state = self.init_state(batch, device=x.device, dtype=x.dtype) if self.causal else State()
             return x, state
+        more = {"context": context} if self.uses_context else {}
         if lengths is None:
-            return self.mix(x, state, seq_idx, None)
+            return self.mix(x, state, seq_idx, None, **more)
         lengths = check_lengths(lengths, batch, length).to(x.device)
         padding = padding_mask(lengths, length)[..., None]
-        y, state = self.mix(x.masked_fill(padding, 0.0), state, None, lengths)
+        y, state = self.mix(x.masked_fill(padding, 0.0), state, None, lengths, **more)
         return y.masked_fill(padding, 0.0), state
 
-    def step(self, x: Tensor, state: State, *, inplace: bool = False) -> tuple[Tensor, State]:
+    def step(
+        self, x: Tensor, state: State, *, inplace: bool = False, context: Context | None = None
+    ) -> tuple[Tensor, State]:
         """Mix one token.
 
         Args:
@@ -124,6 +153,7 @@ class Block(nn.Module):
             state: What came before; it is left as it is unless ``inplace``.
             inplace: The state's tensors may be overwritten: a decoding loop that keeps only the returned
                 state spares the memory. Not for a state that needs gradients.
+            context: As in ``forward``, of this token.
 
         Returns:
             ``y`` like ``x`` and the next state: the same as ``forward`` on a sequence of one token.
@@ -137,6 +167,8 @@ class Block(nn.Module):
         if x.dim() != 2 or x.shape[1] != self.d_model:
             raise ValueError(f"x: expected shape (batch, d_model={self.d_model}), got {tuple(x.shape)}")
         self.check_state(state, x.shape[0])
+        if self.uses_context:
+            return self.mix_step(x, state, inplace, context=context)  # type: ignore[call-arg]
         return self.mix_step(x, state, inplace)
 
     def check_state(self, state: State, batch: int) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mambakit.core import init
 from mambakit.core.blocks.base import Block, plain_linear
+from mambakit.core.blocks.norm import RMSNorm
 from mambakit.core.blocks.ragged import last_inputs, masked_dt
 from mambakit.core.blocks.registry import register_block
 from mambakit.core.state import State
@@ -33,11 +34,15 @@ class Mamba1(Block):
         dt_init: How dt's projection starts, ``"random"`` or ``"constant"``.
         dt_scale: Scales the start of dt's projection.
         dt_limit: Clamp on dt after softplus.
+        inner_norm: RMSNorm of the low-rank dt, of B and of C, before they are used: ``"learned"`` (Jamba:
+            Lieber et al. 2024, arXiv:2403.19887, section 6.4) or ``"plain"``, without weights (Falcon Mamba:
+            Zuo et al. 2024, arXiv:2410.05355). It keeps deep stacks from loss spikes.
+        inner_norm_eps: Added to their mean squares.
         conv_bias: Bias of the convolution.
         bias: Biases of in_proj and out_proj.
 
     Raises:
-        ValueError: On a size below 1, or starts that make no sense.
+        ValueError: On a size below 1, another ``inner_norm``, or starts that make no sense.
     """
 
     def __init__(
@@ -54,6 +59,8 @@ class Mamba1(Block):
         dt_init: str = "random",
         dt_scale: float = 1.0,
         dt_limit: tuple[float, float] = (0.0, math.inf),
+        inner_norm: str | None = None,
+        inner_norm_eps: float = 1e-6,
         conv_bias: bool = True,
         bias: bool = False,
     ) -> None:
@@ -70,6 +77,10 @@ class Mamba1(Block):
         for name in ("d_model", "d_inner", "d_state", "d_conv", "dt_rank"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        if inner_norm not in (None, "learned", "plain"):
+            raise ValueError(f"inner_norm: expected 'learned', 'plain' or None, got {inner_norm!r}")
+        self.inner_norm = inner_norm
+        self.inner_norm_eps = inner_norm_eps
         self.dt_limit = (float(dt_limit[0]), float(dt_limit[1]))
         self._split = [dt_rank, d_state, d_state]
         self._shapes = {"conv": (self.d_inner, d_conv - 1), "ssm": (self.d_inner, d_state)}
@@ -78,6 +89,10 @@ class Mamba1(Block):
         self.conv_weight = nn.Parameter(torch.empty(self.d_inner, d_conv))
         self.conv_bias = nn.Parameter(torch.empty(self.d_inner)) if conv_bias else None
         self.x_proj = nn.Linear(self.d_inner, dt_rank + 2 * d_state, bias=False)
+        if inner_norm == "learned":
+            self.dt_norm = RMSNorm(dt_rank, inner_norm_eps)
+            self.B_norm = RMSNorm(d_state, inner_norm_eps)
+            self.C_norm = RMSNorm(d_state, inner_norm_eps)
         self.dt_proj = nn.Linear(dt_rank, self.d_inner)
         self.A_log = nn.Parameter(torch.log(-init.s4d_real(self.d_inner, d_state)))
         self.D = nn.Parameter(torch.ones(self.d_inner))
@@ -108,7 +123,7 @@ class Mamba1(Block):
             seq_idx=seq_idx,
             return_final_state=True,
         )
-        dt, B, C = self.x_proj(u).split(self._split, dim=-1)
+        dt, B, C = self._normalize(*self.x_proj(u).split(self._split, dim=-1))
         dt = F.linear(dt, self.dt_proj.weight)  # the bias goes where the softplus is
         padded = lengths is not None
         if lengths is not None:
@@ -134,7 +149,9 @@ class Mamba1(Block):
     def mix_step(self, x: Tensor, state: State, inplace: bool = False) -> tuple[Tensor, State]:
         # a module's attributes are slow to find
         own: dict[str, Any] = self._parameters
-        projections = plain_linear(self._modules, "in_proj", "x_proj", "dt_proj", "out_proj")
+        projections = None
+        if self.inner_norm is None:  # the compiled token knows of no norms
+            projections = plain_linear(self._modules, "in_proj", "x_proj", "dt_proj", "out_proj")
         if projections is not None and own.keys() == self._own:
             in_proj, x_proj, dt_proj, out_proj = projections
             result = mamba1_token(
@@ -161,7 +178,7 @@ class Mamba1(Block):
         u, next_conv = causal_conv1d_step(
             state["conv"], u, self.conv_weight, self.conv_bias, activation="silu", inplace=inplace
         )
-        dt, B, C = self.x_proj(u).split_with_sizes(self._split, -1)
+        dt, B, C = self._normalize(*self.x_proj(u).split_with_sizes(self._split, -1))
         y, next_ssm = selective_scan_step(
             state["ssm"],
             u,
@@ -178,3 +195,11 @@ class Mamba1(Block):
             inplace=inplace,
         )
         return self.out_proj(y), State.of(conv=next_conv, ssm=next_ssm)
+
+    def _normalize(self, dt: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        if self.inner_norm is None:
+            return dt, B, C
+        if self.inner_norm == "learned":
+            return self.dt_norm(dt), self.B_norm(B), self.C_norm(C)
+        dt, B, C = (F.rms_norm(x, x.shape[-1:], eps=self.inner_norm_eps) for x in (dt, B, C))
+        return dt, B, C

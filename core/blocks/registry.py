@@ -37,6 +37,19 @@ def block_class(kind: str) -> type[Block]:
     return BLOCKS[kind]
 
 
+def kind_of(layer: str) -> str:
+    """The kind of a layer written ``kind`` or ``kind@label``; layers with the same label share weights.
+
+    Raises:
+        ValueError: If there is no such kind, or the label is empty.
+    """
+    kind, at, label = layer.partition("@")
+    if at and not label:
+        raise ValueError(f"layers: {layer!r} has no label after the @; write for instance {kind}@shared")
+    block_class(kind)
+    return kind
+
+
 def block_options(kind: str) -> dict[str, inspect.Parameter]:
     """The options of a block beside ``d_model``, with their defaults, from its signature."""
     parameters = dict(inspect.signature(block_class(kind)).parameters)

@@ -43,7 +43,7 @@ def test_config_travels():
     [
         ({"depth": 3}, "no field 'depth'; fields are d_model, layers"),
         ({"layers": ["mamba2", "rnn"]}, "no block is called 'rnn'; known kinds are attention"),
-        ({"layers": "mamba2"}, "expected a list of kinds, got the string 'mamba2'"),
+        ({"layers": "rnn"}, r"a list of kinds or the name of a preset \(mamba1, .*\), got the string 'rnn'"),
         ({"layers": []}, "at least one layer"),
         ({"repeat": 0}, "at least one layer"),
         ({"d_model": 0}, "d_model: expected at least 1"),
