@@ -133,25 +133,21 @@ def launch_backward(
     return first_that_fits(key, configs, launch)
 
 
+# what the kernels read as it lies in memory, without strides
+_WHOLE = ("A", "dt_bias", "initial_state", "B_bias", "C_bias", "angles", "seq_idx")
+
 _forward = Recordings(launch_forward)
 _backward = Recordings(launch_backward)
 
 
 def _in_rows(inputs: Inputs) -> Inputs:
     """Copies only what lies in a way the kernels do not read."""
-    x, dt, scale, A, B, C, D, z, dt_bias, initial, B_bias, C_bias, angles, seq_idx, *options = inputs
-    if x.stride(-1) != 1:
-        x = x.contiguous()
-    if B.stride(-1) != 1:
-        B = B.contiguous()
-    if C.stride(-1) != 1:
-        C = C.contiguous()
-    if z is not None and z.stride(-1) != 1:
-        z = z.contiguous()
-    if D is not None and D.dim() < 3 and not D.is_contiguous():
-        D = D.contiguous()
-    whole = (A, dt_bias, initial, B_bias, C_bias, angles, seq_idx)
-    A, dt_bias, initial, B_bias, C_bias, angles, seq_idx = (
-        v if v is None or v.is_contiguous() else v.contiguous() for v in whole
-    )
-    return Inputs(x, dt, scale, A, B, C, D, z, dt_bias, initial, B_bias, C_bias, angles, seq_idx, *options)
+    rows = {"x": inputs.x, "B": inputs.B, "C": inputs.C, "z": inputs.z}
+    whole = {name: getattr(inputs, name) for name in _WHOLE}
+    if inputs.D is not None and inputs.D.dim() < 3:
+        whole["D"] = inputs.D
+    copied: dict[str, Any] = {
+        name: v.contiguous() for name, v in rows.items() if v is not None and v.stride(-1) != 1
+    }
+    copied |= {name: v.contiguous() for name, v in whole.items() if v is not None and not v.is_contiguous()}
+    return inputs._replace(**copied) if copied else inputs
