@@ -217,7 +217,8 @@ class Backbone(nn.Module):
 def _build(config: BackboneConfig, kind: str) -> Block:
     """One block, made to look both ways if the config says so and the kind can."""
     options = dict(config.block_options.get(kind, {}))
-    if not config.bidirectional or not block_class(kind).mixes_time or kind == "bidirectional":
+    cls = block_class(kind)
+    if not config.bidirectional or not cls.mixes_time or not cls.causal:
         return build_block(kind, config.d_model, options)
     if "causal" in block_options(kind):
         return build_block(kind, config.d_model, {**options, "causal": False})

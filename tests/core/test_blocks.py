@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from mambakit.core.blocks import (
     BLOCKS,
@@ -10,9 +11,11 @@ from mambakit.core.blocks import (
     Attention,
     Bidirectional,
     Block,
+    GridScan,
     Mamba1,
     Mamba2,
     RMSNorm,
+    SequenceScan,
     block_options,
     build_block,
     register_block,
@@ -26,6 +29,7 @@ SMALL = {
     "attention": {"n_heads": 2},
     "mlp": {},
     "bidirectional": {"inner": "mamba1"},
+    "sequence_scan": {"inner": "mamba1", "size": 3},
 }
 CAUSAL = ["mamba1", "mamba2", "attention", "mlp"]
 
@@ -50,6 +54,8 @@ def test_kinds_and_classes():
         "attention": Attention,
         "mlp": MLP,
         "bidirectional": Bidirectional,
+        "grid_scan": GridScan,
+        "sequence_scan": SequenceScan,
     } == BLOCKS
     assert "d_model" not in block_options("mamba1")
     assert block_options("mamba1")["d_state"].default == 16
@@ -99,7 +105,8 @@ def test_sizes_that_do_not_divide():
         ("mamba2", {"head_dim": 0}, "head_dim: expected at least 1"),
         ("mamba2", {"head_dim": 8, "A_init_range": (0, 1)}, "A_init_range: expected 0 < low <= high"),
         ("mlp", {"d_hidden": 0}, "expected at least 1"),
-        ("bidirectional", {"merge": "max"}, "merge: expected one of sum, mean, concat, got 'max'"),
+        ("bidirectional", {"merge": "max"}, "merge: expected one of sum, mean, concat, gated, got 'max'"),
+        ("bidirectional", {"share": True}, "share: expected one of none, projections, all, got True"),
         ("bidirectional", {"inner": "rnn"}, "no block is called 'rnn'"),
         ("bidirectional", {"inner": "mamba1", "inner_options": {"x": 1}}, "options of mamba1"),
         (
@@ -271,20 +278,29 @@ def test_attention_keeps_only_what_it_may_look_at():
     assert state["key"].shape[1] == 3
 
 
-@pytest.mark.parametrize("merge", ["sum", "mean", "concat"])
-def test_bidirectional_is_both_directions(merge):
+@pytest.mark.parametrize("share", ["none", "projections", "all"])
+@pytest.mark.parametrize("merge", ["sum", "mean", "concat", "gated"])
+def test_bidirectional_is_both_directions(merge, share):
     torch.manual_seed(0)
-    block = Bidirectional(d_model=16, inner="mamba1", merge=merge).double()
+    block = Bidirectional(d_model=16, inner="mamba1", merge=merge, share=share).double()
+    if merge == "gated":
+        nn.init.normal_(block.merge.gate_proj.weight)
     x = sample()
+    reverse_reader = block.ahead if share == "all" else block.back
     ahead = block.ahead(x)[0]
-    back = block.back(x.flip(1))[0].flip(1)
-    assert (block.ahead(x)[0] - block.back(x)[0]).abs().max() > 1e-3  # weights of their own
+    back = reverse_reader(x.flip(1))[0].flip(1)
+    if merge == "gated":
+        first, second = block.merge.gate_proj.weight.chunk(2)
+        gate = torch.sigmoid(x @ (first - second).T)
     expected = {
         "sum": lambda: ahead + back,
         "mean": lambda: (ahead + back) / 2,
-        "concat": lambda: torch.cat([ahead, back], -1) @ block.out_proj.weight.T,
+        "concat": lambda: torch.cat([ahead, back], -1) @ block.merge.out_proj.weight.T,
+        "gated": lambda: gate * ahead + (1 - gate) * back,
     }[merge]()
     torch.testing.assert_close(block(x)[0], expected)
+    if share != "all":  # weights of their own
+        assert (block.ahead(x)[0] - block.back(x)[0]).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("kind", SMALL)
