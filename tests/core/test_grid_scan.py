@@ -6,6 +6,7 @@ from torch import nn
 
 from mambakit.core.backbone import Backbone, BackboneConfig
 from mambakit.core.blocks import GridScan, build_block
+from mambakit.core.hub import HubModel
 from mambakit.core.scans import SCANS, inverse, phase_of, scan_orders, window_of
 
 GRID = (3, 4)
@@ -240,6 +241,21 @@ def test_a_backbone_of_scans_from_yaml():
     padded = torch.cat([torch.full((3, 2, 8), torch.nan).double(), x], dim=1)
     left, _ = backbone(padded, lengths=torch.full((3,), N), padding="left")
     torch.testing.assert_close(left[:, 2:], y, atol=1e-12, rtol=0)
+
+
+class Pictures(Backbone, HubModel):
+    pass
+
+
+def test_a_model_folder_keeps_what_is_shared(tmp_path):
+    torch.manual_seed(0)
+    model, x = Pictures(CONFIG).eval(), sample().float()
+    model.save_pretrained(tmp_path)
+    loaded = Pictures.from_pretrained(tmp_path).eval()
+    assert torch.equal(loaded(x)[0], model(x)[0])
+    first, second = loaded.blocks[0].inner
+    assert first.in_proj.weight is second.in_proj.weight
+    assert first.out_proj.weight is second.out_proj.weight
 
 
 @pytest.mark.parametrize(
