@@ -15,8 +15,8 @@ An order lists, for every moment, the number of the cell visited then; cells are
     spatio_temporal    frame by frame, and each place through time, forth and back:
                        VideoMamba (arXiv:2403.06977)                             4 (2 if one is asked for)
 
-``examples/scan_orders.png`` shows them. In a video the scans of the plane go through the frames in turn. ``zigzag`` and ``hilbert`` take every
-second frame backwards, and so stay continuous.
+``examples/scan_orders.png`` shows them. In a video the scans of the plane go through the frames in turn;
+``zigzag`` and ``hilbert`` take every second frame backwards, and so stay continuous.
 """
 
 from __future__ import annotations
