@@ -333,8 +333,9 @@ def _moved(edges: Tensor | None, by: Tensor) -> Tensor | None:
 def _build(config: BackboneConfig, layer: str) -> Block:
     """One block, made to look both ways if the config says so and the kind can."""
     kind = kind_of(layer)
+    cls = block_class(kind)
     options = config.options_of(layer)
-    if not config.bidirectional or not block_class(kind).mixes_time or kind == "bidirectional":
+    if not config.bidirectional or not cls.mixes_time or not cls.causal:
         return build_block(kind, config.d_model, options)
     if "causal" in block_options(kind):
         return build_block(kind, config.d_model, {**options, "causal": False})

@@ -5,6 +5,7 @@ from mambakit.core.blocks.base import Block, Context
 from mambakit.core.blocks.bidirectional import Bidirectional
 from mambakit.core.blocks.conv import ConvModule
 from mambakit.core.blocks.graph import GraphMix, check_edges
+from mambakit.core.blocks.grid_scan import GridScan
 from mambakit.core.blocks.mamba1 import Mamba1
 from mambakit.core.blocks.mamba2 import Mamba2
 from mambakit.core.blocks.mlp import MLP
@@ -18,6 +19,7 @@ from mambakit.core.blocks.registry import (
     kind_of,
     register_block,
 )
+from mambakit.core.blocks.sequence_scan import SequenceScan
 from mambakit.core.blocks.zamba import Zamba
 
 __all__ = [
@@ -29,10 +31,12 @@ __all__ = [
     "Context",
     "ConvModule",
     "GraphMix",
+    "GridScan",
     "Mamba1",
     "Mamba2",
     "MoE",
     "RMSNorm",
+    "SequenceScan",
     "SlidingAttention",
     "Zamba",
     "block_class",

@@ -1,23 +1,22 @@
-"""Both directions: a block forward in time beside one backward in time, with weights of their own."""
+"""Both directions: a block forward in time beside one backward in time."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mambakit.core.blocks.base import Block
+from mambakit.core.blocks.directions import Merge, build_directions
 from mambakit.core.blocks.ragged import reversal_index, take
-from mambakit.core.blocks.registry import build_block, register_block
+from mambakit.core.blocks.registry import register_block
 from mambakit.core.state import State
-
-MERGES = ("sum", "mean", "concat")
 
 
 @register_block("bidirectional")
 class Bidirectional(Block):
-    """Reads the sequence with one block, its reversal with another, and merges the two.
+    """Reads the sequence with one block, its reversal with another or the same one, and merges the two.
 
     Every packed sequence is reversed inside itself and every padded row inside its real tokens, so
     padding never leads. It needs the whole sequence: it takes no state and has no ``step``.
@@ -26,10 +25,14 @@ class Bidirectional(Block):
         d_model: Width of input and output.
         inner: Kind of the block in either direction.
         inner_options: Its keyword arguments.
-        merge: ``"sum"``, ``"mean"``, or ``"concat"`` followed by a projection back to ``d_model``.
+        merge: ``"sum"``, ``"mean"``, ``"concat"`` followed by a projection back to ``d_model``, or
+            ``"gated"`` by the input, for each token and channel (see ``directions.Merge``).
+        share: ``"none"``: weights of their own; ``"projections"``: one in_proj and out_proj for both
+            (Caduceus); ``"all"``: one block, called once on both (see ``directions.build_directions``).
 
     Raises:
-        ValueError: On an unknown kind, option or merge, or an inner block that is bidirectional already.
+        ValueError: On an unknown kind, option, merge or share, or an inner block that is bidirectional
+            already.
     """
 
     causal = False
@@ -41,17 +44,16 @@ class Bidirectional(Block):
         inner: str = "mamba2",
         inner_options: Mapping[str, object] | None = None,
         merge: str = "sum",
+        share: str = "none",
     ) -> None:
         super().__init__()
-        if merge not in MERGES:
-            raise ValueError(f"merge: expected one of {', '.join(MERGES)}, got {merge!r}")
         self.d_model = d_model
-        self.merge = merge
-        self.ahead = build_block(inner, d_model, inner_options)
-        self.back = build_block(inner, d_model, inner_options)
+        self.merge = Merge(merge, d_model, 2)
+        blocks = build_directions(inner, d_model, inner_options, 2, share)
+        self.ahead = blocks[0]
+        self.back = blocks[1] if len(blocks) == 2 else None
         if not self.ahead.causal:
             raise ValueError(f"inner: {inner!r} looks in both directions already; wrap a causal block")
-        self.out_proj = nn.Linear(2 * d_model, d_model, bias=False) if merge == "concat" else None
 
     def state_shapes(self) -> dict[str, tuple[int | None, ...]]:
         return {}
@@ -60,10 +62,15 @@ class Bidirectional(Block):
         self, x: Tensor, state: State | None, seq_idx: Tensor | None, lengths: Tensor | None
     ) -> tuple[Tensor, State]:
         index = reversal_index(x, seq_idx, lengths)
-        ahead, _ = self.ahead(x, None, seq_idx, lengths)
-        back, _ = self.back(take(x, index), None, seq_idx, lengths)
-        back = take(back, index)  # a reversal undoes itself
-        if self.out_proj is not None:
-            return self.out_proj(torch.cat([ahead, back], dim=-1)), State.of()
-        both = ahead + back
-        return (both / 2 if self.merge == "mean" else both), State.of()
+        reverse = take(x, index)
+        if self.back is None:
+            both, _ = self.ahead(torch.cat([x, reverse]), None, _twice(seq_idx), _twice(lengths))
+            ahead, back = both.chunk(2)
+        else:
+            ahead, _ = self.ahead(x, None, seq_idx, lengths)
+            back, _ = self.back(reverse, None, seq_idx, lengths)
+        return self.merge(x, [ahead, take(back, index)]), State.of()  # a reversal undoes itself
+
+
+def _twice(rows: Tensor | None) -> Tensor | None:
+    return None if rows is None else torch.cat([rows, rows])

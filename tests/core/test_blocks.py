@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from mambakit.core.blocks import (
     BLOCKS,
@@ -12,10 +13,12 @@ from mambakit.core.blocks import (
     Block,
     ConvModule,
     GraphMix,
+    GridScan,
     Mamba1,
     Mamba2,
     MoE,
     RMSNorm,
+    SequenceScan,
     SlidingAttention,
     Zamba,
     block_options,
@@ -35,6 +38,7 @@ SMALL = {
     "moe": {"n_experts": 3},
     "conv": {"width": 3},
     "zamba": {"n_heads": 2},
+    "sequence_scan": {"inner": "mamba1", "size": 3},
 }
 CAUSAL = ["mamba1", "mamba2", "attention", "mlp", "sliding_attention", "moe", "conv", "zamba"]
 
@@ -64,6 +68,8 @@ def test_kinds_and_classes():
         "conv": ConvModule,
         "graph": GraphMix,
         "zamba": Zamba,
+        "grid_scan": GridScan,
+        "sequence_scan": SequenceScan,
     } == BLOCKS
     assert "d_model" not in block_options("mamba1")
     assert block_options("mamba1")["d_state"].default == 16
@@ -113,7 +119,8 @@ def test_sizes_that_do_not_divide():
         ("mamba2", {"head_dim": 0}, "head_dim: expected at least 1"),
         ("mamba2", {"head_dim": 8, "A_init_range": (0, 1)}, "A_init_range: expected 0 < low <= high"),
         ("mlp", {"d_hidden": 0}, "expected at least 1"),
-        ("bidirectional", {"merge": "max"}, "merge: expected one of sum, mean, concat, got 'max'"),
+        ("bidirectional", {"merge": "max"}, "merge: expected one of sum, mean, concat, gated, got 'max'"),
+        ("bidirectional", {"share": True}, "share: expected one of none, projections, all, got True"),
         ("bidirectional", {"inner": "rnn"}, "no block is called 'rnn'"),
         ("bidirectional", {"inner": "mamba1", "inner_options": {"x": 1}}, "options of mamba1"),
         (
@@ -285,20 +292,29 @@ def test_attention_keeps_only_what_it_may_look_at():
     assert state["key"].shape[1] == 3
 
 
-@pytest.mark.parametrize("merge", ["sum", "mean", "concat"])
-def test_bidirectional_is_both_directions(merge):
+@pytest.mark.parametrize("share", ["none", "projections", "all"])
+@pytest.mark.parametrize("merge", ["sum", "mean", "concat", "gated"])
+def test_bidirectional_is_both_directions(merge, share):
     torch.manual_seed(0)
-    block = Bidirectional(d_model=16, inner="mamba1", merge=merge).double()
+    block = Bidirectional(d_model=16, inner="mamba1", merge=merge, share=share).double()
+    if merge == "gated":
+        nn.init.normal_(block.merge.gate_proj.weight)
     x = sample()
+    reverse_reader = block.ahead if share == "all" else block.back
     ahead = block.ahead(x)[0]
-    back = block.back(x.flip(1))[0].flip(1)
-    assert (block.ahead(x)[0] - block.back(x)[0]).abs().max() > 1e-3  # weights of their own
+    back = reverse_reader(x.flip(1))[0].flip(1)
+    if merge == "gated":
+        first, second = block.merge.gate_proj.weight.chunk(2)
+        gate = torch.sigmoid(x @ (first - second).T)
     expected = {
         "sum": lambda: ahead + back,
         "mean": lambda: (ahead + back) / 2,
-        "concat": lambda: torch.cat([ahead, back], -1) @ block.out_proj.weight.T,
+        "concat": lambda: torch.cat([ahead, back], -1) @ block.merge.out_proj.weight.T,
+        "gated": lambda: gate * ahead + (1 - gate) * back,
     }[merge]()
     torch.testing.assert_close(block(x)[0], expected)
+    if share != "all":  # weights of their own
+        assert (block.ahead(x)[0] - block.back(x)[0]).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("kind", SMALL)

@@ -74,7 +74,24 @@ CASES = {
         "bidirectional",
         {"inner": "attention", "inner_options": {"n_heads": 2}, "merge": "mean"},
     ),
+    "bidirectional-gated": (
+        "bidirectional",
+        {"inner": "mamba1", "inner_options": {"d_state": 4}, "merge": "gated", "share": "all"},
+    ),
+    "bidirectional-tied": (
+        "bidirectional",
+        {"inner": "mamba2", "inner_options": {"head_dim": 8, "d_state": 4}, "share": "projections"},
+    ),
+    "sequence-windows": ("sequence_scan", {"scan": "windows", "size": 4, "inner": "mamba1"}),
+    "sequence-dilated": ("sequence_scan", {"size": 3, "inner": "mamba1", "isolate": False}),
+    "sequence-dilated-both-ways": (
+        "sequence_scan",
+        {"size": 2, "inner": "bidirectional", "inner_options": {"inner": "mamba1"}},
+    ),
 }
+LOCAL = {"sequence-windows", "sequence-dilated"}  # their first token does not see the last one
+# nothing here is a whole grid, and a graph's edges lie in a sequence
+TESTED_ELSEWHERE = {"grid_scan", "graph"}
 SMALL = {
     "mamba1": {"d_state": 4},
     "mamba2": {"head_dim": 8, "d_state": 6},
@@ -131,8 +148,7 @@ STREAMING = [name for name in NAMES if build(name).causal]
 
 
 def test_every_registered_block_is_here():
-    # a graph's edges lie in a sequence, and have tests of their own in test_graph_mixing.py
-    assert {kind for kind, _ in CASES.values()} == set(BLOCKS) - {"graph"}
+    assert {kind for kind, _ in CASES.values()} | TESTED_ELSEWHERE == set(BLOCKS)
     assert {"attention-both-ways", "bidirectional", "stack-both-ways"} <= set(NAMES) - set(STREAMING)
 
 
@@ -350,7 +366,9 @@ def test_both_directions_need_the_whole_sequence(name):
         module.step(x[:, 0], state)
 
 
-@pytest.mark.parametrize("name", sorted(set(NAMES) - set(STREAMING)))
+@pytest.mark.parametrize(
+    "name", sorted(set(NAMES) - set(STREAMING) - {"sequence-windows", "sequence-dilated"})
+)
 def test_both_directions_see_the_future(name):
     module, x = build(name), sample()
     changed = x.clone()
