@@ -22,13 +22,19 @@ from mambakit.core.interop.files import PICKLED_FILE, SAFE_FILE, open_weights
 from mambakit.core.interop.format import Format
 from mambakit.core.interop.layout import read_weights, written_weights
 from mambakit.core.interop.mamba_ssm import MAMBA_SSM
-from mambakit.core.interop.transformers_bamba import GRANITE
-from mambakit.core.interop.transformers_mamba import MAMBA, MAMBA2_MODEL
+from mambakit.core.interop.transformers_bamba import BAMBA, GRANITE
+from mambakit.core.interop.transformers_jamba import JAMBA
+from mambakit.core.interop.transformers_mamba import FALCON_MAMBA, MAMBA, MAMBA2_MODEL
+from mambakit.core.interop.transformers_nemotron import NEMOTRON_H
 from mambakit.core.language_model import LanguageModel
 
 TRANSFORMERS: dict[str, Format] = {
     "mamba": MAMBA,
     "mamba2": MAMBA2_MODEL,
+    "falcon_mamba": FALCON_MAMBA,
+    "jamba": JAMBA,
+    "bamba": BAMBA,
+    "nemotron_h": NEMOTRON_H,
     "granitemoehybrid": GRANITE,
 }
 """By transformers' ``model_type``."""

@@ -15,6 +15,7 @@ _MISSING: Any = object()
 # How a block starts and how it is computed, not what it computes: no checkpoint needs to carry it.
 _OF_TRAINING = {
     "A_init_range", "dt_min", "dt_max", "dt_floor", "dt_init", "dt_scale", "chunk_size", "recompute",
+    "balance_weight", "z_weight", "capacity_factor",
 }  # fmt: skip
 
 

@@ -53,8 +53,16 @@ def stack(kinds: list[str], options: dict[str, dict[str, Any]], **others: Any) -
     )
 
 
-def check_kinds(config: LanguageModelConfig, target: str, allowed: set[str]) -> list[str]:
+def check_kinds(
+    config: LanguageModelConfig, target: str, allowed: set[str], also: frozenset[str] = frozenset()
+) -> list[str]:
     """The kind of every layer, if the format has a place for each and for what the backbone does around them.
+
+    Args:
+        config: Ours.
+        target: The format's name.
+        allowed: Kinds of layers it has.
+        also: Fields of the backbone that it has a place for, beside the usual ones.
 
     Raises:
         UserError: If it has not.
@@ -66,9 +74,10 @@ def check_kinds(config: LanguageModelConfig, target: str, allowed: set[str]) -> 
             f"model: a {target} checkpoint has no place for {', '.join(strange)}, "
             f"only for {', '.join(sorted(allowed))}"
         )
-    for field in dataclasses.fields(config.backbone):
+    plain = BackboneConfig()
+    for field in dataclasses.fields(plain):
         value = getattr(config.backbone, field.name)
-        if field.name not in _CARRIED | _OF_TRAINING and value != field.default:
+        if field.name not in _CARRIED | _OF_TRAINING | also and value != getattr(plain, field.name):
             raise UserError(f"model: a {target} checkpoint can't hold a backbone with {field.name}={value!r}")
     return kinds
 

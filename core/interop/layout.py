@@ -102,6 +102,8 @@ class Layout:
     """One for each block of ours, in order."""
     aliases: Mapping[str, str] = field(default_factory=dict)
     """Other names that checkpoints in use have for a tensor."""
+    ignored: tuple[str, ...] = ()
+    """Prefixes of tensors that the language model does not use."""
     embedding_scale: float = 1.0
     final_norm_scale: float = 1.0
     head_if_tied: bool = False
@@ -112,7 +114,7 @@ def parts_of(model: LanguageModel, layout: Layout) -> Iterator[tuple[str, list[P
     """Each weight of ours and the tensors of theirs that it is made of; a tied head is left out."""
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters(remove_duplicate=False)}
     blocks: list[Block] = list(model.backbone.blocks)  # type: ignore[arg-type]
-    seen = set()
+    seen: set[str] = set()
     for name, shape in shapes.items():
         match name.split("."):
             case ["embedding", "weight"]:
@@ -153,7 +155,9 @@ def read_weights(model: LanguageModel, layout: Layout, files: WeightFiles, dtype
         DataError: If weights are missing, left over, of another shape or no floating-point numbers, or a head
             differs from the embedding that it is tied to; the message names them.
     """
-    names = {layout.aliases.get(name, name): name for name in files.shapes}
+    names = {
+        layout.aliases.get(name, name): name for name in files.shapes if not name.startswith(layout.ignored)
+    }
     places = dict(parts_of(model, layout))
     wanted = {part.name: part for parts in places.values() for part in parts}
     tied = {layout.head} if model.config.tie_embeddings else set()

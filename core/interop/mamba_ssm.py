@@ -14,7 +14,7 @@ from mambakit.core.errors import UserError
 from mambakit.core.interop.fields import Fields, Options
 from mambakit.core.interop.format import Format, check_kinds, kinds_of, stack
 from mambakit.core.interop.layout import Layout, Slot, same, swapped_halves, whole
-from mambakit.core.interop.tables import MAMBA1, MAMBA2
+from mambakit.core.interop.tables import MAMBA1, MAMBA2, fraction
 from mambakit.core.language_model import LanguageModelConfig
 
 _NORM_EPS = 1e-5
@@ -107,29 +107,37 @@ def _read_mamba2(ssm: Fields) -> dict[str, Any]:
 
 def _read_attention(attention: Fields, width: int) -> dict[str, Any]:
     n_heads = attention.integer("num_heads")
-    if n_heads < 1 or width % n_heads:
+    if n_heads < 1 or (width % n_heads and not attention.has("head_dim")):
         raise attention.error("num_heads", f"d_model={width} is not divisible by {n_heads}")
-    head_dim = width // n_heads
-    attention.only("head_dim", head_dim, default=head_dim, why="heads here are d_model / n_heads wide")
+    head_dim = attention.integer("head_dim", width // n_heads)
     attention.only("causal", True, default=False, why="a language model needs causal layers")
     attention.only("d_conv", 0, default=0, why="attention here has no convolution of query, key and value")
     attention.only("mlp_dim", 0, default=0, why="attention here has no MLP beside it")
-    attention.only("softmax_scale", None, default=None, why="attention here scales by head_dim ** -0.5")
-    attention.only("rotary_emb_dim", 0, head_dim, default=0, why="attention here rotates whole heads or none")
-    rotated = attention.integer("rotary_emb_dim", 0) > 0
-    if rotated:
-        attention.only(
-            "rotary_emb_interleaved", False, default=False, why="channels i and i + head_dim / 2 rotate here"
-        )
-    bias = attention.flag("qkv_proj_bias", True)
-    attention.only("out_proj_bias", bias, default=True, why="both projections here have a bias or neither")
-    return {
+    options: dict[str, Any] = {
         "n_heads": n_heads,
         "n_kv_heads": attention.integer("num_heads_kv", n_heads),
-        "rope": rotated,
-        "rope_theta": attention.number("rotary_emb_base", 10000.0),
-        "bias": bias,
+        "bias": attention.flag("qkv_proj_bias", True),
+        "out_bias": attention.flag("out_proj_bias", True),
     }
+    if head_dim * n_heads != width:
+        options["head_dim"] = head_dim
+    if attention.has("softmax_scale"):
+        options["scale"] = float(attention.number("softmax_scale"))
+    rotated = attention.integer("rotary_emb_dim", 0)
+    attention.only(
+        "rotary_emb_interleaved",
+        False,
+        default=False,
+        why="channels i and i + half of the rotated rotate here",
+    )
+    theta = float(attention.number("rotary_emb_base", 10000.0))
+    if rotated == 0:
+        return options | {"rope": False}
+    if not 0 < rotated <= head_dim:
+        raise attention.error(
+            "rotary_emb_dim", f"{rotated} of {head_dim} channels of a head can't be rotated"
+        )
+    return options | {"rope_theta": theta, "rope_fraction": fraction(rotated, head_dim)}
 
 
 def _write(config: LanguageModelConfig) -> dict[str, Any]:
@@ -196,19 +204,21 @@ def _write_attention(config: LanguageModelConfig) -> dict[str, Any]:
     options = Options(config.backbone, "attention", "mamba_ssm")
     width = config.backbone.d_model
     n_heads = options.take("n_heads") or max(1, width // 64)
-    bias, rope = options.take("bias"), options.take("rope")
+    head_dim = options.take("head_dim") or width // n_heads
+    bias, out_bias = options.take("bias"), options.take("out_bias")
+    share, scale = options.take("rope_fraction"), options.take("scale")
     attention = {
         "causal": True,
         "num_heads": n_heads,
         "num_heads_kv": options.take("n_kv_heads") or n_heads,
-        "head_dim": width // n_heads,
-        "rotary_emb_dim": width // n_heads if rope else 0,
+        "head_dim": head_dim,
+        "rotary_emb_dim": int(head_dim * share) if options.take("rope") else 0,
         "rotary_emb_base": options.take("rope_theta"),
         "qkv_proj_bias": bias,
-        "out_proj_bias": bias,
+        "out_proj_bias": bias if out_bias is None else out_bias,
     }
     options.nothing_else()
-    return attention
+    return attention | ({} if scale is None else {"softmax_scale": scale})
 
 
 def _write_mlp(config: LanguageModelConfig) -> int:

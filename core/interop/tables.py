@@ -7,6 +7,7 @@ from typing import Any
 
 from mambakit.core.blocks import Attention, Block
 from mambakit.core.interop.fields import Fields, Options
+from mambakit.core.interop.format import whole_expand
 from mambakit.core.interop.layout import Part, Rule, Table, depthwise, flat, halves, same, whole
 
 MAMBA1: Table = {
@@ -32,29 +33,34 @@ GATED_MLP: Table = {
 }
 
 
-def query_key_value(suffix: str, *, query_scale: float = 1.0) -> Rule:
+def query_key_value(suffix: str) -> Rule:
     """Our one projection of attention, of three."""
 
     def rule(block: Block, shape: tuple[int, ...]) -> list[Part]:
         assert isinstance(block, Attention)
         kv = block.n_kv_heads * block.head_dim
-        return [
-            Part(f"q_proj.{suffix}", (shape[0] - 2 * kv, *shape[1:]), query_scale),
-            Part(f"k_proj.{suffix}", (kv, *shape[1:])),
-            Part(f"v_proj.{suffix}", (kv, *shape[1:])),
-        ]
+        rows = {"q_proj": shape[0] - 2 * kv, "k_proj": kv, "v_proj": kv}
+        return [Part(f"{name}.{suffix}", (n, *shape[1:])) for name, n in rows.items()]
 
     return rule
 
 
-def attention(*, query_scale: float = 1.0) -> Table:
-    """Attention; ``query_scale`` is what queries are multiplied by to fit our ``head_dim ** -0.5``."""
-    return {
-        "in_proj.weight": query_key_value("weight", query_scale=query_scale),
-        "in_proj.bias": query_key_value("bias", query_scale=query_scale),
-        "out_proj.weight": whole("o_proj.weight"),
-        "out_proj.bias": whole("o_proj.bias"),
-    }
+ATTENTION: Table = {
+    "in_proj.weight": query_key_value("weight"),
+    "in_proj.bias": query_key_value("bias"),
+    "out_proj.weight": whole("o_proj.weight"),
+    "out_proj.bias": whole("o_proj.bias"),
+}
+
+
+def each_expert(*names: str) -> Rule:
+    """A stack of all experts' weights, of these of every single one."""
+
+    def rule(block: Block, shape: tuple[int, ...]) -> list[Part]:
+        one = (shape[1] // len(names), *shape[2:])
+        return [Part(f"experts.{i}.{name}", one) for i in range(shape[0]) for name in names]
+
+    return rule
 
 
 def silu_only(fields: Fields, name: str = "hidden_act") -> None:
@@ -66,26 +72,64 @@ def read_attention(fields: Fields) -> dict[str, Any]:
     """Heads of an attention block, of the fields that transformers' hybrids share.
 
     Raises:
-        DataError: On heads of another width than ``hidden_size / num_attention_heads``.
+        DataError: If they are missing, or heads would be of no whole width.
     """
     width, n_heads = fields.integer("hidden_size"), fields.integer("num_attention_heads")
-    if n_heads < 1 or width % n_heads:
+    if n_heads < 1 or (width % n_heads and not fields.has("head_dim")):
         raise fields.error("num_attention_heads", f"hidden_size={width} is not divisible by {n_heads}")
-    fields.only(
-        "head_dim", width // n_heads, default=width // n_heads, why="heads here are d_model / n_heads wide"
-    )
-    return {"n_heads": n_heads, "n_kv_heads": fields.integer("num_key_value_heads", n_heads)}
+    heads = {"n_heads": n_heads, "n_kv_heads": fields.integer("num_key_value_heads", n_heads)}
+    head_dim = fields.integer("head_dim", width // n_heads)
+    return heads | ({} if head_dim * n_heads == width else {"head_dim": head_dim})
 
 
-def read_mamba2(fields: Fields, prefix: str = "mamba_") -> dict[str, Any]:
+def write_attention(options: Options, width: int) -> dict[str, Any]:
+    """The inverse of ``read_attention``."""
+    n_heads = options.take("n_heads") or max(1, width // 64)
+    theirs = {"num_attention_heads": n_heads, "num_key_value_heads": options.take("n_kv_heads") or n_heads}
+    head_dim = options.take("head_dim")
+    return theirs | ({} if head_dim is None else {"head_dim": head_dim})
+
+
+def write_mlp(options: Options, width: int) -> int:
+    """The inner width of a gated MLP with SiLU; the bias is left to take."""
+    return options.take("d_hidden") or 8 * -(-width // 3)
+
+
+def fraction(part: int, of: int) -> float:
+    """``part / of``, so that ``int(fraction * of)`` is ``part`` again."""
+    value = part / of
+    return value if int(value * of) == part else math.nextafter(value, math.inf)
+
+
+def read_rope(fields: Fields, share: float) -> dict[str, Any]:
+    """A plain rotation, as newer configs (``rope_parameters``) or older ones (``rope_theta``) have it.
+
+    Args:
+        fields: The config's.
+        share: Of a head's channels, where the config does not say.
+
+    Raises:
+        DataError: On rescaled rotations.
+    """
+    fields.only("rope_scaling", None, default=None, why="rotations here are not rescaled")
+    rope = fields.object("rope_parameters")
+    rope.only("rope_type", "default", default="default", why="rotations here are not rescaled")
+    return {
+        "rope": True,
+        "rope_theta": float(rope.number("rope_theta", fields.number("rope_theta", 10000.0))),
+        "rope_fraction": float(rope.number("partial_rotary_factor", share)),
+    }
+
+
+def read_mamba2(fields: Fields) -> dict[str, Any]:
     """Mamba-2, of the fields that Bamba and Granite share."""
     width, n_heads = fields.integer("hidden_size"), fields.integer("mamba_n_heads", 128)
     d_inner = fields.integer("mamba_expand", 2) * width
     if fields.values.get("mamba_d_head", "auto") == "auto":
-        head_dim = d_inner // n_heads
+        head_dim = d_inner // max(1, n_heads)
     else:
         head_dim = fields.integer("mamba_d_head")
-    if n_heads * head_dim != d_inner:
+    if n_heads < 1 or n_heads * head_dim != d_inner:
         raise fields.error(
             "mamba_n_heads", f"{n_heads} heads of {head_dim} channels are not {d_inner} channels"
         )
@@ -113,11 +157,17 @@ def no_special_ids() -> dict[str, None]:
     return dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
 
 
-def write_mamba2(options: Options, n_heads: int) -> dict[str, Any]:
-    """The inverse of ``read_mamba2``, but for the eps."""
+def write_mamba2(options: Options, width: int, target: str) -> dict[str, Any]:
+    """The inverse of ``read_mamba2``, but for the eps.
+
+    Raises:
+        UserError: If the expansion is no whole number.
+    """
+    expand, head_dim = whole_expand(options.take("expand"), target), options.take("head_dim")
     return {
-        "mamba_n_heads": n_heads,
-        "mamba_d_head": options.take("head_dim"),
+        "mamba_expand": expand,
+        "mamba_n_heads": expand * width // head_dim,
+        "mamba_d_head": head_dim,
         "mamba_d_state": options.take("d_state"),
         "mamba_d_conv": options.take("d_conv"),
         "mamba_n_groups": options.take("n_groups"),

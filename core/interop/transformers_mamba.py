@@ -1,4 +1,4 @@
-"""transformers' ``mamba`` and ``mamba2``: one mixer a layer, an RMSNorm before each.
+"""transformers' ``mamba``, ``falcon_mamba`` and ``mamba2``: one mixer a layer, an RMSNorm before each.
 
 Its ``residual_in_fp32`` and ``use_mambapy`` change roundings only, the former not in float32;
 ``rescale_prenorm_residual``, the ``time_step_*`` but for ``time_step_limit`` and ``time_step_rank``, and
@@ -47,21 +47,26 @@ def _layout(table: Table) -> Any:
 
 
 def _read_mamba(fields: Fields) -> LanguageModelConfig:
+    return _model(fields, "mamba1", _read_mamba1(fields), tied=True)
+
+
+def _read_falcon(fields: Fields) -> LanguageModelConfig:
+    """The same with norms of dt, B and C that have no weights."""
+    norms = {"inner_norm": "plain", "inner_norm_eps": fields.number("mixer_rms_eps", 1e-6)}
+    return _model(fields, "mamba1", _read_mamba1(fields) | norms, tied=True)
+
+
+def _read_mamba1(fields: Fields) -> dict[str, Any]:
     silu_only(fields)
     rank = fields.values.get("time_step_rank", "auto")
-    return _model(
-        fields,
-        "mamba1",
-        {
-            "d_state": fields.integer("state_size", 16),
-            "d_conv": fields.integer("conv_kernel", 4),
-            "expand": fields.number("expand", 2),
-            "dt_rank": rank if rank == "auto" else fields.integer("time_step_rank"),
-            "conv_bias": fields.flag("use_conv_bias", True),
-            "bias": fields.flag("use_bias", False),
-        },
-        tied=True,
-    )
+    return {
+        "d_state": fields.integer("state_size", 16),
+        "d_conv": fields.integer("conv_kernel", 4),
+        "expand": fields.number("expand", 2),
+        "dt_rank": rank if rank == "auto" else fields.integer("time_step_rank"),
+        "conv_bias": fields.flag("use_conv_bias", True),
+        "bias": fields.flag("use_bias", False),
+    }
 
 
 def _read_mamba2(fields: Fields) -> LanguageModelConfig:
@@ -107,10 +112,27 @@ def _model(fields: Fields, kind: str, options: dict[str, Any], *, tied: bool) ->
 def _write_mamba(config: LanguageModelConfig) -> dict[str, Any]:
     check_kinds(config, "mamba", {"mamba1"})
     options = Options(config.backbone, "mamba1", "mamba")
-    expand = whole_expand(options.take("expand"), "mamba")
+    theirs = {"architectures": ["MambaForCausalLM"], "model_type": "mamba"} | _write_mamba1(options, config)
+    options.nothing_else()
+    return theirs | _shared(config)
+
+
+def _write_falcon(config: LanguageModelConfig) -> dict[str, Any]:
+    check_kinds(config, "falcon_mamba", {"mamba1"})
+    options = Options(config.backbone, "mamba1", "falcon_mamba")
     theirs = {
-        "architectures": ["MambaForCausalLM"],
-        "model_type": "mamba",
+        "architectures": ["FalconMambaForCausalLM"],
+        "model_type": "falcon_mamba",
+        "mixer_rms_eps": options.take("inner_norm_eps"),
+        **_write_mamba1(options, config),
+    }
+    options.nothing_else(inner_norm="plain")
+    return theirs | _shared(config)
+
+
+def _write_mamba1(options: Options, config: LanguageModelConfig) -> dict[str, Any]:
+    expand = whole_expand(options.take("expand"), "transformers")
+    return {
         "state_size": options.take("d_state"),
         "conv_kernel": options.take("d_conv"),
         "expand": expand,
@@ -119,8 +141,6 @@ def _write_mamba(config: LanguageModelConfig) -> dict[str, Any]:
         "use_conv_bias": options.take("conv_bias"),
         "use_bias": options.take("bias"),
     }
-    options.nothing_else()
-    return theirs | _shared(config)
 
 
 def _write_mamba2(config: LanguageModelConfig) -> dict[str, Any]:
@@ -158,4 +178,5 @@ def _shared(config: LanguageModelConfig) -> dict[str, Any]:
 
 
 MAMBA = Format(_read_mamba, _write_mamba, _layout(MAMBA1))
+FALCON_MAMBA = Format(_read_falcon, _write_falcon, _layout(MAMBA1))
 MAMBA2_MODEL = Format(_read_mamba2, _write_mamba2, _layout(MAMBA2))

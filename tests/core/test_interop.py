@@ -38,6 +38,41 @@ GRANITE = SMALL | {
     "mamba_chunk_size": 4,
 }
 
+JAMBA = SMALL | {
+    "num_hidden_layers": 4,
+    "attn_layer_period": 4,
+    "attn_layer_offset": 2,
+    "num_experts": 5,
+    "intermediate_size": 24,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "mamba_d_state": 5,
+}
+BAMBA = SMALL | {
+    "num_hidden_layers": 3,
+    "attn_layer_indices": [1],
+    "intermediate_size": 24,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "mamba_n_heads": 4,
+    "mamba_d_state": 5,
+    "mamba_chunk_size": 4,
+}
+NEMOTRON = {
+    "vocab_size": N_IDS,
+    "hidden_size": 16,
+    "layers_block_type": ["linear_attention", "mlp", "full_attention", "linear_attention", "mlp"],
+    "intermediate_size": 24,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 12,
+    "mamba_num_heads": 6,
+    "mamba_head_dim": 4,
+    "n_groups": 2,
+    "ssm_state_size": 5,
+    "chunk_size": 4,
+}
+
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "mamba": ("mamba", SMALL),
     "mamba-biases": ("mamba", SMALL | {"use_bias": True, "use_conv_bias": False, "time_step_rank": 3}),
@@ -49,7 +84,37 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "mamba2-biases": ("mamba2", MAMBA2 | {"use_bias": True, "use_conv_bias": False, "conv_kernel": 3}),
     "mamba2-eps": ("mamba2", MAMBA2 | {"layer_norm_epsilon": 1e-2, "expand": 1, "head_dim": 4}),
     "mamba2-dt-limit": ("mamba2", MAMBA2 | {"time_step_limit": (0.01, 0.05)}),
+    "falcon": ("falcon_mamba", SMALL),
+    "falcon-untied": ("falcon_mamba", SMALL | {"tie_word_embeddings": False, "mixer_rms_eps": 1e-2}),
+    "jamba": ("jamba", JAMBA),
+    "jamba-dense": ("jamba", JAMBA | {"num_experts": 1, "tie_word_embeddings": True, "head_dim": 8}),
+    "jamba-biases": (
+        "jamba",
+        JAMBA | {"mamba_proj_bias": True, "mamba_conv_bias": False, "rms_norm_eps": 1e-2},
+    ),
+    "bamba": ("bamba", BAMBA),
+    "bamba-biases": ("bamba", BAMBA | {"attention_bias": True, "mlp_bias": True, "mamba_proj_bias": True}),
+    "bamba-sizes": (
+        "bamba",
+        BAMBA
+        | {
+            "mamba_expand": 3,
+            "mamba_d_head": 12,
+            "mamba_n_groups": 2,
+            "tie_word_embeddings": True,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 100.0, "partial_rotary_factor": 0.25},
+        },
+    ),
+    "nemotron": ("nemotron_h", NEMOTRON),
+    "nemotron-biases": (
+        "nemotron_h",
+        NEMOTRON | {"use_bias": True, "mlp_bias": True, "mlp_hidden_act": "silu", "time_step_min": 0.7},
+    ),
     "granite": ("granitemoehybrid", GRANITE),
+    "granite-experts": (
+        "granitemoehybrid",
+        GRANITE | {"num_local_experts": 5, "num_experts_per_tok": 2, "intermediate_size": 8},
+    ),
     "granite-rope": (
         "granitemoehybrid",
         GRANITE | {"position_embedding_type": "rope", "attention_bias": True},
@@ -67,13 +132,21 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 # Its step leaves the limit out.
-WITHOUT_STEP = {"mamba2-dt-limit"}
+WITHOUT_STEP = {"mamba2-dt-limit", "nemotron-biases"}
 # Under padding its convolution sees the input projection's bias, where a sequence alone sees zeros.
-WITHOUT_PADDING = {"mamba-biases", "mamba2-biases"}
+WITHOUT_PADDING = {"mamba-biases", "mamba2-biases", "jamba-biases", "bamba-biases", "nemotron-biases"}
 
 
 # By name: the Auto classes import every model there is, which takes half a minute.
-CLASSES = {"mamba": "Mamba", "mamba2": "Mamba2", "granitemoehybrid": "GraniteMoeHybrid"}
+CLASSES = {
+    "mamba": "Mamba",
+    "mamba2": "Mamba2",
+    "falcon_mamba": "FalconMamba",
+    "jamba": "Jamba",
+    "bamba": "Bamba",
+    "nemotron_h": "NemotronH",
+    "granitemoehybrid": "GraniteMoeHybrid",
+}
 
 
 def model_class(kind: str) -> Any:
@@ -174,7 +247,7 @@ def assert_same_model(first: LanguageModel, second: LanguageModel) -> None:
         assert torch.equal(weight, weights[name]), name
 
 
-@pytest.mark.parametrize("name", ["mamba", "mamba2", "granite"])
+@pytest.mark.parametrize("name", ["mamba", "mamba2", "jamba", "bamba"])
 def test_greedy_generation_is_the_originals(name: str) -> None:
     prompt = ids(4)
     expected = original(name).generate(  # type: ignore[operator]
