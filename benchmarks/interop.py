@@ -3,11 +3,12 @@
     python benchmarks/interop.py --write                   # all, some minutes
     python benchmarks/interop.py --only mamba2 --length 256
 
-For each configuration transformers saves a model with random weights; ours is read from that folder. ``whole`` is
-the largest difference of any logit over a batch of sequences, ``cached`` over a prompt and then token by token,
+For each configuration transformers saves a model with random weights; ours is read from that folder. ``whole``
+is the largest difference of any logit over a batch of sequences, ``cached`` over a prompt and then token by token,
 each side with its own cache, ``written`` with ours written, and read by transformers (for mamba_ssm: by us, beside
-transformers' model). As a measure of rounding, ``transformers`` is how far its own cached logits are from its whole
-ones. The goal is 1e-4.
+transformers' model). The goal is 1e-4. What float32 itself leaves open is beside it: how far either side is from
+our model in float64. ``130m`` starts as the published models' training does, ``130m-default-start`` as transformers
+does, whose larger embeddings and residuals make rounding larger than the goal, on both sides.
 """
 
 from __future__ import annotations
@@ -48,13 +49,19 @@ HYBRID: dict[str, Any] = {
 }
 MAMBA2_PART = {"mamba_n_heads": 16, "mamba_d_head": 64, "mamba_d_state": 128}
 # Those of state-spaces' models are the published ones; the hybrids' are smaller than any published model.
+MAMBA_130M = {"vocab_size": 50280, "hidden_size": 768, "num_hidden_layers": 24}
+MAMBA2_130M = MAMBA_130M | {
+    "vocab_size": 50288, "num_heads": 24, "head_dim": 64, "n_groups": 1, "state_size": 128, "tie_word_embeddings": True
+}  # fmt: skip
+AS_PUBLISHED = {"initializer_range": 0.02, "rescale_prenorm_residual": True}
 CONFIGS: dict[str, dict[str, Any]] = {
-    "mamba/130m": {"vocab_size": 50280, "hidden_size": 768, "num_hidden_layers": 24},
-    "mamba2/130m": {
-        "vocab_size": 50288, "hidden_size": 768, "num_hidden_layers": 24, "num_heads": 24, "head_dim": 64,
-        "n_groups": 1, "state_size": 128, "tie_word_embeddings": True,
+    "mamba/130m": MAMBA_130M | AS_PUBLISHED,
+    "mamba/130m-default-start": MAMBA_130M,
+    "mamba2/130m": MAMBA2_130M | AS_PUBLISHED,
+    "mamba2/130m-default-start": MAMBA2_130M,
+    "falcon_mamba/8-layers": {
+        "vocab_size": 32000, "hidden_size": 512, "num_hidden_layers": 8, **AS_PUBLISHED,
     },
-    "falcon_mamba/8-layers": {"vocab_size": 32000, "hidden_size": 512, "num_hidden_layers": 8},
     "jamba/8-layers-16-experts": HYBRID | {"num_experts": 16},
     "bamba/8-layers": HYBRID | MAMBA2_PART | {"attn_layer_indices": [3, 7]},
     "granitemoehybrid/8-layers-dense": HYBRID | MAMBA2_PART | {
@@ -74,7 +81,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
 
 
 def original(kind: str, options: dict[str, Any]) -> nn.Module:
-    """transformers' model as it starts, its vectors (norms, skips, biases) moved off what all of them start as."""
+    """transformers' model as it starts, but its vectors (norms, skips, biases) moved off their common start."""
     torch.manual_seed(SEED)
     config = getattr(transformers, f"{CLASSES[kind]}Config")(**options)
     model = getattr(transformers, f"{CLASSES[kind]}ForCausalLM")(config).eval()
@@ -117,14 +124,20 @@ def measure(name: str, length: int) -> Iterator[tuple[str, float, dict[str, floa
         theirs.save_pretrained(folder / "theirs")
         ours = read_checkpoint(folder / "theirs")
         whole = theirs(ids).logits
-        cached = cached_of_theirs(theirs, ids, prompt)
-        beside: dict[str, float | None] = {
-            "goal": GOAL,
-            "transformers": difference(cached, whole),
-            "largest logit": whole.abs().max().item(),
-        }
-        yield f"{name}/whole", difference(ours(ids)[0], whole), beside
-        yield f"{name}/cached", difference(cached_of_ours(ours, ids, prompt), cached), beside
+        exact = read_checkpoint(folder / "theirs", dtype=torch.float64)(ids)[0]
+        beside: dict[str, float | None] = {"goal": GOAL, "largest logit": whole.abs().max().item()}
+
+        def compare(actual: Tensor, expected: Tensor) -> tuple[float, dict[str, float | None]]:
+            far = {"mambakit to float64": actual, "transformers to float64": expected}
+            return difference(actual, expected), beside | {
+                side: difference(logits.double(), exact) for side, logits in far.items()
+            }
+
+        yield f"{name}/whole", *compare(ours(ids)[0], whole)
+        yield (
+            f"{name}/cached",
+            *compare(cached_of_ours(ours, ids, prompt), cached_of_theirs(theirs, ids, prompt)),
+        )
         write_checkpoint(ours, folder / "ours", format=kind)
         again = type(theirs).from_pretrained(folder / "ours").eval()
         yield f"{name}/written", difference(again(ids).logits, whole), beside
@@ -156,7 +169,7 @@ def main() -> None:
         if not name.startswith(args.only):
             continue
         for what, value, beside in measure(name, args.length):
-            note = "" if value < GOAL else "  MISSED"
+            note = "" if value < GOAL else "  more than the goal"
             seen = ", ".join(f"{peer} {number:.2g}" for peer, number in beside.items() if number is not None)
             print(f"{what:48} {value:.2g}  ({seen}){note}", flush=True)
             path = f"core/interop/max-logit-difference/{what}"

@@ -33,7 +33,7 @@ _MIXERS = {
     "mamba": "mamba2",  # before transformers 5
     "attention": "attention",
 }
-# Share of a head, unless ``rope_parameters`` says another; elsewhere a ``partial_rotary_factor`` does nothing.
+# Share of a head that is rotated, unless ``rope_parameters`` says another.
 _BAMBA_ROTATED = 0.5
 
 _SHARED_EXPERT: Table = {
