@@ -3,12 +3,13 @@
     python benchmarks/interop.py --write                   # all, some minutes
     python benchmarks/interop.py --only mamba2 --length 256
 
-For each configuration transformers saves a model with random weights; ours is read from that folder. ``whole``
-is the largest difference of any logit over a batch of sequences, ``cached`` over a prompt and then token by token,
-each side with its own cache, ``written`` with ours written, and read by transformers (for mamba_ssm: by us, beside
-transformers' model). The goal is 1e-4. What float32 itself leaves open is beside it: how far either side is from
-our model in float64. ``130m`` starts as the published models' training does, ``130m-default-start`` as transformers
-does, whose larger embeddings and residuals make rounding larger than the goal, on both sides.
+For each configuration transformers saves a model with random weights; ours is read from that folder.
+``whole``    the largest difference of any logit over a batch of sequences
+``cached``   the same over a prompt and then token by token, each side with its own cache
+``written``  the same with ours written, and read by transformers (for mamba_ssm: by us, beside transformers)
+The goal is 1e-4. What float32 itself leaves open is beside it: how far either side is from our model in float64.
+``130m`` starts as the published models' training does, ``130m-default-start`` as transformers does, whose larger
+embeddings and residuals make rounding larger than the goal, on both sides.
 """
 
 from __future__ import annotations
@@ -51,7 +52,8 @@ MAMBA2_PART = {"mamba_n_heads": 16, "mamba_d_head": 64, "mamba_d_state": 128}
 # Those of state-spaces' models are the published ones; the hybrids' are smaller than any published model.
 MAMBA_130M = {"vocab_size": 50280, "hidden_size": 768, "num_hidden_layers": 24}
 MAMBA2_130M = MAMBA_130M | {
-    "vocab_size": 50288, "num_heads": 24, "head_dim": 64, "n_groups": 1, "state_size": 128, "tie_word_embeddings": True
+    "vocab_size": 50288, "num_heads": 24, "head_dim": 64, "n_groups": 1, "state_size": 128,
+    "tie_word_embeddings": True,
 }  # fmt: skip
 AS_PUBLISHED = {"initializer_range": 0.02, "rescale_prenorm_residual": True}
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -81,7 +83,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
 
 
 def original(kind: str, options: dict[str, Any]) -> nn.Module:
-    """transformers' model as it starts, but its vectors (norms, skips, biases) moved off their common start."""
+    """transformers' model as it starts, its vectors (norms, skips, biases) moved off their common start."""
     torch.manual_seed(SEED)
     config = getattr(transformers, f"{CLASSES[kind]}Config")(**options)
     model = getattr(transformers, f"{CLASSES[kind]}ForCausalLM")(config).eval()

@@ -13,7 +13,7 @@ from typing import Any
 from mambakit.core.errors import UserError
 from mambakit.core.interop.fields import Fields, Options
 from mambakit.core.interop.format import Format, check_kinds, kinds_of, stack
-from mambakit.core.interop.layout import Layout, Slot, same, swapped_halves, whole
+from mambakit.core.interop.layout import Layout, Slot, Table, depthwise, same, swapped_halves, whole
 from mambakit.core.interop.tables import MAMBA1, MAMBA2, fraction
 from mambakit.core.language_model import LanguageModelConfig
 
@@ -30,10 +30,16 @@ _HARMLESS_OF_MODEL = {
     "transformers_version", "initializer_cfg",
 }  # fmt: skip
 
-_TABLES = {
+_ATTENTION: Table = same("in_proj.weight", "in_proj.bias", "out_proj.weight", "out_proj.bias")
+_TABLES: dict[str, Table] = {
     "mamba1": MAMBA1,
     "mamba2": MAMBA2,
-    "attention": same("in_proj.weight", "in_proj.bias", "out_proj.weight", "out_proj.bias"),
+    "attention": _ATTENTION,
+    "conv_attention": {
+        **_ATTENTION,
+        "conv_weight": depthwise("conv1d.weight"),
+        "conv_bias": whole("conv1d.bias"),
+    },
     # it puts the gate second
     "mlp": {"in_proj.weight": swapped_halves("fc1.weight"), "out_proj.weight": whole("fc2.weight")},
 }
@@ -50,12 +56,13 @@ def _read(fields: Fields) -> LanguageModelConfig:
             raise fields.error("attn_layer_idx", f"{i!r} is no layer of {n_layers}")
     ssm.only("layer", "Mamba1", "Mamba2", default="Mamba1", why="the layers here are Mamba1 and Mamba2")
     kind = "mamba2" if ssm.values.get("layer") == "Mamba2" else "mamba1"
-    mixers = ["attention" if i in attention_at else kind for i in range(n_layers)]
     options = {kind: _read_mamba2(ssm) if kind == "mamba2" else _read_mamba1(ssm)}
     ssm.nothing_else(_HARMLESS)
     attention = fields.object("attn_cfg")
+    attending = "conv_attention" if attention.integer("d_conv", 0) > 0 else "attention"
+    mixers = [attending if i in attention_at else kind for i in range(n_layers)]
     if attention_at:
-        options["attention"] = _read_attention(attention, width)
+        options[attending] = _read_attention(attention, width)
         attention.nothing_else(_HARMLESS)
     d_hidden = fields.integer("d_intermediate", 0)
     kinds = mixers
@@ -111,7 +118,6 @@ def _read_attention(attention: Fields, width: int) -> dict[str, Any]:
         raise attention.error("num_heads", f"d_model={width} is not divisible by {n_heads}")
     head_dim = attention.integer("head_dim", width // n_heads)
     attention.only("causal", True, default=False, why="a language model needs causal layers")
-    attention.only("d_conv", 0, default=0, why="attention here has no convolution of query, key and value")
     attention.only("mlp_dim", 0, default=0, why="attention here has no MLP beside it")
     options: dict[str, Any] = {
         "n_heads": n_heads,
@@ -119,6 +125,8 @@ def _read_attention(attention: Fields, width: int) -> dict[str, Any]:
         "bias": attention.flag("qkv_proj_bias", True),
         "out_bias": attention.flag("out_proj_bias", True),
     }
+    if attention.integer("d_conv", 0) > 0:
+        options["d_conv"] = attention.integer("d_conv")
     if head_dim * n_heads != width:
         options["head_dim"] = head_dim
     if attention.has("softmax_scale"):
@@ -141,7 +149,7 @@ def _read_attention(attention: Fields, width: int) -> dict[str, Any]:
 
 
 def _write(config: LanguageModelConfig) -> dict[str, Any]:
-    kinds = check_kinds(config, "mamba_ssm", {"mamba1", "mamba2", "attention", "mlp"})
+    kinds = check_kinds(config, "mamba_ssm", set(_TABLES))
     if config.backbone.norm_eps != _NORM_EPS:
         raise UserError(
             f"model: mamba_ssm's norms have eps={_NORM_EPS}, got norm_eps={config.backbone.norm_eps!r}"
@@ -153,6 +161,9 @@ def _write(config: LanguageModelConfig) -> dict[str, Any]:
     recurrent = {"mamba1", "mamba2"} & set(mixers)
     if len(recurrent) == 2:
         raise UserError("model: a mamba_ssm checkpoint holds mamba1 or mamba2, not both")
+    attending = sorted({"attention", "conv_attention"} & set(mixers))
+    if len(attending) == 2:
+        raise UserError("model: a mamba_ssm checkpoint holds attention or conv_attention, not both")
     ssm = {}
     for kind in recurrent:
         ssm = _write_mamba2(config) if kind == "mamba2" else _write_mamba1(config)
@@ -162,8 +173,8 @@ def _write(config: LanguageModelConfig) -> dict[str, Any]:
         "n_layer": len(mixers),
         "vocab_size": config.n_ids,
         "ssm_cfg": ssm,
-        "attn_layer_idx": [i for i, kind in enumerate(mixers) if kind == "attention"],
-        "attn_cfg": _write_attention(config) if "attention" in mixers else {},
+        "attn_layer_idx": [i for i, kind in enumerate(mixers) if kind in attending],
+        "attn_cfg": _write_attention(config, attending[0]) if attending else {},
         "rms_norm": True,
         "residual_in_fp32": True,
         "fused_add_norm": True,
@@ -200,8 +211,8 @@ def _write_mamba2(config: LanguageModelConfig) -> dict[str, Any]:
     return ssm
 
 
-def _write_attention(config: LanguageModelConfig) -> dict[str, Any]:
-    options = Options(config.backbone, "attention", "mamba_ssm")
+def _write_attention(config: LanguageModelConfig, kind: str) -> dict[str, Any]:
+    options = Options(config.backbone, kind, "mamba_ssm")
     width = config.backbone.d_model
     n_heads = options.take("n_heads") or max(1, width // 64)
     head_dim = options.take("head_dim") or width // n_heads
@@ -209,6 +220,7 @@ def _write_attention(config: LanguageModelConfig) -> dict[str, Any]:
     share, scale = options.take("rope_fraction"), options.take("scale")
     attention = {
         "causal": True,
+        "d_conv": options.take("d_conv") if kind == "conv_attention" else 0,
         "num_heads": n_heads,
         "num_heads_kv": options.take("n_kv_heads") or n_heads,
         "head_dim": head_dim,

@@ -143,56 +143,71 @@ def rms_norm(x: Tensor, weight: Tensor) -> Tensor:
     return weight * x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt()
 
 
-def naive_attention(x: Tensor, w: dict[str, Tensor], n_heads: int, n_kv_heads: int, rotary: bool) -> Tensor:
-    """mamba_ssm's MHA: query heads, then key heads, then value heads in one projection."""
+def naive_attention(x: Tensor, w: dict[str, Tensor], config: dict[str, Any]) -> Tensor:
+    """mamba_ssm's MHA: query, key and value heads out of one projection and its convolution."""
     batch, length, _ = x.shape
-    head_dim = w["out_proj.weight"].shape[1] // n_heads
-    qkv = (
-        F.linear(x, w["in_proj.weight"], w["in_proj.bias"]).view(batch, length, -1, head_dim).transpose(1, 2)
+    n_heads, n_kv_heads, head_dim = (config[name] for name in ("num_heads", "num_heads_kv", "head_dim"))
+    qkv = F.linear(x, w["in_proj.weight"], w["in_proj.bias"])
+    if config["d_conv"]:
+        taps = F.pad(qkv.transpose(1, 2), (config["d_conv"] - 1, 0))
+        qkv = F.conv1d(taps, w["conv1d.weight"], w["conv1d.bias"], groups=qkv.shape[2]).transpose(1, 2)
+    q, k, v = (
+        qkv.view(batch, length, -1, head_dim).transpose(1, 2).split([n_heads, n_kv_heads, n_kv_heads], dim=1)
     )
-    q, k, v = qkv.split([n_heads, n_kv_heads, n_kv_heads], dim=1)
     k, v = (t.repeat_interleave(n_heads // n_kv_heads, dim=1) for t in (k, v))
-    if rotary:
-        half = head_dim // 2
-        angle = torch.arange(length)[:, None] * 100.0 ** (-torch.arange(half) / half)
+    if config["rotary_emb_dim"]:
+        half = config["rotary_emb_dim"] // 2
+        angle = torch.arange(length)[:, None] * config["rotary_emb_base"] ** (-torch.arange(half) / half)
         turn = torch.polar(torch.ones_like(angle), angle)
-        q, k = (
-            torch.view_as_real(torch.complex(t[..., :half], t[..., half:]) * turn)
-            .transpose(-1, -2)
-            .flatten(-2)
-            for t in (q.contiguous(), k.contiguous())
-        )
-    scores = (q @ k.transpose(-1, -2)) / head_dim**0.5
+
+        def rotate(t: Tensor) -> Tensor:
+            turned = torch.complex(t[..., :half].contiguous(), t[..., half : 2 * half].contiguous()) * turn
+            return torch.cat([turned.real, turned.imag, t[..., 2 * half :]], dim=-1)
+
+        q, k = rotate(q), rotate(k)
+    scores = (q @ k.transpose(-1, -2)) * config.get("softmax_scale", head_dim**-0.5)
     scores = scores.masked_fill(torch.ones(length, length).triu(1).bool(), -torch.inf)
     y = (scores.softmax(-1) @ v).transpose(1, 2).flatten(2)
-    return F.linear(y, w["out_proj.weight"], w["out_proj.bias"])
+    return F.linear(y, w["out_proj.weight"], w.get("out_proj.bias"))
 
 
-@pytest.mark.parametrize("rotary", [False, True])
-def test_attention_and_mlp_layers(rotary: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("attention", "out_bias"),
+    [
+        ({"d_conv": 0, "rotary_emb_dim": 0, "head_dim": 4}, True),
+        ({"d_conv": 0, "rotary_emb_dim": 4, "head_dim": 4}, True),
+        # as in state-spaces/mamba2attn-2.7b: a convolution, wider heads, and a part of each rotated
+        ({"d_conv": 4, "rotary_emb_dim": 4, "head_dim": 6, "softmax_scale": 0.3}, False),
+    ],
+)
+def test_attention_and_mlp_layers(attention: dict[str, Any], out_bias: bool, tmp_path: Path) -> None:
     """Blocks of attention and its gated MLP, whose gate comes second, beside the same in a few lines."""
+    attention = attention | {
+        "causal": True, "num_heads": 4, "num_heads_kv": 2, "out_proj_bias": out_bias,
+        "rotary_emb_base": 100.0 if attention["rotary_emb_dim"] else 10000.0,
+    }  # fmt: skip
     config = SMALLER | {
         "d_model": 16, "d_intermediate": 100, "ssm_cfg": {"layer": "Mamba2"}, "attn_layer_idx": [0, 1],
-        "attn_cfg": {"causal": True, "num_heads": 4, "num_heads_kv": 2, "rotary_emb_dim": 4 if rotary else 0,
-                     "rotary_emb_base": 100.0, "head_dim": 4},
-        "pad_vocab_size_multiple": 1, "tie_embeddings": False,
+        "attn_cfg": attention, "pad_vocab_size_multiple": 1, "tie_embeddings": False,
     }  # fmt: skip
-    generator = torch.Generator().manual_seed(0)
+    wide = 4 * attention["head_dim"]
     shapes = {
         "backbone.embedding.weight": (37, 16),
         "backbone.norm_f.weight": (16,),
         "lm_head.weight": (37, 16),
     }
+    of_layer: dict[str, tuple[int, ...]] = {
+        "norm.weight": (16,), "norm2.weight": (16,), "mlp.fc1.weight": (256, 16), "mlp.fc2.weight": (16, 128),
+        "mixer.in_proj.weight": (2 * wide, 16), "mixer.in_proj.bias": (2 * wide,),
+        "mixer.out_proj.weight": (16, wide),
+    }  # fmt: skip
+    if out_bias:
+        of_layer["mixer.out_proj.bias"] = (16,)
+    if attention["d_conv"]:
+        of_layer |= {"mixer.conv1d.weight": (2 * wide, 1, 4), "mixer.conv1d.bias": (2 * wide,)}
     for i in range(2):
-        shapes |= {
-            f"backbone.layers.{i}.{name}": shape
-            for name, shape in {
-                "norm.weight": (16,), "norm2.weight": (16,),
-                "mixer.in_proj.weight": (32, 16), "mixer.in_proj.bias": (32,),
-                "mixer.out_proj.weight": (16, 16), "mixer.out_proj.bias": (16,),
-                "mlp.fc1.weight": (256, 16), "mlp.fc2.weight": (16, 128),
-            }.items()
-        }  # fmt: skip
+        shapes |= {f"backbone.layers.{i}.{name}": shape for name, shape in of_layer.items()}
+    generator = torch.Generator().manual_seed(0)
     w = {name: 0.5 * torch.randn(shape, generator=generator) for name, shape in shapes.items()}
     model = read_checkpoint(save(tmp_path / "in", config, w))
     tokens = torch.randint(37, (2, 9), generator=generator)
@@ -200,7 +215,7 @@ def test_attention_and_mlp_layers(rotary: bool, tmp_path: Path) -> None:
     for i in range(2):
         layer = f"backbone.layers.{i}."
         mixer = {name.removeprefix(layer + "mixer."): t for name, t in w.items() if layer + "mixer." in name}
-        x = x + naive_attention(rms_norm(x, w[layer + "norm.weight"]), mixer, 4, 2, rotary)
+        x = x + naive_attention(rms_norm(x, w[layer + "norm.weight"]), mixer, attention)
         up, gate = F.linear(rms_norm(x, w[layer + "norm2.weight"]), w[layer + "mlp.fc1.weight"]).chunk(
             2, dim=-1
         )
@@ -208,11 +223,16 @@ def test_attention_and_mlp_layers(rotary: bool, tmp_path: Path) -> None:
     expected = F.linear(rms_norm(x, w["backbone.norm_f.weight"]), w["lm_head.weight"])
     with torch.no_grad():
         actual, _ = model(tokens)
-    assert (actual - expected).abs().max() < 1e-4 * expected.abs().max()
+        first, state = model(tokens[:, :8])
+        last, _ = model.step(tokens[:, 8], state)
+    assert (actual - expected).abs().max() < 1e-5 * expected.abs().max()
+    assert (torch.cat([first, last[:, None]], dim=1) - expected).abs().max() < 1e-5 * expected.abs().max()
     write_checkpoint(model, tmp_path / "out", format="mamba_ssm")
     written = load_file(tmp_path / "out" / "model.safetensors")
     assert written.keys() == w.keys()
     assert all(torch.equal(written[name], w[name]) for name in w)
+    again = json.loads((tmp_path / "out" / "config.json").read_text())["attn_cfg"]
+    assert again == attention | {"qkv_proj_bias": True}
 
 
 @pytest.mark.parametrize(
@@ -255,8 +275,16 @@ def test_round_trip_changes_nothing(layers: list[str], options: Any, tied: bool,
         ({"attn_layer_idx": [0], "attn_cfg": {}}, "has no attn_cfg.num_heads"),
         ({"attn_layer_idx": [0], "attn_cfg": {"num_heads": 4}}, "attn_cfg.causal: False is not supported"),
         (
-            {"attn_layer_idx": [0], "attn_cfg": {"num_heads": 4, "causal": True, "d_conv": 4}},
-            "attn_cfg.d_conv: 4 is not supported: attention here has no convolution",
+            {"attn_layer_idx": [0], "attn_cfg": {"num_heads": 4, "causal": True, "mlp_dim": 4}},
+            "attn_cfg.mlp_dim: 4 is not supported: attention here has no MLP beside it",
+        ),
+        (
+            {"attn_layer_idx": [0], "attn_cfg": {"num_heads": 4, "causal": True, "rotary_emb_dim": 65}},
+            "attn_cfg.rotary_emb_dim: 65 of 16 channels of a head can't be rotated",
+        ),
+        (
+            {"attn_layer_idx": [0], "attn_cfg": {"num_heads": 5, "causal": True}},
+            "d_model=64 is not divisible by 5",
         ),
         ({"pad_vocab_size_multiple": 0}, "pad_vocab_size_multiple: expected at least 1, got 0"),
         (
