@@ -1,15 +1,15 @@
 """How far our logits are from transformers' on the same random weights, through checkpoints in every format.
 
-    python benchmarks/interop.py --write                   # all, some minutes
+    python benchmarks/interop.py --write                # all, some minutes
     python benchmarks/interop.py --only mamba2 --length 256
 
 For each configuration transformers saves a model with random weights; ours is read from that folder.
 ``whole``    the largest difference of any logit over a batch of sequences
 ``cached``   the same over a prompt and then token by token, each side with its own cache
 ``written``  the same with ours written, and read by transformers (for mamba_ssm: by us, beside transformers)
-The goal is 1e-4. What float32 itself leaves open is beside it: how far either side is from our model in float64.
-``130m`` starts as the published models' training does, ``130m-default-start`` as transformers does, whose larger
-embeddings and residuals make rounding larger than the goal, on both sides.
+The goal is 1e-4. What float32 itself leaves open is beside it: how far either side is from our model in
+float64. ``130m`` starts as the published models' training does, ``130m-default-start`` as transformers does,
+whose larger embeddings and residuals make rounding larger than the goal, on both sides.
 """
 
 from __future__ import annotations

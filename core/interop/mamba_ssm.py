@@ -14,7 +14,7 @@ from mambakit.core.errors import UserError
 from mambakit.core.interop.fields import Fields, Options
 from mambakit.core.interop.format import Format, check_kinds, kinds_of, stack
 from mambakit.core.interop.layout import Layout, Slot, Table, depthwise, same, swapped_halves, whole
-from mambakit.core.interop.tables import MAMBA1, MAMBA2, fraction
+from mambakit.core.interop.tables import MAMBA1, MAMBA2, fraction, read_dt_limit
 from mambakit.core.language_model import LanguageModelConfig
 
 _NORM_EPS = 1e-5
@@ -106,7 +106,7 @@ def _read_mamba2(ssm: Fields) -> dict[str, Any]:
         "D_per_channel": ssm.flag("D_has_hdim", False),
         "norm": ssm.flag("rmsnorm", True),
         "norm_before_gate": ssm.flag("norm_before_gate", False),
-        "dt_limit": list(ssm.range("dt_limit", (0.0, math.inf))),
+        **read_dt_limit(ssm, "dt_limit"),
         "conv_bias": ssm.flag("conv_bias", True),
         "bias": ssm.flag("bias", False),
     }

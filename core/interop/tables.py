@@ -139,11 +139,17 @@ def read_mamba2(fields: Fields) -> dict[str, Any]:
         "expand": fields.integer("mamba_expand", 2),
         "head_dim": head_dim,
         "n_groups": fields.integer("mamba_n_groups", 1),
-        "dt_limit": list(fields.range("time_step_limit", (0.0, math.inf))),
+        **read_dt_limit(fields, "time_step_limit"),
         "conv_bias": fields.flag("mamba_conv_bias", True),
         "bias": fields.flag("mamba_proj_bias", False),
         "norm_eps": fields.number("rms_norm_eps"),
     }
+
+
+def read_dt_limit(fields: Fields, name: str) -> dict[str, Any]:
+    """``dt_limit``, left out where it limits nothing."""
+    low, high = fields.range(name, (0.0, math.inf))
+    return {} if (low, high) == (0.0, math.inf) else {"dt_limit": [float(low), float(high)]}
 
 
 def write_time_step_limit(limit: Any) -> dict[str, Any]:

@@ -7,7 +7,6 @@ Its ``residual_in_fp32`` and ``use_mambapy`` change roundings only, the former n
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from mambakit.core.interop.fields import Fields, Options
@@ -24,6 +23,7 @@ from mambakit.core.interop.tables import (
     MAMBA1,
     MAMBA2,
     no_special_ids,
+    read_dt_limit,
     silu_only,
     write_time_step_limit,
 )
@@ -87,7 +87,7 @@ def _read_mamba2(fields: Fields) -> LanguageModelConfig:
             "expand": expand,
             "head_dim": head_dim,
             "n_groups": fields.integer("n_groups", 8),
-            "dt_limit": list(fields.range("time_step_limit", (0.0, math.inf))),
+            **read_dt_limit(fields, "time_step_limit"),
             "norm_eps": fields.number("layer_norm_epsilon", 1e-5),
             "conv_bias": fields.flag("use_conv_bias", True),
             "bias": fields.flag("use_bias", False),

@@ -240,6 +240,13 @@ def test_round_trip_changes_nothing(name: str, tmp_path: Path) -> None:
     assert_same_model(first, second)
 
 
+@pytest.mark.parametrize("name", ["mamba", "mamba2-dt-limit", "jamba", "granite-multipliers"])
+def test_what_was_read_is_saved_as_any_model_of_ours(name: str, tmp_path: Path) -> None:
+    first = read_checkpoint(saved(name))
+    first.save_pretrained(tmp_path)
+    assert_same_model(first, LanguageModel.from_pretrained(tmp_path))
+
+
 def assert_same_model(first: LanguageModel, second: LanguageModel) -> None:
     assert first.config == second.config
     weights = second.state_dict()
