@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from mambakit.core.backbone import BackboneConfig
 from mambakit.core.blocks import block_options
 from mambakit.core.errors import DataError, UserError
 
 _MISSING: Any = object()
+T = TypeVar("T", int, str)
 
 # How a block starts and how it is computed, not what it computes: no checkpoint needs to carry it.
 _OF_TRAINING = {
@@ -69,11 +70,12 @@ class Fields:
         pair = Fields({"0": value[0], "1": value[1]}, self.path, f"{self._within}{name}.")
         return pair.number("0"), pair.number("1")
 
-    def items(self, name: str, default: Any = _MISSING) -> list[Any]:
-        """A list. Raises as ``integer``."""
+    def items(self, name: str, of: type[T], default: Any = _MISSING) -> list[T]:
+        """A list of strings or of whole numbers. Raises as ``integer``."""
         value = self._value(name, default)
-        if not isinstance(value, list):
-            raise self.error(name, f"expected a list, got {value!r}")
+        if not isinstance(value, list) or not all(type(item) is of for item in value):
+            wanted = {int: "whole numbers", str: "strings"}[of]
+            raise self.error(name, f"expected a list of {wanted}, got {value!r}")
         return value
 
     def object(self, name: str) -> Fields:

@@ -50,9 +50,9 @@ def _read(fields: Fields) -> LanguageModelConfig:
     fields.only("rms_norm", True, default=True, why="the backbone's norms here are RMSNorm, not LayerNorm")
     fields.only("bidirectional", False, default=False, why="a language model here reads one way")
     ssm = fields.object("ssm_cfg")
-    attention_at = fields.items("attn_layer_idx", [])
+    attention_at = fields.items("attn_layer_idx", int, [])
     for i in attention_at:
-        if not isinstance(i, int) or not 0 <= i < n_layers:
+        if not 0 <= i < n_layers:
             raise fields.error("attn_layer_idx", f"{i!r} is no layer of {n_layers}")
     ssm.only("layer", "Mamba1", "Mamba2", default="Mamba1", why="the layers here are Mamba1 and Mamba2")
     kind = "mamba2" if ssm.values.get("layer") == "Mamba2" else "mamba1"

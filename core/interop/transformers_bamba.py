@@ -51,7 +51,7 @@ _EXPERTS: Table = {
 def _read_bamba(fields: Fields) -> LanguageModelConfig:
     silu_only(fields)
     n_layers = fields.integer("num_hidden_layers")
-    places = set(fields.items("attn_layer_indices", []))
+    places = set(fields.items("attn_layer_indices", int, []))
     attention = read_attention(fields) | read_rope(fields, _BAMBA_ROTATED) if places else {}
     return LanguageModelConfig(
         n_ids=fields.integer("vocab_size"),
@@ -119,7 +119,7 @@ def _read_granite(fields: Fields) -> LanguageModelConfig:
     silu_only(fields)
     n_layers = fields.integer("num_hidden_layers")
     listed = "layer_types" if fields.has("layer_types") else "layers_block_type"
-    types = fields.items(listed, ["linear_attention"] * n_layers)
+    types = fields.items(listed, str, ["linear_attention"] * n_layers)
     for name in types:
         if name not in _MIXERS:
             raise fields.error(listed, f"{name!r} is none of {', '.join(_MIXERS)}")

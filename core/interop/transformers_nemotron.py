@@ -60,7 +60,7 @@ def _read(fields: Fields) -> LanguageModelConfig:
 
 def _kinds(fields: Fields) -> list[str]:
     if fields.has("layers_block_type"):
-        kinds = [(_NAMES | _OLD_NAMES).get(name) for name in fields.items("layers_block_type")]
+        kinds = [(_NAMES | _OLD_NAMES).get(name) for name in fields.items("layers_block_type", str)]
         where = "layers_block_type"
     else:
         where = "hybrid_override_pattern"

@@ -103,6 +103,55 @@ def test_a_config_that_cannot_be_followed(folder: Path, changes: dict[str, Any],
     assert message in refusal(folder)
 
 
+@pytest.mark.parametrize(
+    ("kind", "changes", "message"),
+    [
+        ("bamba", {"attn_layer_indices": [[0]]}, "attn_layer_indices: expected a list of whole numbers"),
+        ("bamba", {"mamba_n_heads": 3}, "mamba_n_heads: 3 heads of 10 channels are not 32 channels"),
+        (
+            "bamba",
+            {"num_attention_heads": 3, "attn_layer_indices": [0]},
+            "hidden_size=16 is not divisible by 3",
+        ),
+        ("bamba", {"rope_scaling": {"factor": 2}}, "rope_scaling: {'factor': 2} is not supported"),
+        (
+            "bamba",
+            {"rope_parameters": {"rope_type": "yarn"}},
+            "rope_parameters.rope_type: 'yarn' is not supported",
+        ),
+        (
+            "granitemoehybrid",
+            {"layer_types": ["mamba", "convolution"]},
+            "layer_types: 'convolution' is none of",
+        ),
+        ("granitemoehybrid", {"layer_types": ["mamba"]}, "layer_types: 1 layers, but num_hidden_layers=2"),
+        ("granitemoehybrid", {"position_embedding_type": "alibi"}, "attention here rotates or does not"),
+        ("jamba", {"attn_layer_period": 0}, "attn_layer_period: expected at least 1, got 0"),
+        ("jamba", {"num_experts_per_tok": 99}, "can't be built: top_k: expected 1 <= top_k <= n_experts=16"),
+        ("nemotron_h", {"hybrid_override_pattern": "MX"}, "layer 1 is none of linear_attention"),
+        ("nemotron_h", {"hybrid_override_pattern": 3}, "expected letters out of M * - E, got 3"),
+        ("nemotron_h", {"layers_block_type": ["moe"]}, "routed by sigmoids"),
+        (
+            "nemotron_h",
+            {"hybrid_override_pattern": "-", "mlp_hidden_act": "tanh"},
+            "can't be built: activation",
+        ),
+        (
+            "mamba2",
+            {"num_heads": 3, "head_dim": 8},
+            "3 heads of 8 channels are not expand * hidden_size = 32",
+        ),
+    ],
+)
+def test_a_hybrid_that_cannot_be_followed(
+    folder: Path, kind: str, changes: dict[str, Any], message: str
+) -> None:
+    base = {"num_attention_heads": 4, "attn_layer_indices": [0], "mamba_n_heads": 4, "rms_norm_eps": 1e-5}
+    layers = {"layer_types": ["mamba", "attention"]} if kind == "granitemoehybrid" else {}
+    change_config(folder, model_type=kind, **(base | layers | changes))
+    assert message in refusal(folder)
+
+
 def test_files_that_are_missing_or_damaged(folder: Path) -> None:
     weights = folder / "model.safetensors"
     whole = weights.read_bytes()
