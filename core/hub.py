@@ -15,8 +15,6 @@ import hashlib
 import inspect
 import json
 import os
-import shutil
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Self, cast, get_type_hints
 
@@ -26,14 +24,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_model
 from torch import Tensor, nn
 
-from mambakit.core.errors import DataError, UserError
+from mambakit.core.errors import DataError
+from mambakit.core.folders import listing, read_json_object, replaced, some
 from mambakit.core.from_json import from_json
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 # Ties the weights to the config they were saved with; see save_pretrained.
 _SAVE_ID = "_save_id"
-_STAGING = ".saving"
 _NEVER_FETCHED = ["*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle", "*.joblib", "*.npy", "*.npz"]
 
 _CARD = """---
@@ -99,26 +97,15 @@ class HubModel(PyTorchModelHubMixin, library_name="mambakit", model_card_templat
             TypeError: If the config can't be written as JSON.
         """
         folder = Path(save_directory)
-        if folder.exists() and not folder.is_dir():
-            raise UserError(f"can't save a model to {folder}: a file is in the way")
         if config is None:
             content = self.hub_config()
         else:
             content = dataclasses.asdict(config) if dataclasses.is_dataclass(config) else dict(config)  # type: ignore[arg-type]
-        # on the folder's own file system, so that the moves are renames
-        beside = folder if folder.is_dir() else folder.absolute().parent
-        staging = beside / f"{_STAGING}-{os.getpid()}"
-        try:
-            shutil.rmtree(staging, ignore_errors=True)  # left by a killed process of the same number
-            staging.mkdir(parents=True)
+        # the weights first and the config last: a break between the moves shows in the save id
+        with replaced(folder, {WEIGHTS_FILE: 0, CONFIG_FILE: 2}) as staging:
             self._write_all(
                 staging, content, with_card=not (folder / "README.md").exists(), card=model_card_kwargs
             )
-            _publish(staging, folder)
-        except OSError as error:
-            raise UserError(f"can't save a model to {folder}: {error}") from error
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
         if push_to_hub:
             return self.push_to_hub(
                 repo_id or folder.name, model_card_kwargs=model_card_kwargs, **push_to_hub_kwargs
@@ -168,7 +155,7 @@ class HubModel(PyTorchModelHubMixin, library_name="mambakit", model_card_templat
         else:
             folder = Path(pretrained_model_name_or_path)
             _check_folder(folder)
-        config = _read_config(folder / CONFIG_FILE)
+        config = read_json_object(folder / CONFIG_FILE)
         save_id = config.pop(_SAVE_ID, None)
         arguments = _constructor_arguments(cls, config, model_kwargs, folder / CONFIG_FILE)
         try:
@@ -216,7 +203,7 @@ def load_weights(model: nn.Module, path: Path, *, save_id: str | None = None) ->
     """
     if not path.is_file():
         raise DataError(
-            f"{path.parent} is no saved model: {path.name} is missing (it holds {_listing(path.parent)})"
+            f"{path.parent} is no saved model: {path.name} is missing (it holds {listing(path.parent)})"
         )
     try:
         with safe_open(str(path), framework="pt") as file:
@@ -241,7 +228,7 @@ def load_weights(model: nn.Module, path: Path, *, save_id: str | None = None) ->
         if name in wanted and weights[name].shape != wanted[name].shape
     ]
     faults = [("missing", missing), ("not in the model", extra), ("of another shape", shapes)]
-    said = [f"{len(names)} weights are {what}: {_some(names)}" for what, names in faults if names]
+    said = [f"{len(names)} weights are {what}: {some(names)}" for what, names in faults if names]
     if said:
         raise DataError(f"{path} doesn't fit {type(model).__name__}: {'; '.join(said)}")
     model.load_state_dict(weights, strict=False)  # strictness is above; this lets tied weights be
@@ -284,32 +271,6 @@ def _check_folder(folder: Path) -> None:
     raise DataError(f"no saved model at {folder}: the folder does not exist{hint}")
 
 
-def _read_config(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise DataError(
-            f"{path.parent} is no saved model: {path.name} is missing (it holds {_listing(path.parent)})"
-        )
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{path} is not valid JSON ({error})") from error
-    if not isinstance(config, dict):
-        raise DataError(f"{path} should hold a JSON object, got {type(config).__name__}")
-    return config
-
-
-def _publish(staging: Path, folder: Path) -> None:
-    """Move the staged files in, the weights first and the config last: a break shows in the save id."""
-    if not folder.exists():
-        staging.rename(folder)
-        return
-    files = sorted(path.relative_to(staging) for path in staging.rglob("*") if path.is_file())
-    rank = {WEIGHTS_FILE: 0, CONFIG_FILE: 2}
-    for name in sorted(files, key=lambda name: (rank.get(str(name), 1), name)):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (staging / name).replace(folder / name)
-
-
 def _plain(value: object) -> object:
     """What ``from_json`` turns back by its annotation."""
     if isinstance(value, enum.Enum):
@@ -326,16 +287,3 @@ def _aliases(state: dict[str, Tensor]) -> dict[str, list[str]]:
         key = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride()) if tensor.numel() else name
         groups.setdefault(key, []).append(name)
     return {name: group for group in groups.values() for name in group}
-
-
-def _listing(folder: Path) -> str:
-    return (
-        _some(sorted(path.name for path in folder.iterdir() if not path.name.startswith(_STAGING)))
-        or "nothing"
-    )
-
-
-def _some(names: Iterable[str], most: int = 5) -> str:
-    names = list(names)
-    rest = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + rest

@@ -4,6 +4,7 @@ from mambakit.core.blocks.attention import Attention, SlidingAttention
 from mambakit.core.blocks.base import Block, Context
 from mambakit.core.blocks.bidirectional import Bidirectional
 from mambakit.core.blocks.conv import ConvModule
+from mambakit.core.blocks.conv_attention import ConvAttention
 from mambakit.core.blocks.graph import GraphMix, check_edges
 from mambakit.core.blocks.grid_scan import GridScan
 from mambakit.core.blocks.mamba1 import Mamba1
@@ -29,6 +30,7 @@ __all__ = [
     "Bidirectional",
     "Block",
     "Context",
+    "ConvAttention",
     "ConvModule",
     "GraphMix",
     "GridScan",

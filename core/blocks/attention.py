@@ -152,7 +152,10 @@ class Attention(Block):
 
     def _project(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries ``(batch, length, n_heads, head_dim)``, and keys and values of ``n_kv_heads``."""
-        q, k, v = self.in_proj(x).unflatten(-1, (-1, self.head_dim)).split(self._split, dim=2)
+        return self._heads(self.in_proj(x), positions)
+
+    def _heads(self, projected: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = projected.unflatten(-1, (-1, self.head_dim)).split(self._split, dim=2)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         if self.n_rotated:

@@ -11,6 +11,7 @@ from mambakit.core.blocks import (
     Attention,
     Bidirectional,
     Block,
+    ConvAttention,
     ConvModule,
     GraphMix,
     GridScan,
@@ -35,12 +36,23 @@ SMALL = {
     "mlp": {},
     "bidirectional": {"inner": "mamba1"},
     "sliding_attention": {"n_heads": 2, "window": 3},
+    "conv_attention": {"n_heads": 2, "d_conv": 3},
     "moe": {"n_experts": 3},
     "conv": {"width": 3},
     "zamba": {"n_heads": 2},
     "sequence_scan": {"inner": "mamba1", "size": 3},
 }
-CAUSAL = ["mamba1", "mamba2", "attention", "mlp", "sliding_attention", "moe", "conv", "zamba"]
+CAUSAL = [
+    "mamba1",
+    "mamba2",
+    "attention",
+    "mlp",
+    "sliding_attention",
+    "conv_attention",
+    "moe",
+    "conv",
+    "zamba",
+]
 
 
 def small(kind: str) -> Block:
@@ -66,6 +78,7 @@ def test_kinds_and_classes():
         "sliding_attention": SlidingAttention,
         "moe": MoE,
         "conv": ConvModule,
+        "conv_attention": ConvAttention,
         "graph": GraphMix,
         "zamba": Zamba,
         "grid_scan": GridScan,
@@ -76,7 +89,9 @@ def test_kinds_and_classes():
 
 
 def test_unknown_kind_lists_the_known():
-    with pytest.raises(ValueError, match="'mamba9'; known kinds are attention, bidirectional, conv, graph"):
+    with pytest.raises(
+        ValueError, match="'mamba9'; known kinds are attention, bidirectional, conv, conv_attention"
+    ):
         build_block("mamba9", 16)
 
 

@@ -50,6 +50,11 @@ CASES = {
         "attention",
         {"n_heads": 2, "n_kv_heads": 1, "head_dim": 6, "rope_fraction": 0.67, "qk_norm": True, "scale": 0.3},
     ),
+    "conv-attention": ("conv_attention", {"n_heads": 2, "d_conv": 3, "bias": True}),
+    "conv-attention-odd-shapes": (
+        "conv_attention",
+        {"n_heads": 4, "n_kv_heads": 2, "head_dim": 6, "rope_fraction": 0.67, "d_conv": 1},
+    ),
     "sliding": ("sliding_attention", {"n_heads": 2, "window": 4}),
     "sliding-grouped": (
         "sliding_attention",
