@@ -1,9 +1,9 @@
 """Beam search with a separate pool of ended sequences.
 
-At each step every sequence of the beam ends in every allowed way, and goes into the pool if it is among the
-best there; of those that go on, the likeliest stay in the beam. So no ended sequence takes a place in the
-beam, and a beam as wide as all prefixes is exact. A prompt is decided when nothing in its beam can come to
-beat the last of the sequences wanted (scores only fall, Graves 2012, arXiv:1211.3711, section 3.1).
+At each step the ``beam_width`` likeliest continuations of a prompt's beam are looked at: those that end go
+into the pool, if they are among the best there. The likeliest that do not end are the next beam, so that an
+ended sequence takes no place in it (as in transformers, and fairseq: Ott et al. 2019, arXiv:1904.01038). A
+prompt is decided when nothing in its beam can come to beat the last of the sequences wanted.
 """
 
 from __future__ import annotations
@@ -76,13 +76,14 @@ def decode_beams(decoding: Decoding, config: GenerationConfig, *, check_every: i
         broken = raw.isnan().any(-1) & alive
         total = torch.where(alive[..., None], beam.scores[..., None] + choice, -math.inf)  # [b, w, n_ids]
         if config.eos_ids:
-            scores = total[..., ends] / (position + 1) ** config.length_penalty
-            parent = torch.arange(width, device=device).repeat_interleave(len(ends)).expand(batch, -1)
-            ids = ends.repeat(width).expand(batch, -1)
-            ended = _extend(beam, parent, ids, raw, scores.flatten(1), position)
+            scores, flat = total.flatten(1).topk(width, dim=1)
+            parent, ids = flat // decoding.n_ids, flat % decoding.n_ids
+            scores = torch.where((ids[..., None] == ends).any(-1), scores, -math.inf)
+            scores = scores / (position + 1) ** config.length_penalty
+            ended = _extend(beam, parent, ids, raw, scores, position)
             ended.ended.fill_(True)
             pool = pool.best_of(ended)
-            total[..., ends] = -math.inf
+            total = total.index_fill(-1, ends, -math.inf)
         scores, flat = total.flatten(1).topk(width, dim=1)
         parent, ids = flat // decoding.n_ids, flat % decoding.n_ids
         beam = _extend(beam, parent, ids, raw, scores, position)

@@ -79,7 +79,7 @@ class AllowedIds:
             raise ValueError(f"mask: expected shape (batch, n_ids) or (n_ids,), got {tuple(mask.shape)}")
         self.mask = mask
         self.once = once
-        self.keep = list(keep)
+        self.keep = torch.tensor(list(keep), dtype=torch.int64)
 
     @classmethod
     def of(
@@ -99,6 +99,7 @@ class AllowedIds:
         return cls(mask, once=once, keep=keep)
 
     def start(self, prompt: Tensor, lengths: Tensor) -> State:
+        self.keep = self.keep.to(prompt.device)
         mask = self.mask.to(prompt.device)
         if mask.dim() == 1:
             mask = mask.expand(prompt.shape[0], -1)
@@ -112,10 +113,8 @@ class AllowedIds:
     def advance(self, state: State, ids: Tensor) -> State:
         if not self.once:
             return state
-        mask = state["mask"].scatter(1, ids[:, None], False)
-        if self.keep:
-            mask[:, self.keep] = state["mask"][:, self.keep]
-        return State.of(mask=mask)
+        used = torch.zeros_like(state["mask"]).scatter(1, ids[:, None], True).index_fill(1, self.keep, False)
+        return State.of(mask=state["mask"] & ~used)
 
 
 class PrefixTrie:

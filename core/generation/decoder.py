@@ -67,6 +67,8 @@ def begin(
     """
     ids, lengths = _as_batch(model, prompt, lengths, state)
     batch = ids.shape[0]
+    if batch == 0:
+        raise ValueError("prompt: expected at least one row, got none")
     if state is not None and state.batch not in (None, batch):
         raise ValueError(f"state: it is for a batch of {state.batch} rows, but there are {batch} prompts")
     if next_logits is not None:
@@ -91,8 +93,8 @@ def begin(
         lengths = lengths.clamp(min=1)
         n_empty = 0
     if ids.shape[1] == 0:
-        if next_logits is None or state is None:  # no prompts at all
-            raise ValueError("prompt: expected at least one row, got none")
+        assert next_logits is not None
+        assert state is not None
         return Begun(ids, lengths, next_logits, state)
     logits, state = read(model, ids, lengths, state)
     if n_empty and next_logits is not None:
@@ -144,7 +146,7 @@ def _as_batch(
             raise TypeError(f"prompt: expected a list of lists of ids, got {what} for row {i}")
         rows.append(ids)
     if not rows:
-        raise ValueError("prompt: expected at least one row, got none")
+        return torch.zeros(0, 0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64)
     device = _device(model, state)
     padded = nn.utils.rnn.pad_sequence(rows, batch_first=True).to(device)
     return padded, torch.tensor([len(row) for row in rows], device=device)

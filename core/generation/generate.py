@@ -27,7 +27,7 @@ _WORTH_RECORDING = 32  # ids from which a CUDA graph that is used once pays
 
 @dataclass(frozen=True)
 class Generated:
-    """What was generated; rows are the prompts' in order, a prompt's samples or beams (best first) together."""
+    """What was generated; rows are the prompts' in order, with all samples or beams of one together."""
 
     ids: Tensor
     """``(rows, length)`` int64, without the prompt; the end id included, the config's pad_id after it."""

@@ -79,7 +79,7 @@ def decode_rows(
         log_probs = raw.gather(-1, ids[:, None])[:, 0].masked_fill(done, 0.0)
         ids = ids.masked_fill(done, config.pad_id)
         if config.eos_ids:
-            done = done | torch.isin(ids, ends)
+            done = done | (ids[:, None] == ends).any(-1)
         last = position + 1 == config.max_new_tokens
         n_done = None
         if last or (position + 1) % check_every == 0:
