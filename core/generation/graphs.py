@@ -66,10 +66,9 @@ class _Recording:
 
         def run() -> Tensor:
             logits, following = model.step(self.ids, self.state, inplace=True)
-            pairs = zip(self.state.tensors(), following.tensors(), strict=True)
-            moved = [(old, new) for (_, old), (_, new) in pairs if old.data_ptr() != new.data_ptr()]
-            if moved:
-                torch._foreach_copy_([old for old, _ in moved], [new for _, new in moved])
+            for (_, old), (_, new) in zip(self.state.tensors(), following.tensors(), strict=True):
+                if old.data_ptr() != new.data_ptr():
+                    old.copy_(new)
             return logits
 
         self.graph, self.logits = record(run)
@@ -80,8 +79,8 @@ class _Recording:
     def replay(self, ids: Tensor, state: State) -> tuple[Tensor, State]:
         self.ids.copy_(ids)
         if state is not self.state:  # a new sequence, or rows in another order
-            mine = [one for _, one in self.state.tensors()]
-            torch._foreach_copy_(mine, [one for _, one in state.tensors()])
+            for (_, mine), (_, theirs) in zip(self.state.tensors(), state.tensors(), strict=True):
+                mine.copy_(theirs)
         self.graph.replay()
         return self.logits, self.state
 
