@@ -73,7 +73,7 @@ def decode_beams(decoding: Decoding, config: GenerationConfig, *, check_every: i
     for position in range(most):
         raw, choice = (one.view(batch, width, -1) for one in decoding.log_probs())
         alive = beam.scores > -math.inf
-        broken = raw.isnan().any(-1) & alive
+        broken = raw[..., 0].isnan() & alive  # the softmax has spread it
         total = torch.where(alive[..., None], beam.scores[..., None] + choice, -math.inf)  # [b, w, n_ids]
         if config.eos_ids:
             scores, flat = total.flatten(1).topk(width, dim=1)

@@ -63,6 +63,7 @@ class _Recording:
     def __init__(self, model: Decoder, ids: Tensor, state: State) -> None:
         self.ids = ids.clone()
         self.state = state.clone()
+        self.latest: State | None = None
 
         def run() -> Tensor:
             logits, following = model.step(self.ids, self.state, inplace=True)
@@ -74,15 +75,21 @@ class _Recording:
         self.graph, self.logits = record(run)
 
     def fits(self, state: State) -> bool:
-        return state is self.state or _shapes(state) == _shapes(self.state)
+        return state is self.latest or _shapes(state) == _shapes(self.state)
 
     def replay(self, ids: Tensor, state: State) -> tuple[Tensor, State]:
         self.ids.copy_(ids)
-        if state is not self.state:  # a new sequence, or rows in another order
+        if state is not self.latest:  # a new sequence, or rows in another order
             for (_, mine), (_, theirs) in zip(self.state.tensors(), state.tensors(), strict=True):
+                if mine.numel() and mine.data_ptr() == theirs.data_ptr():
+                    raise RuntimeError(
+                        "state: another sequence decoded by this GraphedDecoder has overwritten it; "
+                        "give each of two interleaved streams a GraphedDecoder of its own"
+                    )
                 mine.copy_(theirs)
         self.graph.replay()
-        return self.logits, self.state
+        self.latest = State.of(**self.state)  # the same tensors; which step they are of shows in the object
+        return self.logits, self.latest
 
 
 def _can_be_recorded(model: Decoder, ids: Tensor, state: State) -> bool:

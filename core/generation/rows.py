@@ -59,9 +59,6 @@ def decode_rows(
     whole = True
     for position in range(config.max_new_tokens):
         raw, choice = decoding.log_probs()
-        broken = raw.isnan().any(-1)
-        stuck = choice.amax(-1) == -math.inf
-        faults.note(position, broken & ~done, stuck & ~done)
         drawn = None
         if draws is None:
             ids = choice.argmax(-1)
@@ -76,7 +73,11 @@ def decode_rows(
             uniforms = draws.at(position)
             ids = draw(warped, uniforms if whole else uniforms[live])
             drawn = warped.gather(-1, ids[:, None])[:, 0].masked_fill(done, 0.0)
-        log_probs = raw.gather(-1, ids[:, None])[:, 0].masked_fill(done, 0.0)
+        log_probs = raw.gather(-1, ids[:, None])[:, 0]
+        # a NaN is in the whole row after the softmax; and -inf is chosen only where there is nothing else
+        stuck = choice.gather(-1, ids[:, None])[:, 0] == -math.inf
+        faults.note(position, log_probs.isnan() & ~done, stuck & ~done)
+        log_probs = log_probs.masked_fill(done, 0.0)
         ids = ids.masked_fill(done, config.pad_id)
         if config.eos_ids:
             done = done | (ids[:, None] == ends).any(-1)

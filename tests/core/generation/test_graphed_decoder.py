@@ -100,6 +100,24 @@ def test_a_step_that_is_not_in_place_leaves_its_state(language_model):
 
 
 @pytest.mark.gpu
+def test_interleaved_streams_need_a_decoder_each(language_model):
+    model = language_model().cuda()
+    graphed = GraphedDecoder(model)
+    first, second = (stream(graphed, [[one]], CONFIGS["greedy"]) for one in (1, 2))
+    for one in (first, second, first, second):  # the second id takes the first step
+        next(one)
+    with pytest.raises(RuntimeError, match="give each of two interleaved streams"):
+        next(first)
+    pairs = [
+        [step.ids for step in pair]
+        for pair in zip(*(stream(model, [[one]], CONFIGS["greedy"]) for one in (1, 2)), strict=True)
+    ]
+    for row, one in enumerate((1, 2)):
+        alone = generate(model, [[one]], CONFIGS["greedy"], graph=False).ids[0]
+        assert torch.equal(torch.cat([pair[row] for pair in pairs]), alone)
+
+
+@pytest.mark.gpu
 def test_no_wait_for_the_gpu_between_checks(language_model):
     """Greedy and sampled decoding queue up their steps; reading the prompt and the checks may wait."""
     model = language_model().cuda()
