@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mambakit.core.backbone import Backbone, BackboneConfig
+from mambakit.core.blocks.base import check_lengths, padding_mask
 from mambakit.core.hub import HubModel
 from mambakit.core.state import State
 
@@ -84,13 +85,36 @@ class LanguageModel(nn.Module, HubModel):
             ValueError: On a wrong shape, an id outside the vocabulary (checked on the CPU), or as
                 ``Backbone.forward``.
         """
+        y, state = self._embed_and_mix(ids, state, seq_idx, lengths, padding)
+        return self.head(y), state
+
+    def prefill(
+        self, ids: Tensor, state: State | None = None, lengths: Tensor | None = None
+    ) -> tuple[Tensor, State]:
+        """Logits ``(batch, n_ids)`` after each row's last real token alone, and the state: a prompt, read.
+
+        Those of a row of no tokens mean nothing.
+
+        Raises:
+            TypeError, ValueError: As ``forward``; also if there are no tokens at all.
+        """
+        y, state = self._embed_and_mix(ids, state, None, lengths, "right")
+        if y.shape[1] == 0:
+            raise ValueError("ids: expected at least one token to go on from, got none")
+        if lengths is None:
+            return self.head(y[:, -1]), state
+        last = (lengths.to(y.device) - 1).clamp(min=0)
+        return self.head(y[torch.arange(len(y), device=y.device), last]), state
+
+    def _embed_and_mix(
+        self, ids: Tensor, state: State | None, seq_idx: Tensor | None, lengths: Tensor | None, padding: str
+    ) -> tuple[Tensor, State]:
         self._check(ids, 2)
         if lengths is not None:
-            ids = ids.clamp(0, self.config.n_ids - 1)
-        else:
-            self._check_range(ids)
-        y, state = self.backbone(self.embedding(ids), state, seq_idx, lengths, padding)
-        return self.head(y), state
+            pads = padding_mask(check_lengths(lengths, *ids.shape).to(ids.device), ids.shape[1])
+            ids = ids.masked_fill(pads.flip(1) if padding == "left" else pads, 0)
+        self._check_range(ids)
+        return self.backbone(self.embedding(ids), state, seq_idx, lengths, padding)
 
     def step(self, ids: Tensor, state: State, *, inplace: bool = False) -> tuple[Tensor, State]:
         """Logits ``(batch, n_ids)`` after one more token ``(batch,)``, and the next state.

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mambakit.core.cuda_graph import record
+
 # The last batch of an epoch is smaller and comes once an epoch: only shapes that come often are recorded.
 _RECORD_AT = 3
 _MOST_GRAPHS = 4
-_WARM_UP = 3
 
 
 class GraphedLoss:
@@ -65,15 +66,7 @@ class _Recording:
             value = twin(*self.inputs)
             return value.detach(), torch.autograd.grad(value, parameters, allow_unused=True)
 
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):  # what is compiled or allocated at a first call comes before
-            for _ in range(_WARM_UP):
-                run()
-        torch.cuda.current_stream().wait_stream(stream)
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
-            self.value, self.gradients = run()
+        self.graph, (self.value, self.gradients) = record(run)
 
     def replay(self, inputs: tuple[Tensor, ...]) -> None:
         """The results for these inputs."""

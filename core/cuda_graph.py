@@ -1,0 +1,30 @@
+"""Recording a CUDA graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+
+_WARM_UP = 3
+
+Result = TypeVar("Result")
+
+
+def record(run: Callable[[], Result]) -> tuple[torch.cuda.CUDAGraph, Result]:
+    """A graph of what ``run`` launches, and its results, which every replay overwrites.
+
+    ``run`` is called a few times before: what is compiled or allocated at a first call is so by then. It must
+    not read a tensor's value on the CPU, and its inputs are where they are now at every replay.
+    """
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(_WARM_UP):
+            run()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        results = run()
+    return graph, results
