@@ -40,6 +40,8 @@ class Mamba1(Block):
         ValueError: On a size below 1, or starts that make no sense.
     """
 
+    learnable_state = ("conv", "ssm")
+
     def __init__(
         self,
         *,
