@@ -80,14 +80,15 @@ class Block(nn.Module):
         sequence at zero. That reads ``seq_idx`` back from a GPU, and breaks a compiled graph.
         """
         shapes = self.state_shapes()
-        wanted = {name: shapes[name] for name in self.learnable_state if 0 not in shapes[name]}
-        if not wanted:
-            return
+        wanted = {name: [size or 0 for size in shapes[name]] for name in self.learnable_state}
         device, dtype = self._place(None, None)
         starts = {
-            name: nn.Parameter(torch.zeros(*shape, device=device, dtype=dtype))
-            for name, shape in wanted.items()
-        }  # type: ignore[arg-type]
+            name: nn.Parameter(torch.zeros(sizes, device=device, dtype=dtype))
+            for name, sizes in wanted.items()
+            if 0 not in sizes
+        }
+        if not starts:
+            return
         for start in starts.values():
             start._no_weight_decay = True  # type: ignore[attr-defined]
         self.initial = nn.ParameterDict(starts)

@@ -64,7 +64,7 @@ class TemperatureScaling:
             return value
 
         with torch.enable_grad():
-            optimizer.step(loss)  # type: ignore[arg-type]
+            optimizer.step(loss)
         self.temperature = min(max(math.exp(float(log_t.detach())), _BOUNDS[0]), _BOUNDS[1])
         return self
 
