@@ -92,7 +92,7 @@ def stream(
     return torch.stack(missed).double(), torch.stack(widths), state
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(
     alpha=st.sampled_from([0.05, 0.1, 0.3]),
     gamma=st.sampled_from([0.01, 0.05, 0.3]),

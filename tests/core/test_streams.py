@@ -264,12 +264,12 @@ class Task(CarriedState, pl.LightningModule):
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-@pytest.mark.parametrize("stop", [3, 4, 6])
+@pytest.mark.parametrize("stop", [3, 4])
 def test_a_resumed_run_of_lightning_is_the_run_that_went_on(tmp_path, stop: int) -> None:
     def fit(steps: int, checkpoint: str | None = None) -> tuple[pl.Trainer, Task]:
         task = Task()
         streams = DocumentStreams(corpus(), n_streams=2, piece_length=4, seed=1)
-        assert len(streams) == 4  # so that 3 is inside an epoch, 4 at its end, 6 inside the second
+        assert len(streams) == 4  # so that 3 is inside an epoch and 4 at its end
         trainer = pl.Trainer(
             max_steps=steps, accelerator="cpu", logger=False, enable_checkpointing=False,
             enable_progress_bar=False, enable_model_summary=False, default_root_dir=tmp_path,
