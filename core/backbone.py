@@ -54,6 +54,8 @@ class BackboneConfig:
     """Share of each block's output that is dropped while training."""
     norm_eps: float = 1e-5
     """Added to the mean square in the norms."""
+    learn_initial_state: bool = False
+    """Begin every sequence from learned states instead of zeros; an attention's cache begins empty anyway."""
 
     def __post_init__(self) -> None:
         self._take_preset()
@@ -176,6 +178,8 @@ class Backbone(nn.Module):
         self._uses_context = any(block.uses_context for block in self._blocks())
         self._uses_edges = any(isinstance(block, GraphMix) for block in self._blocks())
         init.rescale_output_projections_(self.blocks, len(layers))
+        if config.learn_initial_state:
+            _learn_initial_state(self.blocks)
 
     @property
     def causal(self) -> bool:
@@ -301,6 +305,16 @@ class Backbone(nn.Module):
                 f"state: it belongs to another backbone: expected one nested state for each of "
                 f"{len(self._names)} layers, got {state!r}"
             )
+
+
+def _learn_initial_state(blocks: nn.ModuleList) -> None:
+    inner = [module for module in blocks.modules() if isinstance(module, Block)]  # of wrappers too
+    for block in inner:
+        block.learn_initial_state()
+    if not any("initial" in block._modules for block in inner):
+        raise ValueError(
+            "learn_initial_state: no layer keeps a state of fixed size; use a recurrent one, such as mamba2"
+        )
 
 
 def _build_all(config: BackboneConfig, layers: list[str]) -> list[Block]:

@@ -148,6 +148,10 @@ class State(Mapping[str, StateItem]):
             IndexError: If a row is outside the batch.
             TypeError: If ``index`` is not a list of whole numbers.
         """
+        rows = self._rows(index)
+        return self.map(lambda tensor: tensor.index_select(0, rows.to(tensor.device)))
+
+    def _rows(self, index: Tensor | Sequence[int]) -> Tensor:
         rows = torch.as_tensor(index)
         if rows.numel() == 0:
             rows = rows.long()
@@ -159,11 +163,61 @@ class State(Mapping[str, StateItem]):
         batch = self.batch
         if batch is not None and rows.numel() > 0 and not 0 <= int(rows.min()) <= int(rows.max()) < batch:
             raise IndexError(f"index: rows must be in 0..{batch - 1}, got {rows.tolist()}")
-        return self.map(lambda tensor: tensor.index_select(0, rows.to(tensor.device)))
+        return rows.long()
+
+    def where_rows(self, mask: Tensor, other: State) -> State:
+        """The rows of ``other`` where ``mask`` is True, and this state's elsewhere.
+
+        Args:
+            mask: ``(batch,)`` bool.
+            other: Of the same structure and batch size, for instance to begin rows anew.
+
+        Raises:
+            TypeError: If the mask is not bool.
+            ValueError: If the mask or ``other`` has another batch size, or ``other`` another structure.
+        """
+        if mask.dtype != torch.bool:
+            raise TypeError(f"mask: expected bool, got {mask.dtype}")
+        if self.batch is not None and (mask.shape != (self.batch,) or other.batch != self.batch):
+            raise ValueError(
+                f"mask, other: expected a batch of {self.batch} rows, "
+                f"got a mask of shape {tuple(mask.shape)} and a state of {other.batch} rows"
+            )
+        mine, others = _aligned([self, other])
+
+        def choose(own: Tensor, new: Tensor) -> Tensor:
+            chosen = mask.to(own.device).view(-1, *[1] * (own.dim() - 1))
+            return torch.where(chosen, new.to(own), own)
+
+        return _zip(choose, mine, others)
+
+    def put_rows(self, index: Tensor | Sequence[int], other: State) -> State:
+        """This state with row ``index[i]`` replaced by row ``i`` of ``other``.
+
+        Args:
+            index: Different row numbers, as many as ``other`` has rows.
+            other: Of the same structure, for instance one request's state out of a store.
+
+        Raises:
+            IndexError: If a row is outside the batch.
+            TypeError: If ``index`` is not a list of whole numbers.
+            ValueError: If a row is named twice, or ``other`` has another structure or number of rows.
+        """
+        rows = self._rows(index)
+        if other.batch is not None and other.batch != rows.numel():
+            raise ValueError(
+                f"index: expected one row for each of the {other.batch} of other, got {rows.numel()}"
+            )
+        if rows.unique().numel() != rows.numel():
+            raise ValueError(f"index: a row is named twice in {rows.tolist()}")
+        mine, others = _aligned([self, other])
+        return _zip(lambda own, new: own.index_copy(0, rows.to(own.device), new.to(own)), mine, others)
 
     @staticmethod
     def cat(states: Iterable[State]) -> State:
         """Join states along the batch, for instance to serve several streams in one call.
+
+        Attention caches of different lengths are padded with entries that are not valid.
 
         Raises:
             ValueError: If there is none, or their structures or shapes (apart from the batch) differ.
@@ -171,27 +225,24 @@ class State(Mapping[str, StateItem]):
         parts = list(states)
         if not parts:
             raise ValueError("states: expected at least one state to join, got none")
-        first = parts[0]
-        for i, other in enumerate(parts[1:], start=1):
-            if list(other) != list(first):
-                raise ValueError(f"states: number {i} holds {list(other)}, the first one {list(first)}")
-        joined: dict[str, StateItem] = {}
-        for name, item in first.items():
-            column = [part[name] for part in parts]
-            if isinstance(item, State):
-                if not all(isinstance(part, State) for part in column):
-                    raise ValueError(f"states: {name!r} is a nested state in some and a tensor in others")
-                joined[name] = State.cat(column)
-                continue
-            for i, part in enumerate(column):
-                if not isinstance(part, Tensor) or part.shape[1:] != item.shape[1:]:
-                    got = tuple(part.shape[1:]) if isinstance(part, Tensor) else "a nested state"
-                    raise ValueError(
-                        f"states: {name!r} has shape {got} after the batch in number {i} "
-                        f"and {tuple(item.shape[1:])} in the first one"
-                    )
-            joined[name] = torch.cat(column)
-        return State._wrap(joined)
+        return _zip(lambda *column: torch.cat(column), *_aligned(parts))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain nested dicts of the tensors, for a checkpoint."""
+        return {
+            name: item.to_dict() if isinstance(item, State) else item for name, item in self._items.items()
+        }
+
+    @classmethod
+    def from_dict(cls, items: Mapping[str, Any]) -> State:
+        """The inverse of ``to_dict``.
+
+        Raises:
+            TypeError, ValueError: As the constructor.
+        """
+        return cls(
+            {name: cls.from_dict(item) if isinstance(item, Mapping) else item for name, item in items.items()}
+        )
 
     def save(self, path: str | Path) -> None:
         """Write a safetensors file; nested names are joined by dots."""
@@ -225,17 +276,78 @@ class State(Mapping[str, StateItem]):
                     _insert(tree, name.rstrip(".").split("."), {} if empty else file.get_tensor(name))
         except (safetensors.SafetensorError, KeyError, json.JSONDecodeError) as error:
             raise ValueError(f"path: {path} is not a saved state ({error})") from error
-        return _from_tree(tree)
+        return cls.from_dict(tree)
+
+
+def _zip(function: Callable[..., Tensor], *states: State) -> State:
+    """``function`` of the tensors of the same name in states of the same structure."""
+    joined: dict[str, StateItem] = {}
+    for name, item in states[0].items():
+        column = [state[name] for state in states]
+        joined[name] = _zip(function, *column) if isinstance(item, State) else function(*column)
+    return State._wrap(joined)
+
+
+def _aligned(states: Sequence[State]) -> list[State]:
+    """The states, caches padded to one length, if they have the same structure and shapes after the batch.
+
+    Raises:
+        ValueError: If they have not.
+    """
+    first = states[0]
+    for i, other in enumerate(states[1:], start=1):
+        if list(other) != list(first):
+            raise ValueError(f"states: number {i} holds {list(other)}, the first one {list(first)}")
+    for names in _caches(first):
+        if all(names in _caches(state) for state in states):
+            longest = max(state[names[0]].shape[1] for state in states)
+            states = [
+                State._wrap({**state, **{name: _padded(state[name], longest) for name in names}})
+                for state in states
+            ]
+            first = states[0]
+    columns: dict[str, list[Any]] = {}
+    for name, item in first.items():
+        column = [state[name] for state in states]
+        if isinstance(item, State):
+            if not all(isinstance(part, State) for part in column):
+                raise ValueError(f"states: {name!r} is a nested state in some and a tensor in others")
+            columns[name] = _aligned(column)
+            continue
+        for i, part in enumerate(column):
+            if not isinstance(part, Tensor) or part.shape[1:] != item.shape[1:]:
+                got = tuple(part.shape[1:]) if isinstance(part, Tensor) else "a nested state"
+                raise ValueError(
+                    f"states: {name!r} has shape {got} after the batch in number {i} "
+                    f"and {tuple(item.shape[1:])} in the first one"
+                )
+        columns[name] = column
+    return [State._wrap({name: column[i] for name, column in columns.items()}) for i in range(len(states))]
+
+
+def _caches(state: State) -> list[list[str]]:
+    """Names of what makes up each attention cache, all ``(batch, cached, ...)``; a block may lead them."""
+    found = []
+    for name, item in state.items():
+        if name.endswith("valid") and isinstance(item, Tensor) and item.dtype == torch.bool:
+            lead = name.removesuffix("valid")
+            names = [lead + part for part in ("valid", "key", "value") if lead + part in state]
+            if all(isinstance(state[part], Tensor) and state[part].shape[:2] == item.shape for part in names):
+                found.append(names)
+    return found
+
+
+def _padded(tensor: Tensor, length: int) -> Tensor:
+    missing = length - tensor.shape[1]
+    if not missing:
+        return tensor
+    return torch.cat([tensor, tensor.new_zeros(tensor.shape[0], missing, *tensor.shape[2:])], dim=1)
 
 
 def _insert(tree: dict[str, Any], keys: list[str], value: Any) -> None:
     for key in keys[:-1]:
         tree = tree.setdefault(key, {})
     tree[keys[-1]] = value
-
-
-def _from_tree(tree: dict[str, Any]) -> State:
-    return State({name: _from_tree(item) if isinstance(item, dict) else item for name, item in tree.items()})
 
 
 def _flatten(state: State) -> tuple[list[Any], list[str]]:

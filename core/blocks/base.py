@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as hooks_of_all
 
+from mambakit.core.blocks.packed import Packed
 from mambakit.core.state import State
 from mambakit.kernels.checks import check_seq_idx
 
@@ -45,6 +46,7 @@ class Block(nn.Module):
         uses_context: Whether ``mix`` and ``mix_step`` take a ``context``.
         prenorm: Whether the backbone norms the block's input; a block that does not want it has its own.
         shared_parts: Submodules that places of the same ``kind@label`` share, by name; None for the whole.
+        learnable_state: What of the state ``learn_initial_state`` makes parameters of.
     """
 
     d_model: int
@@ -53,6 +55,7 @@ class Block(nn.Module):
     uses_context: bool = False
     prenorm: bool = True
     shared_parts: tuple[str, ...] | None = None
+    learnable_state: tuple[str, ...] = ()
 
     def state_shapes(self) -> dict[str, tuple[int | None, ...]]:
         """Names and shapes (after the batch) of the state; None stands for a size that grows."""
@@ -85,12 +88,37 @@ class Block(nn.Module):
         self._refuse_unless_causal()
         device, dtype = self._place(device, dtype)
         dtype = torch.float64 if dtype == torch.float64 else torch.float32
-        return State.of(
-            **{
-                name: torch.zeros(batch, *(size or 0 for size in shape), device=device, dtype=dtype)
-                for name, shape in self.state_shapes().items()
-            }
-        )
+        state = {
+            name: torch.zeros(batch, *(size or 0 for size in shape), device=device, dtype=dtype)
+            for name, shape in self.state_shapes().items()
+        }
+        for name, start in self._learned_start().items():
+            # memory of its own: a step in place must not write into the parameter
+            state[name] = start.to(device, dtype).expand(batch, *start.shape).clone()
+        return State.of(**state)
+
+    def learn_initial_state(self) -> None:
+        """Begin every sequence from parameters, ``initial.NAME``, instead of zeros; they are zero at first.
+
+        Packed sequences too: their rows are then taken apart, as the kernels begin all but a row's first
+        sequence at zero. That reads ``seq_idx`` back from a GPU, and breaks a compiled graph.
+        """
+        shapes = self.state_shapes()
+        wanted = {name: [size or 0 for size in shapes[name]] for name in self.learnable_state}
+        device, dtype = self._place(None, None)
+        starts = {
+            name: nn.Parameter(torch.zeros(sizes, device=device, dtype=dtype))
+            for name, sizes in wanted.items()
+            if 0 not in sizes
+        }
+        if not starts:
+            return
+        for start in starts.values():
+            start._no_weight_decay = True  # type: ignore[attr-defined]
+        self.initial = nn.ParameterDict(starts)
+
+    def _learned_start(self) -> dict[str, Tensor]:
+        return dict(self._modules.get("initial") or {})  # type: ignore[arg-type]
 
     def forward(
         self,
@@ -135,6 +163,11 @@ class Block(nn.Module):
             if state is None:
                 state = self.init_state(batch, device=x.device, dtype=x.dtype) if self.causal else State()
             return x, state
+        if "initial" in self._modules:
+            if seq_idx is not None:
+                return self._mix_apart(x, state, seq_idx)
+            if state is None:
+                state = self.init_state(batch, device=x.device, dtype=x.dtype)
         more = {"context": context} if self.uses_context else {}
         if lengths is None:
             return self.mix(x, state, seq_idx, None, **more)
@@ -170,6 +203,20 @@ class Block(nn.Module):
         if self.uses_context:
             return self.mix_step(x, state, inplace, context=context)  # type: ignore[call-arg]
         return self.mix_step(x, state, inplace)
+
+    def _mix_apart(self, x: Tensor, state: State | None, seq_idx: Tensor) -> tuple[Tensor, State]:
+        """``forward`` of packed rows with every sequence a row of its own, so that each has a start."""
+        packed = Packed(seq_idx)
+        starts = self.init_state(packed.count, device=x.device, dtype=x.dtype)
+        if state is not None:
+            starts = starts.put_rows(packed.first, state)
+        outputs, finals = [], []
+        for members in packed.groups():
+            rows, lengths = packed.take(x, members)
+            y, final = self.forward(rows, starts.index_select(members), lengths=lengths)
+            outputs.append(y)
+            finals.append(final)
+        return packed.join(outputs), packed.last_of(State.cat(finals))
 
     def check_state(self, state: State, batch: int) -> None:
         """Raise unless ``state`` is one of this block's for ``batch`` rows.

@@ -45,6 +45,8 @@ class Mamba1(Block):
         ValueError: On a size below 1, another ``inner_norm``, or starts that make no sense.
     """
 
+    learnable_state = ("conv", "ssm")
+
     def __init__(
         self,
         *,

@@ -48,6 +48,8 @@ class Mamba2(Block):
         ValueError: On a size below 1, or sizes that do not divide as above.
     """
 
+    learnable_state = ("conv", "ssm")
+
     def __init__(
         self,
         *,

@@ -13,16 +13,22 @@ from mambakit.core.training.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from mambakit.core.training.callbacks import AveragedWeights, DivergedError
+    from mambakit.core.training.carried import CarriedState, begin_rows
     from mambakit.core.training.devices import choose_precision, resolve_device, seed_everything
     from mambakit.core.training.fitting import FitResult, fit, load_weights
     from mambakit.core.training.graphs import GraphedLoss
     from mambakit.core.training.optim import configure_optimizer, parameter_groups, warmup_cosine
+    from mambakit.core.training.streams import DocumentStreams, Piece
 
 _LATER = {
     "AveragedWeights": "mambakit.core.training.callbacks",
+    "CarriedState": "mambakit.core.training.carried",
     "DivergedError": "mambakit.core.training.callbacks",
+    "DocumentStreams": "mambakit.core.training.streams",
     "FitResult": "mambakit.core.training.fitting",
     "GraphedLoss": "mambakit.core.training.graphs",
+    "Piece": "mambakit.core.training.streams",
+    "begin_rows": "mambakit.core.training.carried",
     "choose_precision": "mambakit.core.training.devices",
     "configure_optimizer": "mambakit.core.training.optim",
     "fit": "mambakit.core.training.fitting",
@@ -35,12 +41,16 @@ _LATER = {
 
 __all__ = [
     "AveragedWeights",
+    "CarriedState",
     "DivergedError",
+    "DocumentStreams",
     "FitResult",
     "GraphedLoss",
+    "Piece",
     "Report",
     "RunFolder",
     "TrainConfig",
+    "begin_rows",
     "choose_precision",
     "configure_optimizer",
     "fit",

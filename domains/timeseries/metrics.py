@@ -7,18 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-
-def pinball(quantiles: Tensor, target: Tensor, levels: Tensor | Sequence[float]) -> Tensor:
-    """Pinball loss of each value and level (Koenker & Bassett 1978), ``(..., n_quantiles)``.
-
-    Args:
-        quantiles: ``(..., n_quantiles)``.
-        target: ``(...)``.
-        levels: ``(n_quantiles,)``.
-    """
-    levels = torch.as_tensor(levels, dtype=quantiles.dtype, device=quantiles.device)
-    error = target[..., None] - quantiles
-    return torch.maximum(levels * error, (levels - 1) * error)
+from mambakit.core.scoring import pinball
 
 
 def weighted_quantile_loss(quantiles: Tensor, target: Tensor, levels: Tensor | Sequence[float]) -> Tensor:

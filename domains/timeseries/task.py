@@ -8,10 +8,10 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
+from mambakit.core.scoring import pinball
 from mambakit.core.training import GraphedLoss, TrainConfig, configure_optimizer
 from mambakit.domains.timeseries.config import LossConfig
 from mambakit.domains.timeseries.data import Values
-from mambakit.domains.timeseries.metrics import pinball
 from mambakit.domains.timeseries.model import Forecaster
 
 

@@ -8,6 +8,7 @@ import safetensors.torch
 import torch
 import torch.utils._pytree as pytree
 
+from mambakit.core.blocks import build_block
 from mambakit.core.state import State
 
 
@@ -156,6 +157,85 @@ def test_cat_refuses_other_structures():
         State.cat([a, State({"a": State()})])
     with pytest.raises(ValueError, match="nested state in some and a tensor in others"):
         State.cat([State({"a": State()}), a])
+
+
+def cache(n: int, batch: int = 2) -> State:
+    return State(
+        {"0": State({"key": torch.full((batch, n, 3), float(n)), "valid": torch.ones(batch, n) > 0})}
+    )
+
+
+def test_caches_of_different_lengths_join() -> None:
+    joined = State.cat([cache(1), cache(3)])
+    assert joined["0"]["key"].shape == (4, 3, 3)
+    assert joined["0"]["valid"].tolist() == [[True, False, False]] * 2 + [[True] * 3] * 2
+    anew = cache(3).where_rows(torch.tensor([True, False]), cache(0))
+    assert anew["0"]["valid"].tolist() == [[False] * 3, [True] * 3]
+    with pytest.raises(ValueError, match="'key' has shape"):  # without a mask there is no telling
+        State.cat([State({"key": torch.zeros(1, 2)}), State({"key": torch.zeros(1, 3)})])
+
+
+@pytest.mark.parametrize("kind", ["attention", "zamba", "conv_attention", "sliding_attention"])
+def test_streams_of_different_ages_join(kind: str) -> None:
+    torch.manual_seed(0)
+    options = {"n_heads": 2, "window": 3} if kind == "sliding_attention" else {"n_heads": 2}
+    block = build_block(kind, 8, options)
+    x, following = torch.randn(2, 7, 8), torch.randn(2, 8)
+    states = [block(x[:1])[1], block(x[1:, :2])[1]]
+    both, _ = block.step(following, State.cat(states))
+    for row, state in enumerate(states):
+        alone, _ = block.step(following[row : row + 1], state)
+        torch.testing.assert_close(both[row : row + 1], alone)
+
+
+def test_where_rows_takes_rows_of_another() -> None:
+    state = example()
+    other = example().map(lambda tensor: tensor + 1 if tensor.dtype != torch.bool else ~tensor)
+    mixed = state.where_rows(torch.tensor([False, True, False]), other)
+    for name, tensor in flat(mixed).items():
+        assert torch.equal(tensor[[0, 2]], flat(state)[name][[0, 2]])
+        assert torch.equal(tensor[1], flat(other)[name][1])
+    assert_equal(state, example())
+    leaf = torch.ones(3, requires_grad=True)
+    State({"a": leaf}).where_rows(torch.tensor([True, False, False]), State({"a": leaf * 2}))[
+        "a"
+    ].sum().backward()
+    assert leaf.grad is not None
+    assert leaf.grad.tolist() == [2.0, 1.0, 1.0]
+
+
+def test_put_rows_undoes_index_select() -> None:
+    state, zero = example(), example().map(torch.zeros_like)
+    put = zero.put_rows([2, 0], state.index_select([2, 0]))
+    for name, tensor in flat(put).items():
+        assert torch.equal(tensor[[0, 2]], flat(state)[name][[0, 2]])
+        assert not tensor[1].any()
+    assert_equal(state.put_rows([], state.index_select([])), state)
+
+
+def test_other_rows_are_refused() -> None:
+    state = example()
+    with pytest.raises(TypeError, match=r"mask: expected bool, got torch.int64"):
+        state.where_rows(torch.tensor([0, 1, 0]), state)
+    with pytest.raises(
+        ValueError, match="expected a batch of 3 rows, got a mask of shape \\(3,\\) and a state of 2"
+    ):
+        state.where_rows(torch.ones(3) > 0, example(2))
+    with pytest.raises(ValueError, match="holds \\['a'\\]"):
+        state.where_rows(torch.ones(3) > 0, State({"a": torch.zeros(3)}))
+    with pytest.raises(ValueError, match="one row for each of the 2 of other, got 1"):
+        state.put_rows([0], example(2))
+    with pytest.raises(ValueError, match=r"a row is named twice in \[1, 1\]"):
+        state.put_rows([1, 1], example(2))
+    with pytest.raises(IndexError, match="rows must be in"):
+        state.put_rows([3], example(1))
+
+
+def test_dicts_give_everything_back() -> None:
+    plain = example().to_dict()
+    assert type(plain["0"]) is dict
+    assert plain["1"] == {}
+    assert_equal(State.from_dict(plain), example())
 
 
 def test_a_file_gives_everything_back(tmp_path):

@@ -6,7 +6,8 @@ import pytest
 import torch
 import torchmetrics.functional as tm
 
-from mambakit.domains.timeseries.metrics import Errors, coverage, mase_scale, pinball, weighted_quantile_loss
+from mambakit.core.scoring import pinball
+from mambakit.domains.timeseries.metrics import Errors, coverage, mase_scale, weighted_quantile_loss
 
 LEVELS = (0.1, 0.5, 0.9)
 
