@@ -110,16 +110,17 @@ class HiddenAttention:
                 "contributions: a gate stands between these matrices and the output; "
                 "ask for the matrices with fold_gate=True"
             )
-        units = self.matrix.shape[1]
-        weight = self._out_weight.to(self.matrix.dtype).unflatten(1, (units, -1))  # [m, units, p]
-        # each unit's values in the output's space, at once for all queries
-        written = torch.einsum("bulp,mup->bulm", self.values, weight)
-        rows = [torch.einsum("bul,bulm->blm", row, written).norm(dim=-1) for row in self.matrix.unbind(2)]
+        weight = self._out_weight.to(self.matrix.dtype).T  # [units * p, m]
+        values = self.values.transpose(1, 2)  # [b, l, u, p]
+        rows = [
+            ((row.transpose(1, 2)[..., None] * values).flatten(2) @ weight).norm(dim=-1)
+            for row in self.matrix.unbind(2)
+        ]
         norms = torch.stack(rows, dim=1)
         if self.state_matrix is None:
             return norms
         assert self.state_values is not None
-        from_state = torch.einsum("buqp,mup->bqm", self.state_matrix @ self.state_values, weight)
+        from_state = (self.state_matrix @ self.state_values).transpose(1, 2).flatten(2) @ weight
         return torch.cat([norms, from_state.norm(dim=-1, keepdim=True)], dim=-1)
 
 

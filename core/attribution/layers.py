@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mambakit.core.attribution.hidden_attention import HiddenAttention, hidden_attention, indices
-from mambakit.core.attribution.terms import has_hidden_attention
+from mambakit.core.attribution.terms import has_hidden_attention, n_heads_of, width_of
 from mambakit.core.backbone import Backbone
 from mambakit.core.blocks import Block
 
 _FORWARD = inspect.signature(Block.forward)
+_NUMBERS_AT_ONCE = 1 << 24
 
 
 @torch.no_grad()
@@ -33,7 +35,7 @@ def layer_inputs(
     seen: dict[str, dict[str, Any]] = {}
     handles = []
     for i, block in enumerate(backbone.blocks):
-        name = f"{i} {type(block).__name__}"
+        name = _layer_name(i, block)
 
         def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], name: str = name) -> None:
             if name in seen:
@@ -78,8 +80,53 @@ def hidden_attention_of_layers(
         ValueError: If there is no backbone or more than one, a layer is not there or has no hidden
             attention, or as ``hidden_attention``.
     """
+    found = {}
+    for name, block, arguments in _chosen_layers(model, inputs, options, layers, backbone):
+        with _naming(name):
+            found[name] = hidden_attention(block, **arguments, **(hidden or {}))
+    return found
+
+
+def contributions_of_layers(
+    model: nn.Module,
+    *inputs: Any,
+    layers: Sequence[int] | None = None,
+    backbone: Backbone | None = None,
+    **options: Any,
+) -> dict[str, Tensor]:
+    """``HiddenAttention.contributions`` of every layer that has them, ``(batch, length, length)`` each.
+
+    Convolution and gate are folded in, so that columns are the tokens that the block is given: behind the
+    convolution a token's values are its neighbours' too. As many rows at a time as keep the matrices, one a
+    channel, small. Arguments and errors as in ``hidden_attention_of_layers``; given a state, there is a
+    last column for it.
+    """
+    found = {}
+    for name, block, arguments in _chosen_layers(model, inputs, options, layers, backbone):
+        batch, length, _ = arguments["x"].shape
+        units = n_heads_of(block) * width_of(block) * 2
+        rows = max(1, _NUMBERS_AT_ONCE // max(1, batch * units * length))
+        with _naming(name):
+            parts = [
+                hidden_attention(
+                    block, **arguments, positions=at, fold_gate=True, fold_convolution=True
+                ).contributions()
+                for at in (range(i, min(i + rows, length)) for i in range(0, length, rows))
+            ]
+        found[name] = torch.cat(parts, dim=1)
+    return found
+
+
+def _chosen_layers(
+    model: nn.Module,
+    inputs: tuple[Any, ...],
+    options: dict[str, Any],
+    layers: Sequence[int] | None,
+    backbone: Backbone | None,
+) -> Iterator[tuple[str, Block, dict[str, Any]]]:
+    """Name, block and arguments of the layers asked for, or of all with hidden attention."""
     backbone = find_backbone(model) if backbone is None else backbone
-    blocks = list(backbone.blocks)
+    blocks: list[Block] = list(backbone.blocks)  # type: ignore[arg-type]
     if layers is None:
         chosen = [i for i, block in enumerate(blocks) if has_hidden_attention(block)]
         if not chosen:
@@ -88,47 +135,51 @@ def hidden_attention_of_layers(
     else:
         chosen = indices("layers", layers, len(blocks))
     given = layer_inputs(model, backbone, *inputs, **options)
-    found = {}
-    for i, (name, arguments) in enumerate(given.items()):
-        if i in chosen:
-            try:
-                found[name] = hidden_attention(blocks[i], **arguments, **(hidden or {}))  # type: ignore[arg-type]
-            except ValueError as error:
-                raise ValueError(f"layer {name}: {error}") from error
-    return found
+    for i in sorted(chosen):
+        name = _layer_name(i, blocks[i])
+        yield name, blocks[i], given[name]
 
 
-def attention_rollout(layers: Mapping[str, HiddenAttention], *, residual: float = 0.5) -> Tensor:
-    """How much of each input token reaches each output, through all layers (Abnar & Zuidema 2020,
-    arXiv:2005.00928).
+@contextmanager
+def _naming(layer: str) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"layer {layer}: {error}") from error
 
-    Each layer's matrix is the mean over its units of magnitudes, its rows scaled to sum to one; the
-    residual stream adds the identity, and the layers' matrices are multiplied. A heuristic: values, norms
-    and layers without a matrix (MLPs) count for nothing.
+
+def attention_rollout(layers: Mapping[str, Tensor], *, residual: float = 0.5) -> Tensor:
+    """How much of each input token reaches each output through all layers (Abnar & Zuidema 2020).
+
+    arXiv:2005.00928, section 3: rows scaled to sum to one, the identity added for the residual stream, and
+    the layers' matrices multiplied. A heuristic: signs count for nothing, nor do layers without a matrix
+    (MLPs).
 
     Args:
-        layers: From the first to the last, with all positions.
+        layers: A matrix for each layer, from the first to the last, ``(batch, length, length)``, not
+            negative: ``contributions_of_layers``, or ``average()`` of each layer's hidden attention.
         residual: Share of the identity.
 
     Returns:
-        ``(batch, length, length)``; rows sum to one (to zero at padding).
+        ``(batch, length, length)``; rows sum to one.
 
     Raises:
-        ValueError: If there are no layers, or some have chosen positions or a state.
+        ValueError: If there are no layers, or a matrix is not square (from chosen positions, or with a
+            state's column) or negative.
     """
     if not layers:
         raise ValueError("layers: expected at least one, got none")
     result: Tensor | None = None
-    for name, found in layers.items():
-        n_queries, length = found.matrix.shape[2:]
-        if found.positions != list(range(length)) or found.state_matrix is not None:
-            raise ValueError(f"layers: {name} has {n_queries} positions or a state; rollout needs whole rows")
-        weights = found.average()
+    for name, weights in layers.items():
+        if weights.dim() != 3 or weights.shape[1] != weights.shape[2]:
+            raise ValueError(f"layers: expected (batch, length, length), {name} has {tuple(weights.shape)}")
+        if bool((weights < 0).any()):
+            raise ValueError(f"layers: {name} has negative numbers; take magnitudes, as average() does")
         sums = weights.sum(-1, keepdim=True)
-        weights = weights / sums.clamp(min=torch.finfo(weights.dtype).tiny)
-        identity = torch.eye(length, device=weights.device, dtype=weights.dtype)
-        mixed = residual * identity + (1 - residual) * weights
-        mixed = torch.where(sums > 0, mixed, identity)
+        identity = torch.eye(weights.shape[1], device=weights.device, dtype=weights.dtype)
+        # a row of nothing (padding) passes on what the residual stream holds
+        scaled = torch.where(sums > 0, weights / sums.clamp(min=torch.finfo(weights.dtype).tiny), identity)
+        mixed = residual * identity + (1 - residual) * scaled
         result = mixed if result is None else mixed @ result
     assert result is not None
     return result
@@ -147,3 +198,7 @@ def find_backbone(model: nn.Module) -> Backbone:
             "give it as backbone="
         )
     return found[0]
+
+
+def _layer_name(i: int, block: nn.Module) -> str:
+    return f"{i} {type(block).__name__}"
