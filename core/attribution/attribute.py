@@ -187,8 +187,9 @@ def _reading(
         scores=_numpy(rows.mean(0)),
         labels=_labels(known, labels, length),
         method=method.replace("_", " "),
-        target=f"the output at position {at}",
+        target=f"what position {at} reads",
         signed=False,
+        matrix_scale="share of what is read" if method == "rollout" else "norm of what is written",
         matrices={name: _numpy(matrix) for name, matrix in matrices.items()},
     )
 

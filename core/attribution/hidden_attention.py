@@ -20,6 +20,8 @@ import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -28,6 +30,9 @@ from mambakit.core.attribution.terms import Request, n_heads_of, terms_of, width
 from mambakit.core.blocks import Bidirectional, Block
 from mambakit.core.blocks.base import padding_mask
 from mambakit.core.state import State
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # numbers in a block's matrices: 0.5 GiB in float32
 MOST_NUMBERS = 1 << 27
@@ -93,6 +98,27 @@ class HiddenAttention:
         """Mean over the units, ``(batch, n_queries, length)``; of magnitudes, so that signs don't
         cancel."""
         return (self.matrix.abs() if absolute else self.matrix).mean(1)
+
+    def plot(
+        self, path: str | Path | None = None, *, row: int = 0, labels: Sequence[str] | None = None
+    ) -> Figure:
+        """A heat map of each unit's matrix (the first twelve) for one row of the batch.
+
+        Args:
+            path: Also written there; the ending says how.
+            row: Of the batch.
+            labels: The tokens' names.
+
+        Raises:
+            ValueError: If only some positions were asked for, or labels or ending are not as they should be.
+        """
+        from mambakit.core.attribution.pictures import heat_map_figure, save_figure
+
+        matrices = dict(zip(self.unit_names, self.matrix[row].double().cpu().numpy(), strict=True))
+        figure = heat_map_figure(matrices, labels, title="Hidden attention")
+        if path is not None:
+            save_figure(figure, path)
+        return figure
 
     def contributions(self) -> Tensor:
         """How much of the block's output each token wrote, ``(batch, n_queries, length)``.

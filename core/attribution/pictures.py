@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from numpy.typing import ArrayLike
 
 if TYPE_CHECKING:
@@ -24,22 +26,26 @@ def attribution_figure(found: Attribution) -> Figure:
     """Bars over the tokens (in lines of 48), and below them a heat map of each matrix."""
     n_lines = -(-max(len(found.labels), 1) // _PER_LINE)
     maps = dict(list(found.matrices.items())[:_MOST_PANELS])
-    columns = min(3, max(len(maps), 1))
+    columns = _columns(len(maps))
     n_rows = -(-len(maps) // columns)
     width = max(7.0, min(14.0, 0.28 * min(len(found.labels), _PER_LINE) + 2.0), 4.3 * columns)
     heights = [1.0 + 1.4 * n_lines, 3.9 * n_rows] if maps else [1.0 + 1.4 * n_lines]
     figure = Figure(figsize=(width, sum(heights) + 0.6), layout="constrained")
-    figure.suptitle(f"{found.method} of {found.target}", fontsize=11, parse_math=False)
+    figure.suptitle(f"{found.method.capitalize()}: {found.target}", fontsize=11, parse_math=False)
     parts = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
     _bars(parts[0], found, n_lines)
     if maps:
         more = len(found.matrices) - len(maps)
-        _heat_maps(parts[1], maps, found.labels, columns, more=more)
+        _heat_maps(parts[1], maps, found.labels, columns, scale=found.matrix_scale, more=more)
     return figure
 
 
 def heat_map_figure(
-    matrices: Mapping[str, ArrayLike], labels: Sequence[str] | None = None, *, title: str = ""
+    matrices: Mapping[str, ArrayLike],
+    labels: Sequence[str] | None = None,
+    *,
+    title: str = "",
+    scale: str = "weight",
 ) -> Figure:
     """A heat map for each matrix (the first twelve), negative numbers in a colour of their own.
 
@@ -47,6 +53,7 @@ def heat_map_figure(
         matrices: ``(length, length)`` by name, such as a block's heads; a row for the token that reads.
         labels: The tokens' names; their numbers by default.
         title: Above all.
+        scale: What the numbers are, beside the colours.
 
     Raises:
         ValueError: If there are no matrices, one is not square, or there are other than ``length`` labels.
@@ -61,12 +68,12 @@ def heat_map_figure(
     if labels is not None and len(labels) != length:
         raise ValueError(f"labels: expected one for each of the {length} tokens, got {len(labels)}")
     shown = dict(list(arrays.items())[:_MOST_PANELS])
-    columns = min(4 if len(shown) > 6 else 3, len(shown))
+    columns = _columns(len(shown))
     n_rows = -(-len(shown) // columns)
     figure = Figure(figsize=(4.3 * columns + 0.4, 3.9 * n_rows + 0.6), layout="constrained")
     if title:
         figure.suptitle(title, fontsize=11, parse_math=False)
-    _heat_maps(figure, shown, labels, columns, more=len(arrays) - len(shown))
+    _heat_maps(figure, shown, labels, columns, scale=scale, more=len(arrays) - len(shown))
     return figure
 
 
@@ -102,12 +109,13 @@ def _bars(figure: Any, found: Attribution, n_lines: int) -> None:
         axis.tick_params(axis="y", labelsize=8)
         for side in ("top", "right"):
             axis.spines[side].set_visible(False)
-    unit = "score" if found.signed else "amount read"
+    unit = "added to the target" if found.signed else "share read"
     lines[n_lines // 2].set_ylabel(unit, fontsize=9)
     if found.signed:
-        lines[0].bar([], [], color=_FOR, label="speaks for")
-        lines[0].bar([], [], color=_AGAINST, label="speaks against")
-        lines[0].legend(fontsize=8, frameon=False, ncols=2, loc="lower right", bbox_to_anchor=(1, 1))
+        signs = [Patch(color=_FOR, label="speaks for"), Patch(color=_AGAINST, label="speaks against")]
+        lines[0].legend(
+            handles=signs, fontsize=8, frameon=False, ncols=2, loc="lower right", bbox_to_anchor=(1, 1)
+        )
     notes = []
     if found.value is not None and found.baseline_value is not None:
         notes.append(f"value {found.value:.4g}, at the baseline {found.baseline_value:.4g}")
@@ -117,7 +125,13 @@ def _bars(figure: Any, found: Attribution, n_lines: int) -> None:
 
 
 def _heat_maps(
-    figure: Any, matrices: Mapping[str, Any], labels: Sequence[str] | None, columns: int, *, more: int
+    figure: Any,
+    matrices: Mapping[str, Any],
+    labels: Sequence[str] | None,
+    columns: int,
+    *,
+    scale: str,
+    more: int,
 ) -> None:
     n_rows = -(-len(matrices) // columns)
     axes = figure.subplots(n_rows, columns, squeeze=False).flatten()
@@ -141,8 +155,13 @@ def _heat_maps(
             _name_ticks(direction, at, names, most=24)
         bar = figure.colorbar(image, ax=axis, shrink=0.8, pad=0.02)
         bar.ax.tick_params(labelsize=7)
+        bar.set_label(scale, fontsize=8)
     if more > 0:
         figure.supxlabel(f"and {more} more that are not shown", fontsize=8, color=_GREY)
+
+
+def _columns(n_panels: int) -> int:
+    return max(1, math.ceil(math.sqrt(n_panels)))
 
 
 def _name_ticks(axis: Any, at: Any, names: Sequence[str], *, most: int = _PER_LINE) -> None:
@@ -154,7 +173,7 @@ def _name_ticks(axis: Any, at: Any, names: Sequence[str], *, most: int = _PER_LI
     for label in axis.get_ticklabels():
         label.set_parse_math(False)  # a dollar sign is one
         label.set_fontsize(size)
-        if axis.axis_name == "x" and longest > 3:
+        if axis.axis_name == "x" and longest * len(shown) > most:
             label.set_rotation(90)
 
 

@@ -28,6 +28,7 @@ class Attribution:
         gap: How far the scores' sum is from the difference of the two; of integrated gradients.
         matrices: ``(length, length)`` by layer: how much each token (row) reads of each (column); of hidden
             attention and rollout.
+        matrix_scale: What their numbers are.
     """
 
     scores: NDArray[np.float64]
@@ -39,6 +40,7 @@ class Attribution:
     baseline_value: float | None = None
     gap: float | None = None
     matrices: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    matrix_scale: str = "weight"
 
     def __post_init__(self) -> None:
         if self.scores.shape != (len(self.labels),):
