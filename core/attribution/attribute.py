@@ -201,7 +201,7 @@ def _scalar(
     if measure not in ("logit", "log_probability"):
         raise ValueError(f"measure: expected 'logit' or 'log_probability', got {measure!r}")
     if callable(target):
-        return target, name or getattr(target, "__name__", "a function of the output")
+        return target, name or str(getattr(target, "__name__", "a function of the output"))
     length = given.tokens.shape[1]
     with torch.no_grad():
         output = given.run(given.tokens)

@@ -57,7 +57,7 @@ def embedded(model: nn.Module, sample: Sample, embedding: nn.Module | None = Non
         return Embedded(sample[None].to(device), lambda rows: _first(model(rows)))
     module = find_embedding(model) if embedding is None else embedding
 
-    def call(rows: int, length: int, given: Sample = sample) -> Any:
+    def call(rows: int, length: int, given: Tensor | Tokens = sample) -> Any:
         if isinstance(given, Tensor):
             return model(given[:length].to(device).expand(rows, -1))
         time = None if given.time is None else given.time[:length]
@@ -65,7 +65,7 @@ def embedded(model: nn.Module, sample: Sample, embedding: nn.Module | None = Non
         cut = Tokens(given.values[:length], time, modality)
         return model(pad_batch([cut] * rows).to(device))
 
-    def embed(given: Sample) -> Tensor:
+    def embed(given: Tensor | Tokens) -> Tensor:
         with torch.no_grad(), _output(module, None) as seen:
             call(1, len(given), given)
         return _only(module, seen)

@@ -99,8 +99,8 @@ def _bars(figure: Any, found: Attribution, n_lines: int) -> None:
     per_line = len(scores) if n_lines == 1 else _PER_LINE
     lines = figure.subplots(n_lines, 1, squeeze=False)[:, 0]
     for k, axis in enumerate(lines):
-        at = np.arange(k * per_line, min((k + 1) * per_line, len(scores)))
-        values = scores[at]
+        at = range(k * per_line, min((k + 1) * per_line, len(scores)))
+        values = scores[at.start : at.stop]
         axis.bar(at, values, color=np.where(values >= 0, _FOR, _AGAINST), width=0.8)
         axis.axhline(0, color=_INK, linewidth=0.8)
         axis.set_xlim(k * per_line - 0.6, (k + 1) * per_line - 0.4)
@@ -149,7 +149,7 @@ def _heat_maps(
         axis.set_ylabel("token that reads", fontsize=8)
         length = len(matrix)
         every = -(-length // _MOST_NAMES)
-        at = np.arange(0, length, every)
+        at = range(0, length, every)
         names = [str(i) for i in at] if labels is None else [labels[i] for i in at]
         for direction in (axis.xaxis, axis.yaxis):
             _name_ticks(direction, at, names, most=24)
