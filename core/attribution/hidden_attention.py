@@ -110,7 +110,8 @@ class HiddenAttention:
             labels: The tokens' names.
 
         Raises:
-            ValueError: If only some positions were asked for, or labels or ending are not as they should be.
+            ValueError: If only some positions were asked for, or labels or ending are not as they should
+                be.
         """
         from mambakit.core.attribution.pictures import heat_map_figure, save_figure
 
@@ -183,8 +184,9 @@ def hidden_attention(
             size to compute.
 
     Raises:
-        TypeError, ValueError, RuntimeError: On input that ``Block.forward`` would refuse, a block without
-            hidden attention, a head or position that is not there, or matrices above ``most_numbers``.
+        TypeError, ValueError, RuntimeError: If the matrices do not give the block's output (of a subclass,
+            say, that does more); on input that ``Block.forward`` would refuse, a block without hidden
+            attention, a head or position that is not there, or matrices above ``most_numbers``.
     """
     n_heads = n_heads_of(block)
     chosen = list(range(n_heads)) if heads is None else indices("heads", heads, n_heads)
@@ -221,8 +223,15 @@ def hidden_attention(
     if len(chosen) < n_heads:
         return found
     found = dataclasses.replace(found, _finish=lambda y: terms.finish(y).masked_fill(hidden[:, 0], 0.0))
-    gap = (found.output() - expected[:, at]).abs().max() if batch and at else torch.zeros(())
-    return dataclasses.replace(found, gap=float(gap))
+    expected = expected[:, at]
+    gap = float((found.output() - expected).abs().max()) if batch else 0.0
+    allowed = (0.1 if x.element_size() < 4 else 1e-3) * float(expected.abs().max()) if batch else 0.0
+    if gap > allowed:
+        raise ValueError(
+            f"block: this {type(block).__name__} gives another output than its matrices do "
+            f"(by up to {gap:.1g}): it does more than mix tokens by them"
+        )
+    return dataclasses.replace(found, gap=gap)
 
 
 def indices(name: str, given: Sequence[int], size: int) -> list[int]:

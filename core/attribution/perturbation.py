@@ -116,8 +116,8 @@ def deletion_insertion(
     """Delete and insert tokens in the order of their scores, beside random orders.
 
     Args:
-        function, inputs, baseline, rows_per_call: As in ``perturbation``. Best a bounded function, such as a
-            probability: an area is swayed by how far a logit falls once it has fallen.
+        function, inputs, baseline, rows_per_call: As in ``perturbation``. Best a bounded function, such as
+            a probability: an area is swayed by how far a logit falls once it has fallen.
         scores: ``(batch, length)``; the highest go first.
         points: Points on a curve, from nothing to everything.
         n_random: Random orders to compare with.

@@ -281,12 +281,12 @@ def _attention(block: Attention, request: Request) -> Terms:
     recorded = _Recorded()
     with recorded:  # what forward computes itself: rotation, cache, mask and all
         block.mix(x, request.state, request.seq_idx, request.lengths)
-    if len(recorded.calls) != 1:
+    call: dict[str, Any] = recorded.calls[0].arguments if len(recorded.calls) == 1 else {}
+    if not call or call["query"].shape[:3] != (len(x), block.n_heads, x.shape[1]):
         raise ValueError(
-            f"block: expected {type(block).__name__} to call softmax attention once, "
-            f"got {len(recorded.calls)} calls: its matrices cannot be read off"
+            f"block: expected this {type(block).__name__} to call softmax attention once for the whole "
+            "sequence; it does so in pieces, and its matrices cannot be read off"
         )
-    call = recorded.calls[0].arguments
     q, k, v = call["query"], call["key"], call["value"]  # [b, h, l, p]
     heads = torch.tensor(request.heads, device=x.device)
     shared = heads // (q.shape[1] // k.shape[1])

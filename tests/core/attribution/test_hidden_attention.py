@@ -17,7 +17,7 @@ from mambakit.core.attribution import (
     hidden_attention_of_layers,
 )
 from mambakit.core.backbone import Backbone, BackboneConfig
-from mambakit.core.blocks import Block, build_block
+from mambakit.core.blocks import Attention, Block, Mamba2, build_block
 from mambakit.core.language_model import LanguageModel, LanguageModelConfig
 
 WIDTH = 8
@@ -154,13 +154,13 @@ def test_some_heads_are_the_same_as_among_all(kind, options, fold):
 @pytest.mark.parametrize("kind", ["mamba1", "mamba2"])
 def test_in_float32_it_is_as_exact_as_the_block_far_from_the_start(kind):
     """Long sums of steps cancel: taken in float32 they would cost the digits that the scan keeps."""
-    block = make_block(kind, {"d_state": 4} if kind == "mamba1" else {"d_state": 4, "head_dim": 4})
-    x = inputs(1, 400)
+    options = {"d_state": 2, "dt_limit": (0.1, 0.2)} | ({"head_dim": 4} if kind == "mamba2" else {})
+    block, x = make_block(kind, options), inputs(1, 10_000)
     exact = block(x)[0].detach()
     block.float()
-    naive = (block(x.float())[0].detach() - exact).abs().max()
-    found = hidden_attention(block, x.float(), positions=range(380, 400))
-    assert (found.output() - exact[:, 380:]).abs().max() < 4 * naive
+    naive = (block(x.float())[0].detach() - exact)[:, 9_990:].abs().max()
+    found = hidden_attention(block, x.float(), positions=range(9_990, 10_000))
+    assert (found.output() - exact[:, 9_990:]).abs().max() < 4 * naive
 
 
 def test_softmax_attention_is_a_distribution_over_what_is_seen():
@@ -229,6 +229,26 @@ def test_a_picture_of_the_heads(tmp_path):
         found.plot(labels=["a", "b"])
     with pytest.raises(ValueError, match=r"expected an ending of .*png.*, got 'heads.gif2'"):
         found.plot(tmp_path / "heads.gif2")
+
+
+class Twice(Mamba2):
+    def mix(self, x, state, seq_idx, lengths):
+        y, state = super().mix(x, state, seq_idx, lengths)
+        return 2 * y, state
+
+
+class InPieces(Attention):
+    def mix(self, x, state, seq_idx, lengths):
+        first, state = super().mix(x[:, :2], state, None, None)
+        rest, state = super().mix(x[:, 2:], state, None, None)
+        return torch.cat([first, rest], 1), state
+
+
+def test_a_block_that_does_something_else_is_not_explained():
+    with pytest.raises(ValueError, match="this Twice gives another output than its matrices"):
+        hidden_attention(Twice(d_model=WIDTH, head_dim=4).double(), inputs(1, 5))
+    with pytest.raises(ValueError, match="this InPieces to call softmax attention once"):
+        hidden_attention(InPieces(d_model=WIDTH, n_heads=2).double(), inputs(1, 5))
 
 
 def test_bad_input_is_named():
