@@ -14,6 +14,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+# Queries of a selective scan that share one token to measure decays from: fewer make more columns to decay,
+# more make more pairs to do one by one.
+_ROWS = 16
+
 
 def tokens_at(x: Tensor, queries: Tensor) -> Tensor:
     """``x`` ``(batch, length, ...)`` at the queries, ``(batch, n_queries, ...)``."""
@@ -61,14 +65,59 @@ def selective_scan_matrix(
         B, C: ``(batch, length, d_state)``, shared by all channels.
         queries: Rows to compute.
     """
-    between, since = _elapsed(dt, queries)
+    order = queries.argsort(1)
+    queries = queries.gather(1, order)
+    total = _elapsed_since_start(dt)  # [b, l, d]
     C = tokens_at(C, queries)  # [b, q, n]
-    matrix = torch.zeros_like(between)
-    for n in range(A.shape[1]):  # every state has a decay of its own; one at a time, for the memory
-        pairs = C[:, :, n, None] * B[:, None, :, n]  # [b, q, l]
-        matrix += pairs[:, None] * torch.exp(between * A[:, n, None, None])
-    matrix = matrix * dt.transpose(1, 2)[:, :, None]
-    return matrix, C[:, None] * torch.exp(since[..., None] * A[:, None])
+    since = tokens_at(total, queries)  # [b, q, d]
+    parts = [
+        _rows_of_selective_scan(
+            total, since[:, i : i + _ROWS], A, B, C[:, i : i + _ROWS], queries[:, i : i + _ROWS]
+        )
+        for i in range(0, queries.shape[1], _ROWS)
+    ]
+    matrix = torch.cat(parts, dim=2) * dt.transpose(1, 2)[:, :, None]
+    since = since.transpose(1, 2).to(dt.dtype)
+    state_matrix = C[:, None] * torch.exp(since[..., None] * A[:, None])
+    back = order.argsort(1)
+    return (
+        tokens_at(matrix.transpose(1, 2), back).transpose(1, 2),
+        tokens_at(state_matrix.transpose(1, 2), back).transpose(1, 2),
+    )
+
+
+def _rows_of_selective_scan(
+    total: Tensor, since: Tensor, A: Tensor, B: Tensor, C: Tensor, queries: Tensor
+) -> Tensor:
+    """``sum_n C_i exp(A (total_i - total_j)) B_j`` for a few queries in increasing order; ``(b, d, q,
+    length)``.
+
+    Up to the first query, ``r``, the decay falls into ``exp(A (total_i - total_r))`` and
+    ``exp(A (total_r - total_j))``, neither above one: a matrix product, and no exponential for every pair.
+    """
+    batch, length, _ = total.shape
+    first = queries[:, :1]
+    at_first = tokens_at(total, first)  # [b, 1, d]
+    low, high = int(first.min()), int(queries.max())
+    token = torch.arange(length, device=total.device)
+
+    def decays(time: Tensor) -> Tensor:
+        return torch.exp(time.transpose(1, 2).to(A.dtype)[..., None] * A[:, None])  # [b, d, l, n]
+
+    rows = decays(since - at_first) * C[:, None]
+    before = token[: int(first.max()) + 1]
+    columns = decays((at_first - total[:, : len(before)]).clamp(min=0)) * B[:, None, : len(before)]
+    columns = columns * (before <= first)[:, None, :, None]
+    matrix = A.new_zeros(batch, len(A), queries.shape[1], length)
+    matrix[..., : len(before)] = rows @ columns.transpose(2, 3)
+    # tokens after the first query, pair by pair
+    for n in range(A.shape[1] if high > low else 0):  # one state at a time, for the memory
+        between = since.transpose(1, 2)[..., None] - total.transpose(1, 2)[:, :, None, low + 1 : high + 1]
+        pairs = C[:, :, n, None] * B[:, None, low + 1 : high + 1, n]  # [b, q, span]
+        pairs = pairs * (token[low + 1 : high + 1] > first)[:, None]
+        decay = torch.exp(between.clamp(min=0).to(A.dtype) * A[:, n, None, None])
+        matrix[..., low + 1 : high + 1] += pairs[:, None] * decay
+    return matrix
 
 
 def convolution_matrix(weight: Tensor, length: int, seq_idx: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -102,9 +151,15 @@ def _elapsed(dt: Tensor, queries: Tensor) -> tuple[Tensor, Tensor]:
     Returns ``(batch, n_heads, n_queries, length)``, zero where ``j > i``, and ``(batch, n_heads,
     n_queries)``.
     """
-    # a difference of two long sums: float32 would lose digits that the scan, which never forms them, keeps
-    exact = torch.float32 if dt.device.type == "mps" else torch.float64
-    total = dt.to(exact).cumsum(1)
+    total = _elapsed_since_start(dt)
     since = tokens_at(total, queries).transpose(1, 2)  # [b, h, q]
     between = (since[..., None] - total.transpose(1, 2)[:, :, None]).clamp(min=0)
     return between.to(dt.dtype), since.to(dt.dtype)
+
+
+def _elapsed_since_start(dt: Tensor) -> Tensor:
+    """Sum of the steps up to each token, like ``dt``, in float64 where there is such.
+
+    A difference of two long sums in float32 would lose digits that the scan, which never forms them, keeps.
+    """
+    return dt.to(torch.float32 if dt.device.type == "mps" else torch.float64).cumsum(1)

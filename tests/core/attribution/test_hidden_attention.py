@@ -114,6 +114,19 @@ def test_a_state_has_columns_of_its_own(kind, options, fold):
         assert found.state_matrix.abs().max() > 1e-6
 
 
+@pytest.mark.parametrize(("kind", "options"), [BLOCKS[0], BLOCKS[3], BLOCKS[11]])
+def test_long_rows_of_other_lengths_and_positions_in_any_order(kind, options):
+    block, x = make_block(kind, options), inputs(2, 90)
+    lengths = torch.tensor([90, 47])
+    y = block(x, lengths=lengths)[0].detach()
+    found = hidden_attention(block, x, lengths=lengths)
+    close(found.output(), y)
+    positions = torch.randperm(90)[:50].tolist()
+    some = hidden_attention(block, x, lengths=lengths, positions=positions)
+    close(some.output(), y[:, positions])
+    close(some.matrix, found.matrix[:, :, positions])
+
+
 @pytest.mark.parametrize(("kind", "options"), BLOCKS)
 @pytest.mark.parametrize("fold", [FOLDS[2], FOLDS[3]])
 def test_contributions_are_norms_of_the_parts_of_the_output(kind, options, fold):
