@@ -26,7 +26,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from mambakit.core.attribution.terms import Request, n_heads_of, terms_of, width_of
+from mambakit.core.attribution.of_block import n_heads_of, terms_of, width_of
+from mambakit.core.attribution.terms import Request
 from mambakit.core.blocks import Bidirectional, Block
 from mambakit.core.blocks.base import padding_mask
 from mambakit.core.state import State
@@ -134,8 +135,8 @@ class HiddenAttention:
         """
         if self._out_weight is None:
             raise ValueError(
-                "contributions: a gate stands between these matrices and the output; "
-                "ask for the matrices with fold_gate=True"
+                "contributions: a gate stands between these matrices and the output; ask for the matrices "
+                "with fold_gate=True (a gated merge of two directions cannot be folded in)"
             )
         weight = self._out_weight.to(self.matrix.dtype).T  # [units * p, m]
         values = self.values.transpose(1, 2)  # [b, l, u, p]

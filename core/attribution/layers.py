@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mambakit.core.attribution.hidden_attention import HiddenAttention, hidden_attention, indices
-from mambakit.core.attribution.terms import has_hidden_attention, n_heads_of, width_of
+from mambakit.core.attribution.of_block import has_hidden_attention, n_heads_of, width_of
 from mambakit.core.backbone import Backbone
 from mambakit.core.blocks import Block
 
@@ -30,29 +30,29 @@ def layer_inputs(
         layer's number and kind, ``"0 Mamba2"``.
 
     Raises:
-        ValueError: If the model does not run every block exactly once.
+        ValueError: If the model does not run every layer exactly once.
     """
-    seen: dict[str, dict[str, Any]] = {}
-    handles = []
-    for i, block in enumerate(backbone.blocks):
-        name = _layer_name(i, block)
+    calls: dict[int, list[dict[str, Any]]] = {id(block): [] for block in backbone.blocks}
 
-        def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], name: str = name) -> None:
-            if name in seen:
-                raise ValueError(f"model: it runs layer {name} more than once: which run is meant is unclear")
-            bound = _FORWARD.bind(module, *args, **kwargs)
-            bound.apply_defaults()
-            seen[name] = {key: bound.arguments[key] for key in ("x", "state", "seq_idx", "lengths")}
+    def keep(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        bound = _FORWARD.bind(block, *args, **kwargs)
+        bound.apply_defaults()
+        calls[id(block)].append({key: bound.arguments[key] for key in ("x", "state", "seq_idx", "lengths")})
 
-        handles.append(block.register_forward_pre_hook(keep, with_kwargs=True))
+    unique = {id(block): block for block in backbone.blocks}.values()  # one may be in several places
+    handles = [block.register_forward_pre_hook(keep, with_kwargs=True) for block in unique]
     try:
         model(*inputs, **options)
     finally:
         for handle in handles:
             handle.remove()
-    if len(seen) < len(backbone.blocks):
-        raise ValueError(f"model: it ran {len(seen)} of the backbone's {len(backbone.blocks)} layers")
-    return seen
+    n_calls = sum(map(len, calls.values()))
+    if n_calls != len(backbone.blocks):
+        raise ValueError(
+            f"model: expected it to run the backbone's {len(backbone.blocks)} layers once each, "
+            f"got {n_calls} runs of a layer"
+        )
+    return {_layer_name(i, block): calls[id(block)].pop(0) for i, block in enumerate(backbone.blocks)}
 
 
 def hidden_attention_of_layers(

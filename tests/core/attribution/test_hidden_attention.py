@@ -25,6 +25,7 @@ BLOCKS = [
     ("mamba1", {"d_state": 3}),
     ("mamba1", {"d_state": 1, "d_conv": 1, "dt_rank": 2, "bias": True, "dt_limit": (0.01, 0.3)}),
     ("mamba1", {"d_state": 2, "d_conv": 3, "conv_bias": False, "expand": 1.5}),
+    ("mamba1", {"d_state": 4, "inner_norm": "learned"}),
     ("mamba2", {"d_state": 4, "head_dim": 4}),
     ("mamba2", {"d_state": 3, "head_dim": 4, "n_groups": 2, "norm_before_gate": True}),
     ("mamba2", {"d_state": 3, "head_dim": 2, "n_groups": 4, "D_per_channel": True, "dt_limit": (0.01, 0.3)}),
@@ -32,10 +33,26 @@ BLOCKS = [
     ("mamba2", {"d_state": 2, "head_dim": 16, "d_conv": 1, "recompute": True}),
     ("attention", {"n_heads": 2}),
     ("attention", {"n_heads": 4, "n_kv_heads": 2, "rope": False, "bias": True}),
+    ("attention", {"n_heads": 2, "n_kv_heads": 1, "head_dim": 6, "scale": 0.7, "qk_norm": True, "window": 3}),
+    ("sliding_attention", {"n_heads": 4, "window": 12}),
+    ("conv_attention", {"n_heads": 2}),
     ("attention", {"n_heads": 2, "causal": False}),
+    ("sliding_attention", {"n_heads": 2, "window": 2, "causal": False}),
     ("bidirectional", {"inner": "mamba1", "inner_options": {"d_state": 2}}),
     ("bidirectional", {"inner": "mamba2", "inner_options": {"d_state": 2, "head_dim": 4}, "merge": "mean"}),
     ("bidirectional", {"inner": "attention", "inner_options": {"n_heads": 2}, "merge": "concat"}),
+    ("bidirectional", {"inner": "mamba1", "inner_options": {"d_state": 2}, "share": "all"}),
+    ("bidirectional", {"inner": "mamba1", "inner_options": {"d_state": 2}, "merge": "gated"}),
+]
+SOME = [
+    ("mamba1", {"d_state": 3}),
+    ("mamba2", {"d_state": 3, "head_dim": 4, "n_groups": 2}),
+    ("attention", {"n_heads": 4, "n_kv_heads": 2}),
+    ("bidirectional", {"inner": "mamba1", "inner_options": {"d_state": 2}}),
+]
+WINDOWS = [
+    ("attention", {"n_heads": 2, "n_kv_heads": 1, "window": 3}),
+    ("sliding_attention", {"n_heads": 2, "window": 5, "causal": False}),
 ]
 FOLDS = [
     {},
@@ -99,7 +116,10 @@ def test_padded_and_packed_rows(kind, options, fold):
     close(found.matrix[1:, :, 5:, 5:], hidden_attention(block, x[1:, 5:], **fold).matrix)
 
 
-@pytest.mark.parametrize(("kind", "options"), [case for case in BLOCKS if case[0] != "bidirectional"][:-1])
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [case for case in BLOCKS if case[0] != "bidirectional" and case[1].get("causal", True)],
+)
 @pytest.mark.parametrize("fold", FOLDS)
 def test_a_state_has_columns_of_its_own(kind, options, fold):
     block, x = make_block(kind, options), inputs(2, 7)
@@ -108,26 +128,30 @@ def test_a_state_has_columns_of_its_own(kind, options, fold):
     found = hidden_attention(block, x[:, 3:], state.detach(), **fold)
     close(found.output(), whole.output()[:, 3:])
     close(found.matrix, whole.matrix[:, :, 3:, 3:])
-    if kind == "attention":
+    if kind == "attention" and "window" not in options:
         close(found.state_matrix, whole.matrix[:, :, 3:, :3])
     else:
-        assert found.state_matrix.abs().max() > 1e-6
+        assert found.state_matrix.abs().max() > 1e-6  # of a window: the cached tokens in order, the last last
 
 
-@pytest.mark.parametrize(("kind", "options"), [BLOCKS[0], BLOCKS[3], BLOCKS[11]])
+@pytest.mark.parametrize(("kind", "options"), [*SOME, *WINDOWS])
 def test_long_rows_of_other_lengths_and_positions_in_any_order(kind, options):
     block, x = make_block(kind, options), inputs(2, 90)
     lengths = torch.tensor([90, 47])
     y = block(x, lengths=lengths)[0].detach()
     found = hidden_attention(block, x, lengths=lengths)
     close(found.output(), y)
-    positions = torch.randperm(90)[:50].tolist()
+    positions = torch.randperm(85)[:50].tolist()
     some = hidden_attention(block, x, lengths=lengths, positions=positions)
     close(some.output(), y[:, positions])
     close(some.matrix, found.matrix[:, :, positions])
+    if block.causal:
+        state = block(x[:, :5])[1].detach()
+        found = hidden_attention(block, x[:, 5:], state, positions=positions[:20])
+        close(found.output(), block(x)[0].detach()[:, 5:][:, positions[:20]])
 
 
-@pytest.mark.parametrize(("kind", "options"), BLOCKS)
+@pytest.mark.parametrize(("kind", "options"), [case for case in BLOCKS if case[1].get("merge") != "gated"])
 @pytest.mark.parametrize("fold", [FOLDS[2], FOLDS[3]])
 def test_contributions_are_norms_of_the_parts_of_the_output(kind, options, fold):
     """Each token's part, found by hiding all others' values."""
@@ -151,7 +175,7 @@ def test_from_a_state_comes_the_last_column_of_contributions():
     close(found.contributions()[..., 4], (found.output() - without.output()).norm(dim=-1))
 
 
-@pytest.mark.parametrize(("kind", "options"), [BLOCKS[0], BLOCKS[4], BLOCKS[9], BLOCKS[11]])
+@pytest.mark.parametrize(("kind", "options"), SOME)
 @pytest.mark.parametrize("fold", [FOLDS[0], FOLDS[3]])
 def test_some_heads_are_the_same_as_among_all(kind, options, fold):
     block, x = make_block(kind, options), inputs(2, 5)
@@ -215,6 +239,23 @@ def test_layers_of_a_model_are_seen_as_it_runs():
     only = hidden_attention_of_layers(model, ids, layers=[-1], hidden={"positions": [-1], "heads": [0]})
     assert list(only) == ["2 Attention"]
     assert only["2 Attention"].matrix.shape == (2, 1, 1, 6)
+
+
+def test_a_block_in_two_places_is_seen_in_each():
+    torch.manual_seed(0)
+    options = {"mamba2": {"head_dim": 4, "d_state": 2}}
+    model = Backbone(
+        BackboneConfig(d_model=WIDTH, layers=["mamba2@a", "mlp", "mamba2@a"], block_options=options)
+    )
+    model.double()
+    x = inputs(1, 5)
+    found = hidden_attention_of_layers(model, x)
+    assert list(found) == ["0 Mamba2", "2 Mamba2"]
+    close(found["0 Mamba2"].output(), model.blocks[0](model.norms[0](x))[0].detach())
+    assert (found["0 Mamba2"].matrix - found["2 Mamba2"].matrix).abs().max() > 1e-3
+    model.forward = lambda x: (Backbone.forward(model, x), Backbone.forward(model, x))
+    with pytest.raises(ValueError, match="run the backbone's 3 layers once each, got 6 runs"):
+        hidden_attention_of_layers(model, x)
 
 
 def test_rollout_multiplies_layers_and_keeps_the_residual():
@@ -286,6 +327,9 @@ def test_bad_input_is_named():
         hidden_attention(block, x, most_numbers=99)
     with pytest.raises(ValueError, match="fold_gate=True"):
         hidden_attention(block, x).contributions()
+    gated = make_block("bidirectional", {"inner": "attention", "merge": "gated"})
+    with pytest.raises(ValueError, match="a gated merge of two directions cannot be folded in"):
+        hidden_attention(gated, x, fold_gate=True).contributions()
     model = Backbone(BackboneConfig(d_model=WIDTH, layers=["mlp"])).double()
     with pytest.raises(ValueError, match="no layer has hidden attention; its blocks are MLP"):
         hidden_attention_of_layers(model, x)
