@@ -114,10 +114,30 @@ class Mamba1(Block):
         self, x: Tensor, state: State | None, seq_idx: Tensor | None, lengths: Tensor | None
     ) -> tuple[Tensor, State]:
         conv_state, ssm_state = (None, None) if state is None else (state["conv"], state["ssm"])
-        u, z = self.in_proj(x).chunk(2, dim=-1)  # [b, l, d]
-        inputs = u
+        u, z = self.project_in(x)
+        arguments, next_conv = self.scan_arguments(u, conv_state, seq_idx, lengths)
+        y, next_ssm = selective_scan(
+            **arguments, z=z, initial_state=ssm_state, seq_idx=seq_idx, return_final_state=True
+        )
+        return self.out_proj(y), State.of(conv=next_conv, ssm=next_ssm)
+
+    def project_in(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What is convolved and the gate z, both ``(batch, length, d_inner)``."""
+        u, z = self.in_proj(x).chunk(2, dim=-1)
+        return u, z
+
+    def scan_arguments(
+        self, inputs: Tensor, conv_state: Tensor | None, seq_idx: Tensor | None, lengths: Tensor | None
+    ) -> tuple[dict[str, Any], Tensor]:
+        """What ``selective_scan`` is called with, beside gate and state; and the convolution's next state.
+
+        Args:
+            inputs: What is convolved, ``(batch, length, d_inner)``.
+            conv_state: The convolution's state.
+            seq_idx, lengths: As in ``forward``.
+        """
         u, next_conv = causal_conv1d(
-            u,
+            inputs,
             self.conv_weight,
             self.conv_bias,
             activation="silu",
@@ -131,22 +151,18 @@ class Mamba1(Block):
         if lengths is not None:
             next_conv = last_inputs(inputs, conv_state, lengths, self.d_conv)
             dt = masked_dt(dt, self.dt_proj.bias, self.dt_limit, lengths)
-        y, next_ssm = selective_scan(
-            u,
-            dt,
-            -torch.exp(self.A_log),
-            B.unsqueeze(2),
-            C.unsqueeze(2),
-            D=self.D,
-            z=z,
-            dt_bias=None if padded else self.dt_proj.bias,
-            dt_softplus=not padded,
-            dt_limit=(0.0, math.inf) if padded else self.dt_limit,
-            initial_state=ssm_state,
-            seq_idx=seq_idx,
-            return_final_state=True,
-        )
-        return self.out_proj(y), State.of(conv=next_conv, ssm=next_ssm)
+        arguments = {
+            "x": u,
+            "dt": dt,
+            "A": -torch.exp(self.A_log),
+            "B": B.unsqueeze(2),
+            "C": C.unsqueeze(2),
+            "D": self.D,
+            "dt_bias": None if padded else self.dt_proj.bias,
+            "dt_softplus": not padded,
+            "dt_limit": (0.0, math.inf) if padded else self.dt_limit,
+        }
+        return arguments, next_conv
 
     def mix_step(self, x: Tensor, state: State, inplace: bool = False) -> tuple[Tensor, State]:
         # a module's attributes are slow to find

@@ -124,11 +124,11 @@ class Mamba2(Block):
         self, x: Tensor, state: State | None, seq_idx: Tensor | None, lengths: Tensor | None
     ) -> tuple[Tensor, State]:
         conv_state, ssm_state = (None, None) if state is None else (state["conv"], state["ssm"])
-        z, inputs, dt = self.in_proj(x).split(self._split_in, dim=-1)
+        z, inputs, dt = self.project_in(x)
         y, next_conv, next_ssm = self._keep_inputs_of(
             self._recurrence, inputs, dt, z, conv_state, ssm_state, seq_idx, lengths
         )
-        return self._keep_inputs_of(self._project, y, z), State.of(conv=next_conv, ssm=next_ssm)
+        return self._keep_inputs_of(self.project_out, y, z), State.of(conv=next_conv, ssm=next_ssm)
 
     def _keep_inputs_of(self, function: Callable[..., Any], *inputs: Tensor | None) -> Any:
         """``function(*inputs)``, all but its inputs forgotten until backward, with ``recompute``."""
@@ -149,6 +149,37 @@ class Mamba2(Block):
         lengths: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Convolution and state-space model: ``(y, next_conv, next_ssm)``."""
+        arguments, next_conv = self.scan_arguments(inputs, dt, conv_state, seq_idx, lengths)
+        y, next_ssm = ssd(
+            **arguments,
+            z=z.unflatten(-1, self._heads) if self.norm_weight is None else None,
+            initial_state=ssm_state,
+            seq_idx=seq_idx,
+            return_final_state=True,
+            chunk_size=self.chunk_size,
+        )
+        return y, next_conv, next_ssm
+
+    def project_in(self, x: Tensor) -> tuple[Tensor, ...]:
+        """The gate z ``(batch, length, d_inner)``, what is convolved (x, B and C), and dt of every head."""
+        return self.in_proj(x).split(self._split_in, dim=-1)
+
+    def scan_arguments(
+        self,
+        inputs: Tensor,
+        dt: Tensor,
+        conv_state: Tensor | None,
+        seq_idx: Tensor | None,
+        lengths: Tensor | None,
+    ) -> tuple[dict[str, Any], Tensor]:
+        """What ``ssd`` is called with, beside gate and state; and the convolution's next state.
+
+        Args:
+            inputs: What is convolved, ``(batch, length, d_inner + 2 * n_groups * d_state)``.
+            dt: ``(batch, length, n_heads)``, before bias and softplus.
+            conv_state: The convolution's state.
+            seq_idx, lengths: As in ``forward``.
+        """
         mixed, next_conv = causal_conv1d(
             inputs,
             self.conv_weight,
@@ -163,25 +194,21 @@ class Mamba2(Block):
         if lengths is not None:
             next_conv = last_inputs(inputs, conv_state, lengths, self.d_conv)
             dt = masked_dt(dt, self.dt_bias, self.dt_limit, lengths)
-        y, next_ssm = ssd(
-            u.unflatten(-1, self._heads),
-            dt,
-            -torch.exp(self.A_log),
-            B.unflatten(-1, self._groups),
-            C.unflatten(-1, self._groups),
-            D=self.D,
-            z=z.unflatten(-1, self._heads) if self.norm_weight is None else None,
-            dt_bias=None if padded else self.dt_bias,
-            dt_softplus=not padded,
-            dt_limit=(0.0, math.inf) if padded else self.dt_limit,
-            initial_state=ssm_state,
-            seq_idx=seq_idx,
-            return_final_state=True,
-            chunk_size=self.chunk_size,
-        )
-        return y, next_conv, next_ssm
+        arguments = {
+            "x": u.unflatten(-1, self._heads),
+            "dt": dt,
+            "A": -torch.exp(self.A_log),
+            "B": B.unflatten(-1, self._groups),
+            "C": C.unflatten(-1, self._groups),
+            "D": self.D,
+            "dt_bias": None if padded else self.dt_bias,
+            "dt_softplus": not padded,
+            "dt_limit": (0.0, math.inf) if padded else self.dt_limit,
+        }
+        return arguments, next_conv
 
-    def _project(self, y: Tensor, z: Tensor) -> Tensor:
+    def project_out(self, y: Tensor, z: Tensor) -> Tensor:
+        """The block's output of the scan's ``(batch, length, n_heads, head_dim)``: gate, norm, out_proj."""
         return self.out_proj(self._normalize(y.flatten(-2), z))
 
     def mix_step(self, x: Tensor, state: State, inplace: bool = False) -> tuple[Tensor, State]:

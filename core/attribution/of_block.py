@@ -1,0 +1,98 @@
+"""Which blocks have hidden attention, and the terms of each; both directions side by side."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from mambakit.core.attribution.mamba import mamba_terms
+from mambakit.core.attribution.matrices import tokens_at
+from mambakit.core.attribution.softmax import attention_terms
+from mambakit.core.attribution.terms import Request, Terms
+from mambakit.core.blocks import Attention, Bidirectional, Block, Mamba1, Mamba2
+from mambakit.core.blocks.ragged import reversal_index, take
+
+
+def n_heads_of(block: nn.Module) -> int:
+    """Heads that have a matrix each: Mamba-1's are its channels; of both directions, those of one.
+
+    Raises:
+        ValueError: If the block mixes no tokens by such matrices.
+    """
+    if isinstance(block, Bidirectional):
+        return n_heads_of(block.ahead)
+    if isinstance(block, Mamba1):
+        return block.d_inner
+    if isinstance(block, (Mamba2, Attention)):
+        return block.n_heads
+    raise ValueError(
+        f"block: {type(block).__name__} has no hidden attention; "
+        "Mamba1, Mamba2, Attention and Bidirectional over these have"
+    )
+
+
+def has_hidden_attention(block: nn.Module) -> bool:
+    """Whether ``hidden_attention`` takes the block."""
+    if isinstance(block, Bidirectional):
+        return has_hidden_attention(block.ahead)
+    return isinstance(block, (Mamba1, Mamba2, Attention))
+
+
+def width_of(block: nn.Module) -> int:
+    """Matrices that a head becomes where each of its channels needs one."""
+    if isinstance(block, Bidirectional):
+        return 2 * width_of(block.ahead)
+    return block.head_dim if isinstance(block, Mamba2) else 1
+
+
+def terms_of(block: Block, request: Request) -> Terms:
+    """Take apart what ``block`` does; the block is one that ``n_heads_of`` knows."""
+    if isinstance(block, Bidirectional):
+        return _both_directions(block, request)
+    if isinstance(block, Attention):
+        return attention_terms(block, request)
+    assert isinstance(block, (Mamba1, Mamba2))
+    return mamba_terms(block, request)
+
+
+def _both_directions(block: Bidirectional, request: Request) -> Terms:
+    index = reversal_index(request.x, request.seq_idx, request.lengths)
+    if index is None:
+        length = request.x.shape[1]
+        index = torch.arange(length - 1, -1, -1, device=request.x.device).expand(len(request.x), -1)
+    ahead = terms_of(block.ahead, request)
+    reverse = Request(
+        take(request.x, index),
+        None,
+        request.seq_idx,
+        request.lengths,
+        index.gather(1, request.queries),
+        request.heads,
+        request.fold_convolution,
+        request.fold_gate,
+    )
+    back = terms_of(block.ahead if block.back is None else block.back, reverse)
+    columns = index[:, None, None]
+    units = ahead.matrix.shape[1]
+    beside = ahead.beside
+    if beside is not None:
+        assert back.beside is not None
+        beside = torch.cat([beside, back.beside], dim=1)
+    out_weight = None
+    if ahead.out_weight is not None and back.out_weight is not None and block.merge.gate_proj is None:
+        nothing = torch.zeros_like(ahead.out_weight.T)
+        both = [ahead.out_weight.T, nothing], [nothing, back.out_weight.T]
+        out_weight = torch.cat([block.merge(nothing, parts) for parts in both]).T
+    x = tokens_at(request.x, request.queries)
+    return Terms(
+        torch.cat([ahead.matrix, back.matrix.gather(3, columns.expand_as(back.matrix))], dim=1),
+        torch.cat(
+            [ahead.values, back.values.gather(2, index[:, None, :, None].expand_as(back.values))], dim=1
+        ),
+        None,
+        None,
+        beside,
+        lambda y: block.merge(x, [ahead.finish(y[:, :, :units]), back.finish(y[:, :, units:])]),
+        out_weight,
+        [f"ahead {name}" for name in ahead.names] + [f"back {name}" for name in back.names],
+    )
