@@ -59,6 +59,8 @@ def train(kind: str, documents: list[Tensor], n_ids: int, steps: int, seed: int)
     model = LanguageModel(LanguageModelConfig(n_ids, config))
     made = configure_optimizer(model, TrainConfig(lr=4e-3), steps)
     optimizer, scheduler = made["optimizer"], made["lr_scheduler"]["scheduler"]
+    if "attention" in layers:  # its cache holds the whole document, so that long ones would take the memory
+        documents = [part for document in documents for part in document.split(1024)]
     streams = DocumentStreams(documents, n_streams=16, piece_length=128, seed=seed)
     state, done = None, 0
     while done < steps:

@@ -104,7 +104,9 @@ class Block(nn.Module):
         sequence at zero. That reads ``seq_idx`` back from a GPU, and breaks a compiled graph.
         """
         shapes = self.state_shapes()
-        wanted = {name: [size or 0 for size in shapes[name]] for name in self.learnable_state}
+        wanted = {
+            name: [size or 0 for size in shapes[name]] for name in self.learnable_state if name in shapes
+        }
         device, dtype = self._place(None, None)
         starts = {
             name: nn.Parameter(torch.zeros(sizes, device=device, dtype=dtype))

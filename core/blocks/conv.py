@@ -36,6 +36,8 @@ class ConvModule(Block):
         ValueError: On a size below 1, an even width that is not causal, or another norm.
     """
 
+    learnable_state = ("conv",)
+
     def __init__(
         self,
         *,

@@ -56,6 +56,8 @@ class DocumentStreams(IterableDataset[Piece]):
     ended. So does one that was broken off, or a new object after ``load_state_dict``. Documents that
     share the end of one order and the start of the next can come twice in an epoch, or not.
 
+    An attention's cache holds its whole document: split long ones (``Tensor.split``) for a hybrid.
+
     Hand it to a loop or to Lightning's trainer as it is: a piece costs next to nothing. A ``DataLoader``
     needs ``batch_size=None`` and one worker at most.
 

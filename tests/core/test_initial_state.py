@@ -23,11 +23,15 @@ OPTIONS = {
     "mamba1": {"d_state": 4},
     "mamba2": {"head_dim": 8, "d_state": 4},
     "attention": {"n_heads": 2},
+    "sliding_attention": {"n_heads": 2, "window": 3},
+    "conv": {"width": 3},
+    "zamba": {"n_heads": 2, "d_hidden": 8, "inner_options": {"d_state": 4}},
 }
 STACKS = {
     "mamba1": (["mamba1"], False),
     "mamba2": (["mamba2"], False),
     "hybrid": (["mamba1", "mlp", "attention", "mamba2"], False),
+    "mixed": (["zamba@a", "conv", "sliding_attention", "conv_attention", "zamba@a"], False),
     "both-ways": (["mamba2", "attention", "mamba1"], True),
 }
 STREAMING = [name for name, (_, both_ways) in STACKS.items() if not both_ways]
@@ -35,7 +39,8 @@ STREAMING = [name for name, (_, both_ways) in STACKS.items() if not both_ways]
 
 def config(name: str, *, learned: bool = True) -> BackboneConfig:
     layers, both_ways = STACKS[name]
-    options = {kind: OPTIONS[kind] for kind in layers if kind in OPTIONS}
+    kinds = [layer.partition("@")[0] for layer in layers]
+    options = {kind: OPTIONS[kind] for kind in kinds if kind in OPTIONS}
     return BackboneConfig(
         D_MODEL, layers, block_options=options, bidirectional=both_ways, learn_initial_state=learned
     )
@@ -204,7 +209,7 @@ def test_saved_and_loaded_with_the_model(tmp_path) -> None:
 def test_what_it_costs() -> None:
     """One row's state in parameters, and no weight decay towards zero."""
     module = Backbone(config("hybrid"))
-    ours = sum(p.numel() for p in starts(module).values())
+    ours = sum(p.numel() for p in starts(module).values())  # the cache is empty
     assert ours == sum(t.numel() for _, t in module.init_state(1).tensors())
     kept = parameter_groups(module, 0.1)[1]["params"]
     assert all(any(p is other for other in kept) for p in starts(module).values())

@@ -31,6 +31,11 @@ def documents(lengths: list[int]) -> list[Tensor]:
 def model(*layers: str, learned: bool = False) -> LanguageModel:
     torch.manual_seed(0)
     options = {"mamba2": {"head_dim": 4, "d_state": 4}, "attention": {"n_heads": 2}, "mamba1": {"d_state": 4}}
+    options |= {
+        "conv_attention": {"n_heads": 2},
+        "sliding_attention": {"n_heads": 2, "window": 3},
+        "zamba": {"n_heads": 2, "inner_options": {"d_state": 4}},
+    }
     config = BackboneConfig(
         8, list(layers), block_options={kind: options[kind] for kind in layers}, learn_initial_state=learned
     )
@@ -213,7 +218,12 @@ def run(module: LanguageModel, *, detach: bool) -> tuple[Tensor, dict[tuple[int,
     return total, found
 
 
-LAYERS = [(["mamba2"], True), (["mamba1", "attention", "mamba2"], True), (["mamba2", "attention"], False)]
+LAYERS = [
+    (["conv_attention", "sliding_attention", "zamba"], True),
+    (["mamba2"], True),
+    (["mamba1", "attention", "mamba2"], True),
+    (["mamba2", "attention"], False),
+]
 
 
 @pytest.mark.parametrize(("layers", "learned"), LAYERS, ids=str)
