@@ -259,6 +259,18 @@ def test_options_of_other_types(limit: Any, triton_device: str) -> None:
     same(fresh(case.forward, inputs, dt_limit=limit), outputs)
 
 
+@pytest.mark.parametrize(("name", "known", "equal"), [("ssd", 1, True), ("ssd_core", 16, 16.0)])
+def test_an_option_that_equals_a_known_one_is_checked(
+    name: str, known: int, equal: object, triton_device: str
+) -> None:
+    case = CASES[name]
+    inputs = case.inputs(0, triton_device)
+    for _ in range(2):  # the second is recorded
+        case.forward(inputs, chunk_size=known)
+    with pytest.raises(TypeError, match="chunk_size: expected an int or None"):
+        case.forward(inputs, chunk_size=equal)
+
+
 @QUICK
 def test_recordings_are_bounded(case: Case, triton_device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recording, "MOST_RECORDINGS", 2)
