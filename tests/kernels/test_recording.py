@@ -166,12 +166,13 @@ def test_an_object_twice_is_two_arguments(case: Case, triton_device: str) -> Non
 
 
 def views_of_one_storage(case: Case, seed: int, start: int, device: str) -> Inputs:
-    """Parts of a projection's output, ``start`` numbers into each row."""
+    """Parts of a projection's output, ``start`` numbers into each row: strides are alike for all, up to 8."""
     inputs = case.inputs(seed, device)
     parts = [inputs[name].flatten(2) for name in case.split]
-    pad = torch.full((*parts[0].shape[:2], start), float("nan"), device=device)
-    whole = torch.cat([pad, *parts], -1)
-    views = whole[..., start:].split([p.shape[-1] for p in parts], -1)
+    rows = parts[0].shape[:2]
+    before, after = (torch.full((*rows, n), float("nan"), device=device) for n in (start, 8 - start))
+    whole = torch.cat([before, *parts, after], -1)
+    views = whole.split([start, *(p.shape[-1] for p in parts), 8 - start], -1)[1:-1]
     for name, v in zip(case.split, views, strict=True):
         inputs[name] = v.unflatten(-1, inputs[name].shape[2:])
     return inputs
