@@ -43,8 +43,9 @@ demo: $(READY)
 		--output $(DEMO)/forecast.csv --plot $(DEMO)/forecast.png
 	@echo "report: $(abspath $(DEMO))/timeseries/report.html"
 
+# a file goes to one worker, so that what its tests share is made once
 test: $(READY)
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile
 
 lint: $(READY)
 	$(BIN)/ruff check .

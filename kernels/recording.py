@@ -238,7 +238,8 @@ _all: list[Recordings] = []
 
 def _make_of(tensors: Tensors, options: Options) -> tuple[Hashable, list[int | None], bool] | None:
     """What a call depends on but for the numbers; the addresses; whether autograd wants to hear of it."""
-    key: list[Hashable] = [options]
+    # the types too, for True is 1 and 2.0 is 2, but not where options are checked
+    key: list[Hashable] = [options, *map(type, options)]
     addresses: list[int | None] = []
     grad = torch.is_grad_enabled()
     needs_grad = False

@@ -1,13 +1,21 @@
-"""Where there is no GPU, Triton's kernels run in its interpreter.
+"""Without a GPU, Triton's kernels run in its interpreter; torch shares the cores with other workers.
 
-Triton reads the variable as it meets the first kernel, so it is set before any test module is imported.
+Triton reads its variable as it meets the first kernel, OpenMP its own as torch loads: both are set before any
+test module is imported. OpenMP's threads wait by spinning: workers with a thread for every core each would
+stand in each other's way for minutes.
 """
 
 from __future__ import annotations
 
 import os
 
-import torch
+workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+if workers > 1:
+    affinity = getattr(os, "sched_getaffinity", None)
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // workers)))
+
+import torch  # noqa: E402
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")

@@ -101,24 +101,26 @@ def test_matches_reference(
     check_against_reference(inputs, "silu" if options else None)
 
 
-@pytest.mark.parametrize("packed", [False, True], ids=["rows", "packed"])
-@pytest.mark.parametrize("options", [False, True], ids=["bare", "options"])
+OPTIONS_AND_PACKED = [(False, False), (False, True), (True, False), (True, True)]
+
+
 @pytest.mark.parametrize(
-    ("shape", "dtype"),
+    ("shape", "dtype", "options", "packed"),
     [
-        ((2, 0, 4, 3), torch.float32),
-        ((0, 4, 3, 2), torch.float32),
-        ((1, 1, 1, 1), torch.float32),
-        ((2, 2, 17, 5), torch.float32),
-        # several runs and blocks of channels, ragged
-        ((2, 35, 16, 4), torch.float16),
-        ((1, 50, 264, 3), torch.float32),
-        pytest.param((2, 1000, 264, 4), torch.float32, marks=pytest.mark.gpu),
-        pytest.param((2, 4097, 520, 4), torch.bfloat16, marks=pytest.mark.gpu),
-        pytest.param((3, 257, 130, 2), torch.bfloat16, marks=pytest.mark.gpu),
+        *((shape, torch.float32, *kind) for shape in [(2, 0, 4, 3), (0, 4, 3, 2), (1, 1, 1, 1), (2, 2, 17, 5)]
+          for kind in OPTIONS_AND_PACKED),
+        # several runs and blocks of channels, ragged: each of the four once
+        ((2, 35, 16, 4), torch.float16, False, False),
+        ((2, 35, 16, 4), torch.float16, True, True),
+        ((1, 35, 264, 3), torch.float32, False, True),
+        ((1, 35, 264, 3), torch.float32, True, False),
+        *(pytest.param(*at, *kind, marks=pytest.mark.gpu)
+          for at in [((2, 1000, 264, 4), torch.float32), ((2, 4097, 520, 4), torch.bfloat16),
+                     ((3, 257, 130, 2), torch.bfloat16)]
+          for kind in OPTIONS_AND_PACKED),
     ],
     ids=str,
-)
+)  # fmt: skip
 def test_triton_matches_reference(
     shape: tuple[int, ...], dtype: torch.dtype, options: bool, packed: bool, triton_device: str
 ) -> None:

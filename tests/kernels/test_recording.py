@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -13,19 +14,15 @@ from torch import Tensor
 
 pytest.importorskip("triton")
 
-from triton.runtime.errors import OutOfResources
-
 from mambakit.kernels import causal_conv1d, gated_rms_norm, recording, selective_scan, ssd, ssd_core
-from mambakit.kernels.recording import Recordings, forget_recordings
-from mambakit.kernels.tape import Tape
-from mambakit.kernels.tuning import first_that_fits
+from mambakit.kernels.recording import forget_recordings
 
 Inputs = dict[str, Tensor]
 PACKAGES = ("ssd", "selective_scan", "causal_conv1d", "gated_rms_norm")
 GPU = {name: importlib.import_module(f"mambakit.kernels.{name}.gpu") for name in PACKAGES}
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Case:
     """An op, the shapes of its arguments, those among them that may be left out, and options."""
 
@@ -57,14 +54,15 @@ class Case:
         grads = torch.autograd.grad(outs, wanted, weights)
         return [*(v.detach() for v in outs), *grads]
 
-    def forward(self, inputs: Inputs, **options: Any) -> list[Tensor]:
-        out = self.op(**inputs, **self.options | options, backend="triton")
+    def forward(self, inputs: Inputs, *, backend: str = "triton", **options: Any) -> list[Tensor]:
+        out = self.op(**inputs, **self.options | options, backend=backend)
         return list(out) if isinstance(out, tuple) else [out]
 
 
-HEADS = {"x": (1, 17, 2, 3), "dt": (1, 17, 2), "A": (2,), "B": (1, 17, 1, 5), "C": (1, 17, 1, 5)}
-HEAD_OPTIONS = {"D": (2,), "z": (1, 17, 2, 3), "dt_bias": (2,), "initial_state": (1, 2, 3, 5)}
-CORE = {"x": (1, 17, 2, 3), "log_decay": (1, 17, 2), "scale": (1, 17, 2)}
+# two chunks of a head; in CORE, whose launchers are the same, one chunk of two heads
+HEADS = {"x": (1, 17, 1, 3), "dt": (1, 17, 1), "A": (1,), "B": (1, 17, 1, 5), "C": (1, 17, 1, 5)}
+HEAD_OPTIONS = {"D": (1,), "z": (1, 17, 1, 3), "dt_bias": (1,), "initial_state": (1, 1, 3, 5)}
+CORE = {"x": (1, 9, 2, 3), "log_decay": (1, 9, 2), "scale": (1, 9, 2), "B": (1, 9, 1, 5), "C": (1, 9, 1, 5)}
 SCAN = {"x": (1, 6, 3), "dt": (1, 6, 3), "A": (3, 2), "B": (1, 6, 1, 2), "C": (1, 6, 1, 2)}
 SCAN_OPTIONS = {"D": (3,), "z": (1, 6, 3), "dt_bias": (3,), "initial_state": (1, 3, 2)}
 CONV = {"x": (1, 9, 6), "weight": (6, 3)}
@@ -74,8 +72,8 @@ CASES = {
         {"dt_softplus": True, "return_final_state": True, "chunk_size": 16}, ("x", "B", "C", "z"),
     ),
     "ssd_core": Case(
-        ssd_core, "ssd", CORE | {k: HEADS[k] for k in ("B", "C")} | {"initial_state": (1, 2, 3, 5)},
-        ("initial_state",), {"return_final_state": True, "chunk_size": 16}, ("x", "B", "C"),
+        ssd_core, "ssd", CORE | {"initial_state": (1, 2, 3, 5)}, ("initial_state",),
+        {"return_final_state": True, "chunk_size": 16}, ("x", "B", "C"),
     ),
     "selective_scan": Case(
         selective_scan, "selective_scan", SCAN | SCAN_OPTIONS | {"seq_idx": (1, 6)},
@@ -92,6 +90,10 @@ CASES = {
     ),
 }  # fmt: skip
 ALL = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+# what no op adds to is shown on those that the interpreter is quick with
+QUICK = pytest.mark.parametrize(
+    "case", [CASES[name] for name in ("causal_conv1d", "gated_rms_norm")], ids=("conv", "norm")
+)
 
 
 def same(actual: list[Tensor], expected: list[Tensor]) -> None:
@@ -102,6 +104,14 @@ def same(actual: list[Tensor], expected: list[Tensor]) -> None:
 def fresh(run: Callable[..., list[Tensor]], *args: Any, **options: Any) -> list[Tensor]:
     forget_recordings()
     return run(*args, **options)
+
+
+@functools.cache
+def launched(case: Case, seed: int, device: str) -> list[Tensor]:
+    """What the launchers themselves make of ``case.inputs(seed)``; nothing is recorded."""
+    results = fresh(case.run, case.inputs(seed, device))
+    forget_recordings()
+    return results
 
 
 @pytest.fixture
@@ -120,7 +130,7 @@ def launchers_rest(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
 
 def variants(case: Case) -> Iterator[Inputs]:
     """All optional arguments, none, and every other one, with other numbers each time."""
-    left_out: list[tuple[str, ...]] = [(), case.optional, case.optional[::2]]
+    left_out = dict.fromkeys([(), case.optional, case.optional[::2]])
     for seed, without in enumerate(left_out):
         yield {k: v for k, v in case.inputs(seed, "cpu").items() if k not in without}
 
@@ -130,17 +140,15 @@ def test_later_calls_equal_the_first(
     case: Case, triton_device: str, launchers_rest: Callable[[str], None]
 ) -> None:
     runs = [{k: v.to(triton_device) for k, v in inputs.items()} for inputs in variants(case)]
-    expected = [fresh(case.run, inputs) for inputs in runs]
-    plain = [fresh(case.forward, inputs) for inputs in runs]
-    for inputs in runs:  # other numbers than later
+    expected = [(case.forward(inputs), case.run(inputs)) for inputs in runs]
+    for inputs in runs:  # recorded with other numbers than later
         others = {k: v if k == "seq_idx" else v * 0.5 for k, v in inputs.items()}
-        for run in (case.run, case.run, case.forward, case.forward):
-            run(others)
+        case.forward(others)
+        case.run(others)
     launchers_rest(case.package)
-    for inputs, want, want_plain in zip(runs, expected, plain, strict=True):
-        same(case.run(inputs), want)
-        same(case.forward(inputs), want_plain)
-        same(case.run(inputs), want)
+    for inputs, (plain, with_gradients) in zip(runs, expected, strict=True):
+        same(case.forward(inputs), plain)
+        same(case.run(inputs), with_gradients)
 
 
 @ALL
@@ -157,23 +165,30 @@ def test_an_object_twice_is_two_arguments(case: Case, triton_device: str) -> Non
     same(case.forward(inputs | {names[1]: inputs[names[0]]}), twice)
 
 
+def views_of_one_storage(case: Case, seed: int, start: int, device: str) -> Inputs:
+    """Parts of a projection's output, ``start`` numbers into each row: strides are alike for all, up to 8."""
+    inputs = case.inputs(seed, device)
+    parts = [inputs[name].flatten(2) for name in case.split]
+    rows = parts[0].shape[:2]
+    before, after = (torch.full((*rows, n), float("nan"), device=device) for n in (start, 8 - start))
+    whole = torch.cat([before, *parts, after], -1)
+    views = whole.split([start, *(p.shape[-1] for p in parts), 8 - start], -1)[1:-1]
+    for name, v in zip(case.split, views, strict=True):
+        inputs[name] = v.unflatten(-1, inputs[name].shape[2:])
+    return inputs
+
+
 @ALL
-@pytest.mark.parametrize("start", [0, 3, 8])
-def test_views_of_one_storage(case: Case, start: int, triton_device: str) -> None:
-    """Parts of a projection's output, at aligned and unaligned addresses, after contiguous arguments."""
-    expected = []
-    for seed in range(2):
-        inputs = case.inputs(seed, triton_device)
-        expected.append(fresh(case.run, inputs))
+def test_views_between_contiguous_arguments(case: Case, triton_device: str) -> None:
+    """At aligned and unaligned addresses: makes of their own, none taken for another."""
+    expected = [launched(case, seed, triton_device) for seed in range(2)]
     for seed in (0, 1, 0):
-        inputs = case.inputs(seed, triton_device)
-        parts = [inputs[name].flatten(2) for name in case.split]
-        pad = torch.full((*parts[0].shape[:2], start), float("nan"), device=triton_device)
-        whole = torch.cat([pad, *parts], -1)
-        views = whole[..., start:].split([p.shape[-1] for p in parts], -1)
-        for name, v in zip(case.split, views, strict=True):
-            inputs[name] = v.unflatten(-1, inputs[name].shape[2:])
-        same(case.run(inputs), expected[seed])
+        for start in (None, 3, 8):
+            if start is None:
+                inputs = case.inputs(seed, triton_device)
+            else:
+                inputs = views_of_one_storage(case, seed, start, triton_device)
+            same(case.run(inputs), expected[seed])
     for which in ("_forward", "_backward"):  # none was given up
         assert recording._NEVER not in getattr(GPU[case.package], which)._kept.values()
 
@@ -181,7 +196,7 @@ def test_views_of_one_storage(case: Case, start: int, triton_device: str) -> Non
 @ALL
 def test_layouts_that_are_copied(case: Case, triton_device: str) -> None:
     inputs = case.inputs(0, triton_device)
-    expected = fresh(case.run, inputs)
+    expected = launched(case, 0, triton_device)
     for _ in range(3):
         strided = {k: torch.stack([v, v], -1)[..., 0] for k, v in inputs.items()}
         same(case.run(strided), expected)
@@ -204,11 +219,11 @@ def test_gradients_in_other_layouts(case: Case, triton_device: str) -> None:
 @ALL
 def test_a_make_that_another_backend_saw_first(case: Case, triton_device: str) -> None:
     inputs = case.inputs(0, triton_device)
-    reference = case.run(inputs, backend="reference")
+    reference = case.forward(inputs, backend="reference")
     for _ in range(3):
-        for a, e in zip(case.run(inputs), reference, strict=True):
+        for a, e in zip(case.forward(inputs), reference, strict=True):
             torch.testing.assert_close(a, e, rtol=1e-3, atol=1e-3)
-    same(case.run(inputs, backend="reference"), reference)
+    same(case.forward(inputs, backend="reference"), reference)
 
 
 @ALL
@@ -238,12 +253,26 @@ def test_options_of_other_types(limit: Any, triton_device: str) -> None:
     case = CASES["ssd"]
     inputs = case.inputs(0, triton_device)
     expected = case.run(inputs, dt_limit=(0.0, 1.0))
+    outputs = expected[:2]
     for _ in range(3):
-        same(case.run(inputs, dt_limit=limit), expected)
-    same(fresh(case.run, inputs, dt_limit=limit), expected)
+        same(case.forward(inputs, dt_limit=limit), outputs)
+    same(case.run(inputs, dt_limit=limit), expected)
+    same(fresh(case.forward, inputs, dt_limit=limit), outputs)
 
 
-@ALL
+@pytest.mark.parametrize(("name", "known", "equal"), [("ssd", 1, True), ("ssd_core", 16, 16.0)])
+def test_an_option_that_equals_a_known_one_is_checked(
+    name: str, known: int, equal: object, triton_device: str
+) -> None:
+    case = CASES[name]
+    inputs = case.inputs(0, triton_device)
+    for _ in range(2):  # the second is recorded
+        case.forward(inputs, chunk_size=known)
+    with pytest.raises(TypeError, match="chunk_size: expected an int or None"):
+        case.forward(inputs, chunk_size=equal)
+
+
+@QUICK
 def test_recordings_are_bounded(case: Case, triton_device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recording, "MOST_RECORDINGS", 2)
     inputs = case.inputs(0, triton_device)
@@ -298,108 +327,3 @@ def test_runs_on_the_current_stream(case: Case) -> None:
         got = case.run(late)
     torch.cuda.synchronize()
     same(got, expected)
-
-
-class Compiled:
-    """Stands for what Triton returns from a launch on a GPU; notes what it is started with."""
-
-    function, packed_metadata = "function", "metadata"
-
-    def __init__(self) -> None:
-        self.runs: list[tuple[Any, ...]] = []
-
-    def run(self, *args: Any) -> None:
-        self.runs.append(args)
-
-
-class Kernel:
-    arg_names = ("out", "x", "part", "size", "work", "SIZE", "SCALE")
-
-    def __init__(self, needs: int = 0) -> None:
-        self.compiled, self.needs = Compiled(), needs
-
-    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., Compiled]:
-        def start(*args: Any, **named: Any) -> Compiled:
-            if named.get("num_warps", 0) < self.needs:
-                raise OutOfResources(2, 1, "warps")
-            return self.compiled
-
-        return start
-
-
-def launch_parts(
-    kernel: Kernel, tape: Tape, x: Tensor, num_warps: int, size: int = 7
-) -> tuple[Tensor | None, ...]:
-    unused, work, out = (tape.empty((n,), torch.float32, x.device) for n in (3, 5, size))
-    tape.launch(kernel, (4,), out, x, work[2:], 9, None, SCALE=0.5, SIZE=8, num_warps=num_warps)
-    tape.launch(kernel, (2, 3), unused, x, out[1:], 9, work, 8, 0.25, num_warps=num_warps)
-    return out, None
-
-
-@pytest.mark.parametrize("size", [6, 7], ids=["like an argument", "unlike"])
-def test_what_compiled_kernels_get(size: int) -> None:
-    kernel = Kernel()
-    recordings = Recordings(lambda tape, tensors, _: launch_parts(kernel, tape, tensors[0], 4, size))
-    assert recordings.find((torch.zeros(6),), ()) is None
-    recordings.run((torch.zeros(6),), ())
-    assert recordings.find((torch.zeros(6),), ()) is None
-    recordings.run((torch.zeros(6),), ())
-    x = torch.ones(6)
-    out, nothing = recordings.run((x,), ())
-    assert nothing is None
-    assert out is not None
-    assert out.shape == (size,)
-    first, second = kernel.compiled.runs
-    assert first[:9] == (4, 1, 1, 0, "function", "metadata", None, None, None)
-    assert second[:9] == (2, 3, 1, 0, "function", "metadata", None, None, None)
-    work, unused = second[9 + 4], second[9]
-    assert first[9:] == (out.data_ptr(), x.data_ptr(), work + 8, 9, None, 8, 0.5)
-    assert second[9:] == (unused, x.data_ptr(), out.data_ptr() + 4, 9, work, 8, 0.25)
-    assert abs(work - unused) >= 20
-    assert (work - unused) % 512 == 0
-
-
-def test_an_attempt_that_does_not_fit_leaves_nothing() -> None:
-    kernel = Kernel(needs=8)
-
-    def launcher(tape: Tape, tensors: tuple[Any, ...], _: Any) -> tuple[Tensor | None, ...]:
-        def attempt(num_warps: int) -> tuple[Tensor | None, ...]:
-            tape.restart()
-            return launch_parts(kernel, tape, tensors[0], num_warps)
-
-        return first_that_fits("test_recording", (4, 8), attempt)
-
-    recordings = Recordings(launcher)
-    for _ in range(3):
-        recordings.run((torch.zeros(6),), ())
-    assert len(kernel.compiled.runs) == 2
-
-
-def test_a_copy_is_not_recorded() -> None:
-    kernel = Kernel()
-    launched = []
-
-    def launcher(tape: Tape, tensors: tuple[Any, ...], _: Any) -> tuple[Tensor | None, ...]:
-        launched.append(1)
-        return launch_parts(kernel, tape, tensors[0].clone(), 4)
-
-    recordings = Recordings(launcher)
-    for _ in range(4):
-        recordings.run((torch.zeros(6),), ())
-    assert len(launched) == 4
-    assert not kernel.compiled.runs
-
-
-def test_a_profiler_hears_of_launches(monkeypatch: pytest.MonkeyPatch) -> None:
-    kernel = Kernel()
-    recordings = Recordings(lambda tape, tensors, _: launch_parts(kernel, tape, tensors[0], 4))
-    for _ in range(2):
-        recordings.run((torch.zeros(6),), ())
-    through = []
-    monkeypatch.setattr(
-        Compiled, "__getitem__", lambda self, grid: lambda *args: through.append(grid), raising=False
-    )
-    monkeypatch.setattr(recording.knobs.runtime, "launch_enter_hook", lambda metadata: None)
-    recordings.run((torch.zeros(6),), ())
-    assert through == [(4, 1, 1), (2, 3, 1)]
-    assert not kernel.compiled.runs
