@@ -54,13 +54,13 @@ class HubModel(PyTorchModelHubMixin, library_name="mambakit", model_card_templat
 
     What was calibrated on the finished model is saved and loaded with it: ``model.calibrators["interval"] =
     SplitConformal().fit(...)``. A subclass that keeps more beside the weights (a tokenizer) overrides
-    ``save_extra`` and ``load_extra``. Where the constructor takes ``config``, only that is saved: hand further
-    arguments to ``from_pretrained`` again.
+    ``save_extra`` and ``load_extra``. Where the constructor takes ``config``, only that is saved: hand
+    further arguments to ``from_pretrained`` again.
     """
 
     @property
     def calibrators(self) -> dict[str, Any]:
-        """Fitted calibrators by name, see ``mambakit.core.calibration``; fit them again after more training."""
+        """Fitted calibrators by name, see ``core.calibration``; fit them again after more training."""
         held: dict[str, Any] = self.__dict__.setdefault("_calibrators", {})
         return held
 

@@ -64,8 +64,8 @@ def _from_learned_start(block: Block, request: Request) -> Request:
         return request
     if request.seq_idx is not None:
         raise ValueError(
-            f"seq_idx: this {type(block).__name__} begins every packed sequence from a learned state, and its "
-            "matrices know one state a row; give each sequence a row of its own, with lengths="
+            f"seq_idx: this {type(block).__name__} begins every packed sequence from a learned state, and "
+            "its matrices know one state a row; give each sequence a row of its own, with lengths="
         )
     if request.state is not None:
         return request

@@ -65,8 +65,10 @@ def test_the_learned_start_has_the_columns_of_a_state(kind, options, fold):
 def test_packed_rows_are_refused(kind, options):
     seq_idx = torch.tensor([[0, 0, 1, 1]], dtype=torch.int32)
     for heads in (None, [0]):
-        with pytest.raises(ValueError, match="every packed sequence from a learned state.*with lengths="):
-            hidden_attention(make(kind, options), torch.randn(1, 4, WIDTH).double(), None, seq_idx, heads=heads)
+        with pytest.raises(ValueError, match=r"every packed sequence from a learned state.*with lengths="):
+            hidden_attention(
+                make(kind, options), torch.randn(1, 4, WIDTH).double(), None, seq_idx, heads=heads
+            )
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])
