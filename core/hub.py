@@ -15,6 +15,7 @@ import hashlib
 import inspect
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self, cast, get_type_hints
 
@@ -24,6 +25,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_model
 from torch import Tensor, nn
 
+from mambakit.core.calibration.files import JSON_FILE as CALIBRATION_FILE
+from mambakit.core.calibration.files import Calibrator, load_calibration, save_calibration
 from mambakit.core.errors import DataError
 from mambakit.core.folders import listing, read_json_object, replaced, some
 from mambakit.core.from_json import from_json
@@ -49,10 +52,21 @@ class HubModel(PyTorchModelHubMixin, library_name="mambakit", model_card_templat
     isn't there is an error and no network call, a save that is killed leaves the old model, no pickle
     is read, and dataclasses inside dataclasses come back from JSON.
 
-    A subclass that keeps more beside the weights (a tokenizer, a calibration) overrides ``save_extra``
-    and ``load_extra``. Where the constructor takes ``config``, only that is saved: hand further
-    arguments to ``from_pretrained`` again.
+    What was calibrated on the finished model is saved and loaded with it: ``model.calibrators["interval"] =
+    SplitConformal().fit(...)``. A subclass that keeps more beside the weights (a tokenizer) overrides
+    ``save_extra`` and ``load_extra``. Where the constructor takes ``config``, only that is saved: hand
+    further arguments to ``from_pretrained`` again.
     """
+
+    @property
+    def calibrators(self) -> dict[str, Any]:
+        """Fitted calibrators by name, see ``core.calibration``; fit them again after more training."""
+        held: dict[str, Any] = self.__dict__.setdefault("_calibrators", {})
+        return held
+
+    @calibrators.setter
+    def calibrators(self, calibrators: Mapping[str, Calibrator]) -> None:
+        self.__dict__["_calibrators"] = dict(calibrators)
 
     def save_extra(self, folder: Path) -> None:
         """Write further files into ``folder``; they become visible together with the model's own."""
@@ -77,6 +91,9 @@ class HubModel(PyTorchModelHubMixin, library_name="mambakit", model_card_templat
     ) -> str | None:
         """Write ``config.json``, ``model.safetensors``, a ``README.md`` where there is none, and extras.
 
+        Those are the ``calibrators``, and what ``save_extra`` writes. Calibrators that lie in the folder are
+        of the model that was there, and go with it.
+
         Everything is written into a hidden folder first, then moved in: a save that is killed while
         it writes leaves the old model whole. One that is killed between the moves of an overwritten
         model is noticed by ``from_pretrained``. Other files in the folder stay.
@@ -94,7 +111,8 @@ class HubModel(PyTorchModelHubMixin, library_name="mambakit", model_card_templat
 
         Raises:
             UserError: If the path is a file, or can't be written.
-            TypeError: If the config can't be written as JSON.
+            TypeError: If the config can't be written as JSON, or a calibrator is none.
+            RuntimeError: If a calibrator was not fitted.
         """
         folder = Path(save_directory)
         if config is None:
@@ -103,6 +121,8 @@ class HubModel(PyTorchModelHubMixin, library_name="mambakit", model_card_templat
             content = dataclasses.asdict(config) if dataclasses.is_dataclass(config) else dict(config)  # type: ignore[arg-type]
         # the weights first and the config last: a break between the moves shows in the save id
         with replaced(folder, {WEIGHTS_FILE: 0, CONFIG_FILE: 2}) as staging:
+            if self.calibrators or (folder / CALIBRATION_FILE).exists():
+                save_calibration(staging, self.calibrators)
             self._write_all(
                 staging, content, with_card=not (folder / "README.md").exists(), card=model_card_kwargs
             )
@@ -165,6 +185,7 @@ class HubModel(PyTorchModelHubMixin, library_name="mambakit", model_card_templat
         module = cast(nn.Module, model)
         load_weights(module, folder / WEIGHTS_FILE, save_id=save_id)
         module.to(map_location).eval()
+        model.calibrators = load_calibration(folder)
         model.load_extra(folder)
         return model
 

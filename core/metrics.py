@@ -26,10 +26,14 @@ class MeanOfTargets(Metric):
     total: Tensor
     count: Tensor
 
-    def __init__(self, **kwargs: Any) -> None:
+    def __init__(self, *options: float, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+        # a MetricCollection takes metrics whose states are equal after the first batch for one metric, and
+        # sums can be by chance: where all targets are inside, the interval score is the width
+        own = torch.tensor(options, dtype=torch.float64)
+        self.add_state(f"options_of_{type(self).__name__}", own, dist_reduce_fx="max")
 
     def compute(self) -> Tensor:
         """The mean over all updates, float64."""
@@ -85,7 +89,7 @@ class WinklerScore(MeanOfTargets):
     higher_is_better = False
 
     def __init__(self, alpha: float, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+        super().__init__(alpha, **kwargs)
         if not 0 < alpha < 1:
             raise ValueError(f"alpha: expected 0 < alpha < 1, got {alpha}")
         self.alpha = alpha
@@ -104,7 +108,7 @@ class _OfQuantiles(MeanOfTargets):
     higher_is_better = False
 
     def __init__(self, levels: Sequence[float], **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+        super().__init__(*(float(level) for level in levels), **kwargs)
         self.levels = [float(level) for level in levels]
         inside = bool(self.levels) and all(0 < level < 1 for level in self.levels)
         if not inside or sorted(set(self.levels)) != self.levels:
@@ -174,7 +178,7 @@ class SampleCRPS(MeanOfTargets):
     higher_is_better = False
 
     def __init__(self, *, fair: bool = False, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+        super().__init__(fair, **kwargs)
         self.fair = fair
 
     def update(self, samples: Tensor, target: Tensor) -> None:
@@ -201,31 +205,56 @@ class SetCoverage(MeanOfTargets):
     higher_is_better = None
 
     def __init__(self, ignore_index: int = -100, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+        super().__init__(ignore_index, **kwargs)
         self.ignore_index = ignore_index
 
     def update(self, sets: Tensor, target: Tensor) -> None:
         """Sets ``(..., n_classes)`` bool, and targets ``(...)`` int64.
 
         Raises:
-            ValueError: On other shapes.
+            ValueError: On other shapes, or a target that is no class.
         """
-        if sets.shape[:-1] != target.shape:
-            raise ValueError(f"sets: expected shape {(*target.shape, 'n_classes')}, got {tuple(sets.shape)}")
+        _check_sets(sets, target)
         counts = target != self.ignore_index
+        if bool((counts & ((target < 0) | (target >= sets.shape[-1]))).any()):
+            raise ValueError(
+                f"target: expected classes in 0..{sets.shape[-1] - 1}, got {target.unique().tolist()}"
+            )
         index = target.masked_fill(~counts, 0)[..., None]
         self._add(sets.gather(-1, index).squeeze(-1), counts)
 
 
 class SetSize(MeanOfTargets):
-    """Mean number of classes in a prediction set."""
+    """Mean number of classes in a prediction set.
+
+    Args:
+        ignore_index: Targets that do not count, where there are targets.
+        kwargs: torchmetrics' own.
+    """
 
     higher_is_better = False
 
-    def update(self, sets: Tensor) -> None:
-        """``(..., n_classes)`` bool."""
+    def __init__(self, ignore_index: int = -100, **kwargs: Any) -> None:
+        super().__init__(ignore_index, **kwargs)
+        self.ignore_index = ignore_index
+
+    def update(self, sets: Tensor, target: Tensor | None = None) -> None:
+        """``(..., n_classes)`` bool; with ``target`` ``(...)`` int64 only where there is one.
+
+        Raises:
+            ValueError: On other shapes.
+        """
         sizes = sets.sum(-1)
-        self._add(sizes, torch.ones_like(sizes, dtype=torch.bool))
+        if target is None:
+            self._add(sizes, torch.ones_like(sizes, dtype=torch.bool))
+            return
+        _check_sets(sets, target)
+        self._add(sizes, target != self.ignore_index)
+
+
+def _check_sets(sets: Tensor, target: Tensor) -> None:
+    if sets.shape[:-1] != target.shape:
+        raise ValueError(f"sets: expected shape {(*target.shape, 'n_classes')}, got {tuple(sets.shape)}")
 
 
 def _same_shapes(**tensors: Tensor) -> None:

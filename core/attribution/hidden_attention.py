@@ -51,10 +51,10 @@ class HiddenAttention:
             output. May be negative, and its rows sum to one for softmax attention only.
         values: ``(batch, n_units, length, width)``: what is weighted. The scan's input (after convolution
             and SiLU), or with ``fold_convolution`` in_proj's output; attention's values.
-        state_matrix, state_values: The same for what a given state holds, ``(batch, n_units, n_queries,
-            n_columns)`` and ``(batch, n_units, n_columns, width)``: entries of the recurrent state (and of
-            the convolution's, where it is folded in, which come first), or attention's cached tokens. None
-            without a state.
+        state_matrix, state_values: The same for what a given or learned state holds, ``(batch, n_units,
+            n_queries, n_columns)`` and ``(batch, n_units, n_columns, width)``: entries of the recurrent state
+            (and of the convolution's, where it is folded in, which come first), or attention's cached tokens.
+            None without a state.
         beside: ``(batch, n_units, n_queries, width)`` added to the products: a skip D per channel of a
             Mamba-2 head, or what a folded convolution's bias becomes. None if there is none.
         positions: The tokens whose rows these are.
@@ -126,9 +126,8 @@ class HiddenAttention:
         """How much of the block's output each token wrote, ``(batch, n_queries, length)``.
 
         The output is a sum of vectors, one a token: its values, weighted, through out_proj. This is their
-            norm
-        (Kobayashi et al. 2020, arXiv:2004.10102), which no rescaling between weights and values can change,
-        as it can the matrix. Given a state, a last column is for what came from it.
+        norm (Kobayashi et al. 2020, arXiv:2004.10102), which no rescaling between weights and values can
+        change, as it can the matrix. A last column is for what came from a given or learned state.
 
         Raises:
             ValueError: If a gate or norm lies between the products and out_proj.
@@ -172,8 +171,9 @@ def hidden_attention(
         block: ``Mamba1``, ``Mamba2``, ``Attention``, or ``Bidirectional`` over one of them: its units are
             those of the direction ahead, then those of the one back (in the order of ``x``).
         x: What the block is given (in a backbone: after the norm), ``(batch, length, d_model)``.
-        state, seq_idx, lengths: As in ``Block.forward``. Nothing passes between packed sequences; rows and
-            columns at padding are zero.
+        state, seq_idx, lengths: As in ``Block.forward``: no state is the learned one, where there is such;
+            packed sequences of a block that learned one are refused. Nothing passes between packed sequences;
+            rows and columns at padding are zero.
         heads: Only these (Mamba-1: channels).
         positions: Only these tokens' rows; negative ones count from the end of ``x``.
         fold_convolution: Let the matrices act on in_proj's output instead of the convolution's: they

@@ -99,7 +99,7 @@ def contributions_of_layers(
     Convolution and gate are folded in, so that columns are the tokens that the block is given: behind the
     convolution a token's values are its neighbours' too. As many rows at a time as keep the matrices, one a
     channel, small. Arguments and errors as in ``hidden_attention_of_layers``; given a state, there is a
-    last column for it.
+    last column for it. What a learned start wrote is no token's, and has none.
     """
     found = {}
     for name, block, arguments in _chosen_layers(model, inputs, options, layers, backbone):
@@ -113,7 +113,8 @@ def contributions_of_layers(
                 ).contributions()
                 for at in (range(i, min(i + rows, length)) for i in range(0, length, rows))
             ]
-        found[name] = torch.cat(parts, dim=1)
+        columns = length if arguments["state"] is None else None
+        found[name] = torch.cat(parts, dim=1)[..., :columns]
     return found
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mambakit.core.attribution.mamba import mamba_terms
 from mambakit.core.attribution.matrices import tokens_at
@@ -49,10 +51,26 @@ def terms_of(block: Block, request: Request) -> Terms:
     """Take apart what ``block`` does; the block is one that ``n_heads_of`` knows."""
     if isinstance(block, Bidirectional):
         return _both_directions(block, request)
+    request = _from_learned_start(block, request)
     if isinstance(block, Attention):
         return attention_terms(block, request)
     assert isinstance(block, (Mamba1, Mamba2))
     return mamba_terms(block, request)
+
+
+def _from_learned_start(block: Block, request: Request) -> Request:
+    """The request with the state that ``block`` begins from, where that is one it has learned."""
+    if "initial" not in block._modules:
+        return request
+    if request.seq_idx is not None:
+        raise ValueError(
+            f"seq_idx: this {type(block).__name__} begins every packed sequence from a learned state, and "
+            "its matrices know one state a row; give each sequence a row of its own, with lengths="
+        )
+    if request.state is not None:
+        return request
+    x = request.x
+    return dataclasses.replace(request, state=block.init_state(len(x), device=x.device, dtype=x.dtype))
 
 
 def _both_directions(block: Bidirectional, request: Request) -> Terms:
@@ -89,10 +107,21 @@ def _both_directions(block: Bidirectional, request: Request) -> Terms:
         torch.cat(
             [ahead.values, back.values.gather(2, index[:, None, :, None].expand_as(back.values))], dim=1
         ),
-        None,
-        None,
+        _side_by_side(ahead.state_matrix, back.state_matrix),
+        _side_by_side(ahead.state_values, back.state_values),
         beside,
         lambda y: block.merge(x, [ahead.finish(y[:, :, :units]), back.finish(y[:, :, units:])]),
         out_weight,
         [f"ahead {name}" for name in ahead.names] + [f"back {name}" for name in back.names],
     )
+
+
+def _side_by_side(ahead: Tensor | None, back: Tensor | None) -> Tensor | None:
+    """What is had of learned starts in either direction, one after the other along the units."""
+    if ahead is None and back is None:
+        return None
+    parts = [
+        torch.zeros_like(other) if one is None and other is not None else one
+        for one, other in ((ahead, back), (back, ahead))
+    ]
+    return torch.cat([part for part in parts if part is not None], dim=1)

@@ -1,16 +1,17 @@
 """Calibrators inside a model's folder: ``calibration.json`` and ``calibration.safetensors``, never a pickle.
 
-class Model(nn.Module, HubModel):
-    def save_extra(self, folder: Path) -> None:
-        save_calibration(folder, self.calibration)
+model.calibrators["interval"] = SplitConformal().fit(model(x_held_out), y_held_out)
+model.save_pretrained("runs/etth1")
+low, high = Forecaster.from_pretrained("runs/etth1").calibrators["interval"].interval(prediction, alpha=0.1)
 
-    def load_extra(self, folder: Path) -> None:
-        self.calibration = load_calibration(folder)
+Any model with ``HubModel`` does so. Beside another model, and into the folder of one that is saved already,
+``save_calibration(folder, calibrators)`` writes them.
 """
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -23,7 +24,7 @@ from mambakit.core.calibration.adaptive import AdaptiveConformal
 from mambakit.core.calibration.intervals import SplitConformal
 from mambakit.core.calibration.sets import ConformalSets
 from mambakit.core.calibration.temperature import TemperatureScaling
-from mambakit.core.errors import DataError
+from mambakit.core.errors import DataError, UserError
 
 JSON_FILE = "calibration.json"
 TENSORS_FILE = "calibration.safetensors"
@@ -51,7 +52,7 @@ KINDS: dict[str, type[Calibrator]] = {
 }
 
 
-def save_calibration(folder: Path, calibrators: Mapping[str, Calibrator]) -> None:
+def save_calibration(folder: str | os.PathLike[str], calibrators: Mapping[str, Calibrator]) -> None:
     """Write fitted calibrators under their names, in the place of those that were there.
 
     Save without any too: the scores of a model that was trained further are not those of the old one.
@@ -63,7 +64,12 @@ def save_calibration(folder: Path, calibrators: Mapping[str, Calibrator]) -> Non
     Raises:
         ValueError: On a name with a dot.
         TypeError: On an object of another class.
+        RuntimeError: On one that was not fitted.
+        UserError: If there is no such folder.
     """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"can't save a calibration to {folder}: it is no folder; save the model first")
     kinds = {cls: kind for kind, cls in KINDS.items()}
     content: dict[str, Any] = {}
     tensors: dict[str, Tensor] = {}
@@ -82,12 +88,13 @@ def save_calibration(folder: Path, calibrators: Mapping[str, Calibrator]) -> Non
     (folder / JSON_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def load_calibration(folder: Path) -> dict[str, Any]:
+def load_calibration(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """The calibrators by name; none where none were saved.
 
     Raises:
         DataError: If a file is missing or damaged, or of another version.
     """
+    folder = Path(folder)
     path = folder / JSON_FILE
     if not path.exists():
         return {}

@@ -48,8 +48,9 @@ class SplitConformal:
         if n_groups < 1:
             raise ValueError(f"n_groups: expected at least 1, got {n_groups}")
         self.score = score
-        self.pooled = sorted(int(d) for d in pooled)
+        self.pooled = sorted({int(d) for d in pooled})
         self.n_groups = n_groups
+        self.scaled = False
         self.scores: Tensor | None = None
 
     def fit(
@@ -68,6 +69,7 @@ class SplitConformal:
         """
         scores = interval_scores(prediction, target, self.score, scale)  # [n, ...]
         self._check_pooled(scores.dim() - 1)
+        self.scaled = scale is not None
         by_group = [self._pool(scores[members]) for members in self._members(groups, len(scores))]
         longest = max(len(one) for one in by_group)
         fill = [one.new_full((longest - len(one), *one.shape[1:]), torch.nan) for one in by_group]
@@ -101,11 +103,17 @@ class SplitConformal:
 
         Raises:
             RuntimeError: Before ``fit``.
-            ValueError: On a bad ``alpha``, other outputs than fitted, or a group out of range.
+            ValueError: On a bad ``alpha``, other outputs than fitted, a scale where none was fitted or the
+                other way round, or a group out of range.
         """
         check_alpha(alpha)
         check_prediction(prediction, self.score)
         scores = self._fitted()
+        if self.scaled != (scale is not None):
+            raise ValueError(
+                f"scale: it was {'fitted with' if self.scaled else 'fitted without'} one, so the interval "
+                f"{'needs' if self.scaled else 'takes'} {'one' if self.scaled else 'none'}"
+            )
         shape = prediction.shape if self.score == "residual" else prediction.shape[:-1]
         radius = conformal_quantile(scores.movedim(1, 0), self.counts, alpha)  # [g, ...]
         for d in self.pooled:
@@ -121,7 +129,12 @@ class SplitConformal:
 
     def options(self) -> dict[str, Any]:
         """What ``from_saved`` builds it from, beside ``tensors``."""
-        return {"score": self.score, "pooled": self.pooled, "n_groups": self.n_groups}
+        return {
+            "score": self.score,
+            "pooled": self.pooled,
+            "n_groups": self.n_groups,
+            "scaled": self.scaled,
+        }
 
     def tensors(self) -> dict[str, Tensor]:
         """What was fitted."""
@@ -130,7 +143,10 @@ class SplitConformal:
     @classmethod
     def from_saved(cls, options: dict[str, Any], tensors: dict[str, Tensor]) -> Self:
         """The inverse of ``options`` and ``tensors``."""
+        options = dict(options)
+        scaled = options.pop("scaled")
         made = cls(**options)
+        made.scaled = scaled
         made.scores = tensors["scores"]
         return made
 

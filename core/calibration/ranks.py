@@ -115,6 +115,8 @@ def check_prediction(prediction: Tensor, score: str) -> None:
 
 
 def _checked_scale(scale: Tensor, like: Tensor) -> Tensor:
-    if bool((scale <= 0).any()):
+    if not bool((scale > 0).all()):
         raise ValueError(f"scale: expected positive numbers, got {float(scale.min())}")
+    if scale.dim() and scale.shape != like.shape:
+        raise ValueError(f"scale: expected shape {tuple(like.shape)}, got {tuple(scale.shape)}")
     return scale.detach().to(like)

@@ -68,15 +68,21 @@ class ConformalSets:
             generator: Of the draws, with ``randomized``.
 
         Raises:
-            ValueError: On shapes that do not fit, or numbers that are no probabilities.
+            ValueError: On shapes that do not fit, a target that is no class, or numbers that are no
+                probabilities.
         """
         if target.shape != probabilities.shape[:-1]:
             raise ValueError(
                 f"target: expected shape {tuple(probabilities.shape[:-1])}, got {tuple(target.shape)}"
             )
         counts = target != ignore_index
+        n_classes, classes = probabilities.shape[-1], target[counts]
+        if bool(((classes < 0) | (classes >= n_classes)).any()):
+            raise ValueError(
+                f"target: expected classes in 0..{n_classes - 1}, got {classes.unique().tolist()}"
+            )
         scores = self._class_scores(probabilities[counts], generator)  # [n, k]
-        self.scores = scores.gather(1, target[counts][:, None]).squeeze(1).sort().values
+        self.scores = scores.gather(1, classes[:, None]).squeeze(1).sort().values
         return self
 
     def sets(

@@ -91,9 +91,12 @@ def write_checkpoint(
             twice, as safetensors and as the ``pytorch_model.bin`` that alone it opens.
 
     Raises:
+        TypeError: If it is no ``LanguageModel``.
         ValueError: If there is no such format.
         UserError: If the format has no place for what the model computes, or the folder can't be written.
     """
+    if not isinstance(model, LanguageModel):
+        raise TypeError(f"model: expected a LanguageModel, got {type(model).__name__}")
     name, content = _choose(model, format)
     path = Path(folder)
     layout = FORMATS[name].layout(model.config, Fields(content, path / CONFIG_FILE))

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from mambakit.core.blocks import Block
-from mambakit.core.errors import DataError
+from mambakit.core.errors import DataError, UserError
 from mambakit.core.folders import some
 from mambakit.core.interop.files import WeightFiles
 from mambakit.core.language_model import LanguageModel
@@ -111,7 +111,11 @@ class Layout:
 
 
 def parts_of(model: LanguageModel, layout: Layout) -> Iterator[tuple[str, list[Part]]]:
-    """Each weight of ours and the tensors of theirs that it is made of; a tied head is left out."""
+    """Each weight of ours and the tensors of theirs that it is made of; a tied head is left out.
+
+    Raises:
+        UserError: On a weight, added to the model after its config, that has no place.
+    """
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters(remove_duplicate=False)}
     blocks: list[Block] = list(model.backbone.blocks)  # type: ignore[arg-type]
     seen: set[str] = set()
@@ -130,13 +134,14 @@ def parts_of(model: LanguageModel, layout: Layout) -> Iterator[tuple[str, list[P
             case ["backbone", "blocks", i, *rest]:
                 slot = layout.slots[int(i)]
                 local = ".".join(rest)
-                assert local in slot.table, f"no place for {name}"
+                if local not in slot.table:
+                    raise UserError(f"model: the format has no place for the weight {name}")
                 parts = [
                     replace(part, name=slot.prefix + part.name)
                     for part in slot.table[local](blocks[int(i)], shape)
                 ]
             case _:
-                raise AssertionError(f"no place for {name}")
+                raise UserError(f"model: the format has no place for the weight {name}")
         assert not seen & {part.name for part in parts}, f"two weights share {parts}"
         seen |= {part.name for part in parts}
         yield name, parts

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassCalibrationError
 
+from mambakit.core.backbone import BackboneConfig
 from mambakit.core.calibration import (
     AdaptiveConformal,
     ConformalSets,
@@ -21,8 +22,9 @@ from mambakit.core.calibration import (
     load_calibration,
     save_calibration,
 )
-from mambakit.core.errors import DataError
+from mambakit.core.errors import DataError, UserError
 from mambakit.core.hub import HubModel
+from mambakit.core.language_model import LanguageModel, LanguageModelConfig
 from mambakit.core.state import State
 from mambakit.core.testing import assert_states_close
 
@@ -204,13 +206,9 @@ class Model(nn.Module, HubModel):
     def __init__(self, width: int = 2) -> None:
         super().__init__()
         self.linear = nn.Linear(width, width)
-        self.calibration: dict[str, object] = {}
 
     def save_extra(self, folder: Path) -> None:
-        save_calibration(folder, self.calibration)  # type: ignore[arg-type]
-
-    def load_extra(self, folder: Path) -> None:
-        self.calibration = load_calibration(folder)
+        (folder / "words.txt").write_text("a b")
 
 
 def test_calibrated_once_and_saved_with_the_model(tmp_path: Path) -> None:
@@ -219,7 +217,7 @@ def test_calibrated_once_and_saved_with_the_model(tmp_path: Path) -> None:
     logits, target = logits_and_targets(200)
     y = torch.randn(50, 2)
     groups = torch.randint(2, (50,))
-    model.calibration = {
+    model.calibrators = {
         "temperature": TemperatureScaling().fit(3 * logits, target),
         "interval": SplitConformal(n_groups=2, pooled=[0]).fit(torch.zeros(50, 2), y, groups=groups),
         "quantile": SplitConformal("quantile").fit(torch.zeros(50, 2, 2), y),
@@ -229,8 +227,8 @@ def test_calibrated_once_and_saved_with_the_model(tmp_path: Path) -> None:
     }
     model.save_pretrained(tmp_path / "model")
     assert not [path for path in (tmp_path / "model").iterdir() if path.suffix in (".pkl", ".pt", ".bin")]
-    loaded = Model.from_pretrained(tmp_path / "model").calibration
-    ours = model.calibration
+    loaded = Model.from_pretrained(tmp_path / "model").calibrators
+    ours = model.calibrators
     assert list(loaded) == list(ours)
     assert torch.equal(loaded["temperature"](logits), ours["temperature"](logits))
     for name, inputs in (("interval", {"groups": groups}), ("quantile", {})):
@@ -247,7 +245,26 @@ def test_calibrated_once_and_saved_with_the_model(tmp_path: Path) -> None:
         assert_same(loaded[name].init_state(2), ours[name].init_state(2))
     # a model saved anew without any leaves none behind
     Model().save_pretrained(tmp_path / "model")
-    assert Model.from_pretrained(tmp_path / "model").calibration == {}
+    assert Model.from_pretrained(tmp_path / "model").calibrators == {}
+    # one more for a model that is saved already
+    save_calibration(str(tmp_path / "model"), {"t": TemperatureScaling(2.0)})
+    again = Model.from_pretrained(tmp_path / "model")
+    assert again.calibrators["t"](logits).equal(logits / 2)
+    assert Model().calibrators == {}
+    again.calibrators["interval"] = SplitConformal()
+    with pytest.raises(RuntimeError, match="call fit"):
+        again.save_pretrained(tmp_path / "model")
+    assert list(Model.from_pretrained(tmp_path / "model").calibrators) == ["t"]
+
+
+def test_any_model_has_them(tmp_path: Path) -> None:
+    backbone = BackboneConfig(d_model=8, layers=["mamba2"], block_options={"mamba2": {"head_dim": 4}})
+    model = LanguageModel(LanguageModelConfig(n_ids=3, backbone=backbone))
+    model.save_pretrained(tmp_path)
+    assert not list(tmp_path.glob("calibration*"))
+    model.calibrators["t"] = TemperatureScaling(2.0)
+    model.save_pretrained(tmp_path)
+    assert LanguageModel.from_pretrained(tmp_path).calibrators["t"].options() == {"temperature": 2.0}
 
 
 def test_damaged_files_are_named(tmp_path: Path) -> None:
@@ -269,3 +286,5 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
         save_calibration(tmp_path, {"t": 2.0})  # type: ignore[dict-item]
     with pytest.raises(RuntimeError, match="call fit"):
         save_calibration(tmp_path, {"t": SplitConformal()})
+    with pytest.raises(UserError, match="it is no folder; save the model first"):
+        save_calibration(tmp_path / "missing", {})

@@ -147,6 +147,15 @@ def test_a_predicted_spread_scales_the_width() -> None:
     assert low.tolist() == [-3.0, -30.0]
     with pytest.raises(ValueError, match="scale: expected positive numbers, got 0"):
         conformal.interval(torch.zeros(1), 0.25, scale=torch.zeros(1))
+    with pytest.raises(ValueError, match=r"scale: expected shape \(1,\), got \(2,\)"):
+        conformal.interval(torch.zeros(1), 0.25, scale=torch.ones(2))
+    for again in (conformal, SplitConformal.from_saved(conformal.options(), conformal.tensors())):
+        with pytest.raises(ValueError, match="scale: it was fitted with one, so the interval needs one"):
+            again.interval(torch.zeros(1), 0.25)
+    with pytest.raises(ValueError, match="scale: it was fitted without one, so the interval takes none"):
+        SplitConformal().fit(torch.zeros(3), scale).interval(torch.zeros(1), 0.25, scale=torch.ones(1))
+    with pytest.raises(ValueError, match=r"target: expected classes in 0\.\.2, got \[0, 7\]"):
+        ConformalSets().fit(torch.ones(2, 3) / 3, torch.tensor([0, 7]))
 
 
 @settings(max_examples=40, deadline=None)

@@ -350,6 +350,16 @@ def test_what_a_format_has_no_place_for_is_named(
     assert not (tmp_path / "out").exists()
 
 
+def test_what_was_added_to_a_model_has_no_place(tmp_path: Path) -> None:
+    model = small_model(["mamba1"], {})
+    model.backbone.blocks[0].learn_initial_state()
+    with pytest.raises(UserError, match=r"no place for the weight backbone\.blocks\.0\.initial\.conv"):
+        write_checkpoint(model, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(TypeError, match="model: expected a LanguageModel, got Backbone"):
+        write_checkpoint(model.backbone, tmp_path / "out")  # type: ignore[arg-type]
+
+
 def test_an_unknown_format_is_named(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match=r"format: expected 'transformers' or one of mamba_ssm, .*, got 'gguf'"

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
+from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassCalibrationError
 from torchmetrics.regression import ContinuousRankedProbabilityScore
 
@@ -125,6 +126,32 @@ def test_sets() -> None:
     size.update(sets)
     assert float(coverage.compute()) == 0.5
     assert float(size.compute()) == 1.0
+
+    both = MetricCollection({"coverage": SetCoverage(), "size": SetSize()})
+    assert float(both(sets, torch.tensor([1, 0, -100]))["size"]) == 1.5
+    with pytest.raises(ValueError, match=r"target: expected classes in 0\.\.2, got \[0, 1, 7\]"):
+        coverage.update(sets, torch.tensor([1, 0, 7]))
+
+
+def test_metrics_of_a_collection_stay_apart_that_agree_at_first() -> None:
+    """Where all targets are inside, every interval score is the width; where none is there, all is zero."""
+    one, inside, outside = torch.ones(4), torch.zeros(4), torch.full((4,), 3.0)
+    metrics = {"width": IntervalWidth(), "tenth": WinklerScore(0.1), "fifth": WinklerScore(0.2)}
+    together = MetricCollection(metrics)
+    for target in (inside, outside):
+        together.update(-one, one, target)
+    assert {k: float(v) for k, v in together.compute().items()} == {
+        "width": 2.0,
+        "tenth": 22.0,
+        "fifth": 12.0,
+    }
+    pinball = MetricCollection(
+        {"low": PinballLoss([0.1]), "high": PinballLoss([0.9]), "crps": QuantileCRPS([0.9])}
+    )
+    for target in (torch.full((4,), NAN), outside):
+        pinball.update(one[:, None], target)
+    found = {k: float(v) for k, v in pinball.compute().items()}
+    assert found == pytest.approx({"low": 0.2, "high": 1.8, "crps": 3.6})
 
 
 def test_batches_and_copies_add_up() -> None:
