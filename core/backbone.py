@@ -58,7 +58,15 @@ class BackboneConfig:
     """Begin every sequence from learned states instead of zeros; an attention's cache begins empty anyway."""
 
     def __post_init__(self) -> None:
+        for name in ("block_options", "residual_scale"):
+            _check_mapping(name, getattr(self, name))
+        for layer, options in self.block_options.items():
+            _check_mapping(f"block_options: {layer}", options)
         self._take_preset()
+        if not isinstance(self.layers, (list, tuple)) or not all(isinstance(n, str) for n in self.layers):
+            raise ValueError(
+                f"layers: expected a list of kinds, each a string, or the name of a preset, got {self.layers!r}"
+            )
         kinds = [kind_of(layer) for layer in self.layers]
         if self.d_model < 1:
             raise ValueError(f"d_model: expected at least 1, got {self.d_model}")
@@ -307,13 +315,18 @@ class Backbone(nn.Module):
             )
 
 
+def _check_mapping(name: str, value: object) -> None:
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{name}: expected a mapping, got {value!r}")
+
+
 def _learn_initial_state(blocks: nn.ModuleList) -> None:
     inner = [module for module in blocks.modules() if isinstance(module, Block)]  # of wrappers too
     for block in inner:
         block.learn_initial_state()
     if not any("initial" in block._modules for block in inner):
         raise ValueError(
-            "learn_initial_state: no layer keeps a state of fixed size; use a recurrent one, such as mamba2"
+            "learn_initial_state: no layer has a state that can be learned; use a recurrent one, such as mamba2"
         )
 
 
