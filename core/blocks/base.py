@@ -247,7 +247,8 @@ class Block(nn.Module):
         hint = "; decompress it first" if any(isinstance(item, State) for item in state.values()) else ""
         wanted = ", ".join(f"{name} {shape}" for name, shape in shapes.items()) or "nothing"
         raise ValueError(
-            f"state: it belongs to another block: {type(self).__name__} keeps {wanted} (a row), got {state!r}{hint}"
+            f"state: it belongs to another block: {type(self).__name__} keeps {wanted} (a row), "
+            f"got {state!r}{hint}"
         )
 
     def _refuse_unless_causal(self) -> None:

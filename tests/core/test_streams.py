@@ -188,7 +188,7 @@ def test_bad_input_is_named() -> None:
     with pytest.raises(ValueError, match="number 0 has 3 values and 2 targets"):
         list(DocumentStreams([(torch.zeros(3), torch.zeros(2))], n_streams=1, piece_length=3))
     for other in (torch.zeros(3), torch.zeros(3, 2).long()):
-        with pytest.raises(ValueError, match="documents: number 1 holds .* tokens of shape .*, others"):
+        with pytest.raises(ValueError, match=r"documents: number 1 holds .* tokens of shape .*, others"):
             list(DocumentStreams([torch.zeros(3).long(), other], n_streams=1, piece_length=6, one_pass=True))
 
 
