@@ -35,8 +35,9 @@ class Backbone(nn.Module):
         config: What to build.
 
     Attributes:
-        auxiliary: What layers ask training to minimise besides its loss, of the last forward pass in training
-            mode; ``mambakit.core.auxiliary.auxiliary_loss(model)`` adds it up over a model.
+        auxiliary: What layers asked training to minimise besides its loss in the last forward pass; nothing
+            if that was not in training mode. ``mambakit.core.auxiliary.auxiliary_loss(model)`` adds it up
+            over a model.
 
     Raises:
         ValueError: If a block cannot be built as the config says.
