@@ -23,10 +23,10 @@ class Held:
 
 
 def auxiliary_loss(model: nn.Module) -> Tensor | float:
-    """The sum of what the backbones inside a model ask for since their last forward pass in training mode.
+    """The sum of what the backbones inside a model asked for in their last forward pass.
 
     Already weighted (``balance_weight``, ``z_weight`` of ``moe``): add it to the loss before ``backward``.
-    Zero where no layer asks for anything.
+    Zero where no layer asks for anything, and after a pass in evaluation mode.
     """
     found = [getattr(module, "auxiliary", None) for module in model.modules()]
     values = [held.value for held in found if isinstance(held, Held) and held.value is not None]

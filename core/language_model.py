@@ -32,6 +32,11 @@ class LanguageModelConfig:
     def __post_init__(self) -> None:
         if self.n_ids < 1:
             raise ValueError(f"n_ids: expected at least 1, got {self.n_ids}")
+        if not isinstance(self.backbone, BackboneConfig):
+            raise TypeError(
+                f"backbone: expected a BackboneConfig, got {type(self.backbone).__name__}; "
+                "BackboneConfig.from_dict makes one of a dict"
+            )
 
 
 class LanguageModel(nn.Module, HubModel):

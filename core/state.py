@@ -300,10 +300,11 @@ def _aligned(states: Sequence[State]) -> list[State]:
             raise ValueError(f"states: number {i} holds {list(other)}, the first one {list(first)}")
     for names in _caches(first):
         if all(names in _caches(state) for state in states):
-            longest = max(state[names[0]].shape[1] for state in states)
+            lengths = [state[names[0]].shape[1] for state in states]
+            parts = {name: _lengthened([state[name] for state in states], lengths) for name in names}
             states = [
-                State._wrap({**state, **{name: _padded(state[name], longest) for name in names}})
-                for state in states
+                State._wrap({**state, **{name: parts[name][i] for name in names}})
+                for i, state in enumerate(states)
             ]
             first = states[0]
     columns: dict[str, list[Any]] = {}
@@ -326,22 +327,38 @@ def _aligned(states: Sequence[State]) -> list[State]:
 
 
 def _caches(state: State) -> list[list[str]]:
-    """Names of what makes up each attention cache, all ``(batch, cached, ...)``; a block may lead them."""
+    """Names of what makes up each attention cache, all ``(batch, cached, ...)``; a block may lead them.
+
+    A compressed key or value is a nested state of such tensors, and perhaps of others.
+    """
     found = []
     for name, item in state.items():
         if name.endswith("valid") and isinstance(item, Tensor) and item.dtype == torch.bool:
             lead = name.removesuffix("valid")
             names = [lead + part for part in ("valid", "key", "value") if lead + part in state]
-            if all(isinstance(state[part], Tensor) and state[part].shape[:2] == item.shape for part in names):
+            if all(
+                any(tensor.shape[:2] == item.shape for _, tensor in State._wrap({"": state[part]}).tensors())
+                for part in names
+            ):
                 found.append(names)
     return found
 
 
-def _padded(tensor: Tensor, length: int) -> Tensor:
-    missing = length - tensor.shape[1]
-    if not missing:
-        return tensor
-    return torch.cat([tensor, tensor.new_zeros(tensor.shape[0], missing, *tensor.shape[2:])], dim=1)
+def _lengthened(parts: list[Any], lengths: list[int]) -> list[Any]:
+    """One part of some caches, each padded from its own length of ``lengths`` to the longest.
+
+    What a compressed part keeps otherwise than for each token stays, and so does what cannot be joined.
+    """
+    if all(isinstance(part, State) and list(part) == list(parts[0]) for part in parts):
+        columns = {name: _lengthened([part[name] for part in parts], lengths) for name in parts[0]}
+        return [State._wrap({name: columns[name][i] for name in columns}) for i in range(len(parts))]
+    if not all(isinstance(part, Tensor) for part in parts) or len({part.shape[1] for part in parts}) == 1:
+        return parts
+    missing = [max(lengths) - n if part.shape[1] == n else 0 for part, n in zip(parts, lengths, strict=True)]
+    return [
+        torch.cat([part, part.new_zeros(part.shape[0], n, *part.shape[2:])], dim=1) if n else part
+        for part, n in zip(parts, missing, strict=True)
+    ]
 
 
 def _insert(tree: dict[str, Any], keys: list[str], value: Any) -> None:

@@ -166,7 +166,7 @@ class Block(nn.Module):
                 state = self.init_state(batch, device=x.device, dtype=x.dtype) if self.causal else State()
             return x, state
         if "initial" in self._modules:
-            if seq_idx is not None:
+            if seq_idx is not None and batch > 0:
                 return self._mix_apart(x, state, seq_idx)
             if state is None:
                 state = self.init_state(batch, device=x.device, dtype=x.dtype)
@@ -244,9 +244,11 @@ class Block(nn.Module):
                     break
             else:
                 return
+        hint = "; decompress it first" if any(isinstance(item, State) for item in state.values()) else ""
         wanted = ", ".join(f"{name} {shape}" for name, shape in shapes.items()) or "nothing"
         raise ValueError(
-            f"state: it belongs to another block: {type(self).__name__} keeps {wanted} (a row), got {state!r}"
+            f"state: it belongs to another block: {type(self).__name__} keeps {wanted} (a row), "
+            f"got {state!r}{hint}"
         )
 
     def _refuse_unless_causal(self) -> None:

@@ -66,7 +66,8 @@ def build_block(kind: str, d_model: int, options: Mapping[str, object] | None = 
         options: Its other keyword arguments.
 
     Raises:
-        ValueError: On an unknown kind, or an option it does not have; the message lists what there is.
+        ValueError: On an unknown kind, an option it does not have (the message lists what there is), or one
+            that it needs and is not given.
     """
     cls = block_class(kind)
     options = dict(options or {})
@@ -76,4 +77,7 @@ def build_block(kind: str, d_model: int, options: Mapping[str, object] | None = 
             raise ValueError(
                 f"options of {kind}: it has no option {name!r}; valid options are {', '.join(valid)}"
             )
+    missing = [name for name, p in valid.items() if p.default is p.empty and name not in options]
+    if missing:
+        raise ValueError(f"options of {kind}: it needs {', '.join(missing)}")
     return cls(d_model=d_model, **options)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
+from numbers import Integral
 from typing import Literal, get_args
 
 Strategy = Literal["greedy", "sample", "beam"]
@@ -60,7 +61,9 @@ class GenerationConfig:
             )
         for name, least in _LEAST.items():
             value = getattr(self, name)
-            if value is not None and not value >= least:
+            if value is not None and not isinstance(value, Integral):
+                raise TypeError(f"{name}: expected a whole number, got {value!r}")
+            if value is not None and value < least:
                 raise ValueError(f"{name}: expected at least {least}, got {value}")
         if not 0 < self.temperature < float("inf"):
             hint = "; for the likeliest ids take strategy='greedy'" if self.temperature == 0 else ""

@@ -62,9 +62,11 @@ def begin(
     """Read the prompts in one forward call.
 
     Raises:
-        TypeError: On ids that are no whole numbers.
+        TypeError: On ids that are no whole numbers, or a state that is none.
         ValueError: On a wrong shape, or an empty prompt with nothing to go on from.
     """
+    if state is not None and not isinstance(state, State):
+        raise TypeError(f"state: expected a State, got {type(state).__name__}; State.from_dict makes one")
     ids, lengths = _as_batch(model, prompt, lengths, state)
     batch = ids.shape[0]
     if batch == 0:
@@ -138,6 +140,8 @@ def _as_batch(
         raise TypeError(f"prompt: expected a tensor or a list of lists of ids, got {type(prompt).__name__}")
     rows = []
     for i, row in enumerate(prompt):
+        if isinstance(row, str):
+            raise TypeError(f"prompt: expected a list of lists of ids, got the text {row!r} for row {i}")
         ids = torch.as_tensor(cast(Any, row))
         if ids.numel() == 0:
             ids = ids.long()

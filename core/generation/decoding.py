@@ -79,10 +79,18 @@ class Decoding:
         return raw, raw.masked_fill(~allowed.to(raw.device), -math.inf)
 
     def advance(self, ids: Tensor) -> None:
-        """Read one more id ``(rows,)`` in every row."""
+        """Read one more id ``(rows,)`` in every row.
+
+        Raises:
+            ValueError: If what was given as the next logits is for another vocabulary than the model's.
+        """
         if self.constraint is not None and self.walk is not None:
             self.walk = self.constraint.advance(self.walk, ids)
         self.logits, self.state = self.model.step(ids, self.state, inplace=True)
+        if self.logits.shape[-1] != self.n_ids:
+            raise ValueError(
+                f"next_logits: they are for {self.n_ids} ids, but the model gives {self.logits.shape[-1]}"
+            )
 
 
 class Faults:

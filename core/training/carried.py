@@ -34,7 +34,14 @@ def begin_rows(module: Stateful, state: State | None, fresh: Tensor) -> State:
         ValueError: If the state is of another batch size or model.
     """
     start = module.init_state(len(fresh), device=fresh.device)
-    return start if state is None else state.to(fresh.device).where_rows(fresh, start)
+    if state is None:
+        return start
+    if state.batch not in (None, len(fresh)):
+        raise ValueError(f"state: it is for a batch of {state.batch} rows, but fresh has {len(fresh)}")
+    try:
+        return state.to(fresh.device).where_rows(fresh, start)
+    except ValueError as error:
+        raise ValueError(f"state: it belongs to another model ({error})") from error
 
 
 class CarriedState:

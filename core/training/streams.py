@@ -226,6 +226,12 @@ class DocumentStreams(IterableDataset[Piece]):
                 x, y = _values_and_targets(self.documents[document], document, offset, n)
                 if values is None or targets is None:
                     values, targets = x.new_zeros(b, l, *x.shape[1:]), y.new_zeros(b, l, *y.shape[1:])
+                for got, all_of in ((x, values), (y, targets)):
+                    if got.shape[1:] != all_of.shape[2:] or got.dtype != all_of.dtype:
+                        raise ValueError(
+                            f"documents: number {document} holds {got.dtype} tokens of shape "
+                            f"{tuple(got.shape[1:])}, others {all_of.dtype} of {tuple(all_of.shape[2:])}"
+                        )
                 values[row, at : at + n] = x
                 targets[row, at : at + len(y)] = y
                 mask[row, at : at + len(y)] = True

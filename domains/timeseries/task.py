@@ -8,6 +8,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
+from mambakit.core.auxiliary import auxiliary_loss
 from mambakit.core.scoring import pinball
 from mambakit.core.training import GraphedLoss, TrainConfig, configure_optimizer
 from mambakit.domains.timeseries.config import LossConfig
@@ -33,6 +34,8 @@ class ForecastLoss(nn.Module):
     def forward(self, history: Tensor, future: Tensor, phase: Tensor, series: Tensor) -> Tensor:
         """Twice the weighted pinball loss (of the median: the absolute error), summed over the members.
 
+        What their layers ask for besides, such as experts their balance, is in the sum too.
+
         Args:
             history: ``(members, batch, lookback, n_series)``.
             future: ``(members, batch, horizon, n_series)``.
@@ -44,7 +47,7 @@ class ForecastLoss(nn.Module):
             quantiles = member(history[i], phase[i], series if series.dim() == 1 else series[i])
             by_step = pinball(quantiles, future[i], member.head.levels).mean((0, 2, 3))
             losses.append(2 * (by_step * self.step_weight).mean())
-        return torch.stack(losses).sum()
+        return torch.stack(losses).sum() + auxiliary_loss(self.model)
 
 
 class ForecastTask(pl.LightningModule):

@@ -54,11 +54,21 @@ def test_config_travels():
             {"block_options": {"mamba2": {"headdim": 8}}},
             "mamba2 has no option 'headdim'; valid options are d_state, d_conv",
         ),
+        ({"layers": None}, "layers: expected a list of kinds, .* got None"),
+        ({"layers": [["mamba2"], 2]}, r"layers: expected a list of kinds, .* got \[\['mamba2'\], 2\]"),
+        ({"block_options": None}, "block_options: expected a mapping, got None"),
+        ({"block_options": {"mamba2": None}}, "block_options: mamba2: expected a mapping, got None"),
+        ({"residual_scale": 0.5}, "residual_scale: expected a mapping, got 0.5"),
     ],
 )
 def test_bad_configs(values, message):
     with pytest.raises(ValueError, match=message):
         BackboneConfig.from_dict(values)
+
+
+def test_an_option_that_a_block_needs_is_named():
+    with pytest.raises(ValueError, match="options of grid_scan: it needs grid"):
+        Backbone(BackboneConfig(8, ["grid_scan"]))
 
 
 def test_bad_yaml():

@@ -223,8 +223,20 @@ def test_states_of_a_half_precision_model_are_float32() -> None:
     assert y.dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("name", STREAMING)
+@pytest.mark.parametrize("shape", [(0, 5), (0, 0), (3, 0)], ids=str)
+def test_packed_rows_may_be_none_or_empty(name: str, shape: tuple[int, int]) -> None:
+    module = build(name)
+    x, seq_idx = torch.zeros(*shape, D_MODEL, dtype=torch.float64), torch.zeros(shape, dtype=torch.int32)
+    for state in (None, module.init_state(shape[0])):
+        y, following = module(x, state, seq_idx)
+        assert y.shape == x.shape
+        assert following.batch == shape[0]
+        module(x, following, seq_idx)
+
+
 def test_nothing_to_learn_is_refused() -> None:
-    with pytest.raises(ValueError, match="no layer keeps a state of fixed size"):
+    with pytest.raises(ValueError, match="no layer has a state that can be learned"):
         Backbone(BackboneConfig(8, ["attention", "mlp"], learn_initial_state=True))
     block: Block = build_block("attention", 8)
     block.learn_initial_state()

@@ -70,6 +70,8 @@ def test_bad_input_is_named() -> None:
         model(torch.zeros(3, dtype=torch.int64))
     with pytest.raises(ValueError, match="11 is outside the vocabulary of n_ids=11"):
         model(torch.full((1, 3), 11))
+    with pytest.raises(TypeError, match="backbone: expected a BackboneConfig, got dict"):
+        LanguageModelConfig(4, {"layers": ["mamba1"]})  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="looks both ways"):
         LanguageModel(
             LanguageModelConfig(4, BackboneConfig(d_model=16, layers=["mamba1"], bidirectional=True))

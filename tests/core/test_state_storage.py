@@ -75,6 +75,30 @@ def test_rows_of_a_compressed_state_move_as_they_would() -> None:
         assert_states_close(decompress(put), decompress(small).index_select([0, 2, 2]), atol=0)
 
 
+@pytest.mark.parametrize("kind", ["attention", "zamba", "conv_attention"])
+@pytest.mark.parametrize(("precision", "scale"), [("bfloat16", "row"), *(("int8", one) for one in SCALES)])
+def test_compressed_caches_of_different_lengths_join(kind: str, precision: str, scale: str) -> None:
+    torch.manual_seed(0)
+    module = Backbone(BackboneConfig(16, [kind], block_options={kind: {"n_heads": 2}})).eval()
+    x = torch.randn(1, 9, 16)
+    with torch.no_grad():
+        parts = [compress(module(x[:, :n])[1], precision, scale) for n in (1, 5, 0, 3)]
+        joined, _ = module(x[:, 5:].expand(4, -1, -1), decompress(State.cat(parts)))
+        alone = [module(x[:, 5:], decompress(part))[0] for part in parts]
+    torch.testing.assert_close(joined, torch.cat(alone), atol=1e-5, rtol=0)
+    assert_states_close(
+        decompress(State.cat([parts[1], parts[0]]).put_rows([1], parts[0])),
+        decompress(State.cat([parts[1], parts[0]])),
+        atol=0,
+    )
+
+
+def test_a_compressed_state_is_not_computed_with() -> None:
+    module, x = stack(), torch.randn(2, 3, 16)
+    with pytest.raises(ValueError, match=r"Mamba2 keeps .*; decompress it first"):
+        module(x, compress(module(x)[1], "int8"))
+
+
 def test_what_cannot_be_smaller_stays() -> None:
     half = State({"key": torch.randn(2, 3, 4).bfloat16(), "valid": torch.ones(2, 3, dtype=torch.bool)})
     small = compress(half, "bfloat16")

@@ -187,6 +187,17 @@ def test_bad_input_is_named() -> None:
         a.load_state_dict(DocumentStreams(documents([4]), n_streams=1, piece_length=3).state_dict())
     with pytest.raises(ValueError, match="number 0 has 3 values and 2 targets"):
         list(DocumentStreams([(torch.zeros(3), torch.zeros(2))], n_streams=1, piece_length=3))
+    for other in (torch.zeros(3), torch.zeros(3, 2).long()):
+        with pytest.raises(ValueError, match=r"documents: number 1 holds .* tokens of shape .*, others"):
+            list(DocumentStreams([torch.zeros(3).long(), other], n_streams=1, piece_length=6, one_pass=True))
+
+
+def test_a_carried_state_of_another_batch_or_model_is_refused() -> None:
+    module, fresh = model("mamba2"), torch.tensor([True, False])
+    with pytest.raises(ValueError, match="state: it is for a batch of 3 rows, but fresh has 2"):
+        begin_rows(module, module.init_state(3), fresh)
+    with pytest.raises(ValueError, match="state: it belongs to another model"):
+        begin_rows(module, model("mamba1").init_state(2), fresh)
 
 
 CORPUS = [9, 2, 14, 1, 6]

@@ -234,6 +234,8 @@ BAD_CALLS = {
         ValueError,
         "eos_ids: 7 is outside the vocabulary of 7",
     ),
+    "row-of-text": ({"prompt": ["ab"]}, TypeError, "prompt: expected .*, got the text 'ab' for row 0"),
+    "state": ({"state": {"0": {}}}, TypeError, "state: expected a State, got dict"),
 }
 
 
@@ -249,5 +251,7 @@ def test_a_state_of_another_batch_or_model_is_refused(model, hybrid):
         generate(model, [[1]], state=model.init_state(2))
     with pytest.raises(ValueError, match="state: it belongs to another"):
         generate(model, [[1]], state=hybrid.init_state(1))
+    with pytest.raises(ValueError, match="next_logits: they are for 5 ids, but the model gives 7"):
+        generate(model, [[]], state=model.init_state(1), next_logits=torch.zeros(1, 5))
     with pytest.raises(ValueError, match="stream with greedy or sample"):
         stream(model, [[1]], GenerationConfig(strategy="beam"))

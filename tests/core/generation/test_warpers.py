@@ -124,6 +124,8 @@ def test_a_bad_option_is_one_sentence(case):
     options, match = BAD_OPTIONS[case]
     with pytest.raises(ValueError, match=match):
         GenerationConfig(**options)
+    with pytest.raises(TypeError, match=r"max_new_tokens: expected a whole number, got 2\.5"):
+        GenerationConfig(max_new_tokens=2.5)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="eos_ids: expected a list of ids, got 3"):
         GenerationConfig(eos_ids=3)
 

@@ -9,10 +9,12 @@ import pandas as pd
 import pytest
 import torch
 
+from mambakit.core.auxiliary import auxiliary_loss
+from mambakit.core.blocks import MoE
 from mambakit.core.errors import UsageError
 from mambakit.core.training import FitResult, GraphedLoss
 from mambakit.domains.timeseries.baselines import linear
-from mambakit.domains.timeseries.config import LossConfig, ModelConfig
+from mambakit.domains.timeseries.config import ForecasterConfig, LossConfig, ModelConfig
 from mambakit.domains.timeseries.data import SeriesData, Windows, group_series, series_in
 from mambakit.domains.timeseries.evaluation import backtest, data_before, evaluate, linear_map_before
 from mambakit.domains.timeseries.forecasting import forecast, to_frame
@@ -97,6 +99,23 @@ def test_recorded_steps_have_the_gradients_of_plain_ones(pair, data, device):
             gradients.append({name: one.grad.clone() for name, one in model.named_parameters()})
         for name, plain in gradients[0].items():
             torch.testing.assert_close(gradients[1][name], plain, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_experts_are_kept_in_balance():
+    torch.manual_seed(0)
+    small = ModelConfig(
+        patch_length=8, d_time=16, d_series=16, head_dim=8, dropout=0.0, members=2, series_blocks=["moe"]
+    )
+    model = Forecaster(ForecasterConfig(lookback=16, horizon=4, n_series=3, model=small)).train()
+    history, future = torch.randn(2, 5, 16, 3), torch.randn(2, 5, 4, 3)
+    inputs = history, future, torch.zeros(2, 5, dtype=torch.int64), torch.arange(3)
+    total = ForecastLoss(model, LossConfig())(*inputs)
+    asked = auxiliary_loss(model)
+    assert asked > 0
+    for block in model.modules():
+        if isinstance(block, MoE):
+            block.balance_weight = 0.0
+    torch.testing.assert_close(ForecastLoss(model, LossConfig())(*inputs), total - asked)
 
 
 def test_one_folder_holds_them_all(pair, data, tmp_path):
