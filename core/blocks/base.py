@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,6 +30,11 @@ class Context:
     edges: Tensor | None = None
     edge_features: Tensor | None = None
     losses: list[Tensor] = field(default_factory=list)
+
+    def reordered(self, move: Callable[[Tensor], Tensor]) -> Context:
+        """For a block inside another, which reads the tokens as ``move`` puts them; edges stay outside."""
+        inputs = None if self.inputs is None else move(self.inputs)
+        return Context(inputs=inputs, losses=self.losses)
 
 
 class Block(nn.Module):

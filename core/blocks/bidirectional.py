@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from mambakit.core.blocks.base import Block
+from mambakit.core.blocks.base import Block, Context
 from mambakit.core.blocks.directions import Merge, build_directions
 from mambakit.core.blocks.ragged import reversal_index, take
 from mambakit.core.blocks.registry import register_block
@@ -54,21 +54,32 @@ class Bidirectional(Block):
         self.back = blocks[1] if len(blocks) == 2 else None
         if not self.ahead.causal:
             raise ValueError(f"inner: {inner!r} looks in both directions already; wrap a causal block")
+        self.uses_context = self.ahead.uses_context
 
     def state_shapes(self) -> dict[str, tuple[int | None, ...]]:
         return {}
 
     def mix(
-        self, x: Tensor, state: State | None, seq_idx: Tensor | None, lengths: Tensor | None
+        self,
+        x: Tensor,
+        state: State | None,
+        seq_idx: Tensor | None,
+        lengths: Tensor | None,
+        context: Context | None = None,
     ) -> tuple[Tensor, State]:
         index = reversal_index(x, seq_idx, lengths)
-        reverse = take(x, index)
+
+        def both_ways(v: Tensor) -> Tensor:
+            return torch.cat([v, take(v, index)])
+
         if self.back is None:
-            both, _ = self.ahead(torch.cat([x, reverse]), None, _twice(seq_idx), _twice(lengths))
+            told = context and context.reordered(both_ways)
+            both, _ = self.ahead(both_ways(x), None, _twice(seq_idx), _twice(lengths), told)
             ahead, back = both.chunk(2)
         else:
-            ahead, _ = self.ahead(x, None, seq_idx, lengths)
-            back, _ = self.back(reverse, None, seq_idx, lengths)
+            told = context and context.reordered(lambda v: take(v, index))
+            ahead, _ = self.ahead(x, None, seq_idx, lengths, context)
+            back, _ = self.back(take(x, index), None, seq_idx, lengths, told)
         return self.merge(x, [ahead, take(back, index)]), State.of()  # a reversal undoes itself
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mambakit.core.blocks.base import Block
+from mambakit.core.blocks.base import Block, Context
 from mambakit.core.blocks.directions import Merge, build_directions
 from mambakit.core.blocks.registry import register_block
 from mambakit.core.scans import GROUPS, check_grid, inverse, scan_orders
@@ -81,34 +82,56 @@ class GridScan(Block):
         n = orders.shape[0]
         self.merge = Merge(merge, d_model, n)
         self.inner = nn.ModuleList(build_directions(inner, d_model, inner_options, n, share))
+        self.uses_context = any(block.uses_context for block in self.inner)
 
     def state_shapes(self) -> dict[str, tuple[int | None, ...]]:
         return {}
 
     def mix(
-        self, x: Tensor, state: State | None, seq_idx: Tensor | None, lengths: Tensor | None
+        self,
+        x: Tensor,
+        state: State | None,
+        seq_idx: Tensor | None,
+        lengths: Tensor | None,
+        context: Context | None = None,
     ) -> tuple[Tensor, State]:
         batch, length, _ = x.shape
         self._check_whole_grids(length, seq_idx, lengths)
         if lengths is not None:
             x = x[:, : self.n_cells]
-        grids = x.reshape(batch * (x.shape[1] // self.n_cells), self.n_cells, self.d_model)
-        y = self.merge(grids, self._read(grids)).reshape(x.shape)
+        n_tokens = x.shape[1]
+
+        def apart(v: Tensor) -> Tensor:
+            return v[:, :n_tokens].reshape(batch * (n_tokens // self.n_cells), self.n_cells, self.d_model)
+
+        grids = apart(x)
+        y = self.merge(grids, self._read(grids, context and context.reordered(apart))).reshape(x.shape)
         return F.pad(y, (0, 0, 0, length - y.shape[1])), State.of()
 
-    def _read(self, grids: Tensor) -> list[Tensor]:
+    def _read(self, grids: Tensor, context: Context | None) -> list[Tensor]:
         """The outputs of every order, back in place."""
         n = grids.shape[0]
         orders, inverses = self.orders.unbind(), self.inverses.unbind()
-        read = [grids.index_select(1, order) for order in orders]
+
+        def in_orders(v: Tensor) -> Tensor:
+            return torch.cat([v.index_select(1, order) for order in orders])
+
         groups = None if self.groups is None else self.groups[:, None].expand(-1, n, -1)  # [order, b, l]
         if len(self.inner) == 1:
-            y, _ = self.inner[0](torch.cat(read), None, None if groups is None else groups.flatten(0, 1))
-            outputs = y.unflatten(0, (len(read), n)).unbind()
+            told = context and context.reordered(in_orders)
+            packed = None if groups is None else groups.flatten(0, 1)
+            y, _ = self.inner[0](in_orders(grids), None, packed, None, told)
+            outputs = y.unflatten(0, (len(orders), n)).unbind()
         else:
             outputs = tuple(
-                block(part, None, None if groups is None else groups[i])[0]
-                for i, (block, part) in enumerate(zip(self.inner, read, strict=True))
+                block(
+                    grids.index_select(1, order),
+                    None,
+                    None if groups is None else groups[i],
+                    None,
+                    context and context.reordered(partial(torch.index_select, dim=1, index=order)),
+                )[0]
+                for i, (block, order) in enumerate(zip(self.inner, orders, strict=True))
             )
         return [y.index_select(1, order) for y, order in zip(outputs, inverses, strict=True)]
 

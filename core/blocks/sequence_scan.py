@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mambakit.core.blocks.base import Block, padding_mask
+from mambakit.core.blocks.base import Block, Context, padding_mask
 from mambakit.core.blocks.ragged import sequence_starts, take
 from mambakit.core.blocks.registry import build_block, register_block
 from mambakit.core.state import State
@@ -64,12 +64,18 @@ class SequenceScan(Block):
         self.size = size
         self.isolate = isolate
         self.inner = build_block(inner, d_model, inner_options)
+        self.uses_context = self.inner.uses_context
 
     def state_shapes(self) -> dict[str, tuple[int | None, ...]]:
         return {}
 
     def mix(
-        self, x: Tensor, state: State | None, seq_idx: Tensor | None, lengths: Tensor | None
+        self,
+        x: Tensor,
+        state: State | None,
+        seq_idx: Tensor | None,
+        lengths: Tensor | None,
+        context: Context | None = None,
     ) -> tuple[Tensor, State]:
         batch, length, _ = x.shape
         t = torch.arange(length, device=x.device)
@@ -87,8 +93,10 @@ class SequenceScan(Block):
         if self.scan == "dilated":
             order = key.argsort(dim=1, stable=True)
             x, key = take(x, order), key.gather(1, order)
+        if context is not None:
+            context = context.reordered(lambda v: v if order is None else take(v, order))
         inside = _numbered(key) if self.isolate else sequence.int()
-        y, _ = self.inner(x, None, inside)
+        y, _ = self.inner(x, None, inside, None, context)
         return (y if order is None else take(y, order.argsort(dim=1))), State.of()
 
 

@@ -10,8 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mambakit.core.auxiliary import auxiliary_loss
 from mambakit.core.backbone import Backbone, BackboneConfig
-from mambakit.core.blocks import Zamba, kind_of
+from mambakit.core.blocks import Context, Zamba, build_block, kind_of
 from mambakit.core.cli import run_app
 from mambakit.core.language_model import LanguageModel, LanguageModelConfig
 from mambakit.core.presets import PRESETS
@@ -287,3 +288,42 @@ def test_bad_patterns(fields, message):
 def test_bad_options_of_layers(options, message):
     with pytest.raises(ValueError, match=message):
         build(layers=list(options), block_options=options)
+
+
+WRAPPERS = {
+    "both-ways": ("bidirectional", {}),
+    "both-ways-shared": ("bidirectional", {"share": "all"}),
+    "grid": ("grid_scan", {"grid": [2, 3]}),
+    "grid-shared": ("grid_scan", {"grid": [2, 3], "share": "all"}),
+    "strides": ("sequence_scan", {"size": 2}),
+}
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_experts_inside_another_block_are_balanced_too(wrapper: str) -> None:
+    torch.manual_seed(0)
+    kind, options = WRAPPERS[wrapper]
+    options = {**options, "inner": "moe", "inner_options": {"n_experts": 3, "d_hidden": 8}}
+    backbone = Backbone(BackboneConfig(d_model=8, layers=[kind], block_options={kind: options}))
+    backbone(torch.randn(2, 6, 8))
+    loss = auxiliary_loss(backbone)
+    assert loss > 0
+    loss.backward()
+    routers = [p for name, p in backbone.named_parameters() if "router" in name]
+    assert routers
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in routers)
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_a_block_inside_another_reads_the_stacks_input_in_its_own_order(wrapper: str) -> None:
+    """Zamba's transformer reads the input of the stack: the token's own, wherever the token is read."""
+    torch.manual_seed(0)
+    kind, options = WRAPPERS[wrapper]
+    inner = {"n_heads": 2, "d_hidden": 8, "inner_options": {"d_state": 4}}
+    block = build_block(kind, 8, {**options, "inner": "zamba", "inner_options": inner}).double()
+    x = torch.randn(1, 6, 8, dtype=torch.float64)
+    own, _ = block(x, context=Context(inputs=x))
+    alone, _ = block(x)  # without a stack a block's input is its own
+    torch.testing.assert_close(own, alone)
+    other, _ = block(x, context=Context(inputs=torch.randn_like(x)))
+    assert not torch.allclose(other, own)
