@@ -12,6 +12,24 @@ _WARM_UP = 3
 Result = TypeVar("Result")
 
 
+def waits_for_gpu(run: Callable[[], object]) -> bool:
+    """Whether ``run`` reads a value back from the GPU, so that it can't be recorded; found out by calling it.
+
+    What is compiled at a first call may wait too: call it once before.
+    """
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        run()
+    except RuntimeError as error:
+        if "synchroniz" not in str(error):
+            raise
+        return True
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+    return False
+
+
 def record(run: Callable[[], Result]) -> tuple[torch.cuda.CUDAGraph, Result]:
     """A graph of what ``run`` launches, and its results, which every replay overwrites.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mambakit.core.cuda_graph import record
+from mambakit.core.cuda_graph import record, waits_for_gpu
 from mambakit.core.generation.decoder import Decoder
 from mambakit.core.state import State
 
@@ -94,19 +94,10 @@ class _Recording:
 
 def _can_be_recorded(model: Decoder, ids: Tensor, state: State) -> bool:
     """Whether a step keeps the state's shapes and never waits for the GPU, found out by taking it."""
-    model.step(ids, state.clone(), inplace=True)  # what is compiled at a first call may wait
-    before = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        _, following = model.step(ids, state.clone(), inplace=True)
-    except RuntimeError as error:
-        if "synchroniz" not in str(error):
-            raise
+    _, following = model.step(ids, state.clone(), inplace=True)
+    if _shapes(following) != _shapes(state):
         return False
-    finally:
-        torch.cuda.set_sync_debug_mode(before)
-
-    return _shapes(following) == _shapes(state)
+    return not waits_for_gpu(lambda: model.step(ids, state.clone(), inplace=True))
 
 
 def _shapes(state: State) -> list[tuple[object, ...]]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mambakit.core.cuda_graph import record
+from mambakit.core.cuda_graph import record, waits_for_gpu
 
 # The last batch of an epoch is smaller and comes once an epoch: only shapes that come often are recorded.
 _RECORD_AT = 3
@@ -21,33 +21,39 @@ class GraphedLoss:
 
     Where a model is small, the CPU that launches its kernels is slower than the GPU that runs them. A set of
     shapes is recorded when it comes for the third time, for four sets at most; until then, elsewhere than on
-    a GPU, under autocast and without gradients the loss is called as it is. Dropout draws new numbers at
-    every call.
+    a GPU, under autocast and without gradients the loss is called as it is. So is one that reads a tensor's
+    value on the CPU (``item``, data-dependent shapes, experts): it can't be recorded. Dropout draws new
+    numbers at every call.
 
     Args:
         loss: A module in training mode whose ``forward`` takes tensors alone, none of which wants a gradient,
-            and gives one scalar. It must not read a tensor's value on the CPU (``item``, data-dependent
-            shapes) nor make one there; its parameters stay where they are.
+            and gives one scalar. It makes no tensor on the CPU; its parameters stay where they are.
     """
 
     def __init__(self, loss: nn.Module) -> None:
         self.loss = loss
         self._seen: Counter[tuple[object, ...]] = Counter()
-        self._graphs: dict[tuple[object, ...], _Recording] = {}
+        self._graphs: dict[tuple[object, ...], _Recording | None] = {}
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         """The loss, a scalar that can be differentiated once."""
         if not inputs[0].is_cuda or not torch.is_grad_enabled() or torch.is_autocast_enabled("cuda"):
             return self.loss(*inputs)
         key = tuple((one.shape, one.dtype, one.device) for one in inputs)
-        recording = self._graphs.get(key)
-        if recording is None:
+        if key not in self._graphs:
             self._seen[key] += 1
             if self._seen[key] < _RECORD_AT or len(self._graphs) >= _MOST_GRAPHS:
                 return self.loss(*inputs)
-            recording = self._graphs[key] = _Recording(self.loss, inputs)
+            self._graphs[key] = None if self._waits(inputs) else _Recording(self.loss, inputs)
+        recording = self._graphs[key]
+        if recording is None:
+            return self.loss(*inputs)
         parameters = [one for one in self.loss.parameters() if one.requires_grad]
         return _Replay.apply(recording, inputs, *parameters)
+
+    def _waits(self, inputs: tuple[Tensor, ...]) -> bool:
+        parameters = [one for one in self.loss.parameters() if one.requires_grad]
+        return waits_for_gpu(lambda: torch.autograd.grad(self.loss(*inputs), parameters, allow_unused=True))
 
 
 class _Recording:

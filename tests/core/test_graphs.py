@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from mambakit.core.auxiliary import auxiliary_loss
+from mambakit.core.backbone import Backbone, BackboneConfig
 from mambakit.core.training import GraphedLoss
 
 
@@ -56,3 +58,28 @@ def test_records_the_shapes_that_come_often_and_draws_new_dropout() -> None:
     with torch.no_grad():
         graphed(x[:7], x[:7].sum(1))
     assert len(graphed._graphs) == 1
+
+
+class _Experts(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        options = {"moe": {"n_experts": 3, "d_hidden": 8}}
+        self.net = Backbone(BackboneConfig(d_model=8, layers=["mlp", "moe"], block_options=options))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)[0][..., 0].square().mean() + auxiliary_loss(self.net)
+
+
+@pytest.mark.gpu
+def test_a_loss_that_reads_values_back_is_called_as_it_is() -> None:
+    """Experts get slices whose sizes the CPU must know."""
+    loss = _Experts().cuda()
+    graphed = GraphedLoss(loss)
+    x = torch.randn(2, 6, 8, device="cuda")
+    for _ in range(6):
+        got, expected = graphed(x), loss(x)
+        torch.testing.assert_close(got, expected)
+        got.backward()
+    assert list(graphed._graphs.values()) == [None]
+    assert torch.cuda.get_sync_debug_mode() == 0
