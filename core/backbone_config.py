@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Any
 
 import yaml
@@ -51,6 +52,9 @@ class BackboneConfig:
                 f"got {self.layers!r}"
             )
         kinds = [kind_of(layer) for layer in self.layers]
+        for name in ("d_model", "repeat"):
+            if not isinstance(getattr(self, name), Integral):
+                raise TypeError(f"{name}: expected a whole number, got {getattr(self, name)!r}")
         if self.d_model < 1:
             raise ValueError(f"d_model: expected at least 1, got {self.d_model}")
         if not self.layers or self.repeat < 1:

@@ -98,6 +98,8 @@ def attribute(
         TypeError: If the sample is of a type that is no sample.
         ValueError: On an unknown method, a target or position that is not there, a target for a method
             without one, labels of another number, or as the method's own function.
+        TypeError: If the target or the position is of another type.
+        RuntimeError: Inside ``torch.inference_mode``.
     """
     if method not in METHODS:
         raise ValueError(f"method: expected one of {', '.join(METHODS)}, got {method!r}")
@@ -105,6 +107,8 @@ def attribute(
     if labels is not None and len(labels) != length:
         raise ValueError(f"labels: expected one for each of the {length} tokens, got {len(labels)}")
     (at,) = indices("position", [position], length)
+    if torch.is_inference_mode_enabled():
+        raise RuntimeError("attribute: takes gradients and hooks; call it outside torch.inference_mode")
     with evaluating(model):
         if method in ("hidden_attention", "rollout"):
             if target is not None:
@@ -222,6 +226,8 @@ def _scalar(
         return row.log_softmax(-1) if measure == "log_probability" else row
 
     n_outputs = output.shape[-1]
+    if target is not None and (not isinstance(target, int) or isinstance(target, bool)):
+        raise TypeError(f"target: expected the number of an output or a function, got {target!r}")
     index = int(outputs(output)[0].argmax()) if target is None else target
     if not 0 <= index < n_outputs:
         raise ValueError(f"target: {index} is outside the model's {n_outputs} outputs, 0..{n_outputs - 1}")

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -237,7 +238,10 @@ def hidden_attention(
 
 def indices(name: str, given: Sequence[int], size: int) -> list[int]:
     """``given`` as indices from the start, or a ValueError that names what is outside ``-size..size-1``."""
-    chosen = [int(i) for i in given]
+    try:
+        chosen = [operator.index(i) for i in given]
+    except TypeError:
+        raise TypeError(f"{name}: expected whole numbers, got {list(given)}") from None
     if not chosen:
         raise ValueError(f"{name}: expected at least one, got none")
     for i in chosen:

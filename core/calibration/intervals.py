@@ -67,6 +67,8 @@ class SplitConformal:
         Raises:
             ValueError: On shapes that do not fit, or a NaN prediction, scale or group out of range.
         """
+        if target.dim() == 0:
+            raise ValueError("target: expected (n, ...), one for each held-out sample, got a single number")
         scores = interval_scores(prediction, target, self.score, scale)  # [n, ...]
         self._check_pooled(scores.dim() - 1)
         self.scaled = scale is not None

@@ -41,7 +41,8 @@ class TemperatureScaling:
             ignore_index: Targets that do not count.
 
         Raises:
-            ValueError: On shapes that do not fit, no targets, or logits that are not finite.
+            ValueError: On shapes that do not fit, no targets, one that is no class, or logits that are not
+                finite.
         """
         if target.shape != logits.shape[:-1]:
             raise ValueError(f"target: expected shape {tuple(logits.shape[:-1])}, got {tuple(target.shape)}")
@@ -49,6 +50,10 @@ class TemperatureScaling:
         z, y = logits[counts].detach().double(), target[counts]
         if not len(y):
             raise ValueError("target: there is not one that counts")
+        n_classes = logits.shape[-1]
+        outside = (y < 0) | (y >= n_classes)
+        if bool(outside.any()):
+            raise ValueError(f"target: {int(y[outside][0])} is no class of 0..{n_classes - 1}")
         if not bool(z.isfinite().all()):
             raise ValueError("logits: expected finite numbers")
         low, high = (math.log(bound) for bound in _BOUNDS)

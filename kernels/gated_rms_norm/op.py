@@ -48,7 +48,7 @@ def gated_rms_norm(
         ``y``, shaped as ``x`` and of its dtype.
 
     Raises:
-        TypeError: If an argument is no tensor or has the wrong dtype.
+        TypeError: If an argument is no tensor or has the wrong dtype, or ``group_size`` is no whole number.
         ValueError: On a wrong shape, device, ``eps``, ``group_size`` or name of a backend.
         BackendUnavailableError: If the backend asked for cannot run here.
     """
@@ -66,6 +66,8 @@ def gated_rms_norm(
     asked_group = group_size
     if group_size is None:
         group_size = channels
+    elif isinstance(group_size, float):
+        raise TypeError(f"group_size: expected a whole number or None, got {group_size}")
     elif group_size < 1 or channels % group_size:
         raise ValueError(f"group_size: must divide channels={channels} and be at least 1, got {group_size}")
     chosen = choose_backend("gated_rms_norm", backend, x.device, x.dtype)

@@ -66,6 +66,12 @@ def test_bad_configs(values, message):
         BackboneConfig.from_dict(values)
 
 
+@pytest.mark.parametrize(("name", "value"), [("d_model", "a"), ("d_model", 16.0), ("repeat", None)])
+def test_sizes_are_whole_numbers(name, value):
+    with pytest.raises(TypeError, match=f"{name}: expected a whole number, got {value!r}"):
+        BackboneConfig.from_dict({name: value})
+
+
 def test_an_option_that_a_block_needs_is_named():
     with pytest.raises(ValueError, match="options of grid_scan: it needs grid"):
         Backbone(BackboneConfig(8, ["grid_scan"]))

@@ -68,6 +68,8 @@ def test_samples_that_say_nothing_keep_it_bounded() -> None:
         TemperatureScaling().fit(right, torch.full((4,), -100))
     with pytest.raises(ValueError, match=r"target: expected shape \(4,\), got \(3,\)"):
         TemperatureScaling().fit(right, torch.arange(3))
+    with pytest.raises(ValueError, match=r"target: 7 is no class of 0\.\.2"):
+        TemperatureScaling().fit(torch.randn(2, 3), torch.tensor([0, 7]))
     with pytest.raises(ValueError, match="temperature: expected a positive number, got 0"):
         TemperatureScaling(0)
 

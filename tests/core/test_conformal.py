@@ -145,6 +145,8 @@ def test_a_predicted_spread_scales_the_width() -> None:
     low, high = conformal.interval(torch.zeros(2), 0.25, scale=torch.tensor([1.0, 10.0]))
     assert high.tolist() == [3.0, 30.0]
     assert low.tolist() == [-3.0, -30.0]
+    with pytest.raises(ValueError, match=r"target: .* got a single number"):
+        SplitConformal().fit(torch.tensor(1.0), torch.tensor(2.0))
     with pytest.raises(ValueError, match="scale: expected positive numbers, got 0"):
         conformal.interval(torch.zeros(1), 0.25, scale=torch.zeros(1))
     with pytest.raises(ValueError, match=r"scale: expected shape \(1,\), got \(2,\)"):

@@ -226,6 +226,7 @@ def test_compiles_as_one_graph_for_any_length(backend: str, triton_device: str) 
         ({"z": torch.ones(6)}, ValueError, r"z: expected the shape of x, \(2, 6\), got \(6,\)"),
         ({"eps": 0.0}, ValueError, "eps: expected a positive number, got 0"),
         ({"group_size": 4}, ValueError, "group_size: must divide channels=6 .* got 4"),
+        ({"group_size": 3.0}, TypeError, r"group_size: expected a whole number or None, got 3\.0"),
         ({"group_size": 0}, ValueError, "group_size: must divide channels=6 .* got 0"),
         ({"backend": "fast"}, ValueError, "backend: expected one of reference, portable, triton, got 'fast'"),
     ],

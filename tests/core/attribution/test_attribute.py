@@ -220,5 +220,11 @@ def test_bad_input_is_named(tmp_path):
     found = attribute(model, ids)
     with pytest.raises(ValueError, match=r"path: expected an ending of .*png.*, got 'why'"):
         found.plot(tmp_path / "why")
+    with pytest.raises(TypeError, match="target: expected the number of an output or a function, got 'a'"):
+        attribute(model, ids, target="a")
+    with pytest.raises(TypeError, match=r"position: expected whole numbers, got \[1\.5\]"):
+        attribute(model, ids, position=1.5)
+    with torch.inference_mode(), pytest.raises(RuntimeError, match=r"outside torch\.inference_mode"):
+        attribute(model, ids)
     with pytest.raises(ValueError, match="labels: expected one for each of the 3 tokens, got 1"):
         Attribution(found.scores, ["a"], "by hand", "nothing")
