@@ -102,3 +102,22 @@ def check_packing(module: Sequential, x: Tensor, lengths: Sequence[int], *, atol
         following, _ = module(x, state)
         alone, _ = module(x, last)
         torch.testing.assert_close(following, alone, atol=atol, rtol=0)
+
+
+def check_packs(
+    module: Sequential, x: Tensor, before: State | None, packs: Sequence[Sequence[int]], *, atol: float
+) -> None:
+    """As ``check_packing``, with the lengths in ``packs`` for each row; the first continue ``before``."""
+    seq_idx = torch.stack([torch.arange(len(n)).repeat_interleave(torch.tensor(n)) for n in packs])
+    y, state = module(x, before, seq_idx=seq_idx.int().to(x.device))
+    for row, lengths in enumerate(packs):
+        start, last = 0, None
+        for n in lengths:
+            given = before.index_select([row]) if before is not None and start == 0 else None
+            alone, last = module(x[row : row + 1, start : start + n], given)
+            torch.testing.assert_close(y[row : row + 1, start : start + n], alone, atol=atol, rtol=0)
+            start += n
+        if module.causal:
+            following, _ = module(x[row : row + 1], state.index_select([row]))
+            alone, _ = module(x[row : row + 1], last)
+            torch.testing.assert_close(following, alone, atol=atol, rtol=0)

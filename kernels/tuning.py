@@ -41,13 +41,6 @@ def first_that_fits(key: Hashable, configs: Sequence[Config], launch: Callable[[
             _position[key] = position
 
 
-def interpreted() -> bool:
-    """Whether kernels run in Triton's interpreter."""
-    from triton import knobs
-
-    return bool(knobs.runtime.interpret)
-
-
 def multiprocessors(device: torch.device) -> int:
     """Multiprocessors of the GPU; a stand-in for the interpreter."""
     if device.type != "cuda":

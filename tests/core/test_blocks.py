@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import nn
 
 from mambakit.core.blocks import (
     BLOCKS,
@@ -18,7 +16,6 @@ from mambakit.core.blocks import (
     Mamba1,
     Mamba2,
     MoE,
-    RMSNorm,
     SequenceScan,
     SlidingAttention,
     Zamba,
@@ -222,114 +219,7 @@ def test_the_first_state_is_that_of_no_tokens(kind):
     assert {tensor.device.type for _, tensor in moved.tensors()} <= {"meta"}
 
 
-# --- what each computes
-
-
-def test_rms_norm():
-    norm = RMSNorm(16, eps=0.1).double()
-    with torch.no_grad():
-        norm.weight.copy_(torch.arange(16.0))
-    x = sample()
-    torch.testing.assert_close(norm(x), F.rms_norm(x, (16,), norm.weight, 0.1))
-
-
-def test_mlp_is_swiglu():
-    block = small("mlp")
-    assert block.d_hidden == 48
-    x = sample()
-    gate, up = (x @ block.in_proj.weight.T).split(48, dim=-1)
-    torch.testing.assert_close(block(x)[0], (F.silu(gate) * up) @ block.out_proj.weight.T)
-
-
-def test_mamba1_by_its_equations():
-    block = small("mamba1")
-    x = sample()
-    u, z = (x @ block.in_proj.weight.T).split(32, dim=-1)
-    past = F.pad(u, (0, 0, 3, 0))
-    conv = sum(past[:, k : k + 5] * block.conv_weight[:, k] for k in range(4)) + block.conv_bias
-    u = F.silu(conv)
-    dt, B, C = (u @ block.x_proj.weight.T).split([1, 4, 4], dim=-1)
-    dt = F.softplus(dt @ block.dt_proj.weight.T + block.dt_proj.bias)
-    h = torch.zeros(2, 32, 4, dtype=torch.float64)
-    ys = []
-    for t in range(5):
-        h = torch.exp(dt[:, t, :, None] * -torch.exp(block.A_log)) * h
-        h = h + (dt[:, t] * u[:, t])[..., None] * B[:, t, None]
-        ys.append((h * C[:, t, None]).sum(-1) + block.D * u[:, t])
-    y = (torch.stack(ys, 1) * F.silu(z)) @ block.out_proj.weight.T
-    actual, state = block(x)
-    torch.testing.assert_close(actual, y, atol=1e-12, rtol=0)
-    torch.testing.assert_close(state["ssm"], h, atol=1e-12, rtol=0)
-    torch.testing.assert_close(state["conv"], past[:, 5:].transpose(1, 2), atol=1e-12, rtol=0)
-
-
-@pytest.mark.parametrize("n_kv_heads", [1, 2, 4])
-@pytest.mark.parametrize("causal", [True, False])
-def test_attention_by_its_equations(n_kv_heads, causal):
-    torch.manual_seed(0)
-    block = Attention(d_model=16, n_heads=4, n_kv_heads=n_kv_heads, causal=causal).double()
-    x = sample()
-    q, k, v = (x @ block.in_proj.weight.T).split([16, 4 * n_kv_heads, 4 * n_kv_heads], dim=-1)
-    out = torch.zeros(2, 5, 4, 4, dtype=torch.float64)
-    for head in range(4):
-        kv = head * n_kv_heads // 4
-
-        def turned(part, i):
-            pair = torch.complex(part[..., 4 * i : 4 * i + 2], part[..., 4 * i + 2 : 4 * i + 4])
-            angle = torch.arange(5.0)[:, None] * torch.tensor([1.0, 10000.0**-0.5]).double()
-            return pair * torch.polar(torch.ones_like(angle), angle)
-
-        scores = (turned(q, head)[:, :, None] * turned(k, kv)[:, None].conj()).real.sum(-1) / 2.0
-        if causal:
-            scores = scores.masked_fill(torch.ones(5, 5).triu(1).bool(), -torch.inf)
-        out[:, :, head] = scores.softmax(-1) @ v[..., 4 * kv : 4 * kv + 4]
-    expected = out.flatten(2) @ block.out_proj.weight.T
-    torch.testing.assert_close(block(x)[0], expected, atol=1e-7, rtol=0)
-
-
-def test_attention_by_distance_only():
-    """Rotary positions: where a sequence stands in a longer stream does not matter to itself."""
-    block = small("attention")
-    x = sample(length=6)
-    whole = torch.cat([x, x], dim=1)
-    seq_idx = torch.tensor([[0] * 6 + [1] * 6] * 2, dtype=torch.int32)
-    y, _ = block(whole, seq_idx=seq_idx)
-    torch.testing.assert_close(y[:, 6:], y[:, :6], atol=1e-12, rtol=0)
-
-
-def test_attention_keeps_only_what_it_may_look_at():
-    block = small("attention")
-    _, state = block(sample(batch=3, length=7), lengths=torch.tensor([4, 2, 0]))
-    assert state["key"].shape == (3, 4, 2, 8)
-    assert state["valid"].tolist() == [[True] * 4, [True] * 2 + [False] * 2, [False] * 4]
-    _, state = block(sample(), seq_idx=torch.tensor([[0, 0, 1, 1, 1], [0, 0, 0, 0, 1]], dtype=torch.int32))
-    assert state["valid"].sum(1).tolist() == [3, 1]
-    assert state["key"].shape[1] == 3
-
-
-@pytest.mark.parametrize("share", ["none", "projections", "all"])
-@pytest.mark.parametrize("merge", ["sum", "mean", "concat", "gated"])
-def test_bidirectional_is_both_directions(merge, share):
-    torch.manual_seed(0)
-    block = Bidirectional(d_model=16, inner="mamba1", merge=merge, share=share).double()
-    if merge == "gated":
-        nn.init.normal_(block.merge.gate_proj.weight)
-    x = sample()
-    reverse_reader = block.ahead if share == "all" else block.back
-    ahead = block.ahead(x)[0]
-    back = reverse_reader(x.flip(1))[0].flip(1)
-    if merge == "gated":
-        first, second = block.merge.gate_proj.weight.chunk(2)
-        gate = torch.sigmoid(x @ (first - second).T)
-    expected = {
-        "sum": lambda: ahead + back,
-        "mean": lambda: (ahead + back) / 2,
-        "concat": lambda: torch.cat([ahead, back], -1) @ block.merge.out_proj.weight.T,
-        "gated": lambda: gate * ahead + (1 - gate) * back,
-    }[merge]()
-    torch.testing.assert_close(block(x)[0], expected)
-    if share != "all":  # weights of their own
-        assert (block.ahead(x)[0] - block.back(x)[0]).abs().max() > 1e-3
+# --- training and tracing
 
 
 @pytest.mark.parametrize("kind", SMALL)

@@ -11,6 +11,7 @@ from mambakit.core.language_model import LanguageModel, LanguageModelConfig
 from mambakit.core.testing import (
     Sequential,
     check_packing,
+    check_packs,
     check_padding,
     check_streaming,
     run_by_steps,
@@ -86,20 +87,8 @@ def test_packed_rows_equal_each_alone(name: str, lengths: list[int]) -> None:
 @pytest.mark.parametrize("name", STACKS)
 def test_rows_packed_differently(name: str) -> None:
     module, x = build(name), sample()
-    packs = [[4, 7], [11], [2, 1, 8]]
-    seq_idx = torch.stack([torch.arange(len(n)).repeat_interleave(torch.tensor(n)) for n in packs]).int()
     before = module(x[:, :5])[1] if module.causal else None
-    y, state = module(x, before, seq_idx=seq_idx)
-    for row, lengths in enumerate(packs):
-        start, last = 0, None
-        for n in lengths:
-            given = before.index_select([row]) if before is not None and start == 0 else None
-            alone, last = module(x[row : row + 1, start : start + n], given)
-            torch.testing.assert_close(y[row : row + 1, start : start + n], alone, atol=1e-10, rtol=0)
-            start += n
-        if module.causal:
-            follows, _ = module(x[row : row + 1], state.index_select([row]))
-            torch.testing.assert_close(follows, module(x[row : row + 1], last)[0], atol=1e-10, rtol=0)
+    check_packs(module, x, before, [[4, 7], [11], [2, 1, 8]], atol=1e-10)
 
 
 @pytest.mark.parametrize("name", STACKS)

@@ -14,6 +14,7 @@ from mambakit.core.testing import (
     Sequential,
     assert_states_close,
     check_packing,
+    check_packs,
     check_padding,
     check_streaming,
     run_by_steps,
@@ -196,21 +197,8 @@ def test_packed_rows_equal_each_alone(name, dtype, lengths):
 @pytest.mark.parametrize("name", NAMES)
 def test_rows_packed_differently(name):
     module, x = build(name), sample(batch=3)
-    packs = [[4, 7], [11], [2, 2, 7]]
-    seq_idx = torch.stack([torch.arange(len(n)).repeat_interleave(torch.tensor(n)) for n in packs]).int()
     before = module(x[:, :5])[1] if module.causal else None
-    y, state = module(x, before, seq_idx=seq_idx)
-    for row, lengths in enumerate(packs):
-        start, last = 0, None
-        for n in lengths:
-            given_state = before.index_select([row]) if before is not None and start == 0 else None
-            alone, last = module(x[row : row + 1, start : start + n], given_state)
-            torch.testing.assert_close(y[row : row + 1, start : start + n], alone, atol=1e-10, rtol=0)
-            start += n
-        if module.causal:
-            follows, _ = module(x[row : row + 1], state.index_select([row]))
-            alone, _ = module(x[row : row + 1], last)
-            torch.testing.assert_close(follows, alone, atol=1e-10, rtol=0)
+    check_packs(module, x, before, [[4, 7], [11], [2, 2, 7]], atol=1e-10)
 
 
 @pytest.mark.parametrize("name", STREAMING)
