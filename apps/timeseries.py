@@ -29,7 +29,7 @@ from mambakit.domains.timeseries.config import (
 if TYPE_CHECKING:
     from mambakit.domains.timeseries.data import SeriesData
     from mambakit.domains.timeseries.evaluation import Evaluation
-    from mambakit.domains.timeseries.model import Forecaster
+    from mambakit.domains.timeseries.window import WindowForecaster
 
 COLUMNS = ("forecaster", "mse", "mae", "mase", "smape", "wql", "coverage")
 _NOTE = (
@@ -125,9 +125,9 @@ def evaluate(
         mambakit timeseries evaluate --model runs/etth1 --data ETTh1 --json
     """
     from mambakit.domains.timeseries.data import load_data
-    from mambakit.domains.timeseries.model import Forecaster
+    from mambakit.domains.timeseries.window import WindowForecaster
 
-    forecaster = Forecaster.from_pretrained(model)
+    forecaster = WindowForecaster.from_pretrained(model)
     config = forecaster.config
     loaded = load_data(
         data, missing=missing, season_length=config.season_length, mix=True if config.mix_series else None
@@ -175,13 +175,13 @@ def forecast(
     from mambakit.core.training import resolve_device
     from mambakit.domains.timeseries import forecasting, plots
     from mambakit.domains.timeseries.data import load_data, series_in
-    from mambakit.domains.timeseries.model import Forecaster
+    from mambakit.domains.timeseries.window import WindowForecaster
 
     if horizon is not None and horizon < 1:
         raise UsageError(f"horizon: expected at least 1, got {horizon}")
     _check_suffix("output", output, (".csv", ".parquet"))
     _check_suffix("plot", plot, (".png", ".pdf", ".svg"))
-    forecaster = Forecaster.from_pretrained(model, map_location=resolve_device(device))
+    forecaster = WindowForecaster.from_pretrained(model, map_location=resolve_device(device))
     series = series_in(load_data(input, missing=missing))
     _warn_of_strangers(forecaster, series)
     made = forecasting.forecast(forecaster, series, horizon or forecaster.config.horizon)
@@ -243,13 +243,13 @@ def backtest(
     from mambakit.domains.timeseries import evaluation, plots, training
     from mambakit.domains.timeseries.data import load_data, series_in
     from mambakit.domains.timeseries.forecasting import cutoffs, until
-    from mambakit.domains.timeseries.model import Forecaster
+    from mambakit.domains.timeseries.window import WindowForecaster
 
     _check_suffix("output", output, (".csv", ".parquet"))
     _check_suffix("plot", plot, (".png", ".pdf", ".svg"))
     loaded = load_data(data, missing=missing, season_length=season_length)
     series = series_in(loaded)
-    forecaster = None if model is None else Forecaster.from_pretrained(model)
+    forecaster = None if model is None else WindowForecaster.from_pretrained(model)
     lookback = lookback if forecaster is None else forecaster.config.lookback
     for one in series:
         cutoffs(len(one.values), horizon=horizon, windows=windows, least=lookback)
@@ -302,7 +302,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_app("mambakit timeseries", verbs, argv, description, examples)
 
 
-def _evaluate(forecaster: Forecaster, data: SeriesData, device: str) -> Evaluation:
+def _evaluate(forecaster: WindowForecaster, data: SeriesData, device: str) -> Evaluation:
     from mambakit.core.training import resolve_device
     from mambakit.domains.timeseries import evaluation
     from mambakit.domains.timeseries.training import make_values
@@ -342,7 +342,7 @@ def _check_suffix(flag: str, path: Path | None, allowed: tuple[str, ...]) -> Non
         raise UsageError(f"{flag}: expected a name that ends in {' or '.join(allowed)}, got {path}")
 
 
-def _warn_of_strangers(forecaster: Forecaster, series: Sequence[Any]) -> None:
+def _warn_of_strangers(forecaster: WindowForecaster, series: Sequence[Any]) -> None:
     from mambakit.domains.timeseries.forecasting import unknown_series
 
     strangers = unknown_series(forecaster, series)

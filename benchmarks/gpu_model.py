@@ -76,15 +76,15 @@ def timeseries_training(device: torch.device, *, small: bool, graphed: bool) -> 
     # a domain needs more packages than the core: where they lack, only its own figure does
     from mambakit.core.training import GraphedLoss, parameter_groups
     from mambakit.domains.timeseries.config import PRESET_LOSS, PRESET_MODEL, PRESET_TRAIN, ForecasterConfig
-    from mambakit.domains.timeseries.model import Forecaster
     from mambakit.domains.timeseries.task import ForecastLoss
+    from mambakit.domains.timeseries.window import WindowForecaster
 
     torch.manual_seed(0)
     batch, n_series, season = 2 if small else PRESET_TRAIN.batch_size, 21, 144
     config = ForecasterConfig(
         lookback=96, horizon=96, n_series=n_series, season_length=season, model=PRESET_MODEL
     )
-    model = ForecastLoss(Forecaster(config), PRESET_LOSS).to(device)
+    model = ForecastLoss(WindowForecaster(config), PRESET_LOSS).to(device)
     loss = GraphedLoss(model) if graphed else model
     groups = parameter_groups(model, PRESET_TRAIN.weight_decay)
     optimizer = torch.optim.AdamW(groups, lr=PRESET_TRAIN.lr, fused=device.type == "cuda")

@@ -14,9 +14,9 @@ from mambakit.domains.timeseries import baselines
 from mambakit.domains.timeseries.data import SeriesData, Values, Windows, group_series
 from mambakit.domains.timeseries.forecasting import Forecast, cutoffs, forecast, until
 from mambakit.domains.timeseries.metrics import Errors, mase_scale
-from mambakit.domains.timeseries.model import Forecaster
 from mambakit.domains.timeseries.table import Series
 from mambakit.domains.timeseries.training import fit_tokenizer, least_squares_of, make_values
+from mambakit.domains.timeseries.window import WindowForecaster
 
 OURS = "mambakit"
 # Numbers held at once: windows x horizon x series x levels
@@ -40,7 +40,7 @@ class Evaluation:
 
 @torch.no_grad()
 def evaluate(
-    model: Forecaster | None,
+    model: WindowForecaster | None,
     data: SeriesData,
     split: str,
     *,
@@ -118,7 +118,7 @@ class Backtest:
 
 
 def backtest(
-    model: Forecaster,
+    model: WindowForecaster,
     series: Sequence[Series],
     *,
     horizon: int,

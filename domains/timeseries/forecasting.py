@@ -13,9 +13,9 @@ from torch import Tensor
 
 from mambakit.core.errors import DataError, UsageError
 from mambakit.domains.timeseries.data import group_series, phases
-from mambakit.domains.timeseries.model import Forecaster
 from mambakit.domains.timeseries.table import Series, next_stamps
 from mambakit.domains.timeseries.tokenizer import scale_of
+from mambakit.domains.timeseries.window import WindowForecaster
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Forecast:
     levels: tuple[float, ...]
 
 
-def forecast(model: Forecaster, series: Sequence[Series], horizon: int) -> list[Forecast]:
+def forecast(model: WindowForecaster, series: Sequence[Series], horizon: int) -> list[Forecast]:
     """Forecasts ``horizon`` rows after the last row of each series.
 
     Series that the model was trained to read together are read together if all are there with the same
@@ -85,7 +85,7 @@ def forecast(model: Forecaster, series: Sequence[Series], horizon: int) -> list[
     return [made[one.unique_id] for one in series]
 
 
-def unknown_series(model: Forecaster, series: Sequence[Series]) -> list[str]:
+def unknown_series(model: WindowForecaster, series: Sequence[Series]) -> list[str]:
     """Names of the series that the model was not trained on, or can't read as it was."""
     together = {one.unique_id for one in _together(model, series)}
     if model.config.mix_series:
@@ -134,7 +134,7 @@ def until(one: Series, n_rows: int) -> Series:
     return Series(one.unique_id, one.stamps[:n_rows], one.values[:n_rows], one.frequency)
 
 
-def _together(model: Forecaster, series: Sequence[Series]) -> list[Series]:
+def _together(model: WindowForecaster, series: Sequence[Series]) -> list[Series]:
     """The series that the model reads across, in its order; none if one is missing or they don't align."""
     by_name = {one.unique_id: one for one in series}
     ids = model.tokenizer.ids
@@ -145,7 +145,7 @@ def _together(model: Forecaster, series: Sequence[Series]) -> list[Series]:
 
 
 @torch.no_grad()
-def _roll(model: Forecaster, groups: list[list[Series]], index: Tensor, horizon: int) -> Tensor:
+def _roll(model: WindowForecaster, groups: list[list[Series]], index: Tensor, horizon: int) -> Tensor:
     """Scaled quantiles, ``(n_groups, horizon, n_series, n_quantiles)``, by as many passes as it takes."""
     config = model.config
     device = next(model.parameters()).device
@@ -183,7 +183,7 @@ def _widened(quantiles: Tensor, before: Tensor, anchor: int) -> Tensor:
     return middle + own.sign() * (own.square() + past.square()).sqrt()
 
 
-def _forecast(model: Forecaster, one: Series, quantiles: Tensor, horizon: int) -> Forecast:
+def _forecast(model: WindowForecaster, one: Series, quantiles: Tensor, horizon: int) -> Forecast:
     mean, deviation = _scale(model, [one])
     own = quantiles.double().cpu().numpy() * deviation[0] + mean[0]
     if np.ptp(one.values) == 0:
@@ -193,7 +193,7 @@ def _forecast(model: Forecaster, one: Series, quantiles: Tensor, horizon: int) -
     return Forecast(one.unique_id, stamps, point, own, model.levels)
 
 
-def _scale(model: Forecaster, group: list[Series]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _scale(model: WindowForecaster, group: list[Series]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """The training scale of known series; that of its own history for another."""
     scales = [
         model.tokenizer.scale([one.unique_id])

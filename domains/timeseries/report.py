@@ -7,12 +7,12 @@ from mambakit.domains.timeseries import plots
 from mambakit.domains.timeseries.data import SeriesData, series_in
 from mambakit.domains.timeseries.evaluation import Evaluation
 from mambakit.domains.timeseries.forecasting import forecast, until
-from mambakit.domains.timeseries.model import Forecaster
 from mambakit.domains.timeseries.table import Series
+from mambakit.domains.timeseries.window import WindowForecaster
 
 
 def write(
-    run: RunFolder, model: Forecaster, data: SeriesData, result: FitResult, evaluation: Evaluation
+    run: RunFolder, model: WindowForecaster, data: SeriesData, result: FitResult, evaluation: Evaluation
 ) -> None:
     """Writes ``report.html`` and the pictures of a run.
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,19 +23,25 @@ _READERS = {".csv": "csv", ".txt": "csv", ".gz": "csv", ".parquet": "parquet", "
 
 @dataclass(frozen=True)
 class Series:
-    """One regular series.
+    """One series and what is known beside it.
 
     Attributes:
         unique_id: Its name.
         stamps: When each value was taken, ascending: timestamps, or integers.
-        values: The values in their own units, ``(length,)`` float64, finite.
-        frequency: A pandas offset alias, or the integer step as text.
+        values: The values in their own units, ``(length,)`` float64; NaN where one is missing.
+        frequency: A pandas offset alias, or the integer step as text; empty if the stamps are irregular.
+        past: Covariates known up to now, a row a stamp: numbers, or categories.
+        future: Covariates known ahead, a row a stamp and then one for each further step that is known.
+        static: What never changes, by name: numbers or text.
     """
 
     unique_id: str
     stamps: pd.Index
     values: NDArray[np.float64]
     frequency: str
+    past: pd.DataFrame | None = None
+    future: pd.DataFrame | None = None
+    static: Mapping[str, Any] = field(default_factory=dict)
 
 
 def read_table(path: Path | str, *, missing: Missing = "error") -> list[Series]:

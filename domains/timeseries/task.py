@@ -13,7 +13,7 @@ from mambakit.core.scoring import pinball
 from mambakit.core.training import GraphedLoss, TrainConfig, configure_optimizer
 from mambakit.domains.timeseries.config import LossConfig
 from mambakit.domains.timeseries.data import Values
-from mambakit.domains.timeseries.model import Forecaster
+from mambakit.domains.timeseries.window import WindowForecaster
 
 
 class ForecastLoss(nn.Module):
@@ -24,7 +24,7 @@ class ForecastLoss(nn.Module):
         config: What to minimise.
     """
 
-    def __init__(self, model: Forecaster, config: LossConfig) -> None:
+    def __init__(self, model: WindowForecaster, config: LossConfig) -> None:
         super().__init__()
         self.model = model
         weight = torch.arange(1, model.config.horizon + 1, dtype=torch.float32) ** -config.step_weight_power
@@ -51,7 +51,7 @@ class ForecastLoss(nn.Module):
 
 
 class ForecastTask(pl.LightningModule):
-    """Trains a ``Forecaster`` on batches of window starts.
+    """Trains a ``WindowForecaster`` on batches of window starts.
 
     Args:
         model: The network.
@@ -60,7 +60,7 @@ class ForecastTask(pl.LightningModule):
         loss: What to minimise.
     """
 
-    def __init__(self, model: Forecaster, values: Values, train: TrainConfig, loss: LossConfig) -> None:
+    def __init__(self, model: WindowForecaster, values: Values, train: TrainConfig, loss: LossConfig) -> None:
         super().__init__()
         self.loss = ForecastLoss(model, loss)
         self.train_config = train
@@ -69,7 +69,7 @@ class ForecastTask(pl.LightningModule):
         self._graphed = GraphedLoss(self.loss)
 
     @property
-    def model(self) -> Forecaster:
+    def model(self) -> WindowForecaster:
         """The network."""
         return self.loss.model
 

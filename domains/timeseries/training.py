@@ -21,9 +21,9 @@ from mambakit.domains.timeseries.config import (
     ModelConfig,
 )
 from mambakit.domains.timeseries.data import SeriesData, Values, Windows, phases, require_windows
-from mambakit.domains.timeseries.model import Forecaster
 from mambakit.domains.timeseries.task import ForecastTask
 from mambakit.domains.timeseries.tokenizer import PatchTokenizer, Window
+from mambakit.domains.timeseries.window import WindowForecaster
 
 # Windows times series that least squares reads at most; beyond, every so many windows are left out.
 _MOST_ROWS = 2_000_000
@@ -87,7 +87,7 @@ def train_forecaster(
     model_config: ModelConfig,
     loss_config: LossConfig,
     train_config: TrainConfig,
-) -> tuple[Forecaster, FitResult]:
+) -> tuple[WindowForecaster, FitResult]:
     """Trains on the training windows and keeps the weights of the least validation error.
 
     Series too short for a window are named on stderr and left out.
@@ -123,7 +123,7 @@ def train_forecaster(
         model=model_config,
     )
     seed_everything(train_config.seed)
-    model = Forecaster(config)
+    model = WindowForecaster(config)
     model.tokenizer = fit_tokenizer(data, model_config.patch_length)
     values = make_values(data, model.tokenizer)
     device = resolve_device(train_config.device)
@@ -150,7 +150,7 @@ def train_forecaster(
 
 
 @torch.no_grad()
-def _blend(model: Forecaster, values: Values, windows: Windows, weight: Tensor) -> None:
+def _blend(model: WindowForecaster, values: Values, windows: Windows, weight: Tensor) -> None:
     """Give the model its least-squares map, and the weight beside it of least squared validation error."""
     config = model.config
     model.trust.fill_(1.0)

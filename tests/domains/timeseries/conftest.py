@@ -13,9 +13,9 @@ import pytest
 from mambakit.core.training import FitResult, RunFolder
 from mambakit.domains.timeseries.config import PRESET_TRAIN, LossConfig, ModelConfig
 from mambakit.domains.timeseries.data import SeriesData, group_series
-from mambakit.domains.timeseries.model import Forecaster
 from mambakit.domains.timeseries.table import series_of
 from mambakit.domains.timeseries.training import train_forecaster
+from mambakit.domains.timeseries.window import WindowForecaster
 
 SMALL = ModelConfig(patch_length=8, d_time=16, d_series=16, d_state=8, head_dim=8, dropout=0.0)
 FAST = dataclasses.replace(PRESET_TRAIN, batch_size=32, max_epochs=4, lr=3e-3, device="cpu", ema_decay=0.9)
@@ -44,7 +44,7 @@ def data() -> SeriesData:
 
 def train_small(
     data: SeriesData, folder: Path, *, members: int = 1, max_steps: int = -1
-) -> tuple[Forecaster, FitResult]:
+) -> tuple[WindowForecaster, FitResult]:
     """Trains a small forecaster, 24 rows ahead from 48."""
     return train_forecaster(
         data,
@@ -58,12 +58,12 @@ def train_small(
 
 
 @pytest.fixture(scope="session")
-def train() -> Callable[..., tuple[Forecaster, FitResult]]:
+def train() -> Callable[..., tuple[WindowForecaster, FitResult]]:
     return train_small
 
 
 @pytest.fixture(scope="session")
-def trained(data: SeriesData, tmp_path_factory: pytest.TempPathFactory) -> tuple[Forecaster, Path]:
+def trained(data: SeriesData, tmp_path_factory: pytest.TempPathFactory) -> tuple[WindowForecaster, Path]:
     """A forecaster of two series, 24 rows ahead from 48, and the folder of its run."""
     folder = tmp_path_factory.mktemp("run") / "waves"
     model, _ = train_small(data, folder)

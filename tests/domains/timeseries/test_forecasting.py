@@ -14,9 +14,9 @@ from mambakit.domains.timeseries.config import ForecasterConfig, ModelConfig
 from mambakit.domains.timeseries.data import series_in
 from mambakit.domains.timeseries.evaluation import backtest, data_before, evaluate, linear_map_before
 from mambakit.domains.timeseries.forecasting import forecast, to_frame, until
-from mambakit.domains.timeseries.model import Forecaster
 from mambakit.domains.timeseries.table import Series, series_of
 from mambakit.domains.timeseries.training import make_values
+from mambakit.domains.timeseries.window import WindowForecaster
 
 
 def test_loss_falls_and_the_model_beats_naive(trained, data):
@@ -54,7 +54,7 @@ def test_the_mamba_path_is_alive(trained, data):
 def test_same_forecast_after_reload(trained, data, tmp_path):
     model, _ = trained
     model.save_pretrained(tmp_path / "m")
-    again = Forecaster.from_pretrained(tmp_path / "m")
+    again = WindowForecaster.from_pretrained(tmp_path / "m")
     series = series_in(data)
     pd.testing.assert_frame_equal(
         to_frame(forecast(model, series, 24)), to_frame(forecast(again, series, 24))

@@ -18,24 +18,26 @@ from mambakit.domains.timeseries.config import ForecasterConfig, LossConfig, Mod
 from mambakit.domains.timeseries.data import SeriesData, Windows, group_series, series_in
 from mambakit.domains.timeseries.evaluation import backtest, data_before, evaluate, linear_map_before
 from mambakit.domains.timeseries.forecasting import forecast, to_frame
-from mambakit.domains.timeseries.model import Forecaster
 from mambakit.domains.timeseries.table import series_of
 from mambakit.domains.timeseries.task import ForecastLoss
 from mambakit.domains.timeseries.training import make_values
+from mambakit.domains.timeseries.window import WindowForecaster
 
 
 @pytest.fixture(scope="module")
-def pair(train, data: SeriesData, tmp_path_factory: pytest.TempPathFactory) -> tuple[Forecaster, FitResult]:
+def pair(
+    train, data: SeriesData, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[WindowForecaster, FitResult]:
     return train(data, tmp_path_factory.mktemp("pair") / "run", members=2, max_steps=60)
 
 
-def with_trust(model: Forecaster, trust: float) -> Forecaster:
+def with_trust(model: WindowForecaster, trust: float) -> WindowForecaster:
     model = copy.deepcopy(model)
     model.trust.fill_(trust)
     return model
 
 
-def validation_mse(model: Forecaster, data: SeriesData, trust: float) -> float:
+def validation_mse(model: WindowForecaster, data: SeriesData, trust: float) -> float:
     values, model = make_values(data, model.tokenizer), with_trust(model, trust)
     return evaluate(model, data, "validation", values=values, lookback=48, horizon=24).rows[0]["mse"]
 
@@ -106,7 +108,7 @@ def test_experts_are_kept_in_balance():
     small = ModelConfig(
         patch_length=8, d_time=16, d_series=16, head_dim=8, dropout=0.0, members=2, series_blocks=["moe"]
     )
-    model = Forecaster(ForecasterConfig(lookback=16, horizon=4, n_series=3, model=small)).train()
+    model = WindowForecaster(ForecasterConfig(lookback=16, horizon=4, n_series=3, model=small)).train()
     history, future = torch.randn(2, 5, 16, 3), torch.randn(2, 5, 4, 3)
     inputs = history, future, torch.zeros(2, 5, dtype=torch.int64), torch.arange(3)
     total = ForecastLoss(model, LossConfig())(*inputs)
@@ -121,7 +123,7 @@ def test_experts_are_kept_in_balance():
 def test_one_folder_holds_them_all(pair, data, tmp_path):
     model, _ = pair
     model.save_pretrained(tmp_path / "m")
-    again = Forecaster.from_pretrained(tmp_path / "m")
+    again = WindowForecaster.from_pretrained(tmp_path / "m")
     assert len(again.members) == again.config.model.members == 2
     series = series_in(data)
     pd.testing.assert_frame_equal(

@@ -72,7 +72,7 @@ class Network(nn.Module):
         self._begin_at_normal_quantiles()
 
     def forward(self, history: Tensor, phase: Tensor, series: Tensor) -> Tensor:
-        """As ``Forecaster``'s, of this member alone."""
+        """As ``WindowForecaster``'s, of this member alone."""
         x = history.transpose(1, 2)  # [b, c, l]
         mean = x.mean(-1, keepdim=True)
         deviation = (x.var(-1, keepdim=True, unbiased=False) + _EPSILON).sqrt()
@@ -124,7 +124,7 @@ class Network(nn.Module):
         self.head.proj.bias.copy_(bias.flatten())
 
 
-class Forecaster(nn.Module, HubModel):
+class WindowForecaster(nn.Module, HubModel):
     """Quantile forecasts of all series of a window: the mean of the members', beside least squares.
 
     Args:
