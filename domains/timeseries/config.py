@@ -11,6 +11,8 @@ from mambakit.core.training import TrainConfig
 SEASONS = {"D": 7, "B": 5, "W": 52, "MS": 12, "ME": 12, "QS": 4, "QE": 4}
 _SECONDS_A_DAY = {"h": 3600, "min": 60, "s": 1}
 _LONGEST_SEASON = 1440
+# Weights a step that a linear map may have: with more covariates it sees them ahead only, or not at all.
+MOST_LINEAR = 4096
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,97 @@ class ForecasterConfig:
 
 
 @dataclass(frozen=True)
+class StreamModelConfig:
+    """The shape of the network that reads row by row; the defaults are the frozen preset."""
+
+    members: int = 3
+    """Networks, begun and trained apart, whose forecasts are averaged; each costs as much as the first."""
+    context: int = 24
+    """Rows that a token is made of: its own and those before it."""
+    d_model: int = 64
+    """Width of the stack."""
+    blocks: list[str] = field(default_factory=lambda: ["mamba2", "mlp"])
+    """Kinds of block in a layer; they must be causal, and recurrent for a state of fixed size."""
+    n_layers: int = 2
+    """Layers; with series read together each is followed by one across the series."""
+    d_state: int = 32
+    """State size of the Mamba blocks."""
+    head_dim: int = 16
+    """Channels a head of the Mamba blocks."""
+    d_ahead: int = 32
+    """Width at which each step ahead is joined with what is known of it."""
+    dropout: float = 0.1
+    """Share of activations that is dropped while training."""
+    quantiles: list[float] = field(default_factory=lambda: [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9])
+    """Levels that are forecast; the point forecast is their mean."""
+    use_linear: bool = True
+    """Add a linear map of the last rows and of what is known ahead, begun at its least-squares solution."""
+
+    def __post_init__(self) -> None:
+        for name in ("members", "context", "n_layers"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        if not self.quantiles or any(not 0 < level < 1 for level in self.quantiles):
+            raise UsageError(f"quantiles: expected levels inside (0, 1), got {self.quantiles}")
+
+
+@dataclass(frozen=True)
+class StreamConfig:
+    """A network that reads row by row and the data it is for: what ``config.json`` holds."""
+
+    lookback: int
+    """Rows that the linear map sees; the network remembers more."""
+    horizon: int
+    """Rows that are forecast at once."""
+    n_series: int
+    """Series that it learns of."""
+    n_mixed: int = 1
+    """Series that are read together; 1 reads each alone."""
+    n_past: int = 0
+    """Channels of covariates known up to now."""
+    n_future: int = 0
+    """Channels of covariates known ahead."""
+    n_calendar: int = 0
+    """Channels of the calendar."""
+    n_static: int = 0
+    """Channels of what never changes."""
+    irregular: bool = False
+    """Whether gaps between rows differ: they drive dt."""
+    season_length: int = 1
+    """Rows in a season; 1 for none."""
+    model: StreamModelConfig = field(default_factory=StreamModelConfig)
+    """The shape of the network."""
+
+    def __post_init__(self) -> None:
+        for name in ("lookback", "horizon", "n_series", "n_mixed", "season_length"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name}: expected at least 1, got {getattr(self, name)}")
+
+    @property
+    def n_known(self) -> int:
+        """Channels known ahead."""
+        return self.n_future + self.n_calendar
+
+    @property
+    def memory(self) -> float:
+        """Steps over which the running level forgets: some seasons, neither a handful of rows nor years."""
+        return float(min(512, max(32, 4 * self.season_length)))
+
+    @property
+    def linear_sees_back(self) -> bool:
+        """Whether the linear map sees covariates of the lookback too, not of the steps ahead alone."""
+        return self.lookback + self.n_future * (self.lookback + self.horizon) <= MOST_LINEAR
+
+    @property
+    def n_linear(self) -> int:
+        """Weights of the linear map for each step."""
+        if self.linear_sees_back:
+            return self.lookback + self.n_future * (self.lookback + self.horizon)
+        ahead = self.n_future * self.horizon
+        return self.lookback + (ahead if self.lookback + ahead <= MOST_LINEAR else 0)
+
+
+@dataclass(frozen=True)
 class LossConfig:
     """What training minimises."""
 
@@ -88,7 +181,29 @@ class LossConfig:
     """Share of training steps that read each series alone and unnamed, as a series unknown so far is."""
 
 
+@dataclass(frozen=True)
+class StreamLossConfig:
+    """What training minimises, and on what, for the network that reads row by row."""
+
+    window: int = 512
+    """Rows that are read at once in training."""
+    origins: int = 16
+    """Rows of each window that are forecast from, chosen at random."""
+    step_weight_power: float = 0.0
+    """Step h of the horizon weighs h to the minus this. 0 weighs all alike."""
+    solo_share: float = 0.1
+    """Share of windows that are read as of a series unknown so far."""
+    season_weight: float = 0.0
+    """A series weighs its mean seasonal step to the minus this: with 1 the loss is MASE's."""
+    validation_stride: int = 1
+    """Rows from one forecast to the next in validation."""
+    validation_series: int = 512
+    """Series that validation reads at most."""
+
+
 PRESET_MODEL = ModelConfig()
+PRESET_STREAM = StreamModelConfig()
+PRESET_STREAM_LOSS = StreamLossConfig()
 PRESET_LOSS = LossConfig()
 # Chosen by validation error alone, over ETTh1, ETTm1 and Weather together; nothing is tuned for one set.
 PRESET_TRAIN = TrainConfig(

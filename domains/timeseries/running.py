@@ -1,0 +1,90 @@
+"""Running level and spread of a series, from its past alone, so that a stream knows them at every row."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mambakit.kernels import ssd_core
+
+# Sums that are carried: weight and sum of the values; weight and sum of the squared surprises; last mean.
+N_SUMS = 5
+# Spread of a series that never changed, in its own units.
+_LEAST = 1e-4
+_FARTHEST = 8.0
+
+
+class Level(NamedTuple):
+    """What the network reads of the values, each ``(rows, length)`` float32.
+
+    Attributes:
+        mean: Weighted mean of the observed values up to the row, the row's own among them.
+        deviation: Root of the weighted mean of squared surprises, each a value less the mean before it.
+        z: ``asinh((value - mean) / deviation)``; zero where missing.
+        shift: How far the mean has moved, in deviations.
+        growth: Logarithm of how much the deviation has grown.
+    """
+
+    mean: Tensor
+    deviation: Tensor
+    z: Tensor
+    shift: Tensor
+    growth: Tensor
+
+
+@torch.no_grad()
+def running_level(
+    values: Tensor, there: Tensor, elapsed: Tensor, sums: Tensor | None, *, memory: float
+) -> tuple[Level, Tensor]:
+    """Exponentially weighted mean and deviation; weights fall to 1/e over ``memory`` steps.
+
+    Surprises instead of squares keep the small spread of a large value exact in float32 (West 1979).
+
+    Args:
+        values: ``(rows, length)`` float32, anything where not ``there``.
+        there: ``(rows, length)`` bool: the value was observed.
+        elapsed: ``(rows, length)`` float32, steps since the row before; 0 in padding.
+        sums: ``(rows, 5)``, what came before; None at the beginning.
+        memory: Steps.
+
+    Returns:
+        The level, and the sums after the last row.
+    """
+    observed = there.to(values.dtype)
+    values = torch.where(there, values, 0.0)
+    if sums is None:
+        sums = values.new_zeros(len(values), N_SUMS)
+    log_decay = -elapsed / memory
+    weight, total = _decayed(torch.stack([observed, values], -1), log_decay, sums[:, :2]).unbind(-1)
+    last = sums[:, 4:]
+    mean = torch.where(weight > 0, total / weight.clamp(min=1e-30), last)
+    before = torch.cat([last, mean[:, :-1]], 1)
+    began = torch.cat([sums[:, :1], weight[:, :-1]], 1) > 0
+    counted = observed * began
+    surprise = (values - before).square() * counted
+    sure, spread = _decayed(torch.stack([counted, surprise], -1), log_decay, sums[:, 2:4]).unbind(-1)
+    variance = torch.where(sure > 0, spread / sure.clamp(min=1e-30), 0.0)
+    deviation = (variance + _LEAST**2).sqrt()
+    first = sums[:, 3:4] / sums[:, 2:3].clamp(min=1e-30)
+    before_deviation = torch.cat([(first + _LEAST**2).sqrt(), deviation[:, :-1]], 1)
+    z = torch.where(there, torch.asinh((values - mean) / deviation), 0.0)
+    shift = ((mean - before) / deviation * began).clamp(-_FARTHEST, _FARTHEST)
+    growth = (deviation / before_deviation).log().clamp(-_FARTHEST, _FARTHEST)
+    after = torch.stack([weight[:, -1], total[:, -1], sure[:, -1], spread[:, -1], mean[:, -1]], -1)
+    return Level(mean, deviation, z, shift, growth), after
+
+
+def _decayed(x: Tensor, log_decay: Tensor, initial: Tensor) -> Tensor:
+    """``s_t = exp(log_decay_t) s_{t-1} + x_t`` of ``(rows, length, n)``, from ``(rows, n)``."""
+    rows, length, n = x.shape
+    if length == 1:
+        return initial[:, None] * log_decay.exp()[..., None] + x
+    one = x.new_ones(rows, length, 1, 1)
+    decay = log_decay[..., None].expand(rows, length, n)
+    y = ssd_core(
+        x[..., None], decay, torch.ones_like(decay), one, one, initial_state=initial[..., None, None]
+    )
+    assert isinstance(y, Tensor)
+    return y[..., 0]

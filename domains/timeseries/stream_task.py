@@ -1,0 +1,165 @@
+"""Training the network that reads row by row: forecasts from many rows of each window at once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor, nn
+
+from mambakit.core.auxiliary import auxiliary_loss
+from mambakit.core.scoring import pinball
+from mambakit.core.training import GraphedLoss, TrainConfig, configure_optimizer
+from mambakit.domains.timeseries.config import StreamLossConfig
+from mambakit.domains.timeseries.stream import Read, StreamForecaster
+from mambakit.domains.timeseries.stream_data import Store, cut, forecasts
+
+
+class StreamLoss(nn.Module):
+    """The pinball loss of each member over all origins of a batch.
+
+    Args:
+        model: The network.
+        config: What to minimise.
+    """
+
+    def __init__(self, model: StreamForecaster, config: StreamLossConfig) -> None:
+        super().__init__()
+        self.model = model
+        weight = torch.arange(1, model.config.horizon + 1, dtype=torch.float32) ** -config.step_weight_power
+        self.step_weight: Tensor
+        self.register_buffer("step_weight", weight / weight.mean(), persistent=False)
+
+    def forward(
+        self, origins: Tensor, ahead: Tensor, target: Tensor, weight: Tensor, *read: Tensor
+    ) -> Tensor:
+        """Twice the weighted pinball loss, summed over the members.
+
+        Args:
+            origins: ``(origins,)``.
+            ahead: ``(rows, origins, horizon, n_known)``.
+            target: ``(rows, origins, horizon)``, NaN where there is none.
+            weight: ``(rows,)``, of each series.
+            read: The fields of a ``Read``.
+        """
+        piece = Read(*read)
+        origin, _ = self.model.read(piece, origins=origins, keep_state=False)
+        unit = self.model.unit_of(origin, piece.series)
+        there = target.isfinite()
+        goal = torch.where(there, target, 0.0)
+        counted = there * self.step_weight * weight[:, None, None]
+        losses = []
+        for member, hidden in zip(self.model.members, origin.hidden, strict=True):
+            quantiles = member.quantiles(hidden, origin, ahead, unit)
+            loss = pinball(quantiles, goal, member.head.levels).mean(-1)
+            losses.append(2 * (loss * counted).sum() / there.sum().clamp(min=1))
+        return torch.stack(losses).sum() + auxiliary_loss(self.model)
+
+
+class StreamTask(pl.LightningModule):
+    """Trains a ``StreamForecaster`` on numbers of windows.
+
+    Args:
+        model: The network.
+        store: All rows; they move to the training device once.
+        train: The training options.
+        loss: What to minimise.
+        length: Rows of a window.
+    """
+
+    def __init__(
+        self, model: StreamForecaster, store: Store, train: TrainConfig, loss: StreamLossConfig, length: int
+    ) -> None:
+        super().__init__()
+        self.loss = StreamLoss(model, loss)
+        self.train_config = train
+        self.loss_config = loss
+        self.length = length
+        self._store = store
+        self._graphed = GraphedLoss(self.loss)
+        self._weights = series_weights(store, loss.season_weight, model.config.season_length)
+
+    @property
+    def model(self) -> StreamForecaster:
+        """The network."""
+        return self.loss.model
+
+    def on_fit_start(self) -> None:
+        """Moves the rows to the device."""
+        self._store, self._weights = self._store.to(self.device), self._weights.to(self.device)
+
+    def on_validation_start(self) -> None:
+        """Moves the rows to the device, where validation runs without a fit."""
+        self.on_fit_start()
+
+    def training_step(self, windows: Tensor, batch_idx: int) -> Tensor:
+        """The loss of some windows, moved at random, forecast from rows chosen at random."""
+        config, loss_config, store = self.model.config, self.loss_config, self._store
+        windows = windows.to(self.device)
+        which = (windows[:, :1] + torch.arange(config.n_mixed, device=self.device)).flatten()
+        move = torch.randint(
+            -loss_config.origins, loss_config.origins + 1, (len(windows),), device=self.device
+        )
+        start = (windows[:, 1] + move).clamp(min=0).repeat_interleave(config.n_mixed)
+        origins = torch.randint(0, self.length, (loss_config.origins,), device=self.device)
+        window = cut(store, which, start, self.length, origins, config.horizon, store.bounds[which, 0])
+        read = window.read
+        if loss_config.solo_share:
+            hidden = torch.rand(len(windows), device=self.device) < loss_config.solo_share
+            series = torch.where(hidden.repeat_interleave(config.n_mixed), self.model.unknown, read.series)
+            read = read._replace(series=series)
+        value = self._graphed(origins, window.ahead, window.target, self._weights[which], *read)
+        mean = value.detach() / len(self.model.members)
+        self.log("train/loss", mean, on_step=False, on_epoch=True, batch_size=len(windows))
+        return value
+
+    def validation_step(self, nothing: Any, batch_idx: int) -> None:
+        """Squared, absolute and pinball errors of forecasts from rows of the validation part, scaled."""
+        sums = torch.zeros(4, device=self.device, dtype=torch.float64)
+        options = self.loss_config
+        for found in forecasts(
+            self.model,
+            self._store,
+            1,
+            stride=options.validation_stride,
+            most_series=options.validation_series,
+        ):
+            there = found.target.isfinite()
+            goal = torch.where(there, found.target, 0.0)
+            error = torch.where(there, self.model.point(found.quantiles) - goal, 0.0)
+            weight = self._weights[found.which.to(self.device)][:, None, None]
+            loss = (2 * pinball(found.quantiles, goal, self.model.levels).mean(-1) * there * weight).sum()
+            parts = torch.stack([error.square().sum(), error.abs().sum(), loss, there.sum().to(loss)])
+            sums += parts.double()
+        mean = (sums[:3] / sums[3].clamp(min=1)).float()
+        self.log_dict({"val/mse": mean[0], "val/mae": mean[1], "val/loss": mean[2]}, batch_size=1)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clips each member's gradient by itself, as if it were trained alone."""
+        for member in self.model.members:
+            if gradient_clip_val:
+                nn.utils.clip_grad_norm_(member.parameters(), gradient_clip_val)
+
+    def configure_optimizers(self) -> Any:
+        """AdamW with warm-up and cosine."""
+        return configure_optimizer(
+            self.model, self.train_config, int(self.trainer.estimated_stepping_batches)
+        )
+
+
+def series_weights(store: Store, power: float, season_length: int) -> Tensor:
+    """``(n_series,)``: a series' seasonal step to the minus ``power``, of mean 1: what MASE divides by."""
+    weights = torch.ones(len(store))
+    if power:
+        for i, (first, end) in enumerate(zip(store.first.tolist(), store.bounds[:, 0].tolist(), strict=True)):
+            values = store.values[first : first + end]
+            season = season_length if end > season_length else 1
+            step = (values[season:] - values[:-season]).abs().nanmean()
+            weights[i] = step.clamp(min=1e-2) ** -power if step.isfinite() else 1.0
+    return weights / weights.mean()
