@@ -153,6 +153,11 @@ class StreamConfig:
         return self.n_future + self.n_calendar
 
     @property
+    def n_seasons(self) -> int:
+        """Whole seasons in the lookback: a step ahead sees the values of its own phase in each."""
+        return min(16, self.lookback // self.season_length) if self.season_length > 1 else 0
+
+    @property
     def memory(self) -> float:
         """Steps over which the running level forgets: some seasons, neither a handful of rows nor years."""
         return float(min(512, max(32, 4 * self.season_length)))

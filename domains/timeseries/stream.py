@@ -91,7 +91,8 @@ class RowNetwork(nn.Module):
         self.across = nn.ModuleList(Backbone(_backbone(config, both_ways=True)) for _ in range(mixed))
         self.dropout = nn.Dropout(model.dropout)
         self.to_steps = nn.Linear(model.d_model, config.horizon * model.d_ahead)
-        self.ahead = nn.Linear(3 * config.n_known, model.d_ahead) if config.n_known else None
+        d_step = 3 * config.n_known + config.n_seasons
+        self.ahead = nn.Linear(d_step, model.d_ahead) if d_step else None
         self.mix = nn.Sequential(nn.GELU(), nn.Linear(model.d_ahead, model.d_ahead), nn.GELU())
         self.head = QuantileHead(d_model=model.d_ahead, quantiles=sorted(model.quantiles))
         if model.use_linear:
@@ -143,7 +144,8 @@ class RowNetwork(nn.Module):
         if self.ahead is not None:
             before = torch.cat([ahead[..., :1, :], ahead[..., :-1, :]], -2)
             after = torch.cat([ahead[..., 1:, :], ahead[..., -1:, :]], -2)
-            steps = steps + self.ahead(torch.cat([before, ahead, after], -1))
+            seasons = seasons_before(origin, config)
+            steps = steps + self.ahead(torch.cat([before, ahead, after, seasons], -1))
         steps = steps + self.mix(steps)
         y = self.head(steps)[..., 0, :] * origin.deviation[..., None, None]
         base = origin.mean[..., None]
@@ -262,14 +264,14 @@ class StreamForecaster(nn.Module, HubModel):
             1
         )  # [rows, o*l0]
         mean, deviation = level.mean.gather(1, at), level.deviation.gather(1, at)
-        recent = values.gather(1, back).view(rows, -1, config.lookback) - mean[..., None]
+        recent = values.gather(1, back).view(rows, at.shape[1], config.lookback) - mean[..., None]
         beside = known.gather(1, back[..., None].expand(-1, -1, config.n_future))
         origin = Origin(
             hidden,
             mean,
             deviation,
             torch.where(recent.isfinite(), recent, 0.0),
-            beside.view(rows, -1, config.lookback, config.n_future),
+            beside.view(rows, at.shape[1], config.lookback, config.n_future),
         )
         if not keep_state:
             return origin, None
@@ -328,6 +330,16 @@ class StreamForecaster(nn.Module, HubModel):
         if self.config.irregular:
             parts.append(torch.log1p(read.elapsed))
         return torch.cat([torch.stack(parts, -1), read.past, read.known], -1)
+
+
+def seasons_before(origin: Origin, config: StreamConfig) -> Tensor:
+    """Values of each step's phase in the last seasons, ``(rows, origins, horizon, n_seasons)``, as z is."""
+    n, length = config.n_seasons, config.season_length
+    z = torch.asinh(origin.recent[..., config.lookback - n * length :] / origin.deviation[..., None])
+    phase = torch.arange(config.horizon, device=z.device) % length
+    if not n:
+        return z[..., None, :].expand(-1, -1, config.horizon, -1)
+    return z.unflatten(-1, (n, length))[..., phase].transpose(-1, -2)
 
 
 def linear_map(weight: Tensor, origin: Origin, ahead: Tensor, unit: Tensor, config: StreamConfig) -> Tensor:
