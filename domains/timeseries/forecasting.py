@@ -3,42 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from mambakit.core.errors import DataError, UsageError
 from mambakit.domains.timeseries.data import group_series, phases
+from mambakit.domains.timeseries.forecasts import Forecast, to_frame
+from mambakit.domains.timeseries.stream import StreamForecaster
+from mambakit.domains.timeseries.stream_forecasting import forecast_stream, widened
 from mambakit.domains.timeseries.table import Series, next_stamps
 from mambakit.domains.timeseries.tokenizer import scale_of
 from mambakit.domains.timeseries.window import WindowForecaster
 
-
-@dataclass(frozen=True)
-class Forecast:
-    """What a model says of one series, in its own units.
-
-    Attributes:
-        unique_id: The series.
-        stamps: ``(horizon,)``.
-        point: ``(horizon,)``.
-        quantiles: ``(horizon, n_quantiles)``, increasing along the last dimension.
-        levels: Their levels.
-    """
-
-    unique_id: str
-    stamps: pd.Index
-    point: NDArray[np.float64]
-    quantiles: NDArray[np.float64]
-    levels: tuple[float, ...]
+__all__ = ["Forecast", "cutoffs", "forecast", "to_frame", "unknown_series", "until"]
 
 
-def forecast(model: WindowForecaster, series: Sequence[Series], horizon: int) -> list[Forecast]:
-    """Forecasts ``horizon`` rows after the last row of each series.
+def forecast(
+    model: WindowForecaster | StreamForecaster, series: Sequence[Series], horizon: int
+) -> list[Forecast]:
+    """Forecasts ``horizon`` rows after the last row of each series, by either network.
+
+    The one that reads row by row: see ``forecast_stream``. The one that reads a window:
 
     Series that the model was trained to read together are read together if all are there with the same
     stamps; any other series, and one that the model does not know, is read alone by what the model
@@ -54,6 +42,8 @@ def forecast(model: WindowForecaster, series: Sequence[Series], horizon: int) ->
         UsageError: If ``horizon`` is below 1.
         DataError: If a series is shorter than the lookback.
     """
+    if isinstance(model, StreamForecaster):
+        return forecast_stream(model, series, horizon)
     if horizon < 1:
         raise UsageError(f"horizon: expected at least 1, got {horizon}")
     lookback = model.config.lookback
@@ -91,17 +81,6 @@ def unknown_series(model: WindowForecaster, series: Sequence[Series]) -> list[st
     if model.config.mix_series:
         return [one.unique_id for one in series if one.unique_id not in together]
     return [one.unique_id for one in series if one.unique_id not in model.tokenizer.ids]
-
-
-def to_frame(forecasts: Sequence[Forecast]) -> pd.DataFrame:
-    """A long table: unique_id, ds, y_hat, then a column a level (q10, ..., q90)."""
-    frames = []
-    for one in forecasts:
-        columns = {f"q{level * 100:g}": one.quantiles[:, i] for i, level in enumerate(one.levels)}
-        frames.append(
-            pd.DataFrame({"unique_id": one.unique_id, "ds": one.stamps, "y_hat": one.point, **columns})
-        )
-    return pd.concat(frames, ignore_index=True)
 
 
 def cutoffs(length: int, *, horizon: int, windows: int, least: int) -> list[int]:
@@ -167,20 +146,12 @@ def _roll(model: WindowForecaster, groups: list[list[Series]], index: Tensor, ho
         quantiles = model(history, phase, series)
         point = model.point(quantiles)
         if parts:
-            quantiles = _widened(quantiles, parts[-1][:, -1:], model.middle)
+            quantiles = widened(quantiles, parts[-1][:, -1:], model.middle)
         parts.append(quantiles)
         done += config.horizon
         history = torch.cat([history, point], dim=1)[:, -config.lookback :]
         phase = (phase + config.horizon) % season
     return torch.cat(parts, dim=1)[:, :horizon]
-
-
-def _widened(quantiles: Tensor, before: Tensor, anchor: int) -> Tensor:
-    """Spreads around the middle level, each joined with that of the step before as independent errors."""
-    middle = quantiles[..., anchor, None]
-    own = quantiles - middle
-    past = before - before[..., anchor, None]
-    return middle + own.sign() * (own.square() + past.square()).sqrt()
 
 
 def _forecast(model: WindowForecaster, one: Series, quantiles: Tensor, horizon: int) -> Forecast:

@@ -196,8 +196,10 @@ class RowTokenizer(Tokenizer[Series]):
         self._fitted = True
         return self
 
-    def rows(self, sample: Series, *, ahead: int = 0) -> Rows:
+    def rows(self, sample: Series, *, ahead: int = 0, beyond: int = 0) -> Rows:
         """The arrays of a series, and of so many steps after it.
+
+        Covariates must be known for ``ahead`` steps; for ``beyond`` further ones the last row's stand in.
 
         Raises:
             SampleError: If covariates that the model needs are missing, known ones for ``ahead`` steps too.
@@ -214,10 +216,11 @@ class RowTokenizer(Tokenizer[Series]):
             there = values[np.isfinite(values)]
             offset, unit = (float(there[0]) if len(there) else 0.0), 1.0
         stamps = sample.stamps
-        if ahead:
-            extra = next_stamps(stamps[-1], sample.frequency or self.frequency, ahead)
-            stamps = stamps.append(extra)
+        if ahead + beyond:
+            stamps = stamps.append(self.next_stamps(sample, ahead + beyond))
         known = self.future.encode(sample.future, n + ahead, where)
+        if beyond:
+            known = np.concatenate([known, np.repeat(known[-1:], beyond, axis=0)])
         known = np.concatenate([known, self.calendar(stamps)], axis=1) if self.cycles else known
         static = pd.DataFrame([dict(sample.static)]) if self.static.names else None
         return Rows(
@@ -230,6 +233,14 @@ class RowTokenizer(Tokenizer[Series]):
             offset,
             unit,
         )
+
+    def next_stamps(self, sample: Series, n: int) -> pd.Index:
+        """The stamps of the ``n`` steps after a series; ordinary gaps apart where it is irregular."""
+        frequency = sample.frequency or self.frequency
+        if not frequency:
+            dates = isinstance(sample.stamps, pd.DatetimeIndex)
+            frequency = f"{self.step_s:g}s" if dates else f"{max(1, round(self.step_s))}"
+        return next_stamps(sample.stamps[-1], frequency, n)
 
     def calendar(self, stamps: pd.Index) -> NDArray[np.float32]:
         """Sine and cosine of the place in each cycle, ``(length, 2 * n_cycles)``, by local time."""

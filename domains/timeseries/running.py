@@ -67,13 +67,18 @@ def running_level(
     sure, spread = _decayed(torch.stack([counted, surprise], -1), log_decay, sums[:, 2:4]).unbind(-1)
     variance = torch.where(sure > 0, spread / sure.clamp(min=1e-30), 0.0)
     deviation = (variance + _LEAST**2).sqrt()
-    first = sums[:, 3:4] / sums[:, 2:3].clamp(min=1e-30)
-    before_deviation = torch.cat([(first + _LEAST**2).sqrt(), deviation[:, :-1]], 1)
+    before_deviation = torch.cat([level_of(sums)[1][:, None], deviation[:, :-1]], 1)
     z = torch.where(there, torch.asinh((values - mean) / deviation), 0.0)
     shift = ((mean - before) / deviation * began).clamp(-_FARTHEST, _FARTHEST)
     growth = (deviation / before_deviation).log().clamp(-_FARTHEST, _FARTHEST)
     after = torch.stack([weight[:, -1], total[:, -1], sure[:, -1], spread[:, -1], mean[:, -1]], -1)
     return Level(mean, deviation, z, shift, growth), after
+
+
+def level_of(sums: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and deviation after the last row, each ``(rows,)``, from the sums ``(rows, 5)``."""
+    variance = torch.where(sums[:, 2] > 0, sums[:, 3] / sums[:, 2].clamp(min=1e-30), 0.0)
+    return sums[:, 4], (variance + _LEAST**2).sqrt()
 
 
 def _decayed(x: Tensor, log_decay: Tensor, initial: Tensor) -> Tensor:

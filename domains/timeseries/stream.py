@@ -25,7 +25,7 @@ from mambakit.core.hub import HubModel
 from mambakit.core.state import State
 from mambakit.domains.timeseries.config import StreamConfig
 from mambakit.domains.timeseries.rows import RowTokenizer
-from mambakit.domains.timeseries.running import Level, running_level
+from mambakit.domains.timeseries.running import Level, level_of, running_level
 
 # Quantiles begin as those of a normal distribution with this deviation, in the series' running deviations.
 _FIRST_SPREAD = 0.6
@@ -213,6 +213,7 @@ class StreamForecaster(nn.Module, HubModel):
             features=zeros(model.context - 1, d_row),
             values=torch.full((rows, config.lookback), torch.nan, device=device),
             known=zeros(config.lookback, config.n_future),
+            **{f"hidden{i}": zeros(model.d_model) for i in range(len(self.members))},
             **{f"member{i}": one.init_state(rows, device) for i, one in enumerate(self.members)},
         )
 
@@ -253,10 +254,11 @@ class StreamForecaster(nn.Module, HubModel):
             last = lengths - 1 if lengths is not None else torch.full((rows,), length - 1)
             origins = last.to(features.device)[:, None]
         at = origins.expand(rows, -1) if origins.dim() == 1 else origins  # [rows, o]
-        hidden, after = [], {}
+        hidden, after, read_by = [], {}, []
         for i, member in enumerate(self.members if hidden_too else ()):
             past = None if state is None else state[f"member{i}"]
             x, after[f"member{i}"] = member(seen, read, past, lengths)
+            read_by.append(x)
             hidden.append(x.gather(1, at[..., None].expand(-1, -1, x.shape[-1])))
         values = torch.cat([begin["values"], read.values], 1)
         known = torch.cat([begin["known"], read.known[..., : config.n_future]], 1)
@@ -276,6 +278,9 @@ class StreamForecaster(nn.Module, HubModel):
         if not keep_state:
             return origin, None
         end = torch.full((rows,), length, device=at.device) if lengths is None else lengths.to(at.device)
+        last = (end - 1)[:, None, None]
+        for i, x in enumerate(read_by):
+            after[f"hidden{i}"] = x.gather(1, last.expand(-1, -1, x.shape[-1]))[:, 0]
         new = State.of(
             sums=sums,
             features=_tail(joined, end, config.model.context - 1),
@@ -284,6 +289,18 @@ class StreamForecaster(nn.Module, HubModel):
             **after,
         )
         return origin, new
+
+    def origin_of(self, state: State) -> Origin:
+        """What a forecast after the last row read needs, ``(rows, 1, ...)``, from the state after it."""
+        mean, deviation = level_of(state["sums"])
+        recent = state["values"] - mean[:, None]
+        return Origin(
+            [state[f"hidden{i}"][:, None] for i in range(len(self.members))],
+            mean[:, None],
+            deviation[:, None],
+            torch.where(recent.isfinite(), recent, 0.0)[:, None],
+            state["known"][:, None],
+        )
 
     def ahead(self, origin: Origin, ahead: Tensor, series: Tensor) -> Tensor:
         """Quantiles of the steps after some rows, in the series' scaled units.

@@ -1,0 +1,205 @@
+"""A stream says what a batch forecast of all its rows would say, from a state of fixed size."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from mambakit.core.errors import DataError
+from mambakit.domains.timeseries.config import StreamConfig, StreamModelConfig
+from mambakit.domains.timeseries.forecasting import forecast
+from mambakit.domains.timeseries.forecasts import Forecast
+from mambakit.domains.timeseries.rows import RowTokenizer
+from mambakit.domains.timeseries.stream import StreamForecaster
+from mambakit.domains.timeseries.stream_forecasting import sample_paths
+from mambakit.domains.timeseries.streaming import LiveSeries
+from mambakit.domains.timeseries.table import Series
+
+MODEL = StreamModelConfig(members=2, context=3, d_model=16, head_dim=8, d_state=8, n_layers=1, d_ahead=8)
+N_ROWS, AHEAD = 40, 9
+
+
+def series_of(name: str, seed: int, *, frequency: str = "h", covariates: bool = True) -> Series:
+    rng = np.random.default_rng(seed)
+    n = N_ROWS + AHEAD
+    stamps = pd.date_range("2024-03-01", periods=n, freq="h")
+    if not frequency:
+        stamps = stamps + pd.to_timedelta(rng.integers(0, 50, n), unit="min")
+    values = rng.normal(size=N_ROWS).cumsum() * 3 + 100 * seed
+    values[5:9] = np.nan
+    future = pd.DataFrame({"load": rng.normal(size=n), "kind": rng.choice(["a", "b"], n)})
+    past = pd.DataFrame({"rain": np.where(rng.random(N_ROWS) < 0.2, np.nan, rng.random(N_ROWS))})
+    if not covariates:
+        return Series(name, stamps[:N_ROWS], values, frequency)
+    return Series(name, stamps[:N_ROWS], values, frequency, past, future, {"site": "north", "size": seed})
+
+
+def model_of(series: list[Series], *, mixed: bool = False, season: int = 4) -> StreamForecaster:
+    torch.manual_seed(0)
+    tokenizer = RowTokenizer(series[0].frequency, season).fit(series)
+    config = StreamConfig(
+        lookback=12,
+        horizon=6,
+        n_series=len(series),
+        n_mixed=len(series) if mixed else 1,
+        n_past=tokenizer.past.width,
+        n_future=tokenizer.future.width,
+        n_calendar=2 * len(tokenizer.cycles),
+        n_static=tokenizer.static.width,
+        irregular=not series[0].frequency,
+        season_length=season,
+        model=MODEL,
+    )
+    model = StreamForecaster(config).eval()
+    model.tokenizer = tokenizer
+    with torch.no_grad():
+        model.least_squares.normal_(std=0.2)
+        model.trust.fill_(0.7)
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return model
+
+
+def rows_of(one: Series, begin: int, end: int) -> pd.DataFrame:
+    frame = pd.DataFrame({"unique_id": one.unique_id, "ds": one.stamps[begin:end], "y": one.values[begin:end]})
+    for part in (one.past, one.future):
+        if part is not None:
+            frame = pd.concat([frame, part.iloc[begin:end].reset_index(drop=True)], axis=1)
+    return frame.assign(**dict(one.static))
+
+
+def future_of(model: StreamForecaster, one: Series, n: int) -> pd.DataFrame | None:
+    if one.future is None:
+        return None
+    stamps = model.tokenizer.next_stamps(one, n)
+    return one.future.iloc[N_ROWS : N_ROWS + n].assign(ds=stamps, unique_id=one.unique_id)
+
+
+def assert_same(made: Forecast, wanted: Forecast, tolerance: float = 1e-4) -> None:
+    assert made.unique_id == wanted.unique_id
+    assert made.stamps.equals(wanted.stamps)
+    scale = np.ptp(wanted.quantiles) + 1e-9
+    np.testing.assert_allclose(made.quantiles / scale, wanted.quantiles / scale, atol=tolerance)
+
+
+@pytest.mark.parametrize("pieces", [[1] * N_ROWS, [17, 1, 22], [N_ROWS]])
+@pytest.mark.parametrize("frequency", ["h", ""])
+def test_a_stream_forecasts_as_a_batch(pieces: list[int], frequency: str) -> None:
+    known = series_of("a", 1, frequency=frequency)
+    stranger = dataclasses.replace(series_of("b", 2, frequency=frequency), unique_id="b")
+    model = model_of([known])
+    live = LiveSeries(model)
+    for one in (known, stranger):
+        begin = 0
+        for n in pieces:
+            live.update(rows_of(one, begin, begin + n))
+            begin += n
+        for horizon in (4, 6, AHEAD):
+            made = live.forecast(horizon, ids=[one.unique_id], future=future_of(model, one, horizon))[0]
+            short = dataclasses.replace(one, future=one.future.iloc[: N_ROWS + horizon])  # type: ignore[union-attr]
+            assert_same(made, forecast(model, [short], horizon)[0])
+
+
+def test_a_mixed_stream_forecasts_as_a_batch() -> None:
+    series = [series_of(name, i, covariates=False) for i, name in enumerate("abc")]
+    model = model_of(series, mixed=True)
+    live = LiveSeries(model)
+    for begin in range(0, N_ROWS, 8):
+        live.update(pd.concat([rows_of(one, begin, begin + 8) for one in series]))
+    for made, wanted in zip(live.forecast(8), forecast(model, series, 8), strict=True):
+        assert_same(made, wanted)
+    with pytest.raises(DataError, match="row of each at every stamp"):
+        live.update({"unique_id": "a", "ds": series[0].stamps[-1] + pd.Timedelta("1h"), "y": 1.0})
+
+
+def test_the_state_does_not_grow_and_goes_on_after_a_save(tmp_path: Path) -> None:
+    one = series_of("a", 1)
+    model = model_of([one])
+    live = LiveSeries(model)
+    live.update(rows_of(one, 0, 10))
+    size = live.nbytes
+    live.update(rows_of(one, 10, 25))
+    assert live.nbytes == size
+    live.save(tmp_path / "live")
+    again = LiveSeries.load(tmp_path / "live", model)
+    assert again.n_rows("a") == 25
+    for stream in (live, again):
+        stream.update(rows_of(one, 25, N_ROWS))
+    future = future_of(model, one, 6)
+    assert_same(again.forecast(6, future=future)[0], live.forecast(6, future=future)[0], 0)
+    with pytest.raises(DataError, match="another model"):
+        LiveSeries.load(tmp_path / "live", model_of([series_of("a", 3)], season=5))
+
+
+def test_skipped_rows_are_missing_ones() -> None:
+    one = series_of("a", 1, covariates=False)
+    model = model_of([one])
+    live = LiveSeries(model)
+    live.update(rows_of(one, 0, 5))
+    live.update(rows_of(one, 9, N_ROWS))  # the rows between are NaN
+    assert live.n_rows("a") == N_ROWS
+    assert_same(live.forecast(6)[0], forecast(model, [one], 6)[0])
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"ds": "2024-03-02 14:00", "y": 1.0}, "does not follow"),
+        ({"ds": "2024-03-02 16:30", "y": 1.0}, "is not on its step of 'h'"),
+        ({"ds": "2054-03-02 16:00", "y": 1.0}, "rows are skipped"),
+        ({"ds": "tomorrow-ish", "y": 1.0}, "is not a date"),
+        ({"ds": "2024-03-02 16:00", "y": "high"}, "'high' in y is not a finite number"),
+        ({"ds": "2024-03-02 16:00", "y": np.inf}, "'inf' in y is not a finite number"),
+        ({"ds": "2024-03-02 16:00"}, "needs the column 'y'"),
+    ],
+)
+def test_a_bad_row_is_refused_and_nothing_is_read(row: dict[str, object], message: str) -> None:
+    one = series_of("a", 1, covariates=False)
+    model = model_of([one])
+    live = LiveSeries(model)
+    live.update(rows_of(one, 0, N_ROWS))
+    before = live.forecast(6)[0]
+    with pytest.raises(DataError, match=message):
+        live.update(row)
+    assert_same(live.forecast(6)[0], before, 0)
+
+
+def test_missing_covariates_are_named() -> None:
+    one = series_of("a", 1)
+    model = model_of([one])
+    live = LiveSeries(model)
+    with pytest.raises(DataError, match="'rain'"):
+        live.update(rows_of(one, 0, 3).drop(columns="rain"))
+    live.update(rows_of(one, 0, N_ROWS))
+    with pytest.raises(DataError, match="wants load, kind of the 6 rows ahead"):
+        live.forecast(6)
+    with pytest.raises(DataError, match=r"covariates of 2024-03-02 20:00:00 are missing ahead"):
+        live.forecast(6, future=future_of(model, one, 4))
+    with pytest.raises(DataError, match="has no row yet"):
+        live.forecast(6, ids=["b"])
+
+
+def test_paths_spread_as_the_forecast_does() -> None:
+    one = series_of("a", 1, covariates=False)
+    model = model_of([one])
+    paths = sample_paths(model, [one], 6, 400, seed=3)["a"]
+    assert paths.shape == (400, 6)
+    assert (sample_paths(model, [one], 6, 400, seed=3)["a"] == paths).all()
+    first = forecast(model, [one], 6)[0].quantiles[0]
+    drawn = np.quantile(paths[:, 0], model.levels)
+    assert np.abs(drawn - first).max() < 0.15 * (first[-1] - first[0])
+
+
+def test_values_before_an_origin_alone_matter() -> None:
+    one = series_of("a", 1, covariates=False)
+    model = model_of([one])
+    other = dataclasses.replace(one, values=np.where(np.arange(N_ROWS) < 30, one.values, one.values * 7 - 3))
+    for n in (20, 30):
+        short = [dataclasses.replace(s, values=s.values[:n], stamps=s.stamps[:n]) for s in (one, other)]
+        made, wanted = (forecast(model, [s], 6)[0] for s in short)
+        assert_same(made, wanted, 0)
