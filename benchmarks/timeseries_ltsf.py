@@ -7,6 +7,10 @@ validation error), measures every test window once, and writes rows into results
 and results/timeseries-horizons.json.
 ``--set model.d_series=256`` changes the preset for a trial; such runs, and those with ``--validation-only``,
 measure no test window and write no rows. ``--gpus 0 1 --jobs 10`` spreads ten processes over two GPUs.
+
+    python benchmarks/timeseries_ltsf.py --lookbacks 96 192 336 720 --horizons 96 --seeds 0 1 --jobs 8
+
+asks what a longer lookback brings, and writes results/timeseries-lookback.json.
 """
 
 from __future__ import annotations
@@ -59,7 +63,7 @@ def run_job(job: dict[str, Any]) -> dict[str, Any]:
         model, result = train_forecaster(
             data,
             RunFolder(Path(folder) / "run"),
-            lookback=LOOKBACK,
+            lookback=job["lookback"],
             horizon=horizon,
             model_config=configs["model"],
             loss_config=configs["loss"],
@@ -70,7 +74,8 @@ def run_job(job: dict[str, Any]) -> dict[str, Any]:
     found["trust"] = float(model.trust)
     split = "test" if job["test"] else "validation"
     values = make_values(data, model.tokenizer)
-    whole = evaluate(model, data, split, values=values, lookback=LOOKBACK, horizon=horizon, device=device)
+    sizes = {"lookback": job["lookback"], "horizon": horizon}
+    whole = evaluate(model, data, split, values=values, device=device, **sizes)
     found["errors"] = {str(row["forecaster"]): row for row in whole.rows}
     found["n_windows"] = whole.n_windows
     found["seconds"] = [round(trained, 1), round(time.monotonic() - began, 1)]
@@ -127,17 +132,24 @@ def run_all(
             or f"validation {one['validation']:.4f} trust {one['trust']:.2f} {one['seconds']}"
         )
         print(
-            f"{time.time() - began:6.1f} s  {one['set']:<8} H={one['horizon']:<3} seed {one['seed']} "
-            f"{one['changes'] or ''} {said}",
+            f"{time.time() - began:6.1f} s  {one['set']:<8} L={one['lookback']:<3} H={one['horizon']:<3} "
+            f"seed {one['seed']} {one['changes'] or ''} {said}",
             file=sys.stderr,
             flush=True,
         )
     return found
 
 
-def rows_of(found: list[dict[str, Any]], horizons: list[int], command: str) -> list[dict[str, Any]]:
-    """Result rows: each set and horizon, and the mean over the horizons."""
+def rows_of(
+    found: list[dict[str, Any]], horizons: list[int], command: str, lookback: int, file: str | None
+) -> list[dict[str, Any]]:
+    """Result rows of one lookback: each set and horizon, and the mean over the horizons.
+
+    They are for ``file``; else the means are for the README's file and the others for one beside it.
+    """
     from rows import row
+
+    single, mean = (file, file) if file else ("timeseries-horizons", "timeseries")
 
     made = []
     for name in dict.fromkeys(one["set"] for one in found):
@@ -151,8 +163,9 @@ def rows_of(found: list[dict[str, Any]], horizons: list[int], command: str) -> l
             ) -> float:
                 return statistics.mean(done[h, seed][forecaster][metric] for h in hs)
 
-            cells = [(f"L{LOOKBACK}-H{h}", [h], [s for s in seeds if (h, s) in done]) for h in horizons]
-            cells.append((f"L{LOOKBACK}-mean{len(horizons)}", horizons, whole))
+            cells = [(f"L{lookback}-H{h}", [h], [s for s in seeds if (h, s) in done]) for h in horizons]
+            if len(horizons) > 1:
+                cells.append((f"L{lookback}-mean{len(horizons)}", horizons, whole))
             for label, hs, those in cells:
                 if not those:
                     continue
@@ -166,8 +179,7 @@ def rows_of(found: list[dict[str, Any]], horizons: list[int], command: str) -> l
                     peers |= {f"{peer} (published)": pair[place] for peer, pair in published.items()}
                 made.append(
                     row(
-                        # the README shows the means
-                        f"timeseries{'' if len(hs) > 1 else '-horizons'}/{name}/{metric}/{label}",
+                        f"{mean if len(hs) > 1 else single}/{name}/{metric}/{label}",
                         round(statistics.mean(ours), 4),
                         "on scaled values",
                         peers=peers,
@@ -184,6 +196,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--sets", nargs="+", default=["Weather", "ETTm1", "ETTh1", "Exchange"])
     parser.add_argument("--horizons", nargs="+", type=int, default=[96, 192, 336, 720])
+    parser.add_argument("--lookbacks", nargs="+", type=int, default=[LOOKBACK])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--jobs", type=int, default=1, help="processes at once")
     parser.add_argument("--gpus", nargs="+", default=[], help="numbers of the GPUs that they take in turn")
@@ -201,9 +214,17 @@ def main() -> int:
     for name in arguments.sets:
         fetch(load_card(name))
     jobs = [
-        {"set": name, "horizon": horizon, "seed": seed, "changes": changes, "test": test}
+        {
+            "set": name,
+            "lookback": lookback,
+            "horizon": horizon,
+            "seed": seed,
+            "changes": changes,
+            "test": test,
+        }
         for seed in arguments.seeds
         for name in arguments.sets
+        for lookback in sorted(arguments.lookbacks, reverse=True)
         for horizon in sorted(arguments.horizons, reverse=True)
     ]
     found = run_all(jobs, arguments.jobs, arguments.gpus, arguments.seconds, arguments.stop_after)
@@ -222,8 +243,24 @@ def main() -> int:
         seeds = " ".join(str(seed) for seed in arguments.seeds)
         command = f"python benchmarks/timeseries_ltsf.py --seeds {seeds} --jobs {arguments.jobs}"
         command += f" --gpus {' '.join(arguments.gpus)}" if arguments.gpus else ""
-        made = rows_of(found, arguments.horizons, command)
-        for name in ("timeseries", "timeseries-horizons"):
+        study = "timeseries-lookback" if arguments.lookbacks != [LOOKBACK] else None
+        if study:
+            lookbacks, horizons = (
+                " ".join(map(str, one)) for one in (arguments.lookbacks, arguments.horizons)
+            )
+            command += f" --lookbacks {lookbacks} --horizons {horizons}"
+        made = [
+            one
+            for lookback in arguments.lookbacks
+            for one in rows_of(
+                [run for run in found if run["lookback"] == lookback],
+                arguments.horizons,
+                command,
+                lookback,
+                study,
+            )
+        ]
+        for name in (study,) if study else ("timeseries", "timeseries-horizons"):
             chosen = [one for one in made if one["what"].startswith(f"{name}/")]
             print(f"{len(chosen)} rows written to {write_rows(name, chosen)}")
         for one in made:
