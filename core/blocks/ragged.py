@@ -9,12 +9,38 @@ from mambakit.core.blocks.base import padding_mask
 from mambakit.kernels.semantics import effective_dt, state_dtype
 
 
-def masked_dt(dt: Tensor, dt_bias: Tensor, dt_limit: tuple[float, float], lengths: Tensor) -> Tensor:
-    """The step size with its bias, softplus and limits applied, and zero at padding.
+def finished_dt(
+    dt: Tensor,
+    dt_bias: Tensor,
+    dt_limit: tuple[float, float],
+    lengths: Tensor | None,
+    elapsed: Tensor | None,
+) -> Tensor:
+    """The step size with its bias, softplus and limits applied, times ``elapsed``, and zero at padding.
 
-    A step of size zero leaves a state-space model's state as it was: exp(0 A) = 1 and no input enters.
+    dt is the step by which the block's continuous-time system is discretised (Gu & Dao 2023,
+    arXiv:2312.00752, section 2): over a gap ``elapsed`` times the ordinary one the state decays by
+    exp(A dt elapsed), and the input enters with dt elapsed B. A step of size zero leaves the state as it was:
+    exp(0 A) = 1 and no input enters.
+
+    Args:
+        dt: ``(batch, length, ...)``, or ``(batch, ...)`` of one token.
+        dt_bias, dt_limit: As the scans take them.
+        lengths: ``(batch,)`` for padded rows.
+        elapsed: ``(batch, length)`` or ``(batch,)``.
+
+    Raises:
+        ValueError: If ``elapsed`` has not one number a token.
     """
     dt = effective_dt(dt, dt_bias, True, dt_limit, state_dtype(dt))
+    if elapsed is not None:
+        if elapsed.shape != dt.shape[:-1]:
+            raise ValueError(
+                f"elapsed: expected a number a token, {tuple(dt.shape[:-1])}, got {tuple(elapsed.shape)}"
+            )
+        dt = dt * elapsed.to(dt.dtype)[..., None]
+    if lengths is None:
+        return dt
     return dt.masked_fill(padding_mask(lengths, dt.shape[1])[..., None], 0.0)
 
 
@@ -74,6 +100,37 @@ def take(x: Tensor, index: Tensor | None) -> Tensor:
     if index is None:
         return x.flip(1)
     return x.gather(1, index[..., None].expand(-1, -1, x.shape[2]))
+
+
+def gaps_as_read(elapsed: Tensor, order: Tensor | None, seq_idx: Tensor | None) -> Tensor:
+    """``elapsed`` for a block that reads the tokens in another order.
+
+    A token is read after some other one than that before it in time, and what has passed between those two is
+    what must drive its step: read backwards, the gap to the *next* token, not the token's own. Between
+    tokens that lie apart it is the mean gap on the way from one to the other, so that ordinary gaps stay
+    ordinary however far a scan strides. What a sequence begins with has nothing before it in either order:
+    the token read first gets the ``elapsed`` of the first in time.
+
+    Args:
+        elapsed: ``(batch, length)``, time since the token before.
+        order: The token read at each moment, ``(batch or 1, length)`` int64; None for backwards. Every
+            sequence keeps its place in the row.
+        seq_idx: ``(batch, length)``, the sequences; None if a row is one.
+
+    Returns:
+        ``(batch, length)``: for each moment the time since the token read before.
+    """
+    batch, length = elapsed.shape
+    t = torch.arange(length, device=elapsed.device)
+    order = (t.flip(0) if order is None else order).expand(batch, -1)
+    opens = (t == (0 if seq_idx is None else sequence_starts(seq_idx))).expand(batch, -1)
+    before = order.roll(1, 1)
+    # differences of long sums; MPS has no float64
+    exact = torch.float32 if elapsed.device.type == "mps" else torch.float64
+    when = elapsed.to(exact).cumsum(1)
+    apart = (order - before).masked_fill(opens, 1)  # tokens; what opens a sequence is taken care of below
+    gaps = (when.gather(1, order) - when.gather(1, before)) / apart
+    return torch.where(opens, elapsed, gaps.to(elapsed.dtype))
 
 
 def left_padding_index(lengths: Tensor, length: int) -> tuple[Tensor, Tensor]:
