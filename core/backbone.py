@@ -21,7 +21,8 @@ from mambakit.core.blocks import (
     check_edges,
     kind_of,
 )
-from mambakit.core.blocks.base import check_elapsed, check_gaps, check_input, check_lengths, padding_mask
+from mambakit.core.blocks.base import check_input, check_lengths, padding_mask
+from mambakit.core.blocks.gaps import check_elapsed, check_gaps
 from mambakit.core.blocks.ragged import left_padding_index, take
 from mambakit.core.state import State
 

@@ -355,44 +355,6 @@ def check_lengths(lengths: Tensor, batch: int, length: int, *, synchronize: bool
     return lengths.long()
 
 
-def check_elapsed(elapsed: Tensor, x: Tensor) -> None:
-    """Raise unless ``elapsed`` ``(batch, length)`` has a number for each token of ``x``.
-
-    ``x`` is ``(batch, length, d_model)``; of one token they are ``(batch,)`` and ``(batch, d_model)``.
-
-    Raises:
-        TypeError: If it is not a tensor of floats.
-        ValueError: On a wrong shape or device.
-    """
-    if not isinstance(elapsed, Tensor) or not elapsed.is_floating_point():
-        got = elapsed.dtype if isinstance(elapsed, Tensor) else type(elapsed).__name__
-        raise TypeError(f"elapsed: expected a tensor of floats, got {got}")
-    if elapsed.shape != x.shape[:-1]:
-        sizes = ", ".join(f"{n}={size}" for n, size in zip(("batch", "length"), x.shape[:-1], strict=False))
-        raise ValueError(f"elapsed: expected shape ({sizes}), a number a token, got {tuple(elapsed.shape)}")
-    if elapsed.device != x.device:
-        raise ValueError(f"elapsed: expected it on x's device {x.device}, got it on {elapsed.device}")
-
-
-def check_gaps(elapsed: Tensor | None) -> None:
-    """Raise if a gap is negative, infinite or NaN; on a CPU only: to read them on a GPU would wait for it.
-
-    Raises:
-        ValueError: That names the first such value and its row.
-    """
-    if elapsed is None or elapsed.device.type != "cpu" or elapsed.numel() == 0:
-        return
-    if torch.compiler.is_compiling():
-        return
-    low, high = elapsed.detach().aminmax()  # NaN if any is
-    if not (low >= 0.0 and high < float("inf")):
-        wrong = ~((elapsed >= 0.0) & (elapsed < float("inf")))
-        raise ValueError(
-            "elapsed: expected the time since the token before, finite and at least 0, "
-            f"got {float(elapsed[wrong][0])} in row {int(wrong.nonzero()[0, 0])}"
-        )
-
-
 def padding_mask(lengths: Tensor, length: int) -> Tensor:
     """True at the padding of right-padded rows, ``(batch, length)``."""
     return torch.arange(length, device=lengths.device) >= lengths[:, None]

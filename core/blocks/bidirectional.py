@@ -9,7 +9,8 @@ from torch import Tensor
 
 from mambakit.core.blocks.base import Block, Context
 from mambakit.core.blocks.directions import Merge, build_directions
-from mambakit.core.blocks.ragged import gaps_as_read, reversal_index, take
+from mambakit.core.blocks.gaps import gaps_as_read
+from mambakit.core.blocks.ragged import reversal_index, take
 from mambakit.core.blocks.registry import register_block
 from mambakit.core.state import State
 
@@ -21,7 +22,7 @@ class Bidirectional(Block):
     Every packed sequence is reversed inside itself and every padded row inside its real tokens, so
     padding never leads. It needs the whole sequence: it takes no state and has no ``step``. Where time gaps
     are given, the reversal sees those between a token and the one read before it, which is the next in
-    time (``ragged.gaps_as_read``).
+    time (``gaps.gaps_as_read``).
 
     Args:
         d_model: Width of input and output.

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mambakit.core.blocks.base import Block, Context
 from mambakit.core.blocks.directions import Merge, build_directions
-from mambakit.core.blocks.ragged import gaps_as_read
+from mambakit.core.blocks.gaps import gaps_as_read
 from mambakit.core.blocks.registry import register_block
 from mambakit.core.scans import GROUPS, check_grid, inverse, scan_orders
 from mambakit.core.state import State
@@ -25,7 +25,7 @@ class GridScan(Block):
     A row of the batch is one grid, cells in the order of ``x.flatten(1, -2)``. Several of them may be packed
     into a row (``seq_idx``) or padded (``lengths``) if each sequence is one whole grid. It needs the whole
     grid: it takes no state and has no ``step``. Where time gaps are given, every reading sees the mean
-    gap on the way from the cell before to the one it reads (``ragged.gaps_as_read``).
+    gap on the way from the cell before to the one it reads (``gaps.gaps_as_read``).
 
     Args:
         d_model: Width of input and output.

@@ -122,7 +122,7 @@ class Mamba1(Block):
         conv_state, ssm_state = (None, None) if state is None else (state["conv"], state["ssm"])
         u, z = self.project_in(x)
         arguments, next_conv = self.scan_arguments(
-            u, conv_state, seq_idx, lengths, context and context.elapsed
+            u, conv_state, seq_idx, lengths, None if context is None else context.elapsed
         )
         y, next_ssm = selective_scan(
             **arguments, z=z, initial_state=ssm_state, seq_idx=seq_idx, return_final_state=True
@@ -184,8 +184,9 @@ class Mamba1(Block):
     ) -> tuple[Tensor, State]:
         # a module's attributes are slow to find
         own: dict[str, Any] = self._parameters
+        elapsed = None if context is None else context.elapsed
         projections = None
-        if self.inner_norm is None and context is None:  # the compiled token knows of no norms and gaps
+        if self.inner_norm is None:  # the compiled token knows of no norms
             projections = plain_linear(self._modules, "in_proj", "x_proj", "dt_proj", "out_proj")
         if projections is not None and own.keys() == self._own:
             in_proj, x_proj, dt_proj, out_proj = projections
@@ -205,6 +206,7 @@ class Mamba1(Block):
                 D=own["D"],
                 out_weight=out_proj["weight"],
                 out_bias=out_proj["bias"],
+                elapsed=elapsed,
                 dt_limit=self.dt_limit,
             )
             if result is not None:
@@ -215,7 +217,6 @@ class Mamba1(Block):
         )
         dt, B, C = self._normalize(*self.x_proj(u).split_with_sizes(self._split, -1))
         dt = F.linear(dt, self.dt_proj.weight)
-        elapsed = context and context.elapsed
         finished = elapsed is not None
         if finished:
             dt = finished_dt(dt, self.dt_proj.bias, self.dt_limit, None, elapsed)

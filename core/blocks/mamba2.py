@@ -140,7 +140,7 @@ class Mamba2(Block):
             ssm_state,
             seq_idx,
             lengths,
-            context and context.elapsed,
+            None if context is None else context.elapsed,
         )
         return self._keep_inputs_of(self.project_out, y, z), State.of(conv=next_conv, ssm=next_ssm)
 
@@ -234,9 +234,8 @@ class Mamba2(Block):
     ) -> tuple[Tensor, State]:
         # a module's attributes are slow to find
         own: dict[str, Any] = self._parameters
-        projections = None
-        if context is None:  # the compiled token knows of no gaps
-            projections = plain_linear(self._modules, "in_proj", "out_proj")
+        elapsed = None if context is None else context.elapsed
+        projections = plain_linear(self._modules, "in_proj", "out_proj")
         if projections is not None and own.keys() == self._own:
             in_proj, out_proj = projections
             result = mamba2_token(
@@ -253,6 +252,7 @@ class Mamba2(Block):
                 norm_weight=own.get("norm_weight"),
                 out_weight=out_proj["weight"],
                 out_bias=out_proj["bias"],
+                elapsed=elapsed,
                 n_groups=self.n_groups,
                 norm_before_gate=self.norm_before_gate,
                 norm_eps=self.norm_eps,
@@ -266,7 +266,6 @@ class Mamba2(Block):
             state["conv"], inputs, self.conv_weight, self.conv_bias, activation="silu", inplace=inplace
         )
         u, B, C = mixed.split_with_sizes(self._split_conv, -1)
-        elapsed = context and context.elapsed
         finished = elapsed is not None
         if finished:
             dt = finished_dt(dt, self.dt_bias, self.dt_limit, None, elapsed)

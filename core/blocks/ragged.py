@@ -102,37 +102,6 @@ def take(x: Tensor, index: Tensor | None) -> Tensor:
     return x.gather(1, index[..., None].expand(-1, -1, x.shape[2]))
 
 
-def gaps_as_read(elapsed: Tensor, order: Tensor | None, seq_idx: Tensor | None) -> Tensor:
-    """``elapsed`` for a block that reads the tokens in another order.
-
-    A token is read after some other one than that before it in time, and what has passed between those two is
-    what must drive its step: read backwards, the gap to the *next* token, not the token's own. Between
-    tokens that lie apart it is the mean gap on the way from one to the other, so that ordinary gaps stay
-    ordinary however far a scan strides. What a sequence begins with has nothing before it in either order:
-    the token read first gets the ``elapsed`` of the first in time.
-
-    Args:
-        elapsed: ``(batch, length)``, time since the token before.
-        order: The token read at each moment, ``(batch or 1, length)`` int64; None for backwards. Every
-            sequence keeps its place in the row.
-        seq_idx: ``(batch, length)``, the sequences; None if a row is one.
-
-    Returns:
-        ``(batch, length)``: for each moment the time since the token read before.
-    """
-    batch, length = elapsed.shape
-    t = torch.arange(length, device=elapsed.device)
-    order = (t.flip(0) if order is None else order).expand(batch, -1)
-    opens = (t == (0 if seq_idx is None else sequence_starts(seq_idx))).expand(batch, -1)
-    before = order.roll(1, 1)
-    # differences of long sums; MPS has no float64
-    exact = torch.float32 if elapsed.device.type == "mps" else torch.float64
-    when = elapsed.to(exact).cumsum(1)
-    apart = (order - before).masked_fill(opens, 1)  # tokens; what opens a sequence is taken care of below
-    gaps = (when.gather(1, order) - when.gather(1, before)) / apart
-    return torch.where(opens, elapsed, gaps.to(elapsed.dtype))
-
-
 def left_padding_index(lengths: Tensor, length: int) -> tuple[Tensor, Tensor]:
     """Indices for ``take`` that turn left-padded rows into right-padded ones, and back."""
     t = torch.arange(length, device=lengths.device)

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mambakit.core.blocks.base import Block, Context, padding_mask
-from mambakit.core.blocks.ragged import gaps_as_read, sequence_starts, take
+from mambakit.core.blocks.gaps import gaps_as_read
+from mambakit.core.blocks.ragged import sequence_starts, take
 from mambakit.core.blocks.registry import build_block, register_block
 from mambakit.core.state import State
 
@@ -25,7 +26,7 @@ class SequenceScan(Block):
     convolution or a decaying state. Sequences of any length, packed and padded ones too, each by itself.
     It needs the whole sequence: it takes no state and has no ``step``. For both directions, let ``inner``
     be ``"bidirectional"``. Where time gaps are given, a strided reading sees the mean gap of each stride
-    (``ragged.gaps_as_read``), and a window its tokens' own.
+    (``gaps.gaps_as_read``), and a window its tokens' own.
 
     Args:
         d_model: Width of input and output.
