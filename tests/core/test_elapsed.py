@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from mambakit.core.adapters import Tokens, pack_batch, pad_batch
 from mambakit.core.backbone import Backbone, BackboneConfig
 from mambakit.core.blocks import Context
 from mambakit.core.state import State
@@ -228,6 +229,27 @@ def test_a_film_shown_backwards():
     expected, _ = module(x, elapsed=elapsed)
     got, _ = module(x.flip(1), elapsed=torch.cat([elapsed[:, :1], elapsed[:, 1:].flip(1)], dim=1))
     torch.testing.assert_close(got.flip(1), expected, atol=1e-10, rtol=0)
+
+
+# --- from stamps
+
+
+@pytest.mark.parametrize(
+    "make", [pad_batch, lambda s: pad_batch(s, padding="left"), lambda s: pack_batch(s, LENGTH)]
+)
+@pytest.mark.parametrize("name", ["hybrid", "both-ways"])
+def test_a_batch_of_stamped_tokens(name, make):
+    module, draw = backbone(name, torch.float32), torch.Generator().manual_seed(3)
+    samples = []
+    for n in (4, 9, 1, 3):
+        stamps = 60.0 * torch.rand(n, generator=draw, dtype=torch.float64).mul(4).cumsum(0) + 1.7e9
+        samples.append(Tokens(torch.randn(n, D_MODEL, generator=draw), stamps))
+    batch = make(samples)
+    y, _ = module(batch.values, **batch.layout(), elapsed=batch.elapsed(60.0))
+    for got, one in zip(batch.split(y), samples, strict=True):
+        gaps = torch.cat([torch.ones(1), (one.time.diff() / 60.0).float()])
+        alone, _ = module(one.values[None], elapsed=gaps[None])
+        torch.testing.assert_close(got, alone[0], atol=2e-5, rtol=0)
 
 
 # --- at the boundary
