@@ -22,6 +22,7 @@ from mambakit.core.blocks import (
     kind_of,
 )
 from mambakit.core.blocks.base import check_input, check_lengths, padding_mask
+from mambakit.core.blocks.gaps import check_elapsed, check_gaps
 from mambakit.core.blocks.ragged import left_padding_index, take
 from mambakit.core.state import State
 
@@ -38,6 +39,7 @@ class Backbone(nn.Module):
         auxiliary: What layers asked training to minimise besides its loss in the last forward pass; nothing
             if that was not in training mode. ``mambakit.core.auxiliary.auxiliary_loss(model)`` adds it up
             over a model.
+        uses_elapsed: Whether a layer has a step size that ``elapsed`` can drive.
 
     Raises:
         ValueError: If a block cannot be built as the config says.
@@ -59,6 +61,7 @@ class Backbone(nn.Module):
         self._names = [str(i) for i in range(len(layers))]
         self._scales = [config.scale_of(layer) for layer in layers]
         self._uses_context = any(block.uses_context for block in self._blocks())
+        self.uses_elapsed = any(block.uses_elapsed for block in self._blocks())
         self._uses_edges = any(isinstance(block, GraphMix) for block in self._blocks())
         init.rescale_output_projections_(self.blocks, len(layers))
         if config.learn_initial_state:
@@ -93,6 +96,7 @@ class Backbone(nn.Module):
         *,
         edges: Tensor | None = None,
         edge_features: Tensor | None = None,
+        elapsed: Tensor | None = None,
     ) -> tuple[Tensor, State]:
         """Run a sequence, or the next piece of one.
 
@@ -105,6 +109,16 @@ class Backbone(nn.Module):
             edges: For ``graph`` layers: ``(n_edges, 3)`` int64, each a row of the batch, and a source and a
                 target token of it, as columns of ``x``. Both are in one sequence and none in padding.
             edge_features: For ``graph`` layers: ``(n_edges, d_edge)``.
+            elapsed: ``(batch, length)``, the time since the token before, in ordinary gaps; at least 0, and
+                anything in padding. Mamba layers multiply their step size dt by it after softplus and limits:
+                their state decays by exp(A dt elapsed) and the input enters with dt elapsed B, as dt is the
+                step by which a continuous-time system is discretised (Gu & Dao 2023, arXiv:2312.00752,
+                section 2). Other layers do not look at it. None is as ones. A token with 0 leaves the state
+                as it was, so the first of a sequence, which has nothing before it, gets 1; gaps far
+                from 1 want a bound, as the input's weight grows with them. ``TokenBatch.elapsed`` has these
+                numbers: ``backbone(adapter.embed(batch), **batch.layout(), elapsed=batch.elapsed(unit))``.
+                Layers that read backwards or in other orders work out the gaps between the tokens as they
+                read them. On a GPU the values are not read back: negative ones or NaN go unnoticed there.
 
         Returns:
             ``y`` like ``x``, zero at padding, and the state after each row's last real token.
@@ -112,13 +126,16 @@ class Backbone(nn.Module):
         Raises:
             ValueError: On a wrong shape, lengths outside ``0..length``, a state of another batch size or
                 backbone, ``lengths`` together with ``seq_idx``, another ``padding``, edges that leave their
-                sequence, or edges where no layer uses them or none where one does.
+                sequence, edges where no layer uses them or none where one does, ``elapsed`` where no layer
+                has a step size, or one that is negative, infinite or NaN.
+            TypeError: If ``elapsed`` is not a tensor of floats.
             RuntimeError: If a state is given and a layer is not causal.
         """
         batch, length = check_input(x, self.d_model)
         if padding not in ("right", "left"):
             raise ValueError(f"padding: expected 'right' or 'left', got {padding!r}")
         self._check_state(state)
+        self._check_elapsed(elapsed, x)
         back = pads = None
         if lengths is not None:
             lengths = check_lengths(lengths, batch, length, synchronize=True).to(x.device)
@@ -126,9 +143,11 @@ class Backbone(nn.Module):
                 to_right, back = left_padding_index(lengths, length)
                 x = take(x, to_right)
                 edges = _moved(edges, lengths - length)
+                elapsed = None if elapsed is None else elapsed.gather(1, to_right)
             pads = padding_mask(lengths, length)[..., None]
             x = x.masked_fill(pads, 0.0)  # whatever padding holds, NaN too, reaches nothing
-        context = self._context(x, edges, edge_features, seq_idx, lengths)
+            elapsed = None if elapsed is None else elapsed.masked_fill(pads[..., 0], 0.0)
+        context = self._context(x, edges, edge_features, seq_idx, lengths, elapsed)
         states: dict[str, Any] = {}
         for name, norm, block, scale in zip(self._names, self.norms, self.blocks, self._scales, strict=True):
             past = None if state is None else state[name]
@@ -141,17 +160,26 @@ class Backbone(nn.Module):
             x = x.masked_fill(pads, 0.0)
         return (x if back is None else take(x, back)), State.of(**states)
 
-    def step(self, x: Tensor, state: State, *, inplace: bool = False) -> tuple[Tensor, State]:
+    def step(
+        self, x: Tensor, state: State, *, inplace: bool = False, elapsed: Tensor | None = None
+    ) -> tuple[Tensor, State]:
         """Run one token ``(batch, d_model)``; returns ``y`` like ``x`` and the next state.
 
-        With ``inplace`` the state's tensors may be overwritten, see ``Block.step``.
+        With ``inplace`` the state's tensors may be overwritten, see ``Block.step``. ``elapsed``
+        ``(batch,)`` is the time since the token before, as in ``forward``.
 
         Raises:
-            ValueError: On a wrong shape, or a state of another batch size or backbone.
+            ValueError: On a wrong shape, a state of another batch size or backbone, or ``elapsed`` as in
+                ``forward``.
+            TypeError: If ``elapsed`` is not a tensor of floats.
             RuntimeError: If a layer is not causal.
         """
         self._check_state(state)
-        context = Context(inputs=x) if self._uses_context else None
+        context = None
+        if elapsed is not None or self._uses_context:
+            self._check_elapsed(elapsed, x)
+            check_gaps(elapsed)
+            context = Context(inputs=x, elapsed=elapsed)
         states: dict[str, Any] = {}
         layers = zip(self._names, self.norms, self._blocks(), self._scales, strict=True)
         for name, norm, block, scale in layers:
@@ -166,15 +194,26 @@ class Backbone(nn.Module):
         features: Tensor | None,
         seq_idx: Tensor | None,
         lengths: Tensor | None,
+        elapsed: Tensor | None,
     ) -> Context | None:
         """What layers are told beside the sequence, if any asks; edges are checked once, on a GPU too."""
         if not self._uses_edges and (edges is not None or features is not None):
             raise ValueError("edges: no layer of this backbone looks at them; one called graph does")
-        if not self._uses_context:
+        if elapsed is None and not self._uses_context:
             return None
         if edges is not None:
             check_edges(edges, x.shape[0], x.shape[1], seq_idx, lengths, synchronize=True)
-        return Context(inputs=x, edges=edges, edge_features=features)
+        check_gaps(elapsed)
+        return Context(inputs=x, edges=edges, edge_features=features, elapsed=elapsed)
+
+    def _check_elapsed(self, elapsed: Tensor | None, x: Tensor) -> None:
+        if elapsed is None:
+            return
+        if not self.uses_elapsed:
+            raise ValueError(
+                "elapsed: no layer of this backbone has a step size for it to drive; mamba1 and mamba2 have"
+            )
+        check_elapsed(elapsed, x)
 
     def _check_state(self, state: State | None) -> None:
         if state is None:

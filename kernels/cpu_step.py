@@ -14,13 +14,14 @@ from mambakit.kernels.gated_rms_norm.cpu import forward_at as norm_at
 from mambakit.kernels.selective_scan.cpu_step import step_at as scan_step_at
 from mambakit.kernels.ssd.cpu_step import step_at as ssd_step_at
 from mambakit.kernels.vector import LANES, load, load_lanes, reduce_add, splat_like, store_lanes
-from mambakit.kernels.vector_math import exp
+from mambakit.kernels.vector_math import clamp, exp, softplus
 
 # compiled with what calls them, at the first call
 _conv_step, _scan_step, _ssd_step = (
     njit(nogil=True)(step) for step in (conv_step_at, scan_step_at, ssd_step_at)
 )
 _ZERO = float32(0)
+_INFINITY = float32(float("inf"))
 _BYTES = 4
 
 
@@ -68,9 +69,21 @@ def _decay_rates(log_at, rates_at, size):
 
 
 @njit(nogil=True, cache=True)
+def _stretch_dt(dt_at, bias_at, elapsed_at, size, dt_low, dt_high):
+    """``dt = clamp(softplus(dt + bias)) * elapsed``."""
+    dt, bias = carray(pointer(dt_at, _ZERO), (size,)), carray(pointer(bias_at, _ZERO), (size,))
+    elapsed = carray(pointer(elapsed_at, _ZERO), (1,))
+    for k in range(0, size, LANES):
+        count = min(LANES, size - k)
+        step = softplus(load_lanes(dt, (k,), count) + load_lanes(bias, (k,), count))
+        store_lanes(dt, (k,), clamp(step, dt_low, dt_high) * elapsed[0], count)
+
+
+@njit(nogil=True, cache=True)
 def mamba1(
     x, conv_state, state, in_weight, in_bias, conv_weight, conv_bias,
-    x_weight, x_bias, dt_weight, dt_bias, A_log, D, out_weight, out_bias, y, new_conv_state, new_state, work,
+    x_weight, x_bias, dt_weight, dt_bias, A_log, D, out_weight, out_bias, elapsed,
+    y, new_conv_state, new_state, work,
     d_model, d_inner, d_state, dt_rank, d_conv, dt_low, dt_high,
 ):  # fmt: skip
     """``mamba1_token`` with tensors by address, 0 for one not given, and memory to work in."""
@@ -86,10 +99,15 @@ def mamba1(
     )
     _linear(u, x_weight, x_bias, low_rank, d_inner, dt_rank + 2 * d_state)
     _linear(low_rank, dt_weight, 0, dt, dt_rank, d_inner)
+    soft = not elapsed
+    dt_low, dt_high = float32(dt_low), float32(dt_high)
+    if elapsed:
+        _stretch_dt(dt, dt_bias, elapsed, d_inner, dt_low, dt_high)
+        dt_bias, dt_low, dt_high = 0, -_INFINITY, _INFINITY
     _decay_rates(A_log, A, d_inner * d_state)
     _scan_step(
         state, u, dt, A, B, C, D, z, dt_bias, gated, new_state,
-        1, d_inner, d_state, 1, True, float32(dt_low), float32(dt_high),
+        1, d_inner, d_state, 1, soft, dt_low, dt_high,
     )  # fmt: skip
     _linear(gated, out_weight, out_bias, y, d_inner, d_model)
 
@@ -97,7 +115,7 @@ def mamba1(
 @njit(nogil=True, cache=True)
 def mamba2(
     x, conv_state, state, in_weight, in_bias, conv_weight, conv_bias,
-    dt_bias, A_log, D, norm_weight, out_weight, out_bias, y, new_conv_state, new_state, work,
+    dt_bias, A_log, D, norm_weight, out_weight, out_bias, elapsed, y, new_conv_state, new_state, work,
     d_model, n_heads, head_dim, d_state, n_groups, d_conv, d_columns, norm_before_gate, eps, dt_low, dt_high,
 ):  # fmt: skip
     """``mamba2_token`` with tensors by address, 0 for one not given, and memory to work in."""
@@ -115,9 +133,14 @@ def mamba2(
         conv_state, inputs, conv_weight, conv_bias, u, new_conv_state, 1, channels, d_conv - 1, True, _ZERO
     )
     _decay_rates(A_log, A, n_heads)
+    soft = not elapsed
+    dt_low, dt_high = float32(dt_low), float32(dt_high)
+    if elapsed:
+        _stretch_dt(dt, dt_bias, elapsed, n_heads, dt_low, dt_high)
+        dt_bias, dt_low, dt_high = 0, -_INFINITY, _INFINITY
     _ssd_step(
         state, u, dt, A, B, C, D, 0 if norm_weight else z, dt_bias, mixed, new_state,
-        1, n_heads, head_dim, d_state, n_groups, d_columns, True, float32(dt_low), float32(dt_high),
+        1, n_heads, head_dim, d_state, n_groups, d_columns, soft, dt_low, dt_high,
     )  # fmt: skip
     if norm_weight:
         norm_at(mixed, norm_weight, z, normed, 1, d_inner, d_inner // n_groups, eps, norm_before_gate)

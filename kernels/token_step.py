@@ -38,6 +38,7 @@ def mamba1_token(
     out_weight: Tensor,
     out_bias: Tensor | None,
     *,
+    elapsed: Tensor | None = None,
     dt_limit: tuple[float, float],
 ) -> tuple[Tensor, Tensor, Tensor] | None:
     """One token of one row through a Mamba-1 block.
@@ -53,6 +54,7 @@ def mamba1_token(
         dt_weight, dt_bias: ``(d_inner, dt_rank)`` and ``(d_inner,)``.
         A_log, D, dt_limit: ``A = -exp(A_log)``; as in ``selective_scan_step``.
         out_weight, out_bias: ``(d_model, d_inner)`` and ``(d_model,)``.
+        elapsed: ``(1,)``, multiplies dt after softplus and ``dt_limit``.
 
     Returns:
         ``y`` ``(1, d_model)`` and the new states; None unless all is float32, contiguous, on the CPU, of
@@ -81,6 +83,7 @@ def mamba1_token(
         (D, each),
         (out_weight, (d_model, d_inner)),
         (out_bias, (d_model,)),
+        (elapsed, (1,)),
     )
     if found is None:
         return None
@@ -108,6 +111,7 @@ def mamba2_token(
     out_weight: Tensor,
     out_bias: Tensor | None,
     *,
+    elapsed: Tensor | None = None,
     n_groups: int,
     norm_before_gate: bool,
     norm_eps: float,
@@ -125,6 +129,7 @@ def mamba2_token(
         norm_weight, norm_before_gate, norm_eps: As in ``gated_rms_norm``, in ``n_groups`` groups of channels;
             without a weight z only gates.
         out_weight, out_bias: ``(d_model, d_inner)`` and ``(d_model,)``.
+        elapsed: ``(1,)``, multiplies dt after softplus and ``dt_limit``.
         n_groups: Groups of B and C.
 
     Returns:
@@ -153,6 +158,7 @@ def mamba2_token(
         (norm_weight, (d_inner,)),
         (out_weight, (d_model, d_inner)),
         (out_bias, (d_model,)),
+        (elapsed, (1,)),
     )
     if found is None:
         return None

@@ -200,12 +200,46 @@ class TokenBatch:
                 "time: this batch has none, so there are no gaps; let the tokenizer set Tokens.time"
             )
         gaps = torch.diff(self.time, dim=1, prepend=self.time[:, :1])
-        real = self.mask
-        same = torch.zeros_like(real)
-        same[:, 1:] = real[:, 1:] & real[:, :-1]
+        return torch.where(self.mask & ~self._begins, gaps, torch.zeros_like(gaps))
+
+    @property
+    def _begins(self) -> Tensor:
+        """``(batch, length)`` bool, True at the first real token of every sequence."""
+        begins = self.mask
+        follows = begins[:, :-1]
         if self.seq_idx is not None:
-            same[:, 1:] &= self.seq_idx[:, 1:] == self.seq_idx[:, :-1]
-        return torch.where(same, gaps, torch.zeros_like(gaps))
+            follows = follows & (self.seq_idx[:, 1:] == self.seq_idx[:, :-1])
+        begins[:, 1:] &= ~follows
+        return begins
+
+    def elapsed(self, unit: float | Tensor) -> Tensor:
+        """``gaps`` in units of an ordinary one, as a backbone takes them, ``(batch, length)`` float32:
+
+            backbone(adapter.embed(batch), **batch.layout(), elapsed=batch.elapsed(60.0))
+
+        A sequence's first token has nothing before it and gets 1, so that it is read as any other (the first
+        of a piece that goes on from a state: write its gap there). Tokens at the same time get 0: they
+        leave a state-space model's state as it was. Where they should count, and where one long gap should
+        not outweigh all else, bound them: ``batch.elapsed(unit).clamp(0.1, 100.0)``.
+
+        Args:
+            unit: The ordinary gap, in the unit of ``time``; or one for each row or token, ``(batch, 1)`` or
+                ``(batch, length)``.
+
+        Raises:
+            ValueError: If the batch has no time, or ``unit`` is not positive (of a tensor, on a CPU only).
+        """
+        gaps = self.gaps
+        if isinstance(unit, Tensor):
+            if unit.dim() != 2 or unit.shape[0] != self.batch_size or unit.shape[1] not in (1, self.length):
+                shape = f"(batch={self.batch_size}, 1 or length={self.length})"
+                raise ValueError(f"unit: expected a number, or shape {shape}, got {tuple(unit.shape)}")
+            right = unit.device.type != "cpu" or bool(((unit > 0) & (unit < float("inf"))).all())
+        else:
+            right = 0 < unit < float("inf")
+        if not right:
+            raise ValueError(f"unit: expected an ordinary gap, finite and above 0, got {unit}")
+        return torch.where(self._begins, 1.0, gaps / unit).float()
 
     def layout(self) -> dict[str, Any]:
         """What a backbone must know about the rows: ``backbone(x, **batch.layout())``.

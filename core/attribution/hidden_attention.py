@@ -29,7 +29,7 @@ from torch import Tensor
 
 from mambakit.core.attribution.of_block import n_heads_of, terms_of, width_of
 from mambakit.core.attribution.terms import Request
-from mambakit.core.blocks import Bidirectional, Block
+from mambakit.core.blocks import Bidirectional, Block, Context
 from mambakit.core.blocks.base import padding_mask
 from mambakit.core.state import State
 
@@ -160,6 +160,7 @@ def hidden_attention(
     seq_idx: Tensor | None = None,
     lengths: Tensor | None = None,
     *,
+    elapsed: Tensor | None = None,
     heads: Sequence[int] | None = None,
     positions: Sequence[int] | None = None,
     fold_convolution: bool = False,
@@ -175,6 +176,7 @@ def hidden_attention(
         state, seq_idx, lengths: As in ``Block.forward``: no state is the learned one, where there is such;
             packed sequences of a block that learned one are refused. Nothing passes between packed sequences;
             rows and columns at padding are zero.
+        elapsed: The time gaps that the block was given, ``(batch, length)``, as in ``Backbone.forward``.
         heads: Only these (Mamba-1: channels).
         positions: Only these tokens' rows; negative ones count from the end of ``x``.
         fold_convolution: Let the matrices act on in_proj's output instead of the convolution's: they
@@ -192,7 +194,8 @@ def hidden_attention(
     """
     n_heads = n_heads_of(block)
     chosen = list(range(n_heads)) if heads is None else indices("heads", heads, n_heads)
-    expected, _ = block(x, state, seq_idx, lengths)  # checks them, too
+    context = None if elapsed is None else Context(elapsed=elapsed)
+    expected, _ = block(x, state, seq_idx, lengths, context)  # checks them, too
     batch, length, _ = x.shape
     if length == 0:
         raise ValueError("x: expected at least one token, got length 0")
@@ -207,8 +210,9 @@ def hidden_attention(
         lengths = lengths.long().to(x.device)
         pads = padding_mask(lengths, length)
         x = x.masked_fill(pads[..., None], 0.0)
+        elapsed = None if elapsed is None else elapsed.masked_fill(pads, 0.0)
         hidden, columns = pads.gather(1, queries)[:, None, :, None], pads[:, None, None]
-    request = Request(x, state, seq_idx, lengths, queries, chosen, fold_convolution, fold_gate)
+    request = Request(x, state, seq_idx, lengths, queries, chosen, fold_convolution, fold_gate, elapsed)
     terms = terms_of(block, request)
     found = HiddenAttention(
         matrix=terms.matrix.masked_fill(hidden | columns, 0.0),

@@ -26,8 +26,8 @@ def layer_inputs(
     """What each block of ``backbone`` is given while ``model(*inputs, **options)`` runs.
 
     Returns:
-        The arguments ``x``, ``state``, ``seq_idx`` and ``lengths`` of each block's ``forward``, by the
-        layer's number and kind, ``"0 Mamba2"``.
+        The arguments ``x``, ``state``, ``seq_idx`` and ``lengths`` of each block's ``forward``, and the
+        ``elapsed`` of its context, by the layer's number and kind, ``"0 Mamba2"``.
 
     Raises:
         ValueError: If the model does not run every layer exactly once.
@@ -37,7 +37,9 @@ def layer_inputs(
     def keep(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         bound = _FORWARD.bind(block, *args, **kwargs)
         bound.apply_defaults()
-        calls[id(block)].append({key: bound.arguments[key] for key in ("x", "state", "seq_idx", "lengths")})
+        given = {key: bound.arguments[key] for key in ("x", "state", "seq_idx", "lengths")}
+        context = bound.arguments["context"]
+        calls[id(block)].append({**given, "elapsed": None if context is None else context.elapsed})
 
     unique = {id(block): block for block in backbone.blocks}.values()  # one may be in several places
     handles = [block.register_forward_pre_hook(keep, with_kwargs=True) for block in unique]

@@ -33,11 +33,11 @@ def mamba_terms(block: Mamba1 | Mamba2, request: Request) -> Terms:
     conv_state, ssm_state = (None, None) if state is None else (state["conv"], state["ssm"])
     if isinstance(block, Mamba1):
         inputs, z = block.project_in(x)
-        arguments, _ = block.scan_arguments(inputs, conv_state, seq_idx, lengths)
+        arguments, _ = block.scan_arguments(inputs, conv_state, seq_idx, lengths, request.elapsed)
         n_heads, width = block.d_inner, 1
     else:
         z, inputs, dt = block.project_in(x)
-        arguments, _ = block.scan_arguments(inputs, dt, conv_state, seq_idx, lengths)
+        arguments, _ = block.scan_arguments(inputs, dt, conv_state, seq_idx, lengths, request.elapsed)
         n_heads, width = block.n_heads, block.head_dim
     dtype = state_dtype(x)
     heads = torch.tensor(request.heads, device=x.device)

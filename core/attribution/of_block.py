@@ -12,6 +12,7 @@ from mambakit.core.attribution.matrices import tokens_at
 from mambakit.core.attribution.softmax import attention_terms
 from mambakit.core.attribution.terms import Request, Terms
 from mambakit.core.blocks import Attention, Bidirectional, Block, Mamba1, Mamba2
+from mambakit.core.blocks.gaps import gaps_as_read
 from mambakit.core.blocks.ragged import reversal_index, take
 
 
@@ -88,6 +89,7 @@ def _both_directions(block: Bidirectional, request: Request) -> Terms:
         request.heads,
         request.fold_convolution,
         request.fold_gate,
+        None if request.elapsed is None else gaps_as_read(request.elapsed, index, request.seq_idx),
     )
     back = terms_of(block.ahead if block.back is None else block.back, reverse)
     columns = index[:, None, None]

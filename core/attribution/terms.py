@@ -24,6 +24,7 @@ class Request:
     heads: list[int]
     fold_convolution: bool
     fold_gate: bool
+    elapsed: Tensor | None = None
 
     @property
     def per_channel(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -23,18 +23,25 @@ class Context:
         inputs: The backbone's own input, shaped as the layer's ``x``.
         edges: ``(n_edges, 3)`` int64, each a row of the batch, a source and a target token of it.
         edge_features: ``(n_edges, d_edge)``.
+        elapsed: Time since the token read before, in ordinary gaps: ``(batch, length)``, ``(batch,)`` in a
+            step. Blocks with a step size multiply it by this.
         losses: Layers append to it what training is to minimise besides its own loss.
     """
 
     inputs: Tensor | None = None
     edges: Tensor | None = None
     edge_features: Tensor | None = None
+    elapsed: Tensor | None = None
     losses: list[Tensor] = field(default_factory=list)
 
-    def reordered(self, move: Callable[[Tensor], Tensor]) -> Context:
-        """For a block inside another, which reads the tokens as ``move`` puts them; edges stay outside."""
+    def reordered(self, move: Callable[[Tensor], Tensor], gaps: Callable[[Tensor], Tensor]) -> Context:
+        """For a block inside another, which reads the tokens as ``move`` puts them; edges stay outside.
+
+        ``gaps`` makes of ``elapsed`` the time between the tokens that are then read one after the other.
+        """
         inputs = None if self.inputs is None else move(self.inputs)
-        return Context(inputs=inputs, losses=self.losses)
+        elapsed = None if self.elapsed is None else gaps(self.elapsed)
+        return Context(inputs=inputs, elapsed=elapsed, losses=self.losses)
 
 
 class Block(nn.Module):
@@ -49,6 +56,8 @@ class Block(nn.Module):
         causal: Whether a token sees only what came before; a block that is not causal has no state.
         mixes_time: Whether tokens see each other at all; a block of the class that does has a direction.
         uses_context: Whether ``mix`` and ``mix_step`` take a ``context``.
+        uses_elapsed: Whether they take one that has ``elapsed``; where there is none, and the block does not
+            use contexts otherwise, they are called without.
         prenorm: Whether the backbone norms the block's input; a block that does not want it has its own.
         shared_parts: Submodules that places of the same ``kind@label`` share, by name; None for the whole.
         learnable_state: What of the state ``learn_initial_state`` makes parameters of.
@@ -58,6 +67,7 @@ class Block(nn.Module):
     causal: bool = True
     mixes_time: bool = True
     uses_context: bool = False
+    uses_elapsed: bool = False
     prenorm: bool = True
     shared_parts: tuple[str, ...] | None = None
     learnable_state: tuple[str, ...] = ()
@@ -172,14 +182,21 @@ class Block(nn.Module):
             return x, state
         if "initial" in self._modules:
             if seq_idx is not None and batch > 0:
-                return self._mix_apart(x, state, seq_idx)
+                return self._mix_apart(x, state, seq_idx, context)
             if state is None:
                 state = self.init_state(batch, device=x.device, dtype=x.dtype)
-        more = {"context": context} if self.uses_context else {}
+        more = (
+            {"context": context}
+            if self.uses_context or (context is not None and self._driven_by(context))
+            else {}
+        )
         if lengths is None:
             return self.mix(x, state, seq_idx, None, **more)
         lengths = check_lengths(lengths, batch, length).to(x.device)
-        padding = padding_mask(lengths, length)[..., None]
+        padding = padding_mask(lengths, length)
+        if context is not None and context.elapsed is not None and more:
+            more["context"] = replace(context, elapsed=context.elapsed.masked_fill(padding, 0.0))
+        padding = padding[..., None]
         y, state = self.mix(x.masked_fill(padding, 0.0), state, None, lengths, **more)
         return y.masked_fill(padding, 0.0), state
 
@@ -207,20 +224,27 @@ class Block(nn.Module):
         if x.dim() != 2 or x.shape[1] != self.d_model:
             raise ValueError(f"x: expected shape (batch, d_model={self.d_model}), got {tuple(x.shape)}")
         self.check_state(state, x.shape[0])
-        if self.uses_context:
+        if self.uses_context or (context is not None and self._driven_by(context)):
             return self.mix_step(x, state, inplace, context=context)  # type: ignore[call-arg]
         return self.mix_step(x, state, inplace)
 
-    def _mix_apart(self, x: Tensor, state: State | None, seq_idx: Tensor) -> tuple[Tensor, State]:
+    def _driven_by(self, context: Context) -> bool:
+        return context.elapsed is not None and self.uses_elapsed
+
+    def _mix_apart(
+        self, x: Tensor, state: State | None, seq_idx: Tensor, context: Context | None
+    ) -> tuple[Tensor, State]:
         """``forward`` of packed rows with every sequence a row of its own, so that each has a start."""
+        elapsed = None if context is None else context.elapsed
         packed = Packed(seq_idx)
         starts = self.init_state(packed.count, device=x.device, dtype=x.dtype)
         if state is not None:
             starts = starts.put_rows(packed.first, state)
         outputs, finals = [], []
         for members in packed.groups():
-            rows, lengths = packed.take(x, members)
-            y, final = self.forward(rows, starts.index_select(members), lengths=lengths)
+            lengths, rows, gaps = packed.take(members, x, elapsed)
+            told = None if gaps is None else Context(elapsed=gaps)
+            y, final = self.forward(rows, starts.index_select(members), lengths=lengths, context=told)
             outputs.append(y)
             finals.append(final)
         return packed.join(outputs), packed.last_of(State.cat(finals))

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mambakit.core.blocks.base import Block, Context
 from mambakit.core.blocks.directions import Merge, build_directions
+from mambakit.core.blocks.gaps import gaps_as_read
 from mambakit.core.blocks.ragged import reversal_index, take
 from mambakit.core.blocks.registry import register_block
 from mambakit.core.state import State
@@ -19,7 +20,9 @@ class Bidirectional(Block):
     """Reads the sequence with one block, its reversal with another or the same one, and merges the two.
 
     Every packed sequence is reversed inside itself and every padded row inside its real tokens, so
-    padding never leads. It needs the whole sequence: it takes no state and has no ``step``.
+    padding never leads. It needs the whole sequence: it takes no state and has no ``step``. Where time gaps
+    are given, the reversal sees those between a token and the one read before it, which is the next in
+    time (``gaps.gaps_as_read``).
 
     Args:
         d_model: Width of input and output.
@@ -55,6 +58,7 @@ class Bidirectional(Block):
         if not self.ahead.causal:
             raise ValueError(f"inner: {inner!r} looks in both directions already; wrap a causal block")
         self.uses_context = self.ahead.uses_context
+        self.uses_elapsed = self.ahead.uses_elapsed
 
     def state_shapes(self) -> dict[str, tuple[int | None, ...]]:
         return {}
@@ -72,12 +76,15 @@ class Bidirectional(Block):
         def both_ways(v: Tensor) -> Tensor:
             return torch.cat([v, take(v, index)])
 
+        def gaps(elapsed: Tensor) -> Tensor:
+            return gaps_as_read(elapsed, index, seq_idx)
+
         if self.back is None:
-            told = context and context.reordered(both_ways)
+            told = context and context.reordered(both_ways, lambda v: torch.cat([v, gaps(v)]))
             both, _ = self.ahead(both_ways(x), None, _twice(seq_idx), _twice(lengths), told)
             ahead, back = both.chunk(2)
         else:
-            told = context and context.reordered(lambda v: take(v, index))
+            told = context and context.reordered(lambda v: take(v, index), gaps)
             ahead, _ = self.ahead(x, None, seq_idx, lengths, context)
             back, _ = self.back(take(x, index), None, seq_idx, lengths, told)
         return self.merge(x, [ahead, take(back, index)]), State.of()  # a reversal undoes itself

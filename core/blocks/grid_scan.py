@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mambakit.core.blocks.base import Block, Context
 from mambakit.core.blocks.directions import Merge, build_directions
+from mambakit.core.blocks.gaps import gaps_as_read
 from mambakit.core.blocks.registry import register_block
 from mambakit.core.scans import GROUPS, check_grid, inverse, scan_orders
 from mambakit.core.state import State
@@ -23,7 +24,8 @@ class GridScan(Block):
 
     A row of the batch is one grid, cells in the order of ``x.flatten(1, -2)``. Several of them may be packed
     into a row (``seq_idx``) or padded (``lengths``) if each sequence is one whole grid. It needs the whole
-    grid: it takes no state and has no ``step``.
+    grid: it takes no state and has no ``step``. Where time gaps are given, every reading sees the mean
+    gap on the way from the cell before to the one it reads (``gaps.gaps_as_read``).
 
     Args:
         d_model: Width of input and output.
@@ -83,6 +85,7 @@ class GridScan(Block):
         self.merge = Merge(merge, d_model, n)
         self.inner = nn.ModuleList(build_directions(inner, d_model, inner_options, n, share))
         self.uses_context = any(block.uses_context for block in self.inner)
+        self.uses_elapsed = any(block.uses_elapsed for block in self.inner)
 
     def state_shapes(self) -> dict[str, tuple[int | None, ...]]:
         return {}
@@ -102,10 +105,11 @@ class GridScan(Block):
         n_tokens = x.shape[1]
 
         def apart(v: Tensor) -> Tensor:
-            return v[:, :n_tokens].reshape(batch * (n_tokens // self.n_cells), self.n_cells, self.d_model)
+            return v[:, :n_tokens].reshape(batch * (n_tokens // self.n_cells), self.n_cells, *v.shape[2:])
 
         grids = apart(x)
-        y = self.merge(grids, self._read(grids, context and context.reordered(apart))).reshape(x.shape)
+        told = context and context.reordered(apart, apart)
+        y = self.merge(grids, self._read(grids, told)).reshape(x.shape)
         return F.pad(y, (0, 0, 0, length - y.shape[1])), State.of()
 
     def _read(self, grids: Tensor, context: Context | None) -> list[Tensor]:
@@ -116,9 +120,14 @@ class GridScan(Block):
         def in_orders(v: Tensor) -> Tensor:
             return torch.cat([v.index_select(1, order) for order in orders])
 
+        def gaps(v: Tensor, order: Tensor) -> Tensor:
+            return gaps_as_read(v, order[None], None)
+
         groups = None if self.groups is None else self.groups[:, None].expand(-1, n, -1)  # [order, b, l]
         if len(self.inner) == 1:
-            told = context and context.reordered(in_orders)
+            told = context and context.reordered(
+                in_orders, lambda v: torch.cat([gaps(v, order) for order in orders])
+            )
             packed = None if groups is None else groups.flatten(0, 1)
             y, _ = self.inner[0](in_orders(grids), None, packed, None, told)
             outputs = y.unflatten(0, (len(orders), n)).unbind()
@@ -129,7 +138,10 @@ class GridScan(Block):
                     None,
                     None if groups is None else groups[i],
                     None,
-                    context and context.reordered(partial(torch.index_select, dim=1, index=order)),
+                    context
+                    and context.reordered(
+                        partial(torch.index_select, dim=1, index=order), partial(gaps, order=order)
+                    ),
                 )[0]
                 for i, (block, order) in enumerate(zip(self.inner, orders, strict=True))
             )

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mambakit.core import init
-from mambakit.core.blocks.base import Block, plain_linear
+from mambakit.core.blocks.base import Block, Context, plain_linear
 from mambakit.core.blocks.norm import RMSNorm
-from mambakit.core.blocks.ragged import last_inputs, masked_dt
+from mambakit.core.blocks.ragged import finished_dt, last_inputs
 from mambakit.core.blocks.registry import register_block
 from mambakit.core.state import State
 from mambakit.kernels import causal_conv1d, causal_conv1d_step, selective_scan, selective_scan_step
@@ -45,6 +45,7 @@ class Mamba1(Block):
         ValueError: On a size below 1, another ``inner_norm``, or starts that make no sense.
     """
 
+    uses_elapsed = True
     learnable_state = ("conv", "ssm")
 
     def __init__(
@@ -111,11 +112,18 @@ class Mamba1(Block):
         return self._shapes  # type: ignore[return-value]
 
     def mix(
-        self, x: Tensor, state: State | None, seq_idx: Tensor | None, lengths: Tensor | None
+        self,
+        x: Tensor,
+        state: State | None,
+        seq_idx: Tensor | None,
+        lengths: Tensor | None,
+        context: Context | None = None,
     ) -> tuple[Tensor, State]:
         conv_state, ssm_state = (None, None) if state is None else (state["conv"], state["ssm"])
         u, z = self.project_in(x)
-        arguments, next_conv = self.scan_arguments(u, conv_state, seq_idx, lengths)
+        arguments, next_conv = self.scan_arguments(
+            u, conv_state, seq_idx, lengths, None if context is None else context.elapsed
+        )
         y, next_ssm = selective_scan(
             **arguments, z=z, initial_state=ssm_state, seq_idx=seq_idx, return_final_state=True
         )
@@ -127,7 +135,12 @@ class Mamba1(Block):
         return u, z
 
     def scan_arguments(
-        self, inputs: Tensor, conv_state: Tensor | None, seq_idx: Tensor | None, lengths: Tensor | None
+        self,
+        inputs: Tensor,
+        conv_state: Tensor | None,
+        seq_idx: Tensor | None,
+        lengths: Tensor | None,
+        elapsed: Tensor | None = None,
     ) -> tuple[dict[str, Any], Tensor]:
         """What ``selective_scan`` is called with, beside gate and state; and the convolution's next state.
 
@@ -135,6 +148,7 @@ class Mamba1(Block):
             inputs: What is convolved, ``(batch, length, d_inner)``.
             conv_state: The convolution's state.
             seq_idx, lengths: As in ``forward``.
+            elapsed: ``(batch, length)``, multiplies dt.
         """
         u, next_conv = causal_conv1d(
             inputs,
@@ -147,10 +161,11 @@ class Mamba1(Block):
         )
         dt, B, C = self._normalize(*self.x_proj(u).split(self._split, dim=-1))
         dt = F.linear(dt, self.dt_proj.weight)  # the bias goes where the softplus is
-        padded = lengths is not None
+        finished = lengths is not None or elapsed is not None
         if lengths is not None:
             next_conv = last_inputs(inputs, conv_state, lengths, self.d_conv)
-            dt = masked_dt(dt, self.dt_proj.bias, self.dt_limit, lengths)
+        if finished:
+            dt = finished_dt(dt, self.dt_proj.bias, self.dt_limit, lengths, elapsed)
         arguments = {
             "x": u,
             "dt": dt,
@@ -158,15 +173,18 @@ class Mamba1(Block):
             "B": B.unsqueeze(2),
             "C": C.unsqueeze(2),
             "D": self.D,
-            "dt_bias": None if padded else self.dt_proj.bias,
-            "dt_softplus": not padded,
-            "dt_limit": (0.0, math.inf) if padded else self.dt_limit,
+            "dt_bias": None if finished else self.dt_proj.bias,
+            "dt_softplus": not finished,
+            "dt_limit": (0.0, math.inf) if finished else self.dt_limit,
         }
         return arguments, next_conv
 
-    def mix_step(self, x: Tensor, state: State, inplace: bool = False) -> tuple[Tensor, State]:
+    def mix_step(
+        self, x: Tensor, state: State, inplace: bool = False, context: Context | None = None
+    ) -> tuple[Tensor, State]:
         # a module's attributes are slow to find
         own: dict[str, Any] = self._parameters
+        elapsed = None if context is None else context.elapsed
         projections = None
         if self.inner_norm is None:  # the compiled token knows of no norms
             projections = plain_linear(self._modules, "in_proj", "x_proj", "dt_proj", "out_proj")
@@ -188,6 +206,7 @@ class Mamba1(Block):
                 D=own["D"],
                 out_weight=out_proj["weight"],
                 out_bias=out_proj["bias"],
+                elapsed=elapsed,
                 dt_limit=self.dt_limit,
             )
             if result is not None:
@@ -197,18 +216,22 @@ class Mamba1(Block):
             state["conv"], u, self.conv_weight, self.conv_bias, activation="silu", inplace=inplace
         )
         dt, B, C = self._normalize(*self.x_proj(u).split_with_sizes(self._split, -1))
+        dt = F.linear(dt, self.dt_proj.weight)
+        finished = elapsed is not None
+        if finished:
+            dt = finished_dt(dt, self.dt_proj.bias, self.dt_limit, None, elapsed)
         y, next_ssm = selective_scan_step(
             state["ssm"],
             u,
-            F.linear(dt, self.dt_proj.weight),
+            dt,
             self.A_log,
             B.unsqueeze(1),
             C.unsqueeze(1),
             D=self.D,
             z=z,
-            dt_bias=self.dt_proj.bias,
-            dt_softplus=True,
-            dt_limit=self.dt_limit,
+            dt_bias=None if finished else self.dt_proj.bias,
+            dt_softplus=not finished,
+            dt_limit=(0.0, math.inf) if finished else self.dt_limit,
             A_is_log=True,
             inplace=inplace,
         )

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mambakit.core import init
-from mambakit.core.blocks.base import Block, plain_linear
-from mambakit.core.blocks.ragged import last_inputs, masked_dt
+from mambakit.core.blocks.base import Block, Context, plain_linear
+from mambakit.core.blocks.ragged import finished_dt, last_inputs
 from mambakit.core.blocks.registry import register_block
 from mambakit.core.state import State
 from mambakit.kernels import causal_conv1d, causal_conv1d_step, gated_rms_norm, ssd, ssd_step
@@ -48,6 +48,7 @@ class Mamba2(Block):
         ValueError: On a size below 1, or sizes that do not divide as above.
     """
 
+    uses_elapsed = True
     learnable_state = ("conv", "ssm")
 
     def __init__(
@@ -121,12 +122,25 @@ class Mamba2(Block):
         return self._shapes  # type: ignore[return-value]
 
     def mix(
-        self, x: Tensor, state: State | None, seq_idx: Tensor | None, lengths: Tensor | None
+        self,
+        x: Tensor,
+        state: State | None,
+        seq_idx: Tensor | None,
+        lengths: Tensor | None,
+        context: Context | None = None,
     ) -> tuple[Tensor, State]:
         conv_state, ssm_state = (None, None) if state is None else (state["conv"], state["ssm"])
         z, inputs, dt = self.project_in(x)
         y, next_conv, next_ssm = self._keep_inputs_of(
-            self._recurrence, inputs, dt, z, conv_state, ssm_state, seq_idx, lengths
+            self._recurrence,
+            inputs,
+            dt,
+            z,
+            conv_state,
+            ssm_state,
+            seq_idx,
+            lengths,
+            None if context is None else context.elapsed,
         )
         return self._keep_inputs_of(self.project_out, y, z), State.of(conv=next_conv, ssm=next_ssm)
 
@@ -147,9 +161,10 @@ class Mamba2(Block):
         ssm_state: Tensor | None,
         seq_idx: Tensor | None,
         lengths: Tensor | None,
+        elapsed: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Convolution and state-space model: ``(y, next_conv, next_ssm)``."""
-        arguments, next_conv = self.scan_arguments(inputs, dt, conv_state, seq_idx, lengths)
+        arguments, next_conv = self.scan_arguments(inputs, dt, conv_state, seq_idx, lengths, elapsed)
         y, next_ssm = ssd(
             **arguments,
             z=z.unflatten(-1, self._heads) if self.norm_weight is None else None,
@@ -171,6 +186,7 @@ class Mamba2(Block):
         conv_state: Tensor | None,
         seq_idx: Tensor | None,
         lengths: Tensor | None,
+        elapsed: Tensor | None = None,
     ) -> tuple[dict[str, Any], Tensor]:
         """What ``ssd`` is called with, beside gate and state; and the convolution's next state.
 
@@ -179,6 +195,7 @@ class Mamba2(Block):
             dt: ``(batch, length, n_heads)``, before bias and softplus.
             conv_state: The convolution's state.
             seq_idx, lengths: As in ``forward``.
+            elapsed: ``(batch, length)``, multiplies dt.
         """
         mixed, next_conv = causal_conv1d(
             inputs,
@@ -190,10 +207,11 @@ class Mamba2(Block):
             return_final_state=True,
         )
         u, B, C = mixed.split(self._split_conv, dim=-1)
-        padded = lengths is not None
+        finished = lengths is not None or elapsed is not None
         if lengths is not None:
             next_conv = last_inputs(inputs, conv_state, lengths, self.d_conv)
-            dt = masked_dt(dt, self.dt_bias, self.dt_limit, lengths)
+        if finished:
+            dt = finished_dt(dt, self.dt_bias, self.dt_limit, lengths, elapsed)
         arguments = {
             "x": u.unflatten(-1, self._heads),
             "dt": dt,
@@ -201,9 +219,9 @@ class Mamba2(Block):
             "B": B.unflatten(-1, self._groups),
             "C": C.unflatten(-1, self._groups),
             "D": self.D,
-            "dt_bias": None if padded else self.dt_bias,
-            "dt_softplus": not padded,
-            "dt_limit": (0.0, math.inf) if padded else self.dt_limit,
+            "dt_bias": None if finished else self.dt_bias,
+            "dt_softplus": not finished,
+            "dt_limit": (0.0, math.inf) if finished else self.dt_limit,
         }
         return arguments, next_conv
 
@@ -211,9 +229,12 @@ class Mamba2(Block):
         """The block's output of the scan's ``(batch, length, n_heads, head_dim)``: gate, norm, out_proj."""
         return self.out_proj(self._normalize(y.flatten(-2), z))
 
-    def mix_step(self, x: Tensor, state: State, inplace: bool = False) -> tuple[Tensor, State]:
+    def mix_step(
+        self, x: Tensor, state: State, inplace: bool = False, context: Context | None = None
+    ) -> tuple[Tensor, State]:
         # a module's attributes are slow to find
         own: dict[str, Any] = self._parameters
+        elapsed = None if context is None else context.elapsed
         projections = plain_linear(self._modules, "in_proj", "out_proj")
         if projections is not None and own.keys() == self._own:
             in_proj, out_proj = projections
@@ -231,6 +252,7 @@ class Mamba2(Block):
                 norm_weight=own.get("norm_weight"),
                 out_weight=out_proj["weight"],
                 out_bias=out_proj["bias"],
+                elapsed=elapsed,
                 n_groups=self.n_groups,
                 norm_before_gate=self.norm_before_gate,
                 norm_eps=self.norm_eps,
@@ -244,6 +266,9 @@ class Mamba2(Block):
             state["conv"], inputs, self.conv_weight, self.conv_bias, activation="silu", inplace=inplace
         )
         u, B, C = mixed.split_with_sizes(self._split_conv, -1)
+        finished = elapsed is not None
+        if finished:
+            dt = finished_dt(dt, self.dt_bias, self.dt_limit, None, elapsed)
         y, next_ssm = ssd_step(
             state["ssm"],
             u.view(batch, *self._heads),
@@ -253,9 +278,9 @@ class Mamba2(Block):
             C.view(batch, *self._groups),
             D=self.D,
             z=z.view(batch, *self._heads) if self.norm_weight is None else None,
-            dt_bias=self.dt_bias,
-            dt_softplus=True,
-            dt_limit=self.dt_limit,
+            dt_bias=None if finished else self.dt_bias,
+            dt_softplus=not finished,
+            dt_limit=(0.0, math.inf) if finished else self.dt_limit,
             A_is_log=True,
             inplace=inplace,
         )

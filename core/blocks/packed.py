@@ -49,16 +49,22 @@ class Packed:
                 begin = i
         yield order[begin:]
 
-    def take(self, x: Tensor, members: Tensor) -> tuple[Tensor, Tensor]:
-        """These sequences of ``x`` ``(batch, length, channels)`` as right-padded rows, and their lengths."""
+    def take(
+        self, members: Tensor, x: Tensor, elapsed: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Lengths of these sequences, and theirs of ``x`` ``(batch, length, channels)`` and ``elapsed``
+        ``(batch, length)`` as right-padded rows."""
         lengths = self.lengths[members]
         t = torch.arange(int(lengths.max()), device=x.device)
         places = self._start[members][:, None] + t
         real = t < lengths[:, None]
         self._order.append(members)
         self._places.append(places[real])
-        rows = x.flatten(0, 1)[places.clamp(max=x.shape[0] * x.shape[1] - 1)]
-        return rows.masked_fill(~real[..., None], 0.0), lengths
+        places = places.clamp(max=self._shape.numel() - 1)
+
+        rows = x.flatten(0, 1)[places].masked_fill(~real[..., None], 0.0)
+        gaps = None if elapsed is None else elapsed.flatten()[places].masked_fill(~real, 0.0)
+        return lengths, rows, gaps
 
     def join(self, outputs: list[Tensor]) -> Tensor:
         """What came out for each group taken, ``(members, longest, channels)``, packed as it was."""

@@ -9,12 +9,38 @@ from mambakit.core.blocks.base import padding_mask
 from mambakit.kernels.semantics import effective_dt, state_dtype
 
 
-def masked_dt(dt: Tensor, dt_bias: Tensor, dt_limit: tuple[float, float], lengths: Tensor) -> Tensor:
-    """The step size with its bias, softplus and limits applied, and zero at padding.
+def finished_dt(
+    dt: Tensor,
+    dt_bias: Tensor,
+    dt_limit: tuple[float, float],
+    lengths: Tensor | None,
+    elapsed: Tensor | None,
+) -> Tensor:
+    """The step size with its bias, softplus and limits applied, times ``elapsed``, and zero at padding.
 
-    A step of size zero leaves a state-space model's state as it was: exp(0 A) = 1 and no input enters.
+    dt is the step by which the block's continuous-time system is discretised (Gu & Dao 2023,
+    arXiv:2312.00752, section 2): over a gap ``elapsed`` times the ordinary one the state decays by
+    exp(A dt elapsed), and the input enters with dt elapsed B. A step of size zero leaves the state as it was:
+    exp(0 A) = 1 and no input enters.
+
+    Args:
+        dt: ``(batch, length, ...)``, or ``(batch, ...)`` of one token.
+        dt_bias, dt_limit: As the scans take them.
+        lengths: ``(batch,)`` for padded rows.
+        elapsed: ``(batch, length)`` or ``(batch,)``.
+
+    Raises:
+        ValueError: If ``elapsed`` has not one number a token.
     """
     dt = effective_dt(dt, dt_bias, True, dt_limit, state_dtype(dt))
+    if elapsed is not None:
+        if elapsed.shape != dt.shape[:-1]:
+            raise ValueError(
+                f"elapsed: expected a number a token, {tuple(dt.shape[:-1])}, got {tuple(elapsed.shape)}"
+            )
+        dt = dt * elapsed.to(dt.dtype)[..., None]
+    if lengths is None:
+        return dt
     return dt.masked_fill(padding_mask(lengths, dt.shape[1])[..., None], 0.0)
 
 

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mambakit.core.blocks.base import Block, Context, padding_mask
+from mambakit.core.blocks.gaps import gaps_as_read
 from mambakit.core.blocks.ragged import sequence_starts, take
 from mambakit.core.blocks.registry import build_block, register_block
 from mambakit.core.state import State
@@ -24,7 +25,8 @@ class SequenceScan(Block):
     2 size, ..., then 1, size + 1, ..., and so on, so that ``size`` times as much is within reach of a
     convolution or a decaying state. Sequences of any length, packed and padded ones too, each by itself.
     It needs the whole sequence: it takes no state and has no ``step``. For both directions, let ``inner``
-    be ``"bidirectional"``.
+    be ``"bidirectional"``. Where time gaps are given, a strided reading sees the mean gap of each stride
+    (``gaps.gaps_as_read``), and a window its tokens' own.
 
     Args:
         d_model: Width of input and output.
@@ -65,6 +67,7 @@ class SequenceScan(Block):
         self.isolate = isolate
         self.inner = build_block(inner, d_model, inner_options)
         self.uses_context = self.inner.uses_context
+        self.uses_elapsed = self.inner.uses_elapsed
 
     def state_shapes(self) -> dict[str, tuple[int | None, ...]]:
         return {}
@@ -94,7 +97,10 @@ class SequenceScan(Block):
             order = key.argsort(dim=1, stable=True)
             x, key = take(x, order), key.gather(1, order)
         if context is not None:
-            context = context.reordered(lambda v: v if order is None else take(v, order))
+            context = context.reordered(
+                lambda v: v if order is None else take(v, order),
+                lambda v: v if order is None else gaps_as_read(v, order, sequence),
+            )
         inside = _numbered(key) if self.isolate else sequence.int()
         y, _ = self.inner(x, None, inside, None, context)
         return (y if order is None else take(y, order.argsort(dim=1))), State.of()

@@ -92,6 +92,7 @@ class Zamba(Block):
             self.inner = build_block("bidirectional", d_model, options)
         if causal and not self.inner.causal:
             raise ValueError(f"inner: {inner!r} looks in both directions; wrap a causal block")
+        self.uses_elapsed = self.inner.uses_elapsed
         self._shapes = {f"{_ATTENTION}{name}": shape for name, shape in attention.state_shapes().items()}
         self._shapes |= self.inner.state_shapes()
 
@@ -118,7 +119,7 @@ class Zamba(Block):
     ) -> tuple[Tensor, State]:
         past, inner_state = (None, None) if state is None else _parted(state)
         attended, past = self.transformer["attention"](self._doubled(x, context), past, seq_idx, lengths)
-        y, inner_state = self.inner(self._linked(x, attended), inner_state, seq_idx, lengths)
+        y, inner_state = self.inner(self._linked(x, attended), inner_state, seq_idx, lengths, context)
         return y, _joined(past, inner_state)
 
     def mix_step(
@@ -127,7 +128,8 @@ class Zamba(Block):
         past, inner_state = _parted(state)
         attention: Attention = self.transformer["attention"]  # type: ignore[assignment]
         attended, past = attention.step(self._doubled(x, context), past, inplace=inplace)
-        y, inner_state = self.inner.step(self._linked(x, attended), inner_state, inplace=inplace)
+        linked = self._linked(x, attended)
+        y, inner_state = self.inner.step(linked, inner_state, inplace=inplace, context=context)
         return y, _joined(past, inner_state)
 
     def _doubled(self, x: Tensor, context: Context | None) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from mambakit.core.blocks import build_block
+from mambakit.core.blocks import Context, build_block
 from mambakit.kernels import token_step
 from mambakit.kernels.testing import assert_as_accurate
 
@@ -34,11 +34,12 @@ def make_block(kind: str, options: dict[str, object]) -> nn.Module:
     return block.eval()
 
 
-def stream(block: nn.Module, x: Tensor) -> Tensor:
+def stream(block: nn.Module, x: Tensor, elapsed: Tensor | None = None) -> Tensor:
     state, outputs = block.init_state(x.shape[0], dtype=x.dtype), []
     with torch.inference_mode():
         for t in range(x.shape[1]):
-            y, state = block.step(x[:, t], state)
+            context = None if elapsed is None else Context(elapsed=elapsed[:, t])
+            y, state = block.step(x[:, t], state, context=context)
             outputs.append(y)
     return torch.stack(outputs, dim=1)
 
@@ -72,6 +73,20 @@ def test_is_as_accurate_as_op_by_op(kind, options, compiled_calls, monkeypatch):
     naive = stream(block, x)
     assert compiled_calls == [True] * 11 + [False] * 11
     assert_as_accurate("y", actual, exact=stream(block.double(), x.double()), naive=naive)
+
+
+@pytest.mark.parametrize(("kind", "options"), BLOCKS)
+def test_is_as_accurate_where_gaps_drive_the_step_size(kind, options, compiled_calls, monkeypatch):
+    block, x = make_block(kind, options), torch.randn(1, 11, WIDTH)
+    elapsed = torch.rand(1, 11) * 5
+    elapsed[0, 4] = 0.0
+    actual = stream(block, x, elapsed)
+    assert compiled_calls == [True] * 11
+    monkeypatch.setenv("MAMBAKIT_BACKEND", "reference")
+    naive = stream(block, x, elapsed)
+    assert compiled_calls == [True] * 11 + [False] * 11
+    exact = stream(block.double(), x.double(), elapsed.double())
+    assert_as_accurate("y", actual, exact=exact, naive=naive)
 
 
 @pytest.mark.parametrize(("kind", "options"), [BLOCKS[0], BLOCKS[3]])

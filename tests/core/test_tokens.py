@@ -101,6 +101,33 @@ def test_gaps_start_anew_with_each_sequence(make):
     assert not gaps[~batch.mask].any()
 
 
+@pytest.mark.parametrize(
+    "make", [lambda s: pad_batch(s), lambda s: pad_batch(s, padding="left"), lambda s: pack_batch(s, 9)]
+)
+def test_elapsed_counts_ordinary_gaps_and_begins_with_one(make):
+    samples = make_tokens([4, 0, 5, 1, 3])
+    batch = make(samples)
+    elapsed = batch.elapsed(0.25)
+    assert elapsed.dtype == torch.float32
+    for part, sample in zip(batch.split(elapsed), samples, strict=True):
+        expected = torch.cat([torch.ones(min(1, len(sample))), (torch.diff(sample.time) / 0.25).float()])
+        torch.testing.assert_close(part, expected, rtol=0, atol=0)
+    units = 0.25 + torch.arange(batch.batch_size, dtype=torch.float64)[:, None]
+    torch.testing.assert_close(batch.elapsed(units)[0], elapsed[0], rtol=0, atol=0)
+    torch.testing.assert_close(batch.elapsed(units.expand(-1, batch.length)), batch.elapsed(units))
+
+
+def test_elapsed_needs_an_ordinary_gap():
+    batch = pad_batch(make_tokens([4, 2]))
+    for unit in (0.0, -1.0, float("nan"), float("inf"), torch.tensor([[1.0], [0.0]])):
+        with pytest.raises(ValueError, match="unit: expected an ordinary gap, finite and above 0"):
+            batch.elapsed(unit)
+    with pytest.raises(ValueError, match=r"shape \(batch=2, 1 or length=4\), got \(2,\)"):
+        batch.elapsed(torch.ones(2))
+    with pytest.raises(ValueError, match="time: this batch has none"):
+        pad_batch(make_tokens([4, 2], time=False)).elapsed(1.0)
+
+
 def test_split_reads_outputs_out_in_the_order_of_the_samples():
     samples = make_tokens([3, 4, 2, 1], kind="ids")
     batch = pack_batch(samples, 6)

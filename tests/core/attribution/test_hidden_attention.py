@@ -17,7 +17,7 @@ from mambakit.core.attribution import (
     hidden_attention_of_layers,
 )
 from mambakit.core.backbone import Backbone, BackboneConfig
-from mambakit.core.blocks import Attention, Block, Mamba2, build_block
+from mambakit.core.blocks import Attention, Block, Context, Mamba2, build_block
 from mambakit.core.language_model import LanguageModel, LanguageModelConfig
 
 WIDTH = 8
@@ -216,6 +216,22 @@ def test_the_past_is_all_in_the_state(length, batch, cut, seed):
     state = block(x[:, :cut])[1].detach()
     found = hidden_attention(block, x[:, cut:], state, fold_convolution=True)
     close(found.output(), block(x)[0].detach()[:, cut:])
+
+
+@pytest.mark.parametrize(("kind", "options"), [SOME[0], SOME[1], SOME[3]])
+def test_gaps_that_drive_the_step_size_are_in_the_matrices(kind, options):
+    block, x, elapsed = make_block(kind, options), inputs(2, 6), 4 * torch.rand(2, 6).double()
+    seq_idx = torch.tensor([[0, 0, 0, 1, 1, 2], [0, 1, 1, 1, 1, 1]]).int()
+    for rows in ({}, {"lengths": torch.tensor([4, 6])}, {"seq_idx": seq_idx}):
+        found = hidden_attention(block, x, **rows, elapsed=elapsed, fold_gate=True)
+        close(found.output(), block(x, **rows, context=Context(elapsed=elapsed))[0].detach())
+    config = BackboneConfig(d_model=WIDTH, layers=[kind], block_options={kind: options})
+    backbone = Backbone(config).double()
+    (seen,) = hidden_attention_of_layers(backbone, x, elapsed=elapsed).values()
+    expected = hidden_attention(backbone.blocks[0], backbone.norms[0](x), elapsed=elapsed)
+    close(seen.matrix, expected.matrix)
+    (plain,) = hidden_attention_of_layers(backbone, x).values()
+    assert (plain.matrix - seen.matrix).abs().max() > 1e-6
 
 
 def test_layers_of_a_model_are_seen_as_it_runs():
