@@ -163,7 +163,7 @@ def evaluate_classify(
     device: str = "auto",
     json: bool = False,
 ) -> None:
-    """Measures a saved classifier on labelled series, beside the baselines where the training series are known.
+    """Measures a saved classifier on labelled series, beside the baselines if the training series are known.
 
     Args:
         model: Folder of the saved classifier.

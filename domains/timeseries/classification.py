@@ -228,7 +228,7 @@ def classify(
     sets: ConformalSets | None = model.calibrators.get(SETS)
     inside = torch.ones_like(p, dtype=torch.bool) if sets is None else sets.sets(p, alpha)
     best = p.argmax(-1)
-    order = p.argsort(-1, descending=True, stable=True)
+    order = p.argsort(dim=-1, descending=True, stable=True)
     frame = pd.DataFrame(
         {
             "unique_id": [one.unique_id for one in series],

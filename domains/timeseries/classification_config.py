@@ -72,15 +72,15 @@ class ClassifierConfig:
 class AugmentConfig:
     """What is done to the training series, anew each time; in standard deviations of the training series."""
 
-    jitter: float = 0.1
+    jitter: float = 0.3
     """Deviation of the noise on every value."""
-    scale: float = 0.1
+    scale: float = 0.2
     """Deviation of the logarithm of a channel's factor."""
-    shift: float = 0.0
+    shift: float = 0.2
     """Deviation of what is added to a whole channel."""
-    speed: float = 0.2
+    speed: float = 0.0
     """A series is stretched or pressed in time by up to this share."""
-    crop: float = 0.2
+    crop: float = 0.0
     """Up to this share of a series is cut off its ends."""
     missing: float = 0.0
     """Share of the values that are taken away."""
@@ -114,11 +114,13 @@ class SelectionConfig:
             raise UsageError(f"alpha: expected a share inside (0, 1), got {self.alpha}")
 
 
+# Chosen by the log-loss of held-out training series alone, on JapaneseVowels and ItalyPowerDemand together. Time
+# warps and crops cost on both, and so did no label smoothing.
 PRESET_CLASSIFIER = ClassifierModelConfig()
 PRESET_AUGMENT = AugmentConfig()
 PRESET_SELECTION = SelectionConfig()
 PRESET_CLASSIFIER_TRAIN = TrainConfig(
-    max_epochs=100,
+    max_epochs=24,
     batch_size=32,
     lr=3e-3,
     weight_decay=0.05,
@@ -128,3 +130,5 @@ PRESET_CLASSIFIER_TRAIN = TrainConfig(
     patience=0,
     precision="32-true",
 )
+# Small sets get more epochs, for so many steps in all.
+LEAST_CLASSIFIER_STEPS = 120

@@ -42,17 +42,17 @@ def write(
         report.add_heading("Scores on the test series")
         report.add_table(
             evaluation.rows,
-            "balanced_accuracy: mean of the classes' recalls; coverage: share of series whose set holds their "
-            "class; set_size: classes in a set on the average.",
+            "balanced_accuracy: mean of the classes' recalls; coverage: share of series whose set holds "
+            "their class; set_size: classes in a set on the average.",
         )
         figure = confusion_figure(evaluation)
         run.save_picture(figure, "confusion")
         report.add_figure(figure, "Counts; the colour is the share of the true class.")
     report.add_heading("Training")
     report.add_text(
-        f"{result.epochs} epochs had the least log-loss, {result.validation_loss:.4f}, on {result.n_held_out} "
-        "series by the members that had not seen them. Temperature and sets are of the same predictions. Test "
-        "series were measured once, at the end."
+        f"{result.epochs} epochs had the least log-loss, {result.validation_loss:.4f}, on "
+        f"{result.n_held_out} series, by the members that had not seen them. Temperature and sets are of the "
+        "same predictions. Test series were measured once, at the end."
     )
     report.add_code(run.config_path.read_text(encoding="utf-8"))
     report.write(run.report_path)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from mambakit.core.auxiliary import auxiliary_loss
+from mambakit.core.calibration import TemperatureScaling
 from mambakit.core.training import TrainConfig, configure_optimizer
 from mambakit.domains.timeseries.augmentation import augment, mix
 from mambakit.domains.timeseries.classification import Padded, SeriesClassifier, mean_log_probability
@@ -47,7 +48,8 @@ class ClassifierTask(pl.LightningModule):
     """Trains a ``SeriesClassifier`` on batches of the numbers of series.
 
     Where series are held out, ``val/loss`` and ``val/accuracy`` are those of the members that did not see
-    them. ``val/step`` is the number of steps taken: what a run is kept by that validates nothing.
+    them: the log-loss at its best temperature, which the finished model gets anyway. ``val/step`` is the
+    number of steps taken: what a run is kept by that validates nothing.
 
     Args:
         model: The network.
@@ -82,6 +84,7 @@ class ClassifierTask(pl.LightningModule):
         self.lengths: Tensor
         self.labels: Tensor
         self.held_out: Tensor
+        self._predicted: list[tuple[Tensor, Tensor]] = []
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         """Cross-entropy of the members' batches, summed, and what their layers ask for besides."""
@@ -107,18 +110,26 @@ class ClassifierTask(pl.LightningModule):
         return F.cross_entropy(logits, target, label_smoothing=member.head.label_smoothing)  # type: ignore[union-attr, arg-type]
 
     def validation_step(self, batch: Tensor, batch_idx: int) -> None:
-        """Log-loss and accuracy of the held-out series."""
+        """Predictions of the held-out series, by the members that did not see them."""
         self.log("val/step", float(self.global_step), batch_size=len(batch))
         weight = self.held_out[:, batch]
         counts = weight.any(0)
-        n = int(counts.sum())
-        if not n:
+        if not counts.any():
             return
         rows, weight = batch[counts], weight[:, counts]
         values, lengths, labels = self._cut(rows)
         logits = held_out_logits(self.model.members, values, lengths, weight)
-        self.log("val/loss", F.cross_entropy(logits, labels), batch_size=n)
-        self.log("val/accuracy", (logits.argmax(-1) == labels).float().mean(), batch_size=n)
+        self._predicted.append((logits.detach().cpu(), labels.cpu()))
+
+    def on_validation_epoch_end(self) -> None:
+        """Log-loss and accuracy of them all."""
+        if not self._predicted:
+            return
+        logits, labels = (torch.cat(parts) for parts in zip(*self._predicted, strict=True))
+        self._predicted = []
+        calibrated = TemperatureScaling().fit(logits, labels)(logits)
+        self.log("val/loss", F.cross_entropy(calibrated, labels))
+        self.log("val/accuracy", (logits.argmax(-1) == labels).float().mean())
 
     def configure_gradient_clipping(
         self,

@@ -23,6 +23,7 @@ from mambakit.core.errors import DataError
 from mambakit.core.training import FitResult, RunFolder, TrainConfig, fit, seed_everything
 from mambakit.domains.timeseries.classification import SETS, TEMPERATURE, SeriesClassifier, scale_of
 from mambakit.domains.timeseries.classification_config import (
+    LEAST_CLASSIFIER_STEPS,
     PRESET_AUGMENT,
     PRESET_CLASSIFIER,
     PRESET_CLASSIFIER_TRAIN,
@@ -97,13 +98,16 @@ def train_classifier(
     member_fold = torch.arange(model_config.members) % selection_config.folds
     held_out = torch.from_numpy(fold)[None] == member_fold[:, None]  # [members, n]
 
+    steps = math.ceil(len(MemberBatches(held_out, 0)) / train_config.batch_size)
+    train_config = dataclasses.replace(
+        train_config, max_epochs=max(train_config.max_epochs, math.ceil(LEAST_CLASSIFIER_STEPS / steps))
+    )
     task, first = _fit(config, data, labels, held_out, run, augment_config, train_config, "val/loss")
     logits, target = _held_out_predictions(task)
-    loss = float(torch.nn.functional.cross_entropy(logits, target))
     accuracy = float((logits.argmax(-1) == target).double().mean())
     temperature = TemperatureScaling().fit(logits, target)
+    loss = float(torch.nn.functional.cross_entropy(temperature(logits), target))
     sets = ConformalSets("lac").fit(temperature(logits).softmax(-1), target)
-    steps = math.ceil(len(MemberBatches(held_out, 0)) / train_config.batch_size)
     epochs = max(1, round(_best_step(run, first) / steps))
     seconds = first.seconds
     if selection_config.refit:
