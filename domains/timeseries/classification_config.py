@@ -104,18 +104,22 @@ class SelectionConfig:
     """Parts that the training series are cut into; member i holds part i out, which it is validated on."""
     refit: bool = True
     """Train anew on all training series, for as many epochs as validation chose."""
+    least_steps: int = 120
+    """Small sets get more epochs than the training options say, for so many steps in all."""
     alpha: float = 0.1
     """The sets of classes miss the right one so often."""
 
     def __post_init__(self) -> None:
         if self.folds < 2:
             raise UsageError(f"folds: expected at least 2, got {self.folds}")
+        if self.least_steps < 0:
+            raise UsageError(f"least_steps: expected at least 0, got {self.least_steps}")
         if not 0 < self.alpha < 1:
             raise UsageError(f"alpha: expected a share inside (0, 1), got {self.alpha}")
 
 
-# Chosen by the log-loss of held-out training series alone, on JapaneseVowels and ItalyPowerDemand together. Time
-# warps and crops cost on both, and so did no label smoothing.
+# Chosen by the log-loss of held-out training series alone, on JapaneseVowels and ItalyPowerDemand. Stretching
+# and cropping in time cost on both.
 PRESET_CLASSIFIER = ClassifierModelConfig()
 PRESET_AUGMENT = AugmentConfig()
 PRESET_SELECTION = SelectionConfig()
@@ -130,5 +134,3 @@ PRESET_CLASSIFIER_TRAIN = TrainConfig(
     patience=0,
     precision="32-true",
 )
-# Small sets get more epochs, for so many steps in all.
-LEAST_CLASSIFIER_STEPS = 120

@@ -23,7 +23,6 @@ from mambakit.core.errors import DataError
 from mambakit.core.training import FitResult, RunFolder, TrainConfig, fit, seed_everything
 from mambakit.domains.timeseries.classification import SETS, TEMPERATURE, SeriesClassifier, scale_of
 from mambakit.domains.timeseries.classification_config import (
-    LEAST_CLASSIFIER_STEPS,
     PRESET_AUGMENT,
     PRESET_CLASSIFIER,
     PRESET_CLASSIFIER_TRAIN,
@@ -99,9 +98,8 @@ def train_classifier(
     held_out = torch.from_numpy(fold)[None] == member_fold[:, None]  # [members, n]
 
     steps = math.ceil(len(MemberBatches(held_out, 0)) / train_config.batch_size)
-    train_config = dataclasses.replace(
-        train_config, max_epochs=max(train_config.max_epochs, math.ceil(LEAST_CLASSIFIER_STEPS / steps))
-    )
+    most_epochs = max(train_config.max_epochs, math.ceil(selection_config.least_steps / steps))
+    train_config = dataclasses.replace(train_config, max_epochs=most_epochs)
     task, first = _fit(config, data, labels, held_out, run, augment_config, train_config, "val/loss")
     logits, target = _held_out_predictions(task)
     accuracy = float((logits.argmax(-1) == target).double().mean())

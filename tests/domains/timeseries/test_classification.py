@@ -50,7 +50,7 @@ SMALL = ClassifierModelConfig(
     members=2, d_model=16, blocks=["mamba2"], d_state=8, head_dim=8, label_smoothing=0.0
 )
 FAST = dataclasses.replace(
-    PRESET_CLASSIFIER_TRAIN, max_epochs=1, batch_size=16, lr=1e-2, ema_decay=0.8, device="cpu"
+    PRESET_CLASSIFIER_TRAIN, max_epochs=12, batch_size=16, lr=1e-2, ema_decay=0.8, device="cpu"
 )
 NO_AUGMENTATION = AugmentConfig(jitter=0, scale=0, speed=0, crop=0)
 
@@ -79,7 +79,7 @@ def trained(
         RunFolder(tmp_path_factory.mktemp("classifier") / "run"),
         model_config=SMALL,
         augment_config=dataclasses.replace(NO_AUGMENTATION, jitter=0.1, speed=0.1),
-        selection_config=SelectionConfig(folds=3),
+        selection_config=SelectionConfig(folds=3, least_steps=0),
         train_config=FAST,
     )
     return model, result, data
