@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from mambakit.apps.timeseries_classify import classify
 from mambakit.core.cli import format_table, print_json, run_app
 from mambakit.core.errors import DataError, UsageError
 from mambakit.core.training import TrainConfig
@@ -296,6 +297,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "evaluate": evaluate,
         "forecast": forecast,
         "backtest": backtest,
+        "classify": classify,
     }
     text = __doc__ or ""
     description, _, examples = text.partition("\n\n")

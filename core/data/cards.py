@@ -43,6 +43,8 @@ class CardFile:
     sha256: str
     size: int
     sources: tuple[Source, ...]
+    split: str | None = None
+    """The split that it holds, where each has a file of its own."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,8 @@ class Card:
     """A pandas offset alias."""
     season_length: int | None = None
     """Rows in the season that a seasonal-naive forecast repeats."""
+    classes: tuple[str, ...] = ()
+    """What labelled series are sorted into; a row is then a whole series."""
     embedded: str | None = None
     """Provider inside a dependency (``statsmodels.co2``); None for data sets that are downloaded."""
     text: str = ""
@@ -146,6 +150,7 @@ def parse_card(text: str, source: str = "card") -> Card:
         first_stamp=facts.get("first_stamp"),
         frequency=facts.get("frequency"),
         season_length=facts.get("season_length"),
+        classes=tuple(facts.get("classes", ())),
         embedded=facts.get("embedded"),
         text=body.strip() + "\n",
         head=head,
@@ -161,6 +166,7 @@ def render_card(card: Card) -> str:
         ("version", card.version),
         ("rows", f"{card.rows:,}" if card.rows else None),
         ("columns", ", ".join(card.columns)),
+        ("classes", ", ".join(card.classes)),
         ("frequency", card.frequency),
         ("season", f"{card.season_length} rows" if card.season_length else None),
         *((f"rows, {split}", f"{start:,} to {stop:,}") for split, (start, stop) in card.splits.items()),
@@ -197,7 +203,13 @@ def _file(entry: dict[str, Any]) -> CardFile:
         )
         for source in entry["sources"]
     )
-    return CardFile(name=entry["name"], sha256=entry["sha256"], size=entry["bytes"], sources=sources)
+    return CardFile(
+        name=entry["name"],
+        sha256=entry["sha256"],
+        size=entry["bytes"],
+        sources=sources,
+        split=entry.get("split"),
+    )
 
 
 def _validate(head: Any, source: str) -> None:

@@ -100,6 +100,8 @@ def load_data(
         card = load_card(source)
         if card.domain != "timeseries":
             raise UsageError(f"data: {card.name} is a data set of the domain {card.domain}")
+        if card.classes:
+            raise UsageError(f"data: {card.name} holds labelled series, to be classified and not forecast")
         group, frequency = read_card_table(card)
         season = season_length or card.season_length or season_of(frequency)
         groups = [group] if mix is not False else _apart(group)
