@@ -45,7 +45,7 @@ class Backtest:
         mse_by_step: Of each forecaster, ``(horizon,)``.
         ranks: Of each forecaster, how many targets had 0, 1, ... of ``levels`` under them.
         levels: The quantile levels that every forecaster was asked for.
-        horizon: Rows forecast from each origin.
+        intervals: The central intervals that were measured, in per cent.
     """
 
     rows: list[dict[str, object]]
@@ -56,7 +56,7 @@ class Backtest:
     mse_by_step: dict[str, list[float]]
     ranks: dict[str, list[int]]
     levels: tuple[float, ...]
-    horizon: int
+    intervals: tuple[float, ...]
 
 
 def backtest(
@@ -163,7 +163,7 @@ def backtest(
         mse_by_step=scores.mse_by_step(),
         ranks=scores.ranks(),
         levels=scores.levels,
-        horizon=horizon,
+        intervals=scores.intervals,
     )
 
 
@@ -180,14 +180,9 @@ def as_predictor(model: Any, levels: Sequence[float] = ()) -> Predictor:
     return predict
 
 
-def first_cut(length: int, *, horizon: int, windows: int, step_size: int | None = None) -> int:
-    """Rows of a series before its first origin; negative if it is too short for it."""
-    return length - horizon - (windows - 1) * (horizon if step_size is None else step_size)
-
-
 def _cuts(one: Series, horizon: int, windows: int, step_size: int, least: int) -> dict[int, int]:
     """Rows of history at each origin that the series takes part in."""
-    first = first_cut(len(one.values), horizon=horizon, windows=windows, step_size=step_size)
+    first = len(one.values) - horizon - (windows - 1) * step_size
     there = np.cumsum(np.isfinite(one.values))
     cuts = {window: first + window * step_size for window in range(windows)}
     return {w: n for w, n in cuts.items() if n >= max(least, 1) and there[n - 1] >= 2}
@@ -249,7 +244,7 @@ def _last(one: Series, n_rows: int) -> Series:
 
 
 def _scale(values: NDArray[np.float64], season_length: int) -> float:
-    return float(mase_scale(torch.from_numpy(values)[:, None], season_length))
+    return float(mase_scale(torch.tensor(values)[:, None], season_length))
 
 
 def _frame(one: Series, n: int, horizon: int, made: dict[str, Forecast]) -> pd.DataFrame:
@@ -262,11 +257,11 @@ def _frame(one: Series, n: int, horizon: int, made: dict[str, Forecast]) -> pd.D
     for name, said in made.items():
         name = name.replace(" ", "_")
         columns[name] = said.point
-        bounds = {
+        # calibrated intervals take the place of the network's own, wider ones of which may lie inside them
+        bounds = said.intervals or {
             level: (said.quantiles[:, i], said.quantiles[:, j])
             for level, (i, j) in central_pairs(said.levels).items()
         }
-        bounds |= said.intervals  # calibrated ones take the place of the network's own
         for level, (low, high) in sorted(bounds.items()):
             columns[f"{name}-lo-{level:g}"], columns[f"{name}-hi-{level:g}"] = low, high
         if 0.5 in said.levels:

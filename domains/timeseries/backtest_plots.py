@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from mambakit.domains.timeseries.backtest import Backtest
 from mambakit.domains.timeseries.metrics import central_pairs
-from mambakit.domains.timeseries.plots import GREY, INK, OURS, TRUTH, tidy
+from mambakit.domains.timeseries.plots import GREY, INK, OTHERS, OURS, TRUTH, tidy
 from mambakit.domains.timeseries.table import Series
 
 
@@ -36,22 +36,27 @@ def extremes_figure(result: Backtest, series: Sequence[Series]) -> Figure:
         axis.plot(
             one.stamps[n - keep : n], one.values[n - keep : n], color=INK, linewidth=1.2, label="history"
         )
-        for level in sorted(_intervals(part, name), reverse=True)[:3]:
-            axis.fill_between(
-                part.ds, part[f"{name}-lo-{level:g}"], part[f"{name}-hi-{level:g}"], color=OURS, alpha=0.14,
-                linewidth=0, label=f"{level:g} % interval",
-            )  # fmt: skip
-        axis.plot(part.ds, part[name], color=OURS, linewidth=1.6, label="forecast")
+        # the forecast begins at the last known value, so that no hole opens between the two
+        ds = one.stamps[n - 1 : n].append(pd.Index(part.ds))
+        said = {column: np.r_[one.values[n - 1], part[column]] for column in part if column.startswith(name)}
+        for level in sorted(result.intervals, reverse=True):
+            low, high = (said.get(f"{name}-{side}-{level:g}") for side in ("lo", "hi"))
+            if low is not None and high is not None:
+                label = f"{level:g} % interval"
+                axis.fill_between(ds, low, high, color=OURS, alpha=0.14, linewidth=0, label=label)
+        axis.plot(ds, said[name], color=OURS, linewidth=1.6, label="forecast")
         axis.plot(part.ds, part.y, **TRUTH)
         axis.axvline(cutoff, color=GREY, linewidth=0.8, linestyle="--")
-        axis.set_title(f"{what}: {key}, MASE {error:.3g}", fontsize=10, loc="left")
+        axis.set_title(f"{what}: {key} from {cutoff}, MASE {error:.3g}", fontsize=10, loc="left")
         tidy(axis, one.stamps)
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, fontsize=8, loc="outside upper right", frameon=False, ncols=6)
     return figure
 
 
-def calibration_figure(ranks: Sequence[int], levels: Sequence[float], title: str = "") -> Figure:
+def calibration_figure(
+    ranks: Sequence[int], levels: Sequence[float], intervals: Mapping[float, float] | None = None
+) -> Figure:
     """Empirical against nominal coverage of the central intervals, and the PIT histogram.
 
     Honest quantiles lie on the diagonal, and fill the histogram evenly (Gneiting, Balabdaoui & Raftery 2007):
@@ -60,7 +65,7 @@ def calibration_figure(ranks: Sequence[int], levels: Sequence[float], title: str
     Args:
         ranks: How many targets had 0, 1, ... of the levels under them, ``n_levels + 1``.
         levels: The quantile levels, increasing.
-        title: Above both.
+        intervals: Further central intervals, in per cent, and their coverage, 0 to 1.
     """
     counts = np.asarray(ranks, dtype=np.float64)
     total = max(1.0, counts.sum())
@@ -72,6 +77,9 @@ def calibration_figure(ranks: Sequence[int], levels: Sequence[float], title: str
         found.append(100 * counts[low + 1 : high + 1].sum() / total)
     left.plot([0, 100], [0, 100], color=GREY, linewidth=1, linestyle="--", label="honest")
     left.plot(nominal, found, color=OURS, marker="o", markersize=4, label="found")
+    if intervals:
+        shares = [100 * share for share in intervals.values()]
+        left.plot(list(intervals), shares, "s", color=OTHERS[0], markersize=6, label="intervals")
     left.set_xlabel("nominal coverage of the central interval, %")
     left.set_title("targets inside, %", fontsize=10, loc="left")
     left.legend(fontsize=8, frameon=False)
@@ -85,14 +93,7 @@ def calibration_figure(ranks: Sequence[int], levels: Sequence[float], title: str
     right.set_title("density; 1 is honest", fontsize=10, loc="left")
     for axis in (left, right):
         tidy(axis)
-    if title:
-        figure.suptitle(title, fontsize=11)
     return figure
-
-
-def _intervals(part: pd.DataFrame, name: str) -> list[float]:
-    start = f"{name}-lo-"
-    return [float(column.removeprefix(start)) for column in part.columns if column.startswith(start)]
 
 
 def _extremes(result: Backtest) -> list[tuple[str, str, object, float]]:

@@ -8,8 +8,8 @@ says more. Toner & Darlow 2024, arXiv:2403.14587.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
@@ -39,6 +39,7 @@ class LinearForecasts:
         lookback: Rows read.
         covariates: Names of the future covariates read, and their mean and deviation over all series.
         levels: Quantile levels of its forecasts.
+        deviations: Of the series it was fitted on, by name; another is scaled by its own history.
     """
 
     weight: Array
@@ -46,6 +47,7 @@ class LinearForecasts:
     lookback: int
     covariates: Scales
     levels: tuple[float, ...]
+    deviations: Mapping[str, float] = field(default_factory=dict)
 
     def __call__(self, histories: Sequence[Series], horizon: int) -> list[Forecast]:
         """Forecasts with normal intervals.
@@ -61,7 +63,7 @@ class LinearForecasts:
         made = []
         for one in histories:
             values = interpolated(one.values)[-self.lookback :]
-            deviation = _deviation(one.values)
+            deviation = self.deviations.get(one.unique_id) or _deviation(one.values)
             mean = values.mean()
             x = np.zeros(self.lookback)
             x[self.lookback - len(values) :] = (values - mean) / deviation
@@ -101,7 +103,8 @@ def fit_linear(
     errors = squares - 2 * (weight * cross).sum(0) + (weight * (gram @ weight)).sum(0)
     # without any window nothing is known of the errors: a series' own deviation it is then
     deviation = np.sqrt(np.maximum(errors, 0) / count) if count else np.ones(horizon)
-    return LinearForecasts(weight, deviation, lookback, covariates, tuple(levels))
+    scales = {one.unique_id: _deviation(one.values) for one in series}
+    return LinearForecasts(weight, deviation, lookback, covariates, tuple(levels), scales)
 
 
 def _windows(
@@ -160,8 +163,8 @@ def _ahead(one: Series, covariates: Scales, lookback: int, trained: int, horizon
             raise DataError(f"series {one.unique_id!r}: the future covariate {name!r} is missing")
         if len(one.future) < n + horizon:
             raise DataError(
-                f"series {one.unique_id!r}: its future covariates reach {len(one.future) - n} of the {horizon} "
-                "rows ahead"
+                f"series {one.unique_id!r}: its future covariates reach {len(one.future) - n} of the "
+                f"{horizon} rows ahead"
             )
         column = (_column(one, name, n + horizon)[max(0, n - lookback) :] - mean) / deviation
         # before a short history and beyond a short horizon: their nearest value

@@ -15,7 +15,7 @@ from mambakit.domains.timeseries.forecasting import Forecast
 from mambakit.domains.timeseries.table import Series
 
 INK, OURS, GREY = "#22303c", "#1668b8", "#8a94a0"
-_OTHERS = ("#c2571a", "#4a8f3c", "#8a94a0", "#8a4fb0", "#b8860b", "#c0392b")
+OTHERS = ("#c2571a", "#4a8f3c", "#8a94a0", "#8a4fb0", "#b8860b", "#c0392b")
 TRUTH = {"color": INK, "linewidth": 1.1, "linestyle": ":", "label": "what came"}
 MOST_PANELS = 8
 
@@ -94,7 +94,7 @@ def learning_figure(metrics_csv: Path) -> Figure:
             axis.plot(steps, values, color=color, marker="o", markersize=3.5, label=name.replace("/", " "))
             if name == "val/mse" and pairs:
                 best = int(np.argmin(values))
-                axis.plot(steps[best], values[best], "o", color=_OTHERS[0], markersize=7, label="kept")
+                axis.plot(steps[best], values[best], "o", color=OTHERS[0], markersize=7, label="kept")
         axis.set_xlabel("optimizer steps")
         axis.set_title(label, fontsize=10, loc="left")
         axis.legend(fontsize=8, frameon=False)
@@ -112,7 +112,7 @@ def horizon_figure(mse_by_step: Mapping[str, Sequence[float]], units: str = "sca
     figure = Figure(figsize=(10, 3.6), layout="constrained")
     axis = figure.subplots()
     first = next(iter(mse_by_step), None)
-    for (name, values), color in zip(mse_by_step.items(), cycle((OURS, *_OTHERS)), strict=False):
+    for (name, values), color in zip(mse_by_step.items(), cycle((OURS, *OTHERS)), strict=False):
         steps = np.arange(1, len(values) + 1)
         axis.plot(steps, values, color=color, label=name, linewidth=2.0 if name == first else 1.2)
     axis.set_xlabel("steps ahead")

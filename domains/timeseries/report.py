@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import nan
 from pathlib import Path
 
 from mambakit.core.training import FitResult, Report, RunFolder
@@ -16,9 +17,9 @@ from mambakit.domains.timeseries.window import WindowForecaster
 
 _MOST_SERIES = 20
 BACKTEST_NOTE = (
-    "mse, mae: in the series' own units; smape in per cent; mase, msis: over the seasonal step of the history, "
-    "msis of the widest interval; wql: weighted quantile loss; coverage-80: share of targets inside the 80 % "
-    "interval; owa: smape and mase over those of Naive 2."
+    "mse, mae: in the series' own units. smape in %. mase, msis: over the seasonal step of the history; msis "
+    "is of the widest interval. wql: weighted quantile loss. coverage-80: share of targets inside the 80 % "
+    "interval. owa: smape and mase over those of naive2."
 )
 
 
@@ -97,7 +98,12 @@ def write_backtest(
     report.add_heading("The best, the median and the worst")
     report.add_figure(backtest_plots.extremes_figure(result, series), f"By MASE of {ours}.")
     report.add_heading("Are the quantiles honest?")
-    report.add_figure(backtest_plots.calibration_figure(result.ranks[ours], result.levels))
+    measured = {level: result.rows[0].get(f"coverage-{level:g}", nan) for level in result.intervals}
+    report.add_figure(
+        backtest_plots.calibration_figure(result.ranks[ours], result.levels, measured),
+        "found: of the quantiles as they are forecast; intervals: of those in the table, calibrated where the "
+        "model is.",
+    )
     report.add_heading(f"Series, the worst of {ours} first")
     own = result.by_series[result.by_series.forecaster == ours].sort_values("mase", ascending=False)
     report.add_table(own.drop(columns="forecaster").head(_MOST_SERIES))
