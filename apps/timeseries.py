@@ -8,15 +8,23 @@ mambakit timeseries backtest --data my.csv --horizon 24 --windows 5
 
 from __future__ import annotations
 
-import dataclasses
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from mambakit.apps.timeseries_backtest import backtest
 from mambakit.apps.timeseries_classify import classify
-from mambakit.core.cli import format_table, print_json, run_app
+from mambakit.apps.timeseries_output import (
+    check_suffix,
+    check_window,
+    print_rows,
+    some,
+    train_config,
+    warn_of_strangers,
+    write_table,
+)
+from mambakit.core.cli import print_json, run_app
 from mambakit.core.errors import DataError, UsageError
 from mambakit.core.training import TrainConfig
 from mambakit.domains.timeseries.config import (
@@ -32,7 +40,6 @@ if TYPE_CHECKING:
     from mambakit.domains.timeseries.evaluation import Evaluation
     from mambakit.domains.timeseries.window import WindowForecaster
 
-COLUMNS = ("forecaster", "mse", "mae", "mase", "smape", "wql", "coverage")
 _NOTE = (
     "mse, mae: of values scaled by the training rows. smape in %. mase: against the seasonal step of the "
     "training rows. wql: weighted quantile loss. coverage: of the interval between the outermost levels."
@@ -86,8 +93,8 @@ def train(
     from mambakit.domains.timeseries.data import load_data
     from mambakit.domains.timeseries.training import train_forecaster
 
-    config = _train_config(train, seed, device, max_time)
-    _check_window(lookback, horizon, model)
+    config = train_config(train, seed, device, max_time)
+    check_window(lookback, horizon, model)
     loaded = load_data(data, missing=missing, season_length=season_length)
     run = RunFolder(output, overwrite=overwrite)
     settings = {"data": data, "horizon": horizon, "lookback": lookback, "season_length": loaded.season_length}
@@ -135,7 +142,7 @@ def evaluate(
     )
     if sorted(loaded.ids) != sorted(forecaster.tokenizer.ids):
         raise DataError(
-            f"{data} has other series than the model was trained on ({_some(forecaster.tokenizer.ids)}); "
+            f"{data} has other series than the model was trained on ({some(forecaster.tokenizer.ids)}); "
             "to measure a model on new series, use backtest"
         )
     evaluation = _evaluate(forecaster, loaded, device)
@@ -180,11 +187,11 @@ def forecast(
 
     if horizon is not None and horizon < 1:
         raise UsageError(f"horizon: expected at least 1, got {horizon}")
-    _check_suffix("output", output, (".csv", ".parquet"))
-    _check_suffix("plot", plot, (".png", ".pdf", ".svg"))
+    check_suffix("output", output, (".csv", ".parquet"))
+    check_suffix("plot", plot, (".png", ".pdf", ".svg"))
     forecaster = WindowForecaster.from_pretrained(model, map_location=resolve_device(device))
     series = series_in(load_data(input, missing=missing))
-    _warn_of_strangers(forecaster, series)
+    warn_of_strangers(forecaster, series)
     made = forecasting.forecast(forecaster, series, horizon or forecaster.config.horizon)
     frame = forecasting.to_frame(made)
     if plot is not None:
@@ -194,100 +201,10 @@ def forecast(
     if json:
         print_json(frame.astype({"ds": str}).to_dict(orient="records"))
     if output is not None:
-        _write(frame, output)
+        write_table(frame, output)
         print(f"{len(made)} series x {len(made[0].point)} rows: {output}", file=sys.stderr)
     elif not json:
         print(frame.to_csv(index=False), end="")
-
-
-def backtest(
-    *,
-    data: str,
-    horizon: int = 24,
-    windows: int = 5,
-    model: Path | None = None,
-    lookback: int = 96,
-    output: Path | None = None,
-    plot: Path | None = None,
-    missing: Literal["error", "interpolate"] = "error",
-    season_length: int | None = None,
-    seed: int = 0,
-    device: str = "auto",
-    max_time: str | None = None,
-    train: TrainConfig = PRESET_TRAIN,
-    json: bool = False,
-) -> None:
-    """Forecasts from several past origins and compares with what came, beside the baselines.
-
-    Without a model one is trained on the rows before the first origin. Errors are in the data's own units.
-
-    Args:
-        data: A card's name, or a CSV or Parquet file.
-        horizon: Rows to forecast from each origin.
-        windows: Origins; the last rows of each series are cut into so many horizons.
-        model: Folder of a saved model; it should not have seen the rows that are forecast.
-        lookback: Rows to forecast from, for a model trained here.
-        output: CSV or Parquet with every forecast beside what came.
-        plot: PNG, PDF or SVG of the last origin.
-        missing: What to do about gaps and missing values.
-        season_length: Rows in a season.
-        seed: Seed of a model trained here.
-        device: auto, cpu, cuda or mps.
-        max_time: Stop training after so long.
-        train: The training options.
-        json: Print JSON for machines.
-
-    Examples:
-        mambakit timeseries backtest --data my.csv --horizon 24 --windows 5
-    """
-    from mambakit.core.training import RunFolder
-    from mambakit.domains.timeseries import evaluation, plots, training
-    from mambakit.domains.timeseries.data import load_data, series_in
-    from mambakit.domains.timeseries.forecasting import cutoffs, until
-    from mambakit.domains.timeseries.window import WindowForecaster
-
-    _check_suffix("output", output, (".csv", ".parquet"))
-    _check_suffix("plot", plot, (".png", ".pdf", ".svg"))
-    loaded = load_data(data, missing=missing, season_length=season_length)
-    series = series_in(loaded)
-    forecaster = None if model is None else WindowForecaster.from_pretrained(model)
-    lookback = lookback if forecaster is None else forecaster.config.lookback
-    for one in series:
-        cutoffs(len(one.values), horizon=horizon, windows=windows, least=lookback)
-    facts = {"frequency": loaded.frequency, "season_length": loaded.season_length}
-    before = evaluation.data_before(series, windows * horizon, name=loaded.name, **facts)  # type: ignore[arg-type]
-    if forecaster is None:
-        config = _train_config(train, seed, device, max_time)
-        _check_window(lookback, horizon, PRESET_MODEL)
-        options: dict[str, Any] = {"model_config": PRESET_MODEL, "loss_config": PRESET_LOSS}
-        with tempfile.TemporaryDirectory() as folder:
-            forecaster, _ = training.train_forecaster(
-                before, RunFolder(folder), lookback=lookback, horizon=horizon, train_config=config, **options
-            )
-    else:
-        _warn_of_strangers(forecaster, series)
-    result = evaluation.backtest(
-        forecaster,
-        series,
-        horizon=horizon,
-        windows=windows,
-        linear_weight=evaluation.linear_map_before(before, lookback=lookback, horizon=horizon),
-        season_length=loaded.season_length,
-    )
-    if output is not None:
-        _write(result.table, output)
-        print(f"{len(result.table)} forecasts: {output}", file=sys.stderr)
-    if plot is not None:
-        histories = [until(one, len(one.values) - horizon) for one in series]
-        plot.parent.mkdir(parents=True, exist_ok=True)
-        figure = plots.forecast_figure(histories, result.last, truths=series, title="the last origin")
-        figure.savefig(plot, dpi=130)
-    if json:
-        settings = {"data": data, "horizon": horizon, "windows": windows, "series": len(series)}
-        print_json({**settings, "units": "own", "results": result.rows})
-    else:
-        title = f"{loaded.name}: {len(series)} series, {windows} origins, horizon {horizon}"
-        _print_rows(result.rows, title)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -321,68 +238,13 @@ def _evaluate(forecaster: WindowForecaster, data: SeriesData, device: str) -> Ev
     return result
 
 
-def _train_config(config: TrainConfig, seed: int, device: str, max_time: str | None) -> TrainConfig:
-    """The nested options; the flags that every app has come before them where they are given."""
-    return dataclasses.replace(
-        config,
-        seed=seed or config.seed,
-        device=config.device if device == "auto" else device,
-        max_time=max_time or config.max_time,
-    )
-
-
-def _check_window(lookback: int, horizon: int, model: ModelConfig) -> None:
-    for name, value in (("horizon", horizon), ("lookback", lookback)):
-        if value < 1:
-            raise UsageError(f"{name}: expected at least 1, got {value}")
-    if lookback % model.patch_length:
-        raise UsageError(f"lookback: expected a multiple of {model.patch_length}, got {lookback}")
-
-
-def _check_suffix(flag: str, path: Path | None, allowed: tuple[str, ...]) -> None:
-    if path is not None and path.suffix.lower() not in allowed:
-        raise UsageError(f"{flag}: expected a name that ends in {' or '.join(allowed)}, got {path}")
-
-
-def _warn_of_strangers(forecaster: WindowForecaster, series: Sequence[Any]) -> None:
-    from mambakit.domains.timeseries.forecasting import unknown_series
-
-    strangers = unknown_series(forecaster, series)
-    if strangers:
-        print(
-            f"note: {len(strangers)} series are not read as in training, but each alone, by what the model "
-            f"learned of unknown series: {_some(strangers)}",
-            file=sys.stderr,
-        )
-    trained, given = forecaster.tokenizer.frequency, series[0].frequency
-    if trained and trained != given:
-        print(f"note: the model was trained on steps of {trained!r}, these are {given!r}", file=sys.stderr)
-
-
-def _write(frame: Any, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix.lower() == ".parquet":
-        frame.to_parquet(path, index=False)
-    else:
-        frame.to_csv(path, index=False)
-
-
 def _results(evaluation: Evaluation) -> dict[str, object]:
     return {"n_windows": evaluation.n_windows, "results": evaluation.rows}
 
 
 def _print_table(evaluation: Evaluation, name: str, horizon: int) -> None:
-    _print_rows(evaluation.rows, f"{name}: {evaluation.n_windows} test windows, horizon {horizon}")
+    print_rows(evaluation.rows, f"{name}: {evaluation.n_windows} test windows, horizon {horizon}")
     print(_NOTE, file=sys.stderr)
-
-
-def _print_rows(rows: Sequence[dict[str, object]], title: str) -> None:
-    print(title)
-    print(format_table(rows, [name for name in COLUMNS if any(name in row for row in rows)]))
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 if __name__ == "__main__":

@@ -1,21 +1,20 @@
-"""The model beside its baselines: over every window of a split, or over rolling origins."""
+"""The model beside its baselines over every window of a split; ``backtest`` has rolling origins."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 
 from mambakit.domains.timeseries import baselines
 from mambakit.domains.timeseries.data import SeriesData, Values, Windows, group_series
-from mambakit.domains.timeseries.forecasting import Forecast, cutoffs, forecast, until
+from mambakit.domains.timeseries.forecasting import until
 from mambakit.domains.timeseries.metrics import Errors, mase_scale
 from mambakit.domains.timeseries.table import Series
-from mambakit.domains.timeseries.training import fit_tokenizer, least_squares_of, make_values
+from mambakit.domains.timeseries.training import least_squares_of
 from mambakit.domains.timeseries.window import WindowForecaster
 
 OURS = "mambakit"
@@ -31,11 +30,13 @@ class Evaluation:
         rows: One mapping a forecaster: ``forecaster`` and its errors. mse and mae are of scaled values.
         mse_by_step: Of each forecaster, ``(horizon,)``.
         n_windows: Windows averaged over.
+        ranks: How many targets had 0, 1, ... of the model's levels under them, ``n_levels + 1`` numbers.
     """
 
     rows: list[dict[str, object]]
     mse_by_step: dict[str, list[float]]
     n_windows: int
+    ranks: list[int] = field(default_factory=list)
 
 
 @torch.no_grad()
@@ -99,92 +100,12 @@ def evaluate(
         [{"forecaster": name, **one.result()} for name, one in errors.items()],
         {name: one.mse_by_step() for name, one in errors.items()},
         len(windows),
+        errors[OURS].ranks() if model is not None else [],
     )
 
 
-@dataclass(frozen=True)
-class Backtest:
-    """Rolling origins.
-
-    Attributes:
-        rows: One mapping a forecaster, ours first; mse and mae are in the series' own units.
-        table: unique_id, cutoff, ds, y, y_hat, levels, and a column for each baseline.
-        last: The forecasts from the last origin.
-    """
-
-    rows: list[dict[str, object]]
-    table: pd.DataFrame
-    last: list[Forecast]
-
-
-def backtest(
-    model: WindowForecaster,
-    series: Sequence[Series],
-    *,
-    horizon: int,
-    windows: int,
-    linear_weight: Tensor,
-    season_length: int,
-) -> Backtest:
-    """Forecasts from the last ``windows`` origins, a horizon apart, and compares with what came.
-
-    Args:
-        model: Trained on rows before the first origin, for an honest result.
-        series: The whole series.
-        horizon: Rows from each origin.
-        windows: Number of origins.
-        linear_weight: ``(lookback, horizon)``, from rows before the first origin.
-        season_length: Rows in a season.
-
-    Raises:
-        DataError: If a series is too short.
-        UsageError: If ``windows`` or ``horizon`` is below 1.
-    """
-    lookback = model.config.lookback
-    cuts = [cutoffs(len(one.values), horizon=horizon, windows=windows, least=lookback) for one in series]
-    forecasters = {
-        "linear": baselines.linear(linear_weight),
-        "seasonal naive": baselines.seasonal_naive(horizon, season_length),
-        "naive": baselines.naive(horizon),
-    }
-    errors = {name: Errors(model.levels if name == OURS else ()) for name in (OURS, *forecasters)}
-    frames: list[pd.DataFrame] = []
-    last: list[Forecast] = []
-    for window in range(windows):
-        histories = [until(one, cut[window]) for one, cut in zip(series, cuts, strict=True)]
-        last = forecast(model, histories, horizon)
-        for one, history, made in zip(series, histories, last, strict=True):
-            n = len(history.values)
-            truth = one.values[n : n + horizon]
-            training = torch.from_numpy(history.values)[:, None]
-            scale = mase_scale(training, season_length)
-            target = torch.from_numpy(truth)[None, :, None]
-            quantiles = torch.from_numpy(made.quantiles)[None, :, None]
-            errors[OURS].add(torch.from_numpy(made.point)[None, :, None], target, quantiles, scale=scale)
-            columns = {f"q{level * 100:g}": made.quantiles[:, i] for i, level in enumerate(made.levels)}
-            for name, baseline in forecasters.items():
-                reach = max(lookback, season_length) if name == "seasonal naive" else lookback
-                point = baseline(training[None, -reach:])
-                errors[name].add(point, target, scale=scale)
-                columns[name.replace(" ", "_")] = point[0, :, 0].numpy()
-            frames.append(
-                pd.DataFrame(
-                    {
-                        "unique_id": one.unique_id,
-                        "cutoff": history.stamps[-1],
-                        "ds": one.stamps[n : n + horizon],
-                        "y": truth,
-                        "y_hat": made.point,
-                        **columns,
-                    }
-                )
-            )
-    rows: list[dict[str, object]] = [{"forecaster": name, **one.result()} for name, one in errors.items()]
-    return Backtest(rows, pd.concat(frames, ignore_index=True), last)
-
-
 def data_before(
-    series: Sequence[Series], n_held_out: int, *, name: str, frequency: str, season_length: int
+    series: Sequence[Series], n_held_out: int = 0, *, name: str, frequency: str, season_length: int
 ) -> SeriesData:
     """The series without their last rows, split 87.5/12.5 into training and validation."""
     shorter = [until(one, len(one.values) - n_held_out) for one in series]
@@ -194,12 +115,6 @@ def data_before(
         n_train = int(length * 0.875)
         groups.append(type(group)(group.ids, group.stamps, group.values, (n_train, length, length)))
     return SeriesData(name, tuple(groups), frequency, season_length)
-
-
-def linear_map_before(data: SeriesData, *, lookback: int, horizon: int) -> Tensor:
-    """The closed-form linear map of a data set's training windows, on scaled values."""
-    values = make_values(data, fit_tokenizer(data, 1))
-    return least_squares_of(data, values, lookback=lookback, horizon=horizon)
 
 
 def _scales(data: SeriesData, values: Values, device: torch.device | str) -> tuple[Tensor, Tensor, Tensor]:

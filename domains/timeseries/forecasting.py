@@ -1,4 +1,4 @@
-"""Forecasts of what comes after a table, and rolling-origin backtests."""
+"""Forecasts of what comes after a table."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch import Tensor
 
 from mambakit.core.errors import DataError, UsageError
 from mambakit.domains.timeseries.data import group_series, phases
-from mambakit.domains.timeseries.forecasts import Forecast, to_frame
+from mambakit.domains.timeseries.forecasts import Forecast, Predictor, to_frame, until, with_intervals
 from mambakit.domains.timeseries.stream import StreamForecaster
 from mambakit.domains.timeseries.stream_forecasting import forecast_stream, widened
 from mambakit.domains.timeseries.table import Series, next_stamps
 from mambakit.domains.timeseries.tokenizer import scale_of
 from mambakit.domains.timeseries.window import WindowForecaster
 
-__all__ = ["Forecast", "cutoffs", "forecast", "to_frame", "unknown_series", "until"]
+__all__ = ["Forecast", "Predictor", "forecast", "to_frame", "unknown_series", "until", "with_intervals"]
 
 
 def forecast(
@@ -81,36 +81,6 @@ def unknown_series(model: WindowForecaster, series: Sequence[Series]) -> list[st
     if model.config.mix_series:
         return [one.unique_id for one in series if one.unique_id not in together]
     return [one.unique_id for one in series if one.unique_id not in model.tokenizer.ids]
-
-
-def cutoffs(length: int, *, horizon: int, windows: int, least: int) -> list[int]:
-    """Lengths of history of a rolling-origin backtest: the last ``windows`` stretches of ``horizon`` rows.
-
-    Args:
-        length: Rows of the series.
-        horizon: Rows to forecast from each origin.
-        windows: How many origins.
-        least: Rows that the first origin must have behind it.
-
-    Raises:
-        UsageError: If ``windows`` or ``horizon`` is below 1.
-        DataError: If the series is too short.
-    """
-    for name, value in (("windows", windows), ("horizon", horizon)):
-        if value < 1:
-            raise UsageError(f"{name}: expected at least 1, got {value}")
-    first = length - windows * horizon
-    if first < least:
-        raise DataError(
-            f"{length} rows are too few for {windows} windows of {horizon} after {least} rows of history; "
-            f"use fewer --windows or a shorter --horizon"
-        )
-    return [first + i * horizon for i in range(windows)]
-
-
-def until(one: Series, n_rows: int) -> Series:
-    """The first rows of a series."""
-    return Series(one.unique_id, one.stamps[:n_rows], one.values[:n_rows], one.frequency)
 
 
 def _together(model: WindowForecaster, series: Sequence[Series]) -> list[Series]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,9 @@ from matplotlib.figure import Figure
 from mambakit.domains.timeseries.forecasting import Forecast
 from mambakit.domains.timeseries.table import Series
 
-_INK, _OURS, _GREY = "#22303c", "#1668b8", "#8a94a0"
-_OTHERS = ("#c2571a", "#4a8f3c", "#8a94a0")
-_TRUTH = {"color": _INK, "linewidth": 1.1, "linestyle": ":", "label": "what came"}
+INK, OURS, GREY = "#22303c", "#1668b8", "#8a94a0"
+OTHERS = ("#c2571a", "#4a8f3c", "#8a94a0", "#8a4fb0", "#b8860b", "#c0392b")
+TRUTH = {"color": INK, "linewidth": 1.1, "linestyle": ":", "label": "what came"}
 MOST_PANELS = 8
 
 
@@ -45,7 +46,7 @@ def forecast_figure(
         axis, history, made = axes[i], histories[i], forecasts[i]
         keep = min(len(history.values), max(3 * len(made.point), 48))
         past, values = history.stamps[-keep:], history.values[-keep:]
-        axis.plot(past, values, color=_INK, linewidth=1.2, label="history")
+        axis.plot(past, values, color=INK, linewidth=1.2, label="history")
         # The forecast begins at the last known value, so that no hole opens between the two.
         stamps = past[-1:].append(made.stamps)
         joined = np.concatenate([np.full((1, made.quantiles.shape[1]), values[-1]), made.quantiles])
@@ -54,15 +55,15 @@ def forecast_figure(
             low, high = joined[:, k], joined[:, n_levels - 1 - k]
             share = round(100 * (made.levels[n_levels - 1 - k] - made.levels[k]))
             label = f"{share} % interval" if k == 0 else None
-            axis.fill_between(stamps, low, high, color=_OURS, alpha=0.13, linewidth=0, label=label)
+            axis.fill_between(stamps, low, high, color=OURS, alpha=0.13, linewidth=0, label=label)
         point = np.concatenate([values[-1:], made.point])
-        axis.plot(stamps, point, color=_OURS, linewidth=1.6, label="forecast")
+        axis.plot(stamps, point, color=OURS, linewidth=1.6, label="forecast")
         if truths is not None:
             n = len(made.point)
-            axis.plot(truths[i].stamps[-n:], truths[i].values[-n:], **_TRUTH)
-        axis.axvline(past[-1], color=_GREY, linewidth=0.8, linestyle="--")
+            axis.plot(truths[i].stamps[-n:], truths[i].values[-n:], **TRUTH)
+        axis.axvline(past[-1], color=GREY, linewidth=0.8, linestyle="--")
         axis.set_title(made.unique_id, fontsize=10, loc="left")
-        _tidy(axis, past)
+        tidy(axis, past)
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, fontsize=8, loc="outside upper right", frameon=False, ncols=4)
     if len(forecasts) > shown:
@@ -86,41 +87,43 @@ def learning_figure(metrics_csv: Path) -> Figure:
         (left, ("train/loss", "val/loss"), "pinball loss"),
         (right, ("val/mse",), "validation MSE, scaled values"),
     ):
-        for name, color in zip(names, (_GREY, _OURS), strict=False):
+        for name, color in zip(names, (GREY, OURS), strict=False):
             pairs = [(int(row["step"]), float(row[name])) for row in rows if row.get(name)]
-            color = _OURS if name.startswith("val") else color
+            color = OURS if name.startswith("val") else color
             steps, values = [step for step, _ in pairs], [value for _, value in pairs]
             axis.plot(steps, values, color=color, marker="o", markersize=3.5, label=name.replace("/", " "))
             if name == "val/mse" and pairs:
                 best = int(np.argmin(values))
-                axis.plot(steps[best], values[best], "o", color=_OTHERS[0], markersize=7, label="kept")
+                axis.plot(steps[best], values[best], "o", color=OTHERS[0], markersize=7, label="kept")
         axis.set_xlabel("optimizer steps")
         axis.set_title(label, fontsize=10, loc="left")
         axis.legend(fontsize=8, frameon=False)
-        _tidy(axis)
+        tidy(axis)
     return figure
 
 
-def horizon_figure(mse_by_step: Mapping[str, Sequence[float]]) -> Figure:
+def horizon_figure(mse_by_step: Mapping[str, Sequence[float]], units: str = "scaled values") -> Figure:
     """Mean squared error along the horizon, ours beside the baselines.
 
     Args:
         mse_by_step: By forecaster, ours first; ``(horizon,)`` each.
+        units: What the errors are measured in.
     """
     figure = Figure(figsize=(10, 3.6), layout="constrained")
     axis = figure.subplots()
-    for (name, values), color in zip(mse_by_step.items(), (_OURS, *_OTHERS), strict=False):
+    first = next(iter(mse_by_step), None)
+    for (name, values), color in zip(mse_by_step.items(), cycle((OURS, *OTHERS)), strict=False):
         steps = np.arange(1, len(values) + 1)
-        axis.plot(steps, values, color=color, label=name, linewidth=2.0 if color == _OURS else 1.2)
+        axis.plot(steps, values, color=color, label=name, linewidth=2.0 if name == first else 1.2)
     axis.set_xlabel("steps ahead")
-    axis.set_title("mean squared error, scaled values", fontsize=10, loc="left")
+    axis.set_title(f"mean squared error, {units}", fontsize=10, loc="left")
     axis.set_ylim(bottom=0)
     figure.legend(fontsize=8, loc="outside upper right", frameon=False, ncols=4)
-    _tidy(axis)
+    tidy(axis)
     return figure
 
 
-def _tidy(axis, stamps=None) -> None:  # type: ignore[no-untyped-def]  # matplotlib's axes have no types
+def tidy(axis, stamps=None) -> None:  # type: ignore[no-untyped-def]  # matplotlib's axes have no types
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(axis="y", color="#e6e9ed", linewidth=0.7)
     axis.set_axisbelow(True)

@@ -1,14 +1,26 @@
-"""The report of a training run: numbers beside the baselines, learning curve, forecasts."""
+"""Reports: of a training run (numbers beside the baselines, learning curve, forecasts) and of a backtest."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from math import nan
+from pathlib import Path
+
 from mambakit.core.training import FitResult, Report, RunFolder
-from mambakit.domains.timeseries import plots
+from mambakit.domains.timeseries import backtest_plots, plots
+from mambakit.domains.timeseries.backtest import Backtest
 from mambakit.domains.timeseries.data import SeriesData, series_in
 from mambakit.domains.timeseries.evaluation import Evaluation
 from mambakit.domains.timeseries.forecasting import forecast, until
 from mambakit.domains.timeseries.table import Series
 from mambakit.domains.timeseries.window import WindowForecaster
+
+_MOST_SERIES = 20
+BACKTEST_NOTE = (
+    "mse, mae: in the series' own units. smape in %. mase, msis: over the seasonal step of the history; msis "
+    "is of the widest interval. wql: weighted quantile loss. coverage-80: share of targets inside the 80 % "
+    "interval. owa: smape and mase over those of naive2."
+)
 
 
 def write(
@@ -44,6 +56,8 @@ def write(
             f"the {round(100 * (model.levels[-1] - model.levels[0]))} % interval.",
         )
         report.add_figure(_kept(run, plots.horizon_figure(evaluation.mse_by_step), "error_by_step"))
+        honest = backtest_plots.calibration_figure(evaluation.ranks, model.levels)
+        report.add_figure(_kept(run, honest, "calibration"), "Whether the quantiles hold what they say.")
         report.add_heading("Forecasts")
         histories, truths = _last_window(data, config.lookback, config.horizon)
         figure = plots.forecast_figure(histories, forecast(model, histories, config.horizon), truths=truths)
@@ -58,6 +72,46 @@ def write(
     )
     report.add_code(run.config_path.read_text(encoding="utf-8"))
     report.write(run.report_path)
+
+
+def write_backtest(
+    path: Path, result: Backtest, series: Sequence[Series], *, title: str, settings: Mapping[str, object]
+) -> None:
+    """Writes the report of a backtest as one HTML file.
+
+    Args:
+        path: The file.
+        result: The backtest.
+        series: What was backtested.
+        title: Its heading.
+        settings: What it was run with.
+    """
+    ours = str(result.rows[0]["forecaster"])
+    report = Report(title)
+    report.add_metrics(settings)
+    report.add_heading("Errors beside the baselines")
+    report.add_table(
+        result.rows,
+        BACKTEST_NOTE,
+    )
+    report.add_figure(plots.horizon_figure(result.mse_by_step, "own units"))
+    report.add_heading("The best, the median and the worst")
+    report.add_figure(backtest_plots.extremes_figure(result, series), f"By MASE of {ours}.")
+    report.add_heading("Are the quantiles honest?")
+    measured = {level: result.rows[0].get(f"coverage-{level:g}", nan) for level in result.intervals}
+    report.add_figure(
+        backtest_plots.calibration_figure(result.ranks[ours], result.levels, measured),
+        "found: of the quantiles as they are forecast; intervals: of those in the table, calibrated where "
+        "the model is.",
+    )
+    report.add_heading(f"Series, the worst of {ours} first")
+    own = result.by_series[result.by_series.forecaster == ours].sort_values("mase", ascending=False)
+    report.add_table(own.drop(columns="forecaster").head(_MOST_SERIES))
+    for name, why in list(result.left_out.items())[:_MOST_SERIES]:
+        report.add_text(f"left out: {name}: {why}")
+    for name, n in list(result.partly.items())[:_MOST_SERIES]:
+        report.add_text(f"{name}: too short for the first origins, took part in {n}")
+    report.write(path)
 
 
 def _last_window(data: SeriesData, lookback: int, horizon: int) -> tuple[list[Series], list[Series]]:

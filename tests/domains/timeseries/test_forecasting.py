@@ -12,9 +12,9 @@ import torch
 from mambakit.core.errors import DataError, UsageError
 from mambakit.domains.timeseries.config import ForecasterConfig, ModelConfig
 from mambakit.domains.timeseries.data import series_in
-from mambakit.domains.timeseries.evaluation import backtest, data_before, evaluate, linear_map_before
+from mambakit.domains.timeseries.evaluation import evaluate
 from mambakit.domains.timeseries.forecasting import forecast, to_frame, until
-from mambakit.domains.timeseries.table import Series, series_of
+from mambakit.domains.timeseries.table import Series
 from mambakit.domains.timeseries.training import make_values
 from mambakit.domains.timeseries.window import WindowForecaster
 
@@ -113,25 +113,3 @@ def test_refuses_what_it_cannot_forecast(trained, data):
         forecast(model, series, -2)
     with pytest.raises(UsageError, match="multiple of the patch length"):
         ForecasterConfig(lookback=50, horizon=3, n_series=1, model=ModelConfig())
-
-
-def test_backtest_cuts_without_looking_ahead(trained, wide_table):
-    model, _ = trained
-    series = series_of(wide_table())
-    before = data_before(series, 3 * 24, name="t", frequency="h", season_length=24)
-    assert before.groups[0].bounds[2] == 400 - 72
-    weight = linear_map_before(before, lookback=48, horizon=24)
-    options = {"horizon": 24, "windows": 3, "linear_weight": weight, "season_length": 24}
-    found = backtest(model, series, **options)
-    assert len(found.table) == 2 * 3 * 24
-    assert found.table.cutoff.nunique() == 3
-    assert (found.table.ds > found.table.cutoff).all()
-    # what comes after an origin must not matter to its forecast
-    poisoned = [
-        Series(s.unique_id, s.stamps, np.r_[s.values[:-24], s.values[-24:] + 100], "h") for s in series
-    ]
-    columns = ["y_hat", "q10", "linear", "seasonal_naive", "naive"]
-    again = backtest(model, poisoned, **options)
-    pd.testing.assert_frame_equal(found.table[columns], again.table[columns])
-    scores = {row["forecaster"]: row["mase"] for row in found.rows}
-    assert scores["mambakit"] < scores["naive"]

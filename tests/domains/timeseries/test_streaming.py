@@ -66,7 +66,9 @@ def model_of(series: list[Series], *, mixed: bool = False, season: int = 4) -> S
 
 
 def rows_of(one: Series, begin: int, end: int) -> pd.DataFrame:
-    frame = pd.DataFrame({"unique_id": one.unique_id, "ds": one.stamps[begin:end], "y": one.values[begin:end]})
+    frame = pd.DataFrame(
+        {"unique_id": one.unique_id, "ds": one.stamps[begin:end], "y": one.values[begin:end]}
+    )
     for part in (one.past, one.future):
         if part is not None:
             frame = pd.concat([frame, part.iloc[begin:end].reset_index(drop=True)], axis=1)
