@@ -73,7 +73,11 @@ class LiveSeries:
         """Rows read of a series, skipped ones among them."""
         return self._place(unique_id).n_rows
 
-    def update(self, rows: pd.DataFrame | Mapping[str, Any]) -> None:
+    def last(self, unique_id: str) -> Any:
+        """The last stamp of a series."""
+        return self._place(unique_id).last
+
+    def update(self, rows: pd.DataFrame | Mapping[str, Any]) -> list[str]:
         """Read the next row of a series, or several rows in order of time.
 
         Rows that a regular series skips are read as missing. A missing ``y`` is NaN or None. If a row is
@@ -81,6 +85,9 @@ class LiveSeries:
 
         Args:
             rows: ``ds``, ``y`` and the model's covariates, for more than one series ``unique_id``.
+
+        Returns:
+            The names of the series.
 
         Raises:
             DataError: On a stamp that is not later than the last or off a regular series' step, a value that
@@ -111,6 +118,7 @@ class LiveSeries:
                 place.state = state.index_select([i])
                 place.last, place.n_rows = one.stamps[-1], place.n_rows + len(one.values)
                 self._places[name] = place
+        return list(pieces)
 
     def forecast(
         self,
