@@ -52,7 +52,7 @@ def train(
     output: Path = Path("runs/timeseries"),
     horizon: int = 24,
     lookback: int = 96,
-    missing: Literal["error", "interpolate"] = "error",
+    missing: Literal["mask", "error", "interpolate"] = "error",
     season_length: int | None = None,
     seed: int = 0,
     device: str = "auto",
@@ -73,7 +73,7 @@ def train(
         output: Folder for the run and the model; a killed run continues in it.
         horizon: Rows to forecast.
         lookback: Rows to forecast from.
-        missing: What to do about gaps and missing values in a file: error, or interpolate.
+        missing: What to do about gaps and missing values: error, interpolate, or mask (keep them as missing).
         season_length: Rows in a season; by default the card's, or the natural one of the frequency.
         seed: Seed of weights, shuffling and dropout.
         device: auto, cpu, cuda or mps.
@@ -116,7 +116,7 @@ def evaluate(
     *,
     model: Path,
     data: str,
-    missing: Literal["error", "interpolate"] = "error",
+    missing: Literal["mask", "error", "interpolate"] = "error",
     device: str = "auto",
     json: bool = False,
 ) -> None:
@@ -159,7 +159,7 @@ def forecast(
     horizon: int | None = None,
     output: Path | None = None,
     plot: Path | None = None,
-    missing: Literal["error", "interpolate"] = "error",
+    missing: Literal["mask", "error", "interpolate"] = "error",
     device: str = "auto",
     json: bool = False,
 ) -> None:

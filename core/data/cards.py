@@ -62,7 +62,7 @@ class Card:
     columns: tuple[str, ...]
     units: dict[str, str]
     splits: dict[str, tuple[int, int]]
-    """Half-open row ranges by split name."""
+    """Half-open row ranges by split name; empty if ``fractions`` or ``horizon`` split each series."""
     rows: int | None = None
     time_column: str | None = None
     first_stamp: str | None = None
@@ -75,6 +75,28 @@ class Card:
     """What labelled series are sorted into; a row is then a whole series."""
     embedded: str | None = None
     """Provider inside a dependency (``statsmodels.co2``); None for data sets that are downloaded."""
+    layout: str = "wide"
+    """``wide``, a column a series; ``long``, a row a series and stamp; ``rows``, a row a series."""
+    id_column: str | None = None
+    """The series' names, where a file holds several."""
+    time_parts: tuple[str, ...] = ()
+    """Columns that make up a stamp together: year, month, day, hour."""
+    target: str | None = None
+    """Of a long table, the column to forecast."""
+    past: tuple[str, ...] = ()
+    """Covariates known up to now."""
+    future: tuple[str, ...] = ()
+    """Covariates known ahead."""
+    static: tuple[str, ...] = ()
+    """What never changes in a series."""
+    label_column: str | None = None
+    """1 in rows that are anomalous."""
+    fractions: dict[str, float] = field(default_factory=dict)
+    """Shares of each series by split name, in order of time."""
+    horizon: int | None = None
+    """So many rows at the end of each series are test, and as many before them validation."""
+    roles: dict[str, str] = field(default_factory=dict)
+    """Of files that hold something else than rows: ``test``, ``future``, ``labels`` or ``extra``."""
     text: str = ""
     """The Markdown below the head."""
     head: dict[str, Any] = field(default_factory=dict, repr=False)
@@ -130,7 +152,10 @@ def parse_card(text: str, source: str = "card") -> Card:
         raise DataError(f"{source}: the head is not YAML: {' '.join(str(error).split())}") from error
     _validate(head, source)
     facts = head["mambakit"]
-    for split, (start, stop) in facts["splits"].items():
+    unknown = set(facts.get("roles", {})) - {entry["name"] for entry in facts["files"]}
+    if unknown:
+        raise DataError(f"{source}: roles: there is no file {sorted(unknown)[0]!r}")
+    for split, (start, stop) in facts.get("splits", {}).items():
         if not start < stop <= facts.get("rows", stop):
             raise DataError(f"{source}: split {split} [{start}, {stop}] is empty or ends after the last row")
     return Card(
@@ -144,7 +169,7 @@ def parse_card(text: str, source: str = "card") -> Card:
         files=tuple(_file(entry) for entry in facts["files"]),
         columns=tuple(facts["columns"]),
         units=dict(facts["units"]),
-        splits={split: (start, stop) for split, (start, stop) in facts["splits"].items()},
+        splits={split: (start, stop) for split, (start, stop) in facts.get("splits", {}).items()},
         rows=facts.get("rows"),
         time_column=facts.get("time_column"),
         first_stamp=facts.get("first_stamp"),
@@ -152,6 +177,17 @@ def parse_card(text: str, source: str = "card") -> Card:
         season_length=facts.get("season_length"),
         classes=tuple(facts.get("classes", ())),
         embedded=facts.get("embedded"),
+        layout=facts.get("layout", "wide"),
+        id_column=facts.get("id_column"),
+        time_parts=tuple(facts.get("time_parts", ())),
+        target=facts.get("target"),
+        past=tuple(facts.get("past", ())),
+        future=tuple(facts.get("future", ())),
+        static=tuple(facts.get("static", ())),
+        label_column=facts.get("label_column"),
+        fractions=dict(facts.get("fractions", {})),
+        horizon=facts.get("horizon"),
+        roles=dict(facts.get("roles", {})),
         text=body.strip() + "\n",
         head=head,
     )
@@ -169,11 +205,19 @@ def render_card(card: Card) -> str:
         ("classes", ", ".join(card.classes)),
         ("frequency", card.frequency),
         ("season", f"{card.season_length} rows" if card.season_length else None),
+        ("target", card.target),
+        ("known up to now", ", ".join(card.past)),
+        ("known ahead", ", ".join(card.future)),
+        ("static", ", ".join(card.static)),
+        ("labels", card.label_column),
+        *((f"share, {split}", f"{share:.0%} of each series") for split, share in card.fractions.items()),
+        ("rows, test", f"the last {card.horizon} of each series" if card.horizon else None),
         *((f"rows, {split}", f"{start:,} to {stop:,}") for split, (start, stop) in card.splits.items()),
         ("comes with", f"{card.embedded} (no download)" if card.embedded else None),
     ]
     for file in card.files:
-        facts += [("file", f"{file.name}, {file.size:,} bytes"), ("sha256", file.sha256)]
+        role = f" ({card.roles[file.name]})" if file.name in card.roles else ""
+        facts += [("file", f"{file.name}, {file.size:,} bytes{role}"), ("sha256", file.sha256)]
         facts += [("url", source.url) for source in file.sources]
     width = max(len(key) for key, _ in facts)
     lines = [f"    {key:<{width}}  {value}" for key, value in facts if value]

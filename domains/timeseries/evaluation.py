@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mambakit.domains.timeseries import baselines
-from mambakit.domains.timeseries.data import SeriesData, Values, Windows, group_series
+from mambakit.domains.timeseries.data import SeriesData, Values, Windows
 from mambakit.domains.timeseries.forecasting import until
 from mambakit.domains.timeseries.metrics import Errors, mase_scale
 from mambakit.domains.timeseries.table import Series
@@ -109,12 +109,8 @@ def data_before(
 ) -> SeriesData:
     """The series without their last rows, split 87.5/12.5 into training and validation."""
     shorter = [until(one, len(one.values) - n_held_out) for one in series]
-    groups = []
-    for group in group_series(shorter):
-        length = len(group.values)
-        n_train = int(length * 0.875)
-        groups.append(type(group)(group.ids, group.stamps, group.values, (n_train, length, length)))
-    return SeriesData(name, tuple(groups), frequency, season_length)
+    bounds = [(int(len(one.values) * 0.875), len(one.values), len(one.values)) for one in shorter]
+    return SeriesData(name, tuple(shorter), tuple(bounds), frequency, season_length)
 
 
 def _scales(data: SeriesData, values: Values, device: torch.device | str) -> tuple[Tensor, Tensor, Tensor]:

@@ -12,7 +12,7 @@ import pytest
 
 from mambakit.core.training import FitResult, RunFolder
 from mambakit.domains.timeseries.config import PRESET_TRAIN, LossConfig, ModelConfig
-from mambakit.domains.timeseries.data import SeriesData, group_series
+from mambakit.domains.timeseries.data import SeriesData, split_series
 from mambakit.domains.timeseries.table import series_of
 from mambakit.domains.timeseries.training import train_forecaster
 from mambakit.domains.timeseries.window import WindowForecaster
@@ -39,7 +39,7 @@ def wide_table() -> Callable[..., pd.DataFrame]:
 
 @pytest.fixture(scope="session")
 def data() -> SeriesData:
-    return SeriesData("waves", tuple(group_series(series_of(make_wide_table()))), "h", 24)
+    return split_series("waves", series_of(make_wide_table()), season_length=24)
 
 
 def train_small(

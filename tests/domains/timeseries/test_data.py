@@ -12,15 +12,13 @@ import torch
 from mambakit.core.errors import DataError, UsageError
 from mambakit.domains.timeseries import baselines
 from mambakit.domains.timeseries.data import (
-    Group,
-    SeriesData,
     Windows,
-    group_series,
     load_data,
     require_windows,
+    split_series,
 )
 from mambakit.domains.timeseries.evaluation import evaluate
-from mambakit.domains.timeseries.table import series_of
+from mambakit.domains.timeseries.table import Series, series_of
 from mambakit.domains.timeseries.training import fit_tokenizer, make_values
 
 COUNTS = {
@@ -37,7 +35,7 @@ real = pytest.mark.skipif(not os.environ.get("MAMBAKIT_DATA_MIRROR"), reason="ne
 def test_window_counts_are_the_published_ones(name: str):
     n_rows, bounds, counts = COUNTS[name]
     stamps = pd.RangeIndex(n_rows)
-    data = SeriesData(name, (Group(("a",), stamps, np.zeros((n_rows, 1)), bounds),), "1", 1)
+    data = split_series(name, [Series("a", stamps, np.zeros(n_rows), "1")], bounds=[bounds])
     for horizon, count in zip(HORIZONS, counts, strict=True):
         windows = Windows(data, "test", lookback=96, horizon=horizon)
         assert len(windows) == count
@@ -76,7 +74,7 @@ def test_baselines_reproduce_the_reference_table(name, season, linear, seasonal,
 
 def test_windows_cut_what_the_split_allows(wide_table):
     table = wide_table(200)
-    data = SeriesData("t", tuple(group_series(series_of(table))), "h", 24)
+    data = split_series("t", series_of(table), season_length=24)
     values = make_values(data, fit_tokenizer(data, 8))
     mean, deviation = table[["s0", "s1"]][:140].mean(), table[["s0", "s1"]][:140].std(ddof=0)
     scaled = ((table[["s0", "s1"]] - mean) / deviation).to_numpy()
@@ -99,7 +97,7 @@ def test_ragged_series_are_windowed_one_by_one():
         )
         for i, (name, n) in enumerate([("long", 100), ("short", 12), ("middle", 60)])
     )
-    data = SeriesData("t", tuple(group_series(series_of(long))), "D", 7)
+    data = split_series("t", series_of(long), season_length=7)
     assert [len(group.ids) for group in data.groups] == [1, 1, 1]
     assert require_windows(data, lookback=16, horizon=4) == ["short"]
     windows = Windows(data, "train", lookback=16, horizon=4)
@@ -113,7 +111,7 @@ def test_ragged_series_are_windowed_one_by_one():
 
 
 def test_too_short_a_table_says_how_many_rows_it_needs(wide_table):
-    data = SeriesData("t", tuple(group_series(series_of(wide_table(60)))), "h", 24)
+    data = split_series("t", series_of(wide_table(60)), season_length=24)
     with pytest.raises(DataError, match=r"has 60 rows and about \d+ are needed"):
         require_windows(data, lookback=48, horizon=24)
     with pytest.raises(UsageError, match="horizon: expected at least 1, got 0"):

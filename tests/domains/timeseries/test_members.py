@@ -15,7 +15,7 @@ from mambakit.core.errors import UsageError
 from mambakit.core.training import FitResult, GraphedLoss
 from mambakit.domains.timeseries.baselines import linear
 from mambakit.domains.timeseries.config import ForecasterConfig, LossConfig, ModelConfig
-from mambakit.domains.timeseries.data import SeriesData, Windows, group_series, series_in
+from mambakit.domains.timeseries.data import SeriesData, Windows, series_in, split_series
 from mambakit.domains.timeseries.evaluation import backtest, data_before, evaluate, linear_map_before
 from mambakit.domains.timeseries.forecasting import forecast, to_frame
 from mambakit.domains.timeseries.table import series_of
@@ -143,7 +143,7 @@ def test_backtest_measures_them(pair, data):
 
 @pytest.mark.parametrize("mix", [True, False])
 def test_each_member_reads_every_window_once_an_epoch_in_an_order_of_its_own(wide_table, mix):
-    data = SeriesData("waves", tuple(group_series(series_of(wide_table()), mix=mix)), "h", 24)
+    data = split_series("waves", series_of(wide_table()), season_length=24, mix=mix)
     windows = Windows(data, "train", lookback=48, horizon=24)
     batches = list(windows.loader(16, shuffle=True, members=3))
     assert [tuple(batch.shape) for batch in batches[:-1]] == [(3, 16)] * (len(batches) - 1)
@@ -155,7 +155,7 @@ def test_each_member_reads_every_window_once_an_epoch_in_an_order_of_its_own(wid
 
 
 def test_series_apart_are_trained_by_several_members(train, tmp_path, wide_table):
-    apart = SeriesData("apart", tuple(group_series(series_of(wide_table()), mix=False)), "h", 24)
+    apart = split_series("apart", series_of(wide_table()), season_length=24, mix=False)
     model, _ = train(apart, tmp_path / "run", members=2, max_steps=10)
     made = forecast(model, series_in(apart), 24)
     assert all(np.isfinite(one.quantiles).all() for one in made)

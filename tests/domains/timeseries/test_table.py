@@ -44,7 +44,7 @@ def test_rows_come_in_any_order():
 def test_reads_files(tmp_path: Path, suffix: str):
     path = tmp_path / f"t{suffix}"
     hourly().to_parquet(path) if suffix == ".parquet" else hourly().to_csv(path, index=False)
-    np.testing.assert_array_equal(read_table(path)[0].values, np.arange(30))
+    np.testing.assert_array_equal(read_table(path).series[0].values, np.arange(30))
 
 
 def test_integer_stamps_are_steps():
@@ -124,7 +124,7 @@ def test_bad_files(tmp_path: Path):
         read_table(tmp_path / "e.csv")
     with pytest.raises(DataError, match="can't be read as parquet"):
         read_table(tmp_path / "p.parquet")
-    with pytest.raises(UsageError, match="'error' or 'interpolate'"):
+    with pytest.raises(UsageError, match="expected 'mask', 'error' or 'interpolate'"):
         series_of(hourly(), missing="zero")  # type: ignore[arg-type]
 
 

@@ -1,0 +1,147 @@
+"""Files to data frames: CSV and Parquet through pyarrow, only the columns that are wanted."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from mambakit.core.errors import DataError
+
+_READERS = {".csv": "csv", ".txt": "csv", ".gz": "csv", ".parquet": "parquet", ".pq": "parquet"}
+# What stands for a missing number in a text column; pyarrow's own list for numbers, which is pandas' too.
+_MISSING = ("", "na", "n/a", "nan", "null", "none", "-nan", "#n/a", "#na", "<na>", "1.#qnan", "1.#ind")
+_BLOCK = 16 << 20
+
+Choose = Callable[[list[str]], tuple[list[str], list[str], list[str]]]
+"""From a file's column names to those to read, those of them to read as text, and those as numbers."""
+
+
+def read_frame(path: Path | str, choose: Choose) -> tuple[pd.DataFrame, list[str]]:
+    """Some columns of a CSV (also compressed, ``.csv.gz``) or Parquet file, and the names of all.
+
+    A byte order mark, CRLF line ends and blanks around column names are taken off. Columns of text come as
+    categories. Commas, semicolons and tabs part columns, whichever the first line has most of.
+
+    Raises:
+        DataError: If the file can't be read, or names a column twice.
+    """
+    path = Path(path)
+    kind = _READERS.get(path.suffix.lower())
+    if not path.exists():
+        raise DataError(f"no such file: {path}")
+    if kind is None:
+        raise DataError(f"{path}: expected a .csv or .parquet file, got {path.suffix or 'no extension'!r}")
+    import pyarrow
+
+    try:
+        return _read_csv(path, choose) if kind == "csv" else _read_parquet(path, choose)
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path}: can't be read as {kind} ({' '.join(str(error).split())})") from error
+
+
+def clean_names(names: Sequence[object], source: str) -> list[str]:
+    """Column names without blanks around them.
+
+    Raises:
+        DataError: If two are the same.
+    """
+    clean = [str(name).strip().removeprefix("\ufeff").strip() for name in names]
+    twice = next((name for name in clean if clean.count(name) > 1), None) if _repeats(clean) else None
+    if twice is not None:
+        raise DataError(f"{source}: column {twice!r} comes twice; rename or remove one")
+    return clean
+
+
+def numbers_of(column: pd.Series) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """A column as float64, NaN where nothing is, and which rows hold something that is no number."""
+    if pd.api.types.is_numeric_dtype(column.dtype) and not isinstance(column.dtype, pd.CategoricalDtype):
+        return column.to_numpy(dtype=np.float64, na_value=np.nan), np.zeros(len(column), dtype=bool)
+    codes, texts = pd.factorize(column)
+    uniques = pd.Series(np.asarray(texts, dtype=object))
+    numbers = pd.to_numeric(uniques, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
+    nothing = uniques.astype(str).str.strip().str.lower().isin(_MISSING).to_numpy()
+    values, bad = np.append(numbers, np.nan), np.append(np.isnan(numbers) & ~nothing, False)
+    return values[codes], bad[codes]
+
+
+def covariate_of(column: pd.Series) -> pd.Series:
+    """A covariate as float64, or as categories of text; an empty text is a missing one.
+
+    Text that is numbers throughout is numbers; true and false are categories.
+    """
+    if pd.api.types.is_bool_dtype(column.dtype):
+        return column.astype(str).where(column.notna()).astype("category")
+    if pd.api.types.is_numeric_dtype(column.dtype):
+        return pd.Series(column.to_numpy(dtype=np.float64, na_value=np.nan), name=column.name)
+    codes, texts = pd.factorize(column)
+    uniques = pd.Series(np.asarray(texts, dtype=object))
+    numbers, bad = numbers_of(uniques)
+    if not bad.any() and not uniques.map(lambda one: isinstance(one, bool)).any():
+        return pd.Series(np.append(numbers, np.nan)[codes], name=column.name)
+    names = uniques.astype(str)
+    known = sorted(set(names) - {""})
+    place = np.append(pd.Index(known).get_indexer(names), -1)
+    return pd.Series(pd.Categorical.from_codes(place[codes], categories=known), name=column.name)
+
+
+def _read_csv(path: Path, choose: Choose) -> tuple[pd.DataFrame, list[str]]:
+    import pyarrow as pa
+    import pyarrow.csv as pc
+
+    raw, delimiter = _header(path)
+    names = clean_names(raw, str(path))
+    wanted, texts, numbers = choose(names)
+    text = pa.dictionary(pa.int32(), pa.string())
+    options = {"include_columns": wanted, "auto_dict_encode": True, "auto_dict_max_cardinality": 1 << 20}
+    reading = pc.ReadOptions(column_names=names, skip_rows=1, block_size=_BLOCK)
+    parsing = pc.ParseOptions(delimiter=delimiter)
+    types = dict.fromkeys(texts, text) | {name: pa.float64() for name in numbers}
+    try:
+        table = pc.read_csv(path, reading, parsing, pc.ConvertOptions(column_types=types, **options))
+    except pa.ArrowInvalid:
+        # A column changes its kind after the first block, or a number isn't one: all as text, typed later.
+        types = dict.fromkeys(wanted, text)
+        table = pc.read_csv(path, reading, parsing, pc.ConvertOptions(column_types=types, **options))
+    return _to_pandas(table), names
+
+
+def _header(path: Path) -> tuple[list[str], str]:
+    """The names in the first line, and what parts them."""
+    import pyarrow as pa
+
+    with pa.input_stream(str(path)) as raw:
+        stream = io.TextIOWrapper(raw, encoding="utf-8-sig", errors="replace", newline="")
+        first = stream.readline()
+        if not first.strip():
+            raise DataError(f"{path} is empty")
+        delimiter = max(",;\t", key=first.count)
+        return next(csv.reader([first], delimiter=delimiter)), delimiter
+
+
+def _read_parquet(path: Path, choose: Choose) -> tuple[pd.DataFrame, list[str]]:
+    import pyarrow.parquet as pq
+
+    file = pq.ParquetFile(path, memory_map=False)
+    raw = [name for name in file.schema_arrow.names if not name.startswith("__index_level_")]
+    names = clean_names(raw, str(path))
+    wanted, texts, _ = choose(names)
+    own = dict(zip(names, raw, strict=True))
+    encoded = [own[name] for name in texts if str(file.schema_arrow.field(own[name]).type) == "string"]
+    table = pq.read_table(path, columns=[own[name] for name in wanted], read_dictionary=encoded)
+    return _to_pandas(table.rename_columns(wanted)), names
+
+
+def _to_pandas(table: object) -> pd.DataFrame:
+    return table.to_pandas(  # type: ignore[attr-defined]
+        split_blocks=True, self_destruct=True, date_as_object=False, ignore_metadata=True
+    )
+
+
+def _repeats(names: list[str]) -> bool:
+    return len(set(names)) < len(names)

@@ -1,0 +1,196 @@
+"""Stamps and steps: what a column of dates says, which frequency it has, what comes next.
+
+Sub-daily steps are counted in absolute time, so an hourly series with a time zone is regular over a change
+of the clocks; steps of a day and more are counted on the calendar of the zone.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from pandas.tseries.frequencies import to_offset
+
+_NAT = np.iinfo(np.int64).min
+# Months in a step of the calendar units that begin (S) or end (E) with a month.
+MONTHS = {"MS": 1, "ME": 1, "QS": 3, "QE": 3, "YS": 12, "YE": 12}
+WEEKDAYS = ("MON", "TUE", "WED", "THU", "FRI", "SAT", "SUN")
+
+
+def infer_frequency(stamps: pd.Index) -> str:
+    """The step between ascending stamps: a pandas offset alias, or the integer step as text.
+
+    With gaps or stray stamps it is the commonest step.
+
+    Raises:
+        ValueError: With fewer than two stamps.
+    """
+    if len(stamps) < 2:
+        raise ValueError("a frequency needs at least two stamps")
+    if not isinstance(stamps, pd.DatetimeIndex):
+        steps, counts = np.unique(np.diff(stamps.to_numpy()), return_counts=True)
+        return str(int(steps[counts.argmax()]))
+    found = calendar_frequency(stamps)
+    if found is not None:
+        return found
+    steps, counts = np.unique(np.diff(stamps.asi8), return_counts=True)
+    step = pd.Timedelta(int(steps[counts.argmax()]), unit=stamps.unit)
+    return str(to_offset(step).freqstr)
+
+
+def calendar_frequency(stamps: pd.DatetimeIndex) -> str | None:
+    """What pandas makes of the first stretch of twelve stamps that is regular to it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pandas announces another return type
+        for start in range(0, len(stamps) - 2, max(1, len(stamps) // 5)):
+            found = pd.infer_freq(stamps[start : start + 12]) if len(stamps) - start > 2 else None
+            if found is not None:
+                return found if isinstance(found, str) else str(found.freqstr)
+    return None
+
+
+def fixed_step(frequency: str) -> pd.Timedelta | None:
+    """The length of a step that always has the same; None for months, business days and the like."""
+    name = frequency.partition("-")[0]
+    if name.endswith("W"):
+        return pd.Timedelta(weeks=int(name[:-1] or 1))
+    try:
+        return pd.Timedelta(to_offset(frequency))
+    except ValueError:
+        if name.endswith("D"):  # a day is no fixed length to some versions of pandas
+            return pd.Timedelta(days=int(name[:-1] or 1))
+        return None
+
+
+def step_name(step: pd.Timedelta, weekday: int) -> str:
+    """A pandas offset alias for a fixed step; weeks are anchored at a weekday (0 is Monday)."""
+    weeks, rest = divmod(step, pd.Timedelta(weeks=1))
+    if weeks and not rest:
+        return f"{weeks if weeks > 1 else ''}W-{WEEKDAYS[weekday]}"
+    days, rest = divmod(step, pd.Timedelta(days=1))
+    if days and not rest:
+        return f"{days if days > 1 else ''}D"
+    return str(to_offset(step).freqstr)
+
+
+def next_stamps(last: Any, frequency: str, n: int) -> pd.Index:
+    """The ``n`` stamps that follow ``last``."""
+    if not isinstance(last, pd.Timestamp):
+        step = int(frequency)
+        return pd.Index(np.arange(1, n + 1) * step + int(last))
+    return pd.date_range(last, periods=n + 1, freq=frequency)[1:] if n else pd.DatetimeIndex([])
+
+
+def step_numbers(stamps: pd.Index, frequency: str) -> NDArray[np.int64]:
+    """How many steps of ``frequency`` lie between a fixed origin and each stamp.
+
+    Rows that are a season apart have numbers a season apart, wherever a table begins: a model that has
+    learned a seasonal pattern reads the phase from them.
+    """
+    if not isinstance(stamps, pd.DatetimeIndex):
+        return stamps.to_numpy().astype(np.int64) // int(frequency)
+    step = None if "W" in frequency else fixed_step(frequency)
+    if step is None:  # months, weeks, business days
+        naive = stamps.tz_localize(None) if stamps.tz is not None else stamps
+        return naive.to_period(_period(frequency)).asi8 // to_offset(frequency).n
+    own = clock(stamps, absolute=step < pd.Timedelta(days=1))
+    return own.asi8 // ticks(step, own.unit)
+
+
+def clock(stamps: pd.DatetimeIndex, *, absolute: bool) -> pd.DatetimeIndex:
+    """Stamps without a zone: in UTC, or as the clock on the wall shows them."""
+    if stamps.tz is None:
+        return stamps
+    return (stamps.tz_convert("UTC") if absolute else stamps).tz_localize(None)
+
+
+def ticks(length: pd.Timedelta, unit: str) -> int:
+    """A length of time in units of an index.
+
+    Raises:
+        OverflowError: If it is no whole number of them.
+    """
+    nanoseconds = length.as_unit("ns").value
+    whole, rest = divmod(nanoseconds, {"ns": 1, "us": 10**3, "ms": 10**6, "s": 10**9}[unit])
+    if rest:
+        raise OverflowError(f"{length} is no whole number of {unit}")
+    return int(whole)
+
+
+def parse_stamps(column: pd.Series) -> tuple[pd.Index, NDArray[np.bool_]]:
+    """The stamps of a column, and which rows hold none.
+
+    Whole numbers stay numbers. Text with an offset (``+01:00``, ``Z``) becomes UTC; where some rows have
+    an offset and some have none, those without are refused. A column with a zone keeps it. Dates outside
+    the years 1677 to 2262, which nanoseconds can't hold, are fine.
+
+    Returns:
+        ``(length,)`` and ``(length,)``; a refused row has any stamp.
+    """
+    kind = column.dtype
+    if isinstance(kind, pd.PeriodDtype):
+        column = column.dt.to_timestamp()
+    if pd.api.types.is_datetime64_any_dtype(column.dtype):
+        stamps = pd.DatetimeIndex(column)
+        return _microseconds(stamps), np.asarray(stamps.isna())
+    if pd.api.types.is_bool_dtype(kind):
+        return pd.RangeIndex(len(column)), np.ones(len(column), dtype=bool)
+    if pd.api.types.is_numeric_dtype(kind):
+        numbers = column.to_numpy(dtype=np.float64, na_value=np.nan)
+        bad = ~np.isfinite(numbers)
+        if pd.api.types.is_integer_dtype(kind) and not bad.any():
+            return pd.Index(column.to_numpy(dtype=np.int64)), bad
+        whole = np.where(bad, 0.0, numbers)
+        return pd.Index(whole.astype(np.int64) if (whole == np.floor(whole)).all() else whole), bad
+    codes, texts = pd.factorize(column)  # each text is read once
+    uniques = pd.Series(np.asarray(texts, dtype=object)).astype(str)
+    zoned = uniques.str.contains(r"\d[T ]\d{1,2}:\d.*(?:Z|[+-]\d{2}:?\d{2})$", regex=True).to_numpy()
+    utc = bool(zoned.any())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pandas' advice about formats; what it can't read is named later
+        found = pd.to_datetime(uniques, errors="coerce", utc=utc)
+        if found.isna().any():  # the first row's format need not be every row's
+            found = pd.to_datetime(uniques, errors="coerce", utc=utc, format="mixed")
+    stamps = _microseconds(pd.DatetimeIndex(found))
+    lost = np.asarray(stamps.isna()) | (~zoned if utc else False)
+    lost = np.append(lost, True)  # code -1: missing
+    if not len(stamps):
+        return pd.RangeIndex(len(column)), np.ones(len(column), dtype=bool)
+    return stamps[codes], lost[codes]
+
+
+def daylight_hint(stamp: Any, step: pd.Timedelta | None) -> str:
+    """What to say of a repeated or missing stamp that looks like a change of the clocks; empty if it doesn't.
+
+    Clocks change on Sundays between midnight and four, in March or April and in October or November.
+    """
+    if not isinstance(stamp, pd.Timestamp) or stamp.tz is not None:
+        return ""
+    if step is not None and step >= pd.Timedelta(days=1):
+        return ""
+    if stamp.day_of_week != 6 or stamp.hour > 3 or stamp.month not in (3, 4, 10, 11):
+        return ""
+    return (
+        "; it looks like a change to or from daylight saving time: write stamps with their offset "
+        f"({stamp:%Y-%m-%d %H:%M}+01:00) or in UTC"
+    )
+
+
+def _microseconds(stamps: pd.DatetimeIndex) -> pd.DatetimeIndex:
+    """One unit for all, unless that loses digits."""
+    if stamps.unit == "us":
+        return stamps
+    if stamps.unit == "ns":
+        numbers = stamps.asi8
+        if (numbers[numbers != _NAT] % 1000).any():
+            return stamps
+    return stamps.as_unit("us")
+
+
+def _period(frequency: str) -> str:
+    """The period alias of an offset alias: ``MS`` and ``ME`` are both months."""
+    name = "".join(letter for letter in frequency.partition("-")[0] if letter.isalpha())
+    return {"MS": "M", "ME": "M", "QS": "Q", "QE": "Q", "YS": "Y", "YE": "Y"}.get(name, name)
