@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 
 from mambakit.core.errors import UsageError
@@ -102,7 +103,9 @@ class StreamModelConfig:
     """Width at which each step ahead is joined with what is known of it."""
     dropout: float = 0.1
     """Share of activations that is dropped while training."""
-    quantiles: list[float] = field(default_factory=lambda: [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9])
+    quantiles: list[float] = field(
+        default_factory=lambda: [0.025, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.975]
+    )
     """Levels that are forecast; the point forecast is their mean."""
     use_linear: bool = True
     """Add a linear map of the last rows and of what is known ahead, begun at its least-squares solution."""
@@ -222,6 +225,7 @@ PRESET_TRAIN = TrainConfig(
     patience=3,
     precision="32-true",
 )
+PRESET_STREAM_TRAIN = dataclasses.replace(PRESET_TRAIN, max_epochs=10, batch_size=32)
 # Small tables get smaller batches, for an epoch of this many steps, and more epochs, for so many in all.
 LEAST_EPOCH = 32
 LEAST_STEPS = 160
