@@ -1,7 +1,7 @@
 """Renders the README's tables from ``benchmarks/results/*.json``: ``make tables``.
 
 A table stands between ``<!-- table: NAME -->`` and ``<!-- /table -->``; NAME is the first part of the
-rows' ``what``, and with more parts (``NAME/more``) only rows below that. Each row becomes a line: what was
+rows' ``what``, and with more parts (``NAME/more``) only rows below that; several names share a table. Each row becomes a line: what was
 measured, our value with its spread, and every peer of the same run.
 """
 
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
-MARKED = re.compile(r"(<!-- table: (?P<name>[\w./-]+) -->\n)(?P<table>.*?)(<!-- /table -->)", re.DOTALL)
+MARKED = re.compile(r"(<!-- table: (?P<name>[\w./ -]+?) -->\n)(?P<table>.*?)(<!-- /table -->)", re.DOTALL)
 
 
 def read_rows(folder: Path) -> list[dict[str, Any]]:
@@ -25,8 +25,10 @@ def read_rows(folder: Path) -> list[dict[str, Any]]:
 
 
 def render(name: str, rows: Sequence[dict[str, Any]]) -> str:
-    """The Markdown table of the rows whose ``what`` begins with ``name``; empty without rows."""
-    chosen = [row for row in rows if row["what"].startswith(name.rstrip("/") + "/")]
+    """The Markdown table of the rows whose ``what`` begins with one of the names; empty without rows."""
+    names = [one.rstrip("/") + "/" for one in name.split()]
+    chosen = [row for one in names for row in rows if row["what"].startswith(one)]
+    head_of_all = names[0] if len(names) == 1 else names[0].partition("/")[0] + "/"
     if not chosen:
         return ""
     peers = list(dict.fromkeys(peer for row in chosen for peer in row["peers"]))
@@ -36,7 +38,7 @@ def render(name: str, rows: Sequence[dict[str, Any]]) -> str:
         "|" + "|".join(["---", "---", *["--:"] * (len(peers) + 1)]) + "|",
     ]
     for row in chosen:
-        what = row["what"].removeprefix(name.rstrip("/") + "/")
+        what = row["what"].removeprefix(head_of_all)
         ours = _number(row["value"]) + (f" ± {_number(row['spread'])}" if row["spread"] else "")
         others = [_number(row["peers"].get(peer)) for peer in peers]
         lines.append("| " + " | ".join([what, row["unit"], f"**{ours}**", *others]) + " |")

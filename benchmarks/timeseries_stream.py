@@ -4,8 +4,8 @@
 
 One frozen preset, weights chosen on validation, the test part measured once, and rows written into
 results/timeseries-stream.json. NP: 24 hours ahead, whose covariates are known, 10,460 test windows, errors of
-values scaled by the training rows. M4 Hourly: one global model, the official test rows, MASE and sMAPE as M4's
-averages over series, CRPS as GIFT-Eval's mean weighted quantile loss.
+values scaled by the training rows. M4 Hourly: one global model, the official test rows, MASE and sMAPE as
+M4's averages over series, CRPS as GIFT-Eval's mean weighted quantile loss.
 ``--set stream.d_model=128`` tries something else: it measures the validation part alone and writes nothing.
 """
 
@@ -192,7 +192,7 @@ def rows_of(found: list[dict[str, Any]], command: str) -> list[dict[str, Any]]:
                 if peer != "mambakit" and metric in row
             }
             card = name.partition("-alone")[0]
-            path = f"timeseries-stream/{card}/{metric}" + (f"/{names[name]}" if name in names else "")
+            path = f"timeseries/{card}/{metric}" + (f"/{names[name]}" if name in names else "")
             if name != "NP-alone":
                 peers |= PUBLISHED.get(f"{card}/{metric}", {})
             made.append(
@@ -202,7 +202,7 @@ def rows_of(found: list[dict[str, Any]], command: str) -> list[dict[str, Any]]:
                     units.get(metric, ""),
                     peers=peers,
                     spread=round(statistics.pstdev(ours), 4),
-                    seeds=[one["seed"] for one in runs],
+                    seeds=sorted(one["seed"] for one in runs),
                     command=command,
                 )
             )

@@ -244,3 +244,7 @@ def season_of(frequency: str) -> int:
         return rows if rest == 0 and 1 < rows <= _LONGEST_SEASON else 1
     season, rest = divmod(SEASONS.get(unit, 1), n)
     return season if season > 1 and rest == 0 else 1
+
+
+# Steps after which the network that reads row by row has learned what a large table has to say.
+MOST_STEPS = 3000

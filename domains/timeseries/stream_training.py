@@ -15,6 +15,7 @@ from mambakit.core.training import FitResult, RunFolder, TrainConfig, fit, resol
 from mambakit.domains.timeseries.config import (
     LEAST_EPOCH,
     LEAST_STEPS,
+    MOST_STEPS,
     StreamConfig,
     StreamLossConfig,
     StreamModelConfig,
@@ -173,9 +174,13 @@ def _blend(model: StreamForecaster, store: Store, weight: Tensor, options: Strea
 
 
 def adapted(config: TrainConfig, n_windows: int) -> TrainConfig:
-    """Smaller batches and more epochs for a small table, which would end before it has learned anything."""
+    """Smaller batches and more epochs for a small table, which would end before it has learned anything.
+
+    A large one has had enough after some thousand steps, before all its epochs.
+    """
     batch_size = min(config.batch_size, max(_LEAST_BATCH, n_windows // LEAST_EPOCH))
     steps = math.ceil(n_windows / batch_size)
     epochs = max(config.max_epochs, math.ceil(LEAST_STEPS / steps))
+    epochs = min(epochs, max(1, math.ceil(MOST_STEPS / steps)))
     patience = math.ceil(config.patience * epochs / config.max_epochs)
     return dataclasses.replace(config, batch_size=batch_size, max_epochs=epochs, patience=patience)
