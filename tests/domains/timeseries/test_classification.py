@@ -52,7 +52,7 @@ SMALL = ClassifierModelConfig(
 FAST = dataclasses.replace(
     PRESET_CLASSIFIER_TRAIN, max_epochs=12, batch_size=16, lr=1e-2, ema_decay=0.8, device="cpu"
 )
-NO_AUGMENTATION = AugmentConfig(jitter=0, scale=0, speed=0, crop=0)
+NO_AUGMENTATION = AugmentConfig(jitter=0, scale=0, shift=0)
 
 
 def make_waves(n: int, seed: int) -> LabelledData:
