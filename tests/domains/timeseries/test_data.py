@@ -9,12 +9,9 @@ import pandas as pd
 import pytest
 import torch
 
-from mambakit.core.data import load_card
 from mambakit.core.errors import DataError, UsageError
 from mambakit.domains.timeseries import baselines
-from mambakit.domains.timeseries.cards import load_labels
 from mambakit.domains.timeseries.data import (
-    SeriesData,
     Windows,
     load_data,
     require_windows,
