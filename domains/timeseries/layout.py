@@ -255,6 +255,13 @@ def _placed(
             f"{names[series[i]]} is irregular: {stamps[first]} does not lie on its step of {accepted[i]!r}; "
             f"resample it to one step, or take its stamps as they are with --irregular{_as_dates(stamps)}",
         )
+    if _as_dates(stamps):
+        for i in np.flatnonzero(lengths != counts).tolist():
+            faults.add(
+                series[i],
+                f"{names[series[i]]} has stamps such as {stamps[begins[i]]}, which as whole numbers have gaps"
+                + _as_dates(stamps),
+            )
     for i in np.flatnonzero(lengths > np.maximum(_LONGEST, _SPARSEST * counts)).tolist():
         own = stamps[begins[i] : begins[i + 1]]
         faults.add(

@@ -335,7 +335,12 @@ def _ids(frame: pd.DataFrame, columns: Columns) -> tuple[NDArray[np.int64], list
 def _no_date(value: Any, column: str) -> str:
     if pd.isna(value):
         return f"column {column!r} has no date"
-    return f"{str(value)!r} in column {column!r} is not a date; write dates as 2024-01-31 or 2024-01-31 14:00"
+    timed = isinstance(value, str) and value[:4].isdigit() and ":" in value
+    return (
+        f"{str(value)!r} in column {column!r} is not a date"
+        + (", or has no offset (+01:00) where other rows have one" if timed else "")
+        + "; write dates as 2024-01-31 or 2024-01-31 14:00"
+    )
 
 
 def _no_number(value: Any, column: str) -> str:

@@ -9,13 +9,35 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from mambakit.domains.timeseries.stamps import MONTHS, calendar_frequency, clock, fixed_step, step_name, ticks
+from mambakit.domains.timeseries.stamps import (
+    MONTHS,
+    business_days,
+    calendar_frequency,
+    clock,
+    fixed_step,
+    month_name,
+    step_name,
+    ticks,
+)
 
 Ints = NDArray[np.int64]
 # So few rows can't tell their step from a coarser one with gaps, or a month from its days.
 FEW = 5
 # Series with a step that pandas must be asked for, one after the other.
 _MOST_ASKED = 20
+
+
+def infer_frequency(stamps: pd.Index) -> str:
+    """The step between ascending stamps: a pandas offset alias, or the integer step as text.
+
+    With gaps or stray stamps it is the commonest step.
+
+    Raises:
+        ValueError: With fewer than two stamps.
+    """
+    if len(stamps) < 2:
+        raise ValueError("a frequency needs at least two stamps")
+    return frequencies(stamps, np.array([0, len(stamps)]))[0]
 
 
 def frequencies(stamps: pd.Index, offsets: Ints) -> list[str]:
@@ -30,30 +52,50 @@ def frequencies(stamps: pd.Index, offsets: Ints) -> list[str]:
     firsts, lengths = offsets[:-1], np.diff(offsets)
     steps[firsts] = np.where(lengths > 1, steps[np.minimum(firsts + 1, len(steps) - 1)], 0)
     common = np.minimum.reduceat(steps, firsts)
-    uneven = np.flatnonzero(common != np.maximum.reduceat(steps, firsts))
-    pending = []
-    for one in uneven.tolist():
+    odd = []
+    for one in np.flatnonzero(common != np.maximum.reduceat(steps, firsts)).tolist():
         own, counts = np.unique(steps[offsets[one] + 1 : offsets[one + 1]], return_counts=True)
         common[one] = own[counts.argmax()]
-        if (own % common[one]).any() or _business_days(stamps, own, offsets[one], offsets[one + 1]):
-            pending.append(one)
-    weekday = np.zeros(len(firsts), dtype=np.int64)
-    if isinstance(stamps, pd.DatetimeIndex):
-        weekday = clock(stamps[firsts], absolute=False).day_of_week.to_numpy()
+        if (own % max(1, common[one])).any():
+            odd.append(one)
+    if not isinstance(stamps, pd.DatetimeIndex):
+        return [str(step) if step else "" for step in common.tolist()]
+    found = _fixed(stamps, firsts, common)
+    days = common // ticks(pd.Timedelta(days=1), stamps.unit)
+    named = set()
+    for one in np.flatnonzero(days >= 28).tolist():
+        name = _months(clock(stamps[offsets[one] : offsets[one + 1]], absolute=False))
+        if name:
+            found[one] = name
+            named.add(one)
+    for one in np.flatnonzero(common == ticks(pd.Timedelta(days=1), stamps.unit)).tolist():
+        if (steps[offsets[one] + 1 : offsets[one + 1]] != common[one]).any():  # with weekends it is daily
+            own = clock(stamps[offsets[one] : offsets[one + 1]], absolute=False)
+            found[one] = "B" if (own.day_of_week < 5).all() else found[one]
+    _ask_pandas(stamps, offsets, [one for one in odd if one not in named], found)
+    return found
+
+
+def _fixed(stamps: pd.DatetimeIndex, firsts: Ints, steps: Ints) -> list[str]:
+    """Names of fixed steps, by the series' first stamps."""
+    weekdays = clock(stamps[firsts], absolute=False).day_of_week.to_numpy()
     names: dict[tuple[int, int], str] = {}
     found = []
-    for step, day in zip(common.tolist(), weekday.tolist(), strict=True):
-        if step == 0:
-            found.append("")
-        elif not isinstance(stamps, pd.DatetimeIndex):
-            found.append(str(step))
-        else:
-            if (step, day) not in names:
-                names[step, day] = step_name(pd.Timedelta(step, unit=stamps.unit), day)
-            found.append(names[step, day])
-    if isinstance(stamps, pd.DatetimeIndex):
-        _ask_pandas(stamps, offsets, pending, found)
+    for step, day in zip(steps.tolist(), weekdays.tolist(), strict=True):
+        if step and (step, day) not in names:
+            names[step, day] = step_name(pd.Timedelta(step, unit=stamps.unit), day)
+        found.append(names[step, day] if step else "")
     return found
+
+
+def _months(stamps: pd.DatetimeIndex) -> str:
+    """The name of a step of whole months whose stamps all begin or all end one; empty if they don't."""
+    if stamps.is_month_start.all() or stamps.is_month_end.all():
+        numbers = stamps.year.to_numpy() * 12 + stamps.month.to_numpy()
+        step = int(np.gcd.reduce(np.diff(numbers)))
+        if step:
+            return month_name(step, int(stamps.month[0]), end=bool(stamps.is_month_end[0]))
+    return ""
 
 
 def common_frequency(found: list[str], lengths: Ints) -> str | None:
@@ -90,7 +132,6 @@ def positions(stamps: pd.Index, offsets: Ints, frequency: str) -> tuple[Ints, ND
     kind = frequency.partition("-")[0].lstrip("0123456789")
     n = int(frequency.partition("-")[0][: -len(kind)] or 1)
     if kind in MONTHS or kind == "B":
-        period = own.to_period("B" if kind == "B" else "M")
         inside = own.asi8 - own.normalize().asi8
         on_day = (
             own.day_of_week < 5
@@ -99,7 +140,10 @@ def positions(stamps: pd.Index, offsets: Ints, frequency: str) -> tuple[Ints, ND
             if kind.endswith("S")
             else own.is_month_end
         )
-        numbers = period.asi8
+        if kind == "B":
+            numbers = business_days(own)
+        else:
+            numbers = own.year.to_numpy().astype(np.int64) * 12 + own.month.to_numpy()
         place, rest = np.divmod(numbers - numbers[firsts], n * MONTHS.get(kind, 1))
         return place, (rest != 0) | ~np.asarray(on_day) | (inside != inside[firsts])
     place = np.empty(len(own), dtype=np.int64)  # rarer ones, series by series
@@ -121,14 +165,6 @@ def _ticks(stamps: pd.Index, offsets: Ints) -> Ints:
     nearly_a_day = ticks(pd.Timedelta(hours=22), stamps.unit)
     daily = len(steps) > 0 and np.median(steps) >= nearly_a_day
     return clock(stamps, absolute=not daily).asi8
-
-
-def _business_days(stamps: pd.Index, steps: Ints, first: int, end: int) -> bool:
-    """Steps of whole days, one day the least, and no weekend among the stamps."""
-    if not isinstance(stamps, pd.DatetimeIndex):
-        return False
-    day = ticks(pd.Timedelta(days=1), stamps.unit)
-    return bool(steps[0] == day) and bool((clock(stamps[first:end], absolute=False).day_of_week < 5).all())
 
 
 def _ask_pandas(stamps: pd.DatetimeIndex, offsets: Ints, pending: list[int], found: list[str]) -> None:

@@ -17,28 +17,8 @@ from pandas.tseries.frequencies import to_offset
 _NAT = np.iinfo(np.int64).min
 # Months in a step of the calendar units that begin (S) or end (E) with a month.
 MONTHS = {"MS": 1, "ME": 1, "QS": 3, "QE": 3, "YS": 12, "YE": 12}
+_MONTH_NAMES = ("JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "OCT", "NOV", "DEC")
 WEEKDAYS = ("MON", "TUE", "WED", "THU", "FRI", "SAT", "SUN")
-
-
-def infer_frequency(stamps: pd.Index) -> str:
-    """The step between ascending stamps: a pandas offset alias, or the integer step as text.
-
-    With gaps or stray stamps it is the commonest step.
-
-    Raises:
-        ValueError: With fewer than two stamps.
-    """
-    if len(stamps) < 2:
-        raise ValueError("a frequency needs at least two stamps")
-    if not isinstance(stamps, pd.DatetimeIndex):
-        steps, counts = np.unique(np.diff(stamps.to_numpy()), return_counts=True)
-        return str(int(steps[counts.argmax()]))
-    found = calendar_frequency(stamps)
-    if found is not None:
-        return found
-    steps, counts = np.unique(np.diff(stamps.asi8), return_counts=True)
-    step = pd.Timedelta(int(steps[counts.argmax()]), unit=stamps.unit)
-    return str(to_offset(step).freqstr)
 
 
 def calendar_frequency(stamps: pd.DatetimeIndex) -> str | None:
@@ -76,6 +56,20 @@ def step_name(step: pd.Timedelta, weekday: int) -> str:
     return str(to_offset(step).freqstr)
 
 
+def month_name(n_months: int, month: int, end: bool) -> str:
+    """A pandas offset alias for steps of so many months that begin or end with a month (1 is January)."""
+    letter = "E" if end else "S"
+    years, rest = divmod(n_months, 12)
+    if not rest:
+        return f"{years if years > 1 else ''}Y{letter}-{_MONTH_NAMES[month - 1]}"
+    if n_months == 3:
+        first = (
+            month - 1
+        ) % 3  # quarters are named by their first month if they begin, by the last if they end
+        return f"Q{letter}-{_MONTH_NAMES[first + 9 if end else first]}"
+    return f"{n_months if n_months > 1 else ''}M{letter}"
+
+
 def next_stamps(last: Any, frequency: str, n: int) -> pd.Index:
     """The ``n`` stamps that follow ``last``."""
     if not isinstance(last, pd.Timestamp):
@@ -94,7 +88,9 @@ def step_numbers(stamps: pd.Index, frequency: str) -> NDArray[np.int64]:
         return stamps.to_numpy().astype(np.int64) // int(frequency)
     step = None if "W" in frequency else fixed_step(frequency)
     if step is None:  # months, weeks, business days
-        naive = stamps.tz_localize(None) if stamps.tz is not None else stamps
+        naive = clock(stamps, absolute=False)
+        if _period(frequency) == "B":
+            return business_days(naive)
         return naive.to_period(_period(frequency)).asi8 // to_offset(frequency).n
     own = clock(stamps, absolute=step < pd.Timedelta(days=1))
     return own.asi8 // ticks(step, own.unit)
@@ -105,6 +101,13 @@ def clock(stamps: pd.DatetimeIndex, *, absolute: bool) -> pd.DatetimeIndex:
     if stamps.tz is None:
         return stamps
     return (stamps.tz_convert("UTC") if absolute else stamps).tz_localize(None)
+
+
+def business_days(stamps: pd.DatetimeIndex) -> NDArray[np.int64]:
+    """The number of each stamp's working day, Monday to Friday; a weekend has its Friday's."""
+    days = stamps.normalize().as_unit("s").asi8 // 86400 - 4  # 1970-01-05 was a Monday
+    week, day = np.divmod(days, 7)
+    return week * 5 + np.minimum(day, 4)
 
 
 def ticks(length: pd.Timedelta, unit: str) -> int:

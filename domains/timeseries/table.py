@@ -38,8 +38,9 @@ import pandas as pd
 
 from mambakit.core.errors import DataError, UsageError
 from mambakit.domains.timeseries.reading import read_long, read_wide, take_in
+from mambakit.domains.timeseries.regular import infer_frequency
 from mambakit.domains.timeseries.series import TIME_NAMES, Columns, LeftOut, Missing, Series, Table
-from mambakit.domains.timeseries.stamps import infer_frequency, next_stamps, step_numbers
+from mambakit.domains.timeseries.stamps import next_stamps, step_numbers
 
 __all__ = [
     "TIME_NAMES",
