@@ -101,8 +101,8 @@ def write_backtest(
     measured = {level: result.rows[0].get(f"coverage-{level:g}", nan) for level in result.intervals}
     report.add_figure(
         backtest_plots.calibration_figure(result.ranks[ours], result.levels, measured),
-        "found: of the quantiles as they are forecast; intervals: of those in the table, calibrated where "
-        "the model is.",
+        "found: of the quantiles as they are forecast; intervals: of those in the table, calibrated "
+        "where the model is.",
     )
     report.add_heading(f"Series, the worst of {ours} first")
     own = result.by_series[result.by_series.forecaster == ours].sort_values("mase", ascending=False)
