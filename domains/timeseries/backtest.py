@@ -146,9 +146,11 @@ def backtest(
             ours = made[OURS][0].levels if OURS in made else DECILES
             scores = SeriesScores(ours, levels)
         if any(name not in predictors for name in baselines):
-            options = {"levels": _joined(scores.levels, levels), "season_length": season_length}
+            wanted = _joined(scores.levels, levels)
             for name in baselines:
-                predictors[name] = _baseline(name, seen, lookback, horizon, **options)
+                predictors[name] = _baseline(
+                    name, seen, lookback, horizon, levels=wanted, season_length=season_length
+                )
                 made[name] = predictors[name](seen, horizon)
         for name, forecasts in made.items():
             scores.add(name, forecasts, targets, scales)
@@ -172,7 +174,7 @@ def backtest(
 def as_predictor(model: Any, levels: Sequence[float] = ()) -> Predictor:
     """A model as a function; with its calibrated intervals where it has them."""
     if not isinstance(model, nn.Module):
-        return model  # type: ignore[no-any-return]
+        return model
 
     def predict(histories: Sequence[Series], horizon: int) -> list[Forecast]:
         made = forecast(model, histories, horizon)  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mambakit.domains.timeseries.forecasting import Forecast
+from mambakit.domains.timeseries.forecasts import Forecast
 from mambakit.domains.timeseries.metrics import central_pairs
 from mambakit.domains.timeseries.table import Series
 

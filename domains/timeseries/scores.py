@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from mambakit.core.errors import DataError
 from mambakit.core.scoring import pinball, winkler
 from mambakit.domains.timeseries.conformal import share_of_misses
-from mambakit.domains.timeseries.forecasting import Forecast
+from mambakit.domains.timeseries.forecasts import Forecast
 from mambakit.domains.timeseries.metrics import central_pairs, owa, smape_terms
 
 Array = NDArray[np.float64]
@@ -44,7 +44,7 @@ class SeriesScores:
             share_of_misses(level)
         self._parts: dict[str, list[dict[str, Any]]] = {}
         self._by_step: dict[str, Array] = {}
-        self._ranks: dict[str, Array] = {}
+        self._ranks: dict[str, NDArray[np.int64]] = {}
 
     def add(self, name: str, forecasts: Sequence[Forecast], targets: Array, scales: Array) -> None:
         """Adds a forecast of each of several series.
@@ -96,10 +96,11 @@ class SeriesScores:
                 scaled = winkler(*made, t, share_of_misses(level)).numpy() / scale
                 sums["msis"] = np.where(usable, scaled, 0.0).sum(1)
         self._parts.setdefault(name, []).append(sums)
-        counts = np.bincount(rank[there], minlength=len(self.levels) + 1)
-        step = np.stack([(error**2).sum(0), there.sum(0)])
-        self._ranks[name] = self._ranks.get(name, 0) + counts
-        self._by_step[name] = self._by_step.get(name, 0) + step
+        ranks = np.bincount(rank[there], minlength=len(self.levels) + 1)
+        by_step = np.stack([(error**2).sum(0), there.sum(0).astype(np.float64)])
+        known = name in self._ranks
+        self._ranks[name] = self._ranks[name] + ranks if known else ranks
+        self._by_step[name] = self._by_step[name] + by_step if known else by_step
 
     def table(self) -> pd.DataFrame:
         """A row for each series and forecaster, in the order they came: n (targets), and the errors.
