@@ -181,12 +181,13 @@ def _trained(
 
     before = evaluation.data_before(histories, name=name, **facts)
     options: dict[str, Any] = {
+        **sizes,
         "model_config": PRESET_MODEL,
         "loss_config": PRESET_LOSS,
         "train_config": config,
     }
     with tempfile.TemporaryDirectory() as folder:
-        model, _ = training.train_forecaster(before, RunFolder(folder), **sizes, **options)
+        model, _ = training.train_forecaster(before, RunFolder(folder), **options)
     if calibrate:
         try:
             calibrate_model(model, histories, horizon=sizes["horizon"], least=sizes["lookback"])

@@ -14,12 +14,13 @@ from torch import nn
 
 from mambakit.core.errors import DataError, UsageError
 from mambakit.domains.timeseries import conformal, statsforecasts
+from mambakit.domains.timeseries.forecast_table import ForecastTable
 from mambakit.domains.timeseries.forecasting import Forecast, Predictor, forecast, until, with_intervals
 from mambakit.domains.timeseries.linear_forecasts import fit_linear
 from mambakit.domains.timeseries.local_forecasts import LOCAL
 from mambakit.domains.timeseries.local_forecasts import predictor as local_predictor
-from mambakit.domains.timeseries.metrics import central_pairs, mase_scale
-from mambakit.domains.timeseries.scores import Average, SeriesScores
+from mambakit.domains.timeseries.metrics import mase_scale
+from mambakit.domains.timeseries.scores import AVERAGES, Average, SeriesScores
 from mambakit.domains.timeseries.table import Series
 
 OURS = "mambakit"
@@ -110,6 +111,10 @@ def backtest(
         if value < 1:
             raise UsageError(f"{name}: expected at least 1, got {value}")
     _check_baselines(baselines)
+    for level in levels:
+        conformal.share_of_misses(level)
+    if average not in AVERAGES:
+        raise UsageError(f"average: expected one of {', '.join(AVERAGES)}, got {average!r}")
     every = _refit_every(refit)
     cuts = [_cuts(one, horizon, windows, step_size, least) for one in series]
     left_out = {
@@ -120,7 +125,7 @@ def backtest(
         raise DataError(f"no series can be backtested; the first, {first[0]!r}: {first[1]}")
     scores: SeriesScores | None = None
     predictors: dict[str, Predictor] = {}
-    frames: list[pd.DataFrame] = []
+    table = ForecastTable()
     fits = 0
     for window in range(windows):
         taking = [(one, cut[window]) for one, cut in zip(series, cuts, strict=True) if window in cut]
@@ -141,23 +146,22 @@ def backtest(
             ours = made[OURS][0].levels if OURS in made else DECILES
             scores = SeriesScores(ours, levels)
         if any(name not in predictors for name in baselines):
-            options = {"levels": _joined(scores.levels, levels), "season_length": season_length}
+            wanted = _joined(scores.levels, levels)
             for name in baselines:
-                predictors[name] = _baseline(name, seen, lookback, horizon, **options)
+                predictors[name] = _baseline(
+                    name, seen, lookback, horizon, levels=wanted, season_length=season_length
+                )
                 made[name] = predictors[name](seen, horizon)
         for name, forecasts in made.items():
             scores.add(name, forecasts, targets, scales)
-        frames.extend(
-            _frame(one, n, horizon, {name: forecasts[i] for name, forecasts in made.items()})
-            for i, (one, n) in enumerate(taking)
-        )
+        table.add(taking, horizon, made)
     assert scores is not None
     left_out |= dict.fromkeys(scores.empty, "none of its targets is there")
     counts = {one.unique_id: len(cut) for one, cut in zip(series, cuts, strict=True)}
     return Backtest(
         rows=scores.rows(average),
         by_series=scores.table(),
-        table=pd.concat(frames, ignore_index=True),
+        table=table.frame(),
         left_out=left_out,
         partly={name: n for name, n in counts.items() if 0 < n < windows},
         mse_by_step=scores.mse_by_step(),
@@ -170,7 +174,7 @@ def backtest(
 def as_predictor(model: Any, levels: Sequence[float] = ()) -> Predictor:
     """A model as a function; with its calibrated intervals where it has them."""
     if not isinstance(model, nn.Module):
-        return model  # type: ignore[no-any-return]
+        return model
 
     def predict(histories: Sequence[Series], horizon: int) -> list[Forecast]:
         made = forecast(model, histories, horizon)  # type: ignore[arg-type]
@@ -207,6 +211,9 @@ def _check_baselines(names: Sequence[str]) -> None:
     unknown = [name for name in names if name not in BASELINES]
     if unknown:
         raise UsageError(f"baselines: expected some of {', '.join(BASELINES)}, got {unknown[0]!r}")
+    for name in names:
+        if name in statsforecasts.MODELS:
+            statsforecasts.require(name)  # before a model is trained for nothing
 
 
 def _baseline(
@@ -245,25 +252,3 @@ def _last(one: Series, n_rows: int) -> Series:
 
 def _scale(values: NDArray[np.float64], season_length: int) -> float:
     return float(mase_scale(torch.tensor(values)[:, None], season_length))
-
-
-def _frame(one: Series, n: int, horizon: int, made: dict[str, Forecast]) -> pd.DataFrame:
-    columns: dict[str, object] = {
-        "unique_id": one.unique_id,
-        "cutoff": one.stamps[n - 1],
-        "ds": one.stamps[n : n + horizon],
-        "y": one.values[n : n + horizon],
-    }
-    for name, said in made.items():
-        name = name.replace(" ", "_")
-        columns[name] = said.point
-        # calibrated intervals take the place of the network's own, wider ones of which may lie inside them
-        bounds = said.intervals or {
-            level: (said.quantiles[:, i], said.quantiles[:, j])
-            for level, (i, j) in central_pairs(said.levels).items()
-        }
-        for level, (low, high) in sorted(bounds.items()):
-            columns[f"{name}-lo-{level:g}"], columns[f"{name}-hi-{level:g}"] = low, high
-        if 0.5 in said.levels:
-            columns[f"{name}-median"] = said.quantiles[:, said.levels.index(0.5)]
-    return pd.DataFrame(columns)

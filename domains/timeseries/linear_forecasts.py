@@ -17,7 +17,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from mambakit.core.errors import DataError
-from mambakit.domains.timeseries.forecasting import Forecast
+from mambakit.domains.timeseries.forecasts import Forecast
 from mambakit.domains.timeseries.local_forecasts import interpolated, normal_forecast
 from mambakit.domains.timeseries.table import Series
 
@@ -116,7 +116,7 @@ def _windows(
         if n < length:
             continue
         starts = np.arange((n - length) % stride, n - length + 1, stride)
-        there = sliding_window_view(np.isfinite(one.values), horizon)[lookback:].all(-1)
+        there = np.all(sliding_window_view(np.isfinite(one.values), horizon)[lookback:], axis=-1)
         starts = starts[there[starts]]
         values = sliding_window_view(interpolated(one.values) / _deviation(one.values), length)
         columns = [
@@ -132,13 +132,13 @@ def _windows(
 
 def _covariates(series: Sequence[Series]) -> Scales:
     """Numeric future covariates that every series has, with mean and deviation; constant ones say nothing."""
-    frames = [one.future for one in series]
-    if not frames or any(frame is None for frame in frames):
+    frames = [one.future for one in series if one.future is not None]
+    if not frames or len(frames) < len(series):
         return {}
     names = [
         name
-        for name in frames[0].columns  # type: ignore[union-attr]
-        if all(name in frame and pd.api.types.is_numeric_dtype(frame[name]) for frame in frames)  # type: ignore[union-attr,operator]
+        for name in frames[0].columns
+        if all(name in frame and pd.api.types.is_numeric_dtype(frame[name]) for frame in frames)
     ]
     found = {}
     for name in names:

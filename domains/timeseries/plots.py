@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
 
-from mambakit.domains.timeseries.forecasting import Forecast
+from mambakit.domains.timeseries.forecasts import Forecast
 from mambakit.domains.timeseries.table import Series
 
 INK, OURS, GREY = "#22303c", "#1668b8", "#8a94a0"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from math import nan
 from pathlib import Path
+from typing import Any
 
 from mambakit.core.training import FitResult, Report, RunFolder
 from mambakit.domains.timeseries import backtest_plots, plots
@@ -98,11 +99,12 @@ def write_backtest(
     report.add_heading("The best, the median and the worst")
     report.add_figure(backtest_plots.extremes_figure(result, series), f"By MASE of {ours}.")
     report.add_heading("Are the quantiles honest?")
-    measured = {level: result.rows[0].get(f"coverage-{level:g}", nan) for level in result.intervals}
+    first: Mapping[str, Any] = result.rows[0]
+    measured = {level: float(first.get(f"coverage-{level:g}", nan)) for level in result.intervals}
     report.add_figure(
         backtest_plots.calibration_figure(result.ranks[ours], result.levels, measured),
-        "found: of the quantiles as they are forecast; intervals: of those in the table, calibrated where "
-        "the model is.",
+        "found: of the quantiles as they are forecast; intervals: of those in the table, calibrated "
+        "where the model is.",
     )
     report.add_heading(f"Series, the worst of {ours} first")
     own = result.by_series[result.by_series.forecaster == ours].sort_values("mase", ascending=False)

@@ -11,17 +11,17 @@ The weighted quantile loss is a ratio of sums over all series in both, as in Glu
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from mambakit.core.errors import DataError, UsageError
+from mambakit.core.errors import DataError
 from mambakit.core.scoring import pinball, winkler
 from mambakit.domains.timeseries.conformal import share_of_misses
-from mambakit.domains.timeseries.forecasting import Forecast
+from mambakit.domains.timeseries.forecasts import Forecast
 from mambakit.domains.timeseries.metrics import central_pairs, owa, smape_terms
 
 Array = NDArray[np.float64]
@@ -42,9 +42,9 @@ class SeriesScores:
         self.intervals = tuple(sorted(intervals))
         for level in self.intervals:
             share_of_misses(level)
-        self._parts: list[pd.DataFrame] = []
-        self._by_step: dict[str, list[Array]] = {}
-        self._ranks: dict[str, Array] = {}
+        self._parts: dict[str, list[dict[str, Any]]] = {}
+        self._by_step: dict[str, Array] = {}
+        self._ranks: dict[str, NDArray[np.int64]] = {}
 
     def add(self, name: str, forecasts: Sequence[Forecast], targets: Array, scales: Array) -> None:
         """Adds a forecast of each of several series.
@@ -73,7 +73,8 @@ class SeriesScores:
         scale = np.where(scales > 0, scales, 1.0)[:, None]
         loss = pinball(q, t, self.levels).mean(-1).numpy()
         rank = (quantiles < targets[..., None]).sum(-1)
-        sums = {
+        sums: dict[str, Any] = {
+            "unique_id": [one.unique_id for one in forecasts],
             "n": there.sum(1),
             "se": (error**2).sum(1),
             "ae": np.abs(error).sum(1),
@@ -94,12 +95,12 @@ class SeriesScores:
                 made = (torch.from_numpy(low), torch.from_numpy(high))
                 scaled = winkler(*made, t, share_of_misses(level)).numpy() / scale
                 sums["msis"] = np.where(usable, scaled, 0.0).sum(1)
-        ids = [one.unique_id for one in forecasts]
-        self._parts.append(pd.DataFrame({"unique_id": ids, "forecaster": name, **sums}))
-        counts = np.bincount(rank[there], minlength=len(self.levels) + 1)
-        step = np.stack([(error**2).sum(0), there.sum(0)])
-        self._ranks[name] = self._ranks.get(name, 0) + counts
-        self._by_step.setdefault(name, []).append(step)
+        self._parts.setdefault(name, []).append(sums)
+        ranks = np.bincount(rank[there], minlength=len(self.levels) + 1)
+        by_step = np.stack([(error**2).sum(0), there.sum(0).astype(np.float64)])
+        known = name in self._ranks
+        self._ranks[name] = self._ranks[name] + ranks if known else ranks
+        self._by_step[name] = self._by_step[name] + by_step if known else by_step
 
     def table(self) -> pd.DataFrame:
         """A row for each series and forecaster, in the order they came: n (targets), and the errors.
@@ -137,11 +138,8 @@ class SeriesScores:
         """The average of each forecaster, one mapping each; OWA where ``naive2`` is among them.
 
         Raises:
-            UsageError: On another average.
             DataError: If no series has a target.
         """
-        if average not in AVERAGES:
-            raise UsageError(f"average: expected one of {', '.join(AVERAGES)}, got {average!r}")
         table = self.table()
         if table.empty:
             raise DataError("no series has a target to measure forecasts by")
@@ -167,10 +165,9 @@ class SeriesScores:
 
     def mse_by_step(self) -> dict[str, list[float]]:
         """Mean squared error at each step, pooled, of each forecaster."""
-        totals = {name: np.sum(parts, axis=0) for name, parts in self._by_step.items()}
         return {
-            name: (total[0] / np.where(total[1] > 0, total[1], np.nan)).tolist()
-            for name, total in totals.items()
+            name: (errors / np.where(counts > 0, counts, np.nan)).tolist()
+            for name, (errors, counts) in self._by_step.items()
         }
 
     def ranks(self) -> dict[str, list[int]]:
@@ -179,8 +176,12 @@ class SeriesScores:
 
     def _sums(self) -> pd.DataFrame:
         """By series and forecaster, over origins."""
-        every = pd.concat(self._parts, ignore_index=True)
-        return every.groupby(["unique_id", "forecaster"], sort=False).sum(min_count=1)
+        frames = []
+        for name, parts in self._parts.items():
+            columns = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+            sums = pd.DataFrame(columns).groupby("unique_id", sort=False).sum()
+            frames.append(sums.assign(forecaster=name).set_index("forecaster", append=True))
+        return pd.concat(frames)
 
     def _at(self, name: str, levels: Sequence[float]) -> list[int]:
         found = [int(np.argmin(np.abs(np.array(levels) - level))) for level in self.levels]

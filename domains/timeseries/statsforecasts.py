@@ -33,16 +33,26 @@ def predictor(name: str, *, season_length: int, levels: Sequence[float]) -> Pred
     Raises:
         UserError: If statsforecast isn't installed, or fails on a series; the message names it.
     """
-    try:
-        from statsforecast import models
-    except ImportError:
-        raise UserError(f'{name} comes with statsforecast: pip install "mambakit[baselines]"') from None
+    models = require(name)
     make = getattr(models, MODELS[name])
 
     def predict(histories: Sequence[Series], horizon: int) -> list[Forecast]:
         return [_predict(make(season_length=season_length), name, one, horizon, levels) for one in histories]
 
     return predict
+
+
+def require(name: str) -> Any:
+    """statsforecast's models.
+
+    Raises:
+        UserError: If it isn't installed.
+    """
+    try:
+        from statsforecast import models
+    except ImportError:
+        raise UserError(f'{name} comes with statsforecast: pip install "mambakit[baselines]"') from None
+    return models
 
 
 def _predict(model: Any, name: str, one: Series, horizon: int, levels: Sequence[float]) -> Forecast:

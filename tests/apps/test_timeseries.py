@@ -51,10 +51,11 @@ def test_train_leaves_a_run_and_a_model(model: Path):
     ):
         assert (model / name).stat().st_size > 0
     page = (model / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == 3
+    assert page.count("data:image/png;base64,") == 4
     assert "seasonal naive" in page
     assert "http://" not in page.replace("http://www.w3.org", "")
     assert {path.stem for path in (model / "pictures").iterdir()} == {
+        "calibration",
         "error_by_step",
         "forecast",
         "learning_curve",
@@ -93,12 +94,35 @@ def test_forecast_of_a_series_it_has_not_seen(
 
 
 def test_backtest_trains_and_compares(table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    words = ["backtest", "--data", str(table), "--horizon", "12", "--windows", "2", "--lookback", "48"]
-    assert main([*words, *QUICK, "--train.max_steps=8", "--output", str(tmp_path / "b.parquet")]) == 0
-    out = capsys.readouterr().out
-    for name in ("mambakit", "linear", "seasonal naive", "naive", "mase", "coverage"):
-        assert name in out
-    assert len(pd.read_parquet(tmp_path / "b.parquet")) == 24
+    words = ["backtest", "--data", str(table), "--horizon", "12", "--windows", "3", "--lookback", "48"]
+    words += ["--step-size", "6", "--refit", "2", "--levels", "80,90", "--baselines", "linear,naive,naive2"]
+    names = {"output": "b.parquet", "errors": "e.csv", "plot": "b.png", "report": "b.html"}
+    for flag, name in names.items():
+        words += [f"--{flag}", str(tmp_path / name)]
+    assert main([*words, *QUICK, "--train.max_steps=8"]) == 0
+    said = capsys.readouterr()
+    for name in ("mambakit", "linear", "naive2", "mase", "msis", "coverage-80", "coverage-90", "owa"):
+        assert name in said.out
+    frame = pd.read_parquet(tmp_path / "b.parquet")
+    assert len(frame) == 3 * 12
+    assert (frame["mambakit-lo-90"] <= frame["mambakit-lo-80"]).all()  # both calibrated
+    assert len(pd.read_csv(tmp_path / "e.csv")) == 4
+    assert (tmp_path / "b.png").read_bytes().startswith(b"\x89PNG")
+    assert "naive2" in (tmp_path / "b.html").read_text()
+
+
+def test_backtest_of_a_saved_model_leaves_the_short_series_out(
+    model: Path, table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    whole = pd.read_csv(table)
+    pd.concat([whole, whole[:50].assign(unique_id="short")]).to_csv(tmp_path / "two.csv", index=False)
+    words = ["backtest", "--data", str(tmp_path / "two.csv"), "--horizon", "12", "--windows", "2", "--json"]
+    assert main([*words, "--model", str(model)]) == 0
+    said = capsys.readouterr()
+    found = json.loads(said.out)
+    assert found["series"] == 1
+    assert "50 rows are too few" in found["left_out"]["short"]
+    assert "1 series are left out: short" in said.err
 
 
 def test_a_finished_run_is_not_overwritten_by_another(model: Path, table: Path, capsys):
@@ -136,6 +160,19 @@ def test_a_finished_run_is_not_overwritten_by_another(model: Path, table: Path, 
         (["evaluate", "--model", "MODEL", "--data", "co2"], 1, "other series"),
         (["backtest", "--data", "SHORT"], 1, "rows are too few"),
         (["backtest", "--data", "GOOD", "--windows", "0"], 2, "windows: expected at least 1"),
+        (["backtest", "--data", "GOOD", "--levels", "80,x"], 2, "levels: expected numbers between commas"),
+        (["backtest", "--data", "GOOD", "--levels", "80,100"], 2, "levels: expected per cents inside"),
+        (["backtest", "--data", "GOOD", "--baselines", "nave"], 2, "baselines: expected some of linear"),
+        (
+            ["backtest", "--data", "GOOD", "--model", "MODEL", "--refit", "1"],
+            2,
+            "leave --model or --refit out",
+        ),
+        (
+            ["backtest", "--data", "GOOD", "--report", "r.pdf"],
+            2,
+            "report: expected a name that ends in .html",
+        ),
         (["predict"], 2, "there is no verb 'predict'"),
         ([], 2, "usage"),
     ],
