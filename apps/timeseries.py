@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from mambakit.apps.timeseries_classify import classify
+from mambakit.apps.timeseries_impute import impute
 from mambakit.core.cli import format_table, print_json, run_app
 from mambakit.core.errors import DataError, UsageError
 from mambakit.core.training import TrainConfig
@@ -298,6 +299,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "forecast": forecast,
         "backtest": backtest,
         "classify": classify,
+        "impute": impute,
     }
     text = __doc__ or ""
     description, _, examples = text.partition("\n\n")

@@ -207,7 +207,7 @@ class StreamLossConfig:
     validation_series: int = 512
     """Series that validation reads at most."""
     mask_share: float = 0.0
-    """Share of windows in which values are hidden, one by one or in blocks, to learn what missing ones mean."""
+    """Share of windows in which values are hidden, singly or in blocks, to learn what missing ones mean."""
     impute_weight: float = 0.0
     """What saying the hidden values counts beside forecasting; more than 0 makes a model that imputes."""
 

@@ -88,7 +88,7 @@ def turned(read: Read, after: Tensor | None = None) -> Read:
 
     Args:
         read: The piece.
-        after: Steps from the last row to the row after the piece, ``(rows,)``; 1 by default, as a series begins.
+        after: Steps from the last row to the row after the piece, ``(rows,)``; 1, as a series begins, by default.
     """
     first = read.elapsed.new_ones(len(read.elapsed)) if after is None else after
     elapsed = torch.cat([first[:, None], read.elapsed[:, 1:].flip(1)], 1)
@@ -97,9 +97,7 @@ def turned(read: Read, after: Tensor | None = None) -> Read:
     )
 
 
-def read_both_ways(
-    model: StreamForecaster, read: Read, forwards: Passed | None = None
-) -> list[Tensor]:
+def read_both_ways(model: StreamForecaster, read: Read, forwards: Passed | None = None) -> list[Tensor]:
     """What each member says of every value of a piece, ``(rows, length, n_quantiles)``.
 
     Args:
@@ -109,18 +107,27 @@ def read_both_ways(
     """
     forwards = forwards or model.walk(read)
     backwards = model.walk(turned(read), from_end=True)
-    levels = forwards.level, turned_level(backwards.level)
     line, around = between(read.values, read.elapsed), near(read.values, reach_of(model.config))
+    return fill_from(model, forwards, backwards, around, line)
+
+
+def fill_from(
+    model: StreamForecaster, forwards: Passed, backwards: Passed, around: Tensor, line: Between
+) -> list[Tensor]:
+    """What each member says of every value, ``(rows, length, n_quantiles)``.
+
+    Args:
+        model: A network that imputes.
+        forwards: What reading the piece found.
+        backwards: What reading it from its end found, in that order.
+        around, line: From ``near`` and ``between``.
+    """
+    levels = forwards.level, Level(*(one.flip(1) for one in backwards.level))
     said = []
     for member, one, other in zip(model.members, forwards.hidden, backwards.hidden, strict=True):
         assert member.imputer is not None
         said.append(member.imputer(member.dropout(one), member.dropout(other.flip(1)), levels, around, line))
     return said
-
-
-def turned_level(level: Level) -> Level:
-    """The level of a turned piece, in the order of its rows."""
-    return Level(*(one.flip(1) for one in level))
 
 
 class ImputationHead(nn.Module):

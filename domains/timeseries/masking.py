@@ -26,8 +26,8 @@ def hidden_rows(
 ) -> Tensor:
     """Where values are to be hidden, ``(n_windows * n_mixed, length)`` bool.
 
-    Half the windows lose single points, each series its own; half lose blocks of geometric length, and half of
-    those in all series at once, as where a station was off. Nothing waits for the device.
+    Half the windows lose single points, each series its own; half lose blocks of geometric length, and half
+    of those in all series at once, as where a station was off. Nothing waits for the device.
     """
 
     def draw(*shape: int) -> Tensor:

@@ -64,7 +64,9 @@ class StreamLoss(nn.Module):
             losses.append(2 * (loss * counted).sum() / there.sum().clamp(min=1))
         if self.impute_weight:
             n = len(hidden)
-            start = Passed(Level(*(x[:n] for x in passed.level)), [x[:n] for x in passed.hidden], passed.state)
+            start = Passed(
+                Level(*(x[:n] for x in passed.level)), [x[:n] for x in passed.hidden], passed.state
+            )
             said = read_both_ways(self.model, Read(*(x[:n] for x in piece)), start)
             loss = impute_loss(said, hidden, self.model.members[0].head.levels, weight[:n])
             losses.append(self.impute_weight * loss)
@@ -156,11 +158,15 @@ class StreamTask(pl.LightningModule):
         self.log_dict(found, batch_size=1)
 
     def _impute_error(self) -> tuple[Tensor, Tensor]:
-        """Pinball loss and squared error of values hidden in windows of the validation part, always the same."""
+        """Pinball loss and squared error of values hidden in windows of the validation part, always alike."""
         n_mixed, generator = self.model.config.n_mixed, torch.Generator().manual_seed(0)
         sums = torch.zeros(3, device=self.device, dtype=torch.float64)
         for which, read, inside in windows_of(
-            self._store, 1, length=self.length, n_mixed=n_mixed, most_series=self.loss_config.validation_series
+            self._store,
+            1,
+            length=self.length,
+            n_mixed=n_mixed,
+            most_series=self.loss_config.validation_series,
         ):
             where = hidden_rows(len(which) // n_mixed, n_mixed, self.length, generator=generator)
             masked, hidden = hide(read, where.to(self.device) & inside)

@@ -15,7 +15,7 @@ from pandas.tseries.frequencies import to_offset
 
 from mambakit.core.errors import DataError, UsageError
 
-Missing = Literal["error", "interpolate"]
+Missing = Literal["error", "mask", "interpolate"]
 
 TIME_NAMES = ("ds", "date", "datetime", "time", "timestamp")
 _READERS = {".csv": "csv", ".txt": "csv", ".gz": "csv", ".parquet": "parquet", ".pq": "parquet"}
@@ -49,8 +49,8 @@ def read_table(path: Path | str, *, missing: Missing = "error") -> list[Series]:
 
     Args:
         path: ``.csv`` (also compressed, ``.csv.gz``) or ``.parquet``.
-        missing: What to do about missing values and gaps: ``"error"`` says where they are,
-            ``"interpolate"`` fills them on a straight line between their neighbours.
+        missing: What to do about missing values and gaps: ``"error"`` says where they are, ``"mask"`` keeps
+            them as NaN, ``"interpolate"`` fills them on a straight line between their neighbours.
 
     Raises:
         DataError: If the file can't be read, or ``series_of`` refuses its table.
@@ -84,8 +84,8 @@ def series_of(frame: pd.DataFrame, *, source: str = "the table", missing: Missin
             names the series and the row.
         UsageError: On another ``missing``.
     """
-    if missing not in ("error", "interpolate"):
-        raise UsageError(f"missing: expected 'error' or 'interpolate', got {missing!r}")
+    if missing not in ("error", "mask", "interpolate"):
+        raise UsageError(f"missing: expected 'error', 'mask' or 'interpolate', got {missing!r}")
     frame = frame.rename(columns=lambda name: str(name).strip())
     if frame.empty:
         raise DataError(f"{source} has no rows")
@@ -238,7 +238,10 @@ def _series(
             where = stamps[_first(np.isnan(values))]
             what = f"has {n_missing} missing values (NaN), the first at {where}"
         raise DataError(f"{source}: series {name!r} {what}; --missing interpolate fills them")
-    if n_gaps or n_missing:
+    if missing == "mask":
+        values = pd.Series(values, stamps).reindex(grid).to_numpy(dtype=np.float64)
+        stamps = grid
+    elif n_gaps or n_missing:
         filled = pd.Series(values, stamps).reindex(grid)
         if filled.notna().sum() < 2:
             raise DataError(f"{source}: series {name!r} has fewer than two values; nothing to fill from")
