@@ -48,9 +48,8 @@ def impute(
         if path is not None and path.suffix.lower() not in allowed:
             raise UsageError(f"{flag}: expected a name that ends in {' or '.join(allowed)}, got {path}")
     chosen = resolve_device(device)
-    forecaster = StreamForecaster.from_pretrained(
-        model, map_location="cpu" if chosen.type == "mps" else chosen
-    )
+    place = "cpu" if chosen.type == "mps" else chosen  # which has no float64
+    forecaster = StreamForecaster.from_pretrained(model, map_location=place)
     series = series_in(load_data(input, missing="mask"))
     left_out: list[tuple[str, str]] = []
     frame = imputation.impute(forecaster, series, left_out=left_out)
@@ -63,9 +62,8 @@ def impute(
         imputation_plot.imputation_figure(frame).savefig(plot, dpi=130)
         print(f"picture: {plot}", file=sys.stderr)
     if json:
-        print_json(
-            frame.astype({"ds": str}).astype(object).where(frame.notna(), None).to_dict(orient="records")
-        )
+        plain = frame.astype({"ds": str}).astype(object).where(frame.notna(), None)
+        print_json(plain.to_dict(orient="records"))
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
         if output.suffix.lower() == ".parquet":

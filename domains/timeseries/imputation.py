@@ -1,8 +1,8 @@
 """Filling missing values with a trained network that reads row by row, from both ends of each series.
 
-However long a series is, memory holds its rows and a state for each piece of them: one pass from the end keeps
+However long a series is, memory holds its rows and a state for each piece of them: a pass from the end keeps
 the state behind every piece; then one from the beginning reads a piece forwards, reads it again from its end
-with the state kept for it, and fills it. So what is said equals what one piece of the whole length would say.
+with the state kept for it, and fills it. So the result equals that of one piece of the whole length.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ def impute(
 
     Returns:
         A long table ``unique_id, ds, y, y_hat, q10, ..., q90, filled``, a row for each row of each series.
-        Where ``filled``, ``y`` is missing, ``y_hat`` the point estimate and beside it are the quantiles; elsewhere
-        all of them are the observed value as it was given.
+        Where ``filled``, ``y`` is missing, ``y_hat`` the point estimate and beside it are the quantiles;
+        elsewhere all of them are the observed value as it was given.
 
     Raises:
         UsageError: If the model wasn't trained to impute, or ``piece`` is below 1.
-        DataError: If a series has no value at all or lacks what the model needs, or those of a model that reads
-            its series together are not all there.
+        DataError: If a series has no value at all or lacks what the model needs, or those of a model that
+            reads its series together are not all there.
     """
     if not model.config.imputes:
         raise UsageError(
@@ -67,7 +67,7 @@ def impute(
                 )
             ready[one.unique_id] = model.tokenizer.rows(one)
         except SampleError as error:
-            if left_out is None:
+            if left_out is None or model.config.n_mixed > 1:  # which needs every one of them
                 raise DataError(error.reason) from None
             left_out.append((one.unique_id, error.reason))
     by_name = {one.unique_id: one for one in series}
@@ -77,9 +77,8 @@ def impute(
         for name, own, scaled in zip(names, rows, fill_rows(model, rows, piece=piece), strict=True):
             made[name] = _frame(model, by_name[name], own, scaled)
     if not made:
-        raise DataError(
-            f"no series is left to fill; the first reason: {left_out[0][1]}" if left_out else "no series"
-        )
+        why = f": {left_out[0][1]}" if left_out else ""
+        raise DataError(f"there is no series to fill{why}")
     return pd.concat([made[one.unique_id] for one in series if one.unique_id in made], ignore_index=True)
 
 
@@ -127,11 +126,10 @@ def fill_rows(model: StreamForecaster, rows: Sequence[Rows], *, piece: int = PIE
 
 def _from_end(model: StreamForecaster, rows: Sequence[Rows], begin: int, end: int) -> Read:
     read = as_read(model, rows, begin, end)
-    more = end < len(rows[0].values)
-    after = (
-        torch.tensor([float(one.elapsed[end]) for one in rows], device=read.values.device) if more else None
-    )
-    return turned(read, after)
+    if end == len(rows[0].values):
+        return turned(read)
+    after = torch.tensor([float(one.elapsed[end]) for one in rows])
+    return turned(read, after.to(read.values.device))
 
 
 def _on(x: Tensor, device: torch.device) -> Tensor:
@@ -145,13 +143,5 @@ def _frame(model: StreamForecaster, one: Series, rows: Rows, scaled: Tensor) -> 
     columns = {
         f"q{level * 100:g}": np.where(filled, own[:, i], one.values) for i, level in enumerate(model.levels)
     }
-    return pd.DataFrame(
-        {
-            "unique_id": one.unique_id,
-            "ds": one.stamps,
-            "y": one.values,
-            "y_hat": point,
-            **columns,
-            "filled": filled,
-        }
-    )
+    facts = {"unique_id": one.unique_id, "ds": one.stamps, "y": one.values, "y_hat": point}
+    return pd.DataFrame({**facts, **columns, "filled": filled})

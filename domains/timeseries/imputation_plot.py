@@ -50,8 +50,6 @@ def _stretch(part: pd.DataFrame) -> pd.DataFrame:
         return part
     sums = np.concatenate([[0], part["filled"].to_numpy().cumsum()])
     counts = sums[_MOST_ROWS:] - sums[:-_MOST_ROWS]
-    best = np.flatnonzero(
-        counts == counts.max()
-    )  # in the middle of the best, so that the gap is not at an edge
+    best = np.flatnonzero(counts == counts.max())  # the middle one, so that the gap is not at an edge
     first = int(best[len(best) // 2])
     return part.iloc[first : first + _MOST_ROWS]

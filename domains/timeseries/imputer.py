@@ -88,7 +88,7 @@ def turned(read: Read, after: Tensor | None = None) -> Read:
 
     Args:
         read: The piece.
-        after: Steps from the last row to the row after the piece, ``(rows,)``; 1, as a series begins, by default.
+        after: Steps from the last row to the row after the piece, ``(rows,)``; by default 1, as where it begins.
     """
     first = read.elapsed.new_ones(len(read.elapsed)) if after is None else after
     elapsed = torch.cat([first[:, None], read.elapsed[:, 1:].flip(1)], 1)

@@ -130,7 +130,8 @@ def test_reversed_reading_is_its_own_inverse_and_sees_the_same_gaps(length: int,
         assert torch.equal(torch.nan_to_num(once), torch.nan_to_num(twice)), name
     one, other = between(values, elapsed), between(turned(read).values, turned(read).elapsed)
     assert torch.allclose(one.base, other.base.flip(1), atol=1e-5)
-    assert torch.equal(one.before, other.after.flip(1)) and torch.equal(one.is_left, other.is_right.flip(1))
+    assert torch.equal(one.before, other.after.flip(1))
+    assert torch.equal(one.is_left, other.is_right.flip(1))
 
 
 def test_a_palindrome_is_read_alike_from_both_ends() -> None:
@@ -165,7 +166,8 @@ def test_a_series_without_a_value_is_named() -> None:
         impute(model, [whole[0], nothing])
     left_out: list[tuple[str, str]] = []
     frame = impute(model, [whole[0], nothing], left_out=left_out)
-    assert set(frame["unique_id"]) == {"s0"} and left_out[0][0] == "s1"
+    assert set(frame["unique_id"]) == {"s0"}
+    assert left_out[0][0] == "s1"
     assert not frame["filled"].any()
 
 
@@ -187,15 +189,19 @@ def test_masks_are_the_seed_s_and_of_the_right_size() -> None:
     def draw(seed: int) -> torch.Tensor:
         return hidden_rows(64, 3, 96, generator=torch.Generator().manual_seed(seed))
 
-    assert torch.equal(draw(0), draw(0)) and not torch.equal(draw(0), draw(1))
+    assert torch.equal(draw(0), draw(0))
+    assert not torch.equal(draw(0), draw(1))
     share = draw(0).view(64, 3, 96).float().mean((1, 2))
     # between the least and the most that is drawn for a window, with what chance adds
-    assert 0.1 < share.mean() < 0.5 and share.max() < 0.85
+    assert 0.1 < share.mean() < 0.5
+    assert share.max() < 0.85
     runs = draw(0).int().diff(dim=1).clamp(min=0).sum(1)
-    assert (runs < 12).any() and (runs > 20).any()  # blocks, and points
+    assert (runs < 12).any()
+    assert (runs > 20).any()
     read = Read(torch.randn(8, 20), *torch.zeros(3, 8, 20, 1), torch.zeros(8, 0), torch.arange(8))
     masked, hidden = hide_some(read, 0.5, 2)
-    assert hidden.shape == (4, 20) and not masked.values[4:].isnan().any()
+    assert hidden.shape == (4, 20)
+    assert not masked.values[4:].isnan().any()
     assert torch.equal(torch.where(masked.values[:4].isnan(), hidden, masked.values[:4]), read.values[:4])
     assert hide_some(read, 0.0, 2)[0] is read
 
