@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mambakit.apps.timeseries_backtest import backtest
 from mambakit.apps.timeseries_classify import classify
+from mambakit.apps.timeseries_impute import impute
 from mambakit.apps.timeseries_output import (
     check_suffix,
     check_window,
@@ -215,6 +216,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "forecast": forecast,
         "backtest": backtest,
         "classify": classify,
+        "impute": impute,
     }
     text = __doc__ or ""
     description, _, examples = text.partition("\n\n")

@@ -142,6 +142,8 @@ class StreamConfig:
     """Whether gaps between rows differ: they drive dt."""
     season_length: int = 1
     """Rows in a season; 1 for none."""
+    imputes: bool = False
+    """Read from both ends too, to say what a missing value was."""
     model: StreamModelConfig = field(default_factory=StreamModelConfig)
     """The shape of the network."""
 
@@ -207,6 +209,18 @@ class StreamLossConfig:
     """Rows from one forecast to the next in validation."""
     validation_series: int = 512
     """Series that validation reads at most."""
+    mask_share: float = 0.0
+    """Share of windows in which values are hidden, singly or in blocks, to learn what missing ones mean."""
+    impute_weight: float = 0.0
+    """What saying the hidden values counts beside forecasting; more than 0 makes a model that imputes."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.mask_share <= 1:
+            raise UsageError(f"mask_share: expected a share from 0 to 1, got {self.mask_share}")
+        if not self.impute_weight >= 0:
+            raise UsageError(f"impute_weight: expected at least 0, got {self.impute_weight}")
+        if self.impute_weight and not self.mask_share:
+            raise UsageError("impute_weight: imputing is learned from hidden values; set mask_share too")
 
 
 PRESET_MODEL = ModelConfig()

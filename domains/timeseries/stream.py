@@ -14,59 +14,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from mambakit.core.backbone import Backbone, BackboneConfig
+from mambakit.core.backbone import Backbone
 from mambakit.core.heads import QuantileHead
 from mambakit.core.hub import HubModel
 from mambakit.core.state import State
 from mambakit.domains.timeseries.config import StreamConfig
+from mambakit.domains.timeseries.imputer import ImputationHead
 from mambakit.domains.timeseries.rows import RowTokenizer
 from mambakit.domains.timeseries.running import Level, level_of, running_level
+from mambakit.domains.timeseries.stream_parts import Origin, Passed, Read, backbone_config
 
 # Quantiles begin as those of a normal distribution with this deviation, in the series' running deviations.
 _FIRST_SPREAD = 0.6
 _LEVEL_FEATURES = 4
-
-
-class Read(NamedTuple):
-    """A piece of several series that is read; ``rows`` counts series, or windows x series.
-
-    Attributes:
-        values: ``(rows, length)`` float32, NaN where missing.
-        past: ``(rows, length, n_past)``.
-        known: ``(rows, length, n_known)``.
-        elapsed: ``(rows, length)``, steps since the row before; 0 in padding.
-        static: ``(rows, n_static)``.
-        series: ``(rows,)`` int64, the place of each series among those learned of.
-    """
-
-    values: Tensor
-    past: Tensor
-    known: Tensor
-    elapsed: Tensor
-    static: Tensor
-    series: Tensor
-
-
-class Origin(NamedTuple):
-    """All that a forecast takes from the past, for ``(rows, origins)``.
-
-    Attributes:
-        hidden: Of each member, ``(rows, origins, d_model)``.
-        mean, deviation: ``(rows, origins)``.
-        recent: The last ``lookback`` values less the mean, zero where missing, ``(rows, origins, lookback)``.
-        known: Covariates of those rows, ``(rows, origins, lookback, n_future)``.
-    """
-
-    hidden: list[Tensor]
-    mean: Tensor
-    deviation: Tensor
-    recent: Tensor
-    known: Tensor
 
 
 class RowNetwork(nn.Module):
@@ -86,9 +50,9 @@ class RowNetwork(nn.Module):
         nn.init.normal_(self.names.weight, std=0.02)
         self.names.weight._no_weight_decay = True  # type: ignore[attr-defined]
         self.static = nn.Linear(config.n_static, model.d_model, bias=False) if config.n_static else None
-        self.over_time = nn.ModuleList(Backbone(_backbone(config)) for _ in range(model.n_layers))
+        self.over_time = nn.ModuleList(Backbone(backbone_config(config)) for _ in range(model.n_layers))
         mixed = model.n_layers if config.n_mixed > 1 else 0
-        self.across = nn.ModuleList(Backbone(_backbone(config, both_ways=True)) for _ in range(mixed))
+        self.across = nn.ModuleList(Backbone(backbone_config(config, both_ways=True)) for _ in range(mixed))
         self.dropout = nn.Dropout(model.dropout)
         self.to_steps = nn.Linear(model.d_model, config.horizon * model.d_ahead)
         d_step = 3 * config.n_known + config.n_seasons
@@ -100,6 +64,7 @@ class RowNetwork(nn.Module):
             self.linear._no_weight_decay = True  # type: ignore[attr-defined]
         else:
             self.linear = None
+        self.imputer = ImputationHead(config) if config.imputes else None
         self._begin_at_normal_quantiles()
 
     def init_state(self, rows: int, device: torch.device | str | None = None) -> State:
@@ -107,13 +72,21 @@ class RowNetwork(nn.Module):
         return State.of(**{str(i): one.init_state(rows, device) for i, one in enumerate(self._layers())})
 
     def forward(
-        self, features: Tensor, read: Read, state: State | None, lengths: Tensor | None
+        self,
+        features: Tensor,
+        read: Read,
+        state: State | None,
+        lengths: Tensor | None,
+        *,
+        from_end: bool = False,
     ) -> tuple[Tensor, State]:
         """Hidden states ``(rows, length, d_model)`` of features ``(rows, length, context * d_row)``."""
         length = features.shape[1]
         beside = self.names(read.series)
         if self.static is not None:
             beside = beside + self.static(read.static)
+        if from_end and self.imputer is not None:
+            beside = beside + self.imputer.from_end
         x = self.embed(features) + beside[:, None]
         elapsed = read.elapsed if self.config.irregular else None
         states = {}
@@ -226,6 +199,7 @@ class StreamForecaster(nn.Module, HubModel):
         lengths: Tensor | None = None,
         keep_state: bool = True,
         hidden_too: bool = True,
+        passed: Passed | None = None,
     ) -> tuple[Origin, State | None]:
         """Read a piece; what forecasts from some of its rows need, and the state after it.
 
@@ -236,36 +210,23 @@ class StreamForecaster(nn.Module, HubModel):
             lengths: Rows of each series, where shorter ones are padded on the right.
             keep_state: Whether the state is wanted.
             hidden_too: Whether the members are to read, not the linear map alone.
+            passed: What ``walk`` found, if it was called before.
         """
         config = self.config
         rows, length = read.values.shape
-        there = read.values.isfinite()
-        sums = None if state is None else state["sums"]
-        memory = config.memory
-        level, sums = running_level(read.values, there, read.elapsed, sums, memory=memory)
-        features = self._features(level, there, read)
-        if state is None:
-            begin = self.init_state(rows, features.device)
-        else:
-            begin = state
-        joined = torch.cat([begin["features"], features], 1)
-        seen = joined.unfold(1, config.model.context, 1).transpose(-1, -2).flatten(-2)
+        if passed is None:
+            passed = self.walk(read, state, lengths, hidden_too=hidden_too)
+        begin = self.init_state(rows, read.values.device) if state is None else state
         if origins is None:
             last = lengths - 1 if lengths is not None else torch.full((rows,), length - 1)
-            origins = last.to(features.device)[:, None]
+            origins = last.to(read.values.device)[:, None]
         at = origins.expand(rows, -1) if origins.dim() == 1 else origins  # [rows, o]
-        hidden, after, read_by = [], {}, []
-        for i, member in enumerate(self.members if hidden_too else ()):
-            past = None if state is None else state[f"member{i}"]
-            x, after[f"member{i}"] = member(seen, read, past, lengths)
-            read_by.append(x)
-            hidden.append(x.gather(1, at[..., None].expand(-1, -1, x.shape[-1])))
+        hidden = [x.gather(1, at[..., None].expand(-1, -1, x.shape[-1])) for x in passed.hidden]
         values = torch.cat([begin["values"], read.values], 1)
         known = torch.cat([begin["known"], read.known[..., : config.n_future]], 1)
-        back = (at[..., None] + 1 + torch.arange(config.lookback, device=at.device)).flatten(
-            1
-        )  # [rows, o*l0]
-        mean, deviation = level.mean.gather(1, at), level.deviation.gather(1, at)
+        lookback = torch.arange(config.lookback, device=at.device)
+        back = (at[..., None] + 1 + lookback).flatten(1)  # [rows, o*l0]
+        mean, deviation = passed.level.mean.gather(1, at), passed.level.deviation.gather(1, at)
         recent = values.gather(1, back).view(rows, at.shape[1], config.lookback) - mean[..., None]
         beside = known.gather(1, back[..., None].expand(-1, -1, config.n_future))
         origin = Origin(
@@ -279,16 +240,44 @@ class StreamForecaster(nn.Module, HubModel):
             return origin, None
         end = torch.full((rows,), length, device=at.device) if lengths is None else lengths.to(at.device)
         last = (end - 1)[:, None, None]
-        for i, x in enumerate(read_by):
-            after[f"hidden{i}"] = x.gather(1, last.expand(-1, -1, x.shape[-1]))[:, 0]
-        new = State.of(
-            sums=sums,
-            features=_tail(joined, end, config.model.context - 1),
-            values=_tail(values, end, config.lookback),
-            known=_tail(known, end, config.lookback),
-            **after,
-        )
-        return origin, new
+        after = {
+            f"hidden{i}": x.gather(1, last.expand(-1, -1, x.shape[-1]))[:, 0]
+            for i, x in enumerate(passed.hidden)
+        }
+        after |= {"values": _tail(values, end, config.lookback), "known": _tail(known, end, config.lookback)}
+        return origin, State.of(**passed.state, **after)
+
+    def walk(
+        self,
+        read: Read,
+        state: State | None = None,
+        lengths: Tensor | None = None,
+        *,
+        hidden_too: bool = True,
+        from_end: bool = False,
+    ) -> Passed:
+        """What is known at every row of a piece; arguments as ``read``'s.
+
+        ``from_end`` says that the piece was turned round (``imputer.turned``) and is read from its end.
+        """
+        there, context = read.values.isfinite(), self.config.model.context
+        sums = None if state is None else state["sums"]
+        level, sums = running_level(read.values, there, read.elapsed, sums, memory=self.config.memory)
+        features = self._features(level, there, read)
+        if state is None:
+            before = features.new_zeros(len(features), context - 1, features.shape[-1])
+        else:
+            before = state["features"]
+        joined = torch.cat([before, features], 1)
+        seen = joined.unfold(1, context, 1).transpose(-1, -2).flatten(-2)
+        hidden, after = [], {}
+        for i, member in enumerate(self.members if hidden_too else ()):
+            past = None if state is None else state[f"member{i}"]
+            x, after[f"member{i}"] = member(seen, read, past, lengths, from_end=from_end)
+            hidden.append(x)
+        end = features.new_full((len(features),), features.shape[1], dtype=torch.int64)
+        end = end if lengths is None else lengths.to(end.device)
+        return Passed(level, hidden, State.of(sums=sums, features=_tail(joined, end, context - 1), **after))
 
     def origin_of(self, state: State) -> Origin:
         """What a forecast after the last row read needs, ``(rows, 1, ...)``, from the state after it."""
@@ -380,18 +369,3 @@ def _tail(x: Tensor, end: Tensor, n: int) -> Tensor:
     """The ``n`` entries before ``end + n`` of ``(rows, n + length, ...)``: what a row has just read."""
     index = end[:, None] + torch.arange(n, device=x.device)
     return x.gather(1, index.view(*index.shape, *(1,) * (x.dim() - 2)).expand(-1, -1, *x.shape[2:]))
-
-
-def _backbone(config: StreamConfig, *, both_ways: bool = False) -> BackboneConfig:
-    model = config.model
-    return BackboneConfig(
-        d_model=model.d_model,
-        layers=list(model.blocks),
-        block_options={
-            kind: {"d_state": model.d_state, "head_dim": model.head_dim}
-            for kind in ("mamba2",)
-            if kind in model.blocks
-        },
-        bidirectional=both_ways,
-        dropout=model.dropout,
-    )

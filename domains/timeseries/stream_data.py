@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from mambakit.domains.timeseries.rows import RowTokenizer
-from mambakit.domains.timeseries.stream import Origin, Read, StreamForecaster
+from mambakit.domains.timeseries.stream import StreamForecaster
+from mambakit.domains.timeseries.stream_parts import Origin, Read
 from mambakit.domains.timeseries.table import Series
 
 Bounds = tuple[int, int, int]
@@ -145,6 +146,41 @@ def cut(
     return Window(read, known[:, steps], target)
 
 
+def windows_of(
+    store: Store, part: int, *, length: int, n_mixed: int = 1, stride: int = 0, most_series: int | None = None
+) -> Iterator[tuple[Tensor, Read, Tensor]]:
+    """Windows of a split one after the other: series, rows, and which of them lie in the split.
+
+    The last window of a series ends where the split does, and may begin before it.
+
+    Args:
+        store: The rows.
+        part: 0, 1, 2: training, validation, test.
+        length: Rows of a window.
+        n_mixed: Series that are read together.
+        stride: Rows from one to the next; by default a window's length.
+        most_series: So many series, evenly chosen, instead of all.
+    """
+    groups = _some(torch.arange(0, len(store), n_mixed), most_series)
+    bounds = store.bounds.cpu()
+    chosen, starts = [], []
+    for group in groups.tolist():
+        begin, end = (0, *bounds[group].tolist())[part : part + 2]
+        for last in range(end, begin, -(stride or length)):
+            chosen.append(group)
+            starts.append(max(0, last - length))
+    nothing = torch.empty(0, dtype=torch.int64, device=store.values.device)
+    for numbers in torch.arange(len(starts)).split(max(1, _MOST_SERIES // n_mixed)):
+        first = torch.tensor(chosen)[numbers]
+        which = (first[:, None] + torch.arange(n_mixed)).flatten().to(nothing.device)
+        start = torch.tensor(starts)[numbers].repeat_interleave(n_mixed).to(nothing.device)
+        end = store.bounds[which, part]
+        begin = store.bounds[which, part - 1] if part else torch.zeros_like(end)
+        place = start[:, None] + torch.arange(length, device=start.device)
+        read = cut(store, which, start, length, nothing, 1, end).read
+        yield which, read, (place >= begin[:, None]) & (place < end[:, None])
+
+
 class Pieces(Dataset[Tensor]):
     """Training windows by number: ``(2,)`` int64, a series (or the first of a mixed group) and a first row.
 
@@ -217,9 +253,7 @@ def forecasts(
         most_series: So many series, evenly chosen, instead of all.
     """
     n_mixed, horizon = model.config.n_mixed, model.config.horizon
-    groups = torch.arange(0, len(store), n_mixed)
-    if most_series is not None and len(groups) > most_series:
-        groups = groups[torch.linspace(0, len(groups) - 1, most_series).long()]
+    groups = _some(torch.arange(0, len(store), n_mixed), most_series)
     bounds = store.bounds.cpu()
     begin = torch.zeros(len(store), dtype=torch.int64) if part == 0 else bounds[:, part - 1]
     end = bounds[:, part]
@@ -274,6 +308,13 @@ def _through(
             target = torch.where(late.to(device)[..., None], torch.nan, ahead.target)
             yield Found(which, here[few], quantiles, linear, target)
         position += n
+
+
+def _some(groups: Tensor, most: int | None) -> Tensor:
+    """All of them, or so many evenly chosen ones."""
+    if most is None or len(groups) <= most:
+        return groups
+    return groups[torch.linspace(0, len(groups) - 1, most).long()]
 
 
 def _as_is(batch: Any) -> Any:

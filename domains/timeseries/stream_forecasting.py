@@ -62,7 +62,7 @@ def forecast_stream(
             left_out.append((one.unique_id, error.reason))
     made: dict[str, Forecast] = {}
     by_name = {one.unique_id: one for one in series}
-    for names in _batches(model, ready, by_name):
+    for names in batches(model, ready, by_name):
         rows = [ready[name] for name in names]
         state = read_all(model, rows)
         quantiles, _ = roll(model, state, rows, horizon)
@@ -207,7 +207,7 @@ def widened(quantiles: Tensor, before: Tensor, anchor: int) -> Tensor:
     return middle + own.sign() * (own.square() + past.square()).sqrt()
 
 
-def _batches(model: StreamForecaster, ready: dict[str, Rows], by_name: dict[str, Series]) -> list[list[str]]:
+def batches(model: StreamForecaster, ready: dict[str, Rows], by_name: dict[str, Series]) -> list[list[str]]:
     """Series of one length together; those of a mixed model all at once, in its order."""
     if model.config.n_mixed > 1:
         ids = list(model.tokenizer.ids)

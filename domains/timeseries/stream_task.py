@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import lightning.pytorch as pl
@@ -12,8 +13,12 @@ from mambakit.core.auxiliary import auxiliary_loss
 from mambakit.core.scoring import pinball
 from mambakit.core.training import GraphedLoss, TrainConfig, configure_optimizer
 from mambakit.domains.timeseries.config import StreamLossConfig
-from mambakit.domains.timeseries.stream import Read, StreamForecaster
-from mambakit.domains.timeseries.stream_data import Store, cut, forecasts
+from mambakit.domains.timeseries.imputer import read_both_ways
+from mambakit.domains.timeseries.masking import hidden_rows, hide, hide_some
+from mambakit.domains.timeseries.running import Level
+from mambakit.domains.timeseries.stream import StreamForecaster
+from mambakit.domains.timeseries.stream_data import Store, cut, forecasts, windows_of
+from mambakit.domains.timeseries.stream_parts import Passed, Read
 
 
 class StreamLoss(nn.Module):
@@ -27,33 +32,44 @@ class StreamLoss(nn.Module):
     def __init__(self, model: StreamForecaster, config: StreamLossConfig) -> None:
         super().__init__()
         self.model = model
+        self.impute_weight = config.impute_weight
         weight = torch.arange(1, model.config.horizon + 1, dtype=torch.float32) ** -config.step_weight_power
         self.step_weight: Tensor
         self.register_buffer("step_weight", weight / weight.mean(), persistent=False)
 
     def forward(
-        self, origins: Tensor, ahead: Tensor, target: Tensor, weight: Tensor, *read: Tensor
+        self, origins: Tensor, ahead: Tensor, target: Tensor, weight: Tensor, hidden: Tensor, *read: Tensor
     ) -> Tensor:
-        """Twice the weighted pinball loss, summed over the members.
+        """Twice the weighted pinball loss, summed over the members; of the hidden values too, if it imputes.
 
         Args:
             origins: ``(origins,)``.
             ahead: ``(rows, origins, horizon, n_known)``.
             target: ``(rows, origins, horizon)``, NaN where there is none.
             weight: ``(rows,)``, of each series.
+            hidden: ``(first rows, length)``, values hidden in the first rows, NaN where none is.
             read: The fields of a ``Read``.
         """
         piece = Read(*read)
-        origin, _ = self.model.read(piece, origins=origins, keep_state=False)
+        passed = self.model.walk(piece)
+        origin, _ = self.model.read(piece, origins=origins, keep_state=False, passed=passed)
         unit = self.model.unit_of(origin, piece.series)
         there = target.isfinite()
         goal = torch.where(there, target, 0.0)
         counted = there * self.step_weight * weight[:, None, None]
         losses = []
-        for member, hidden in zip(self.model.members, origin.hidden, strict=True):
-            quantiles = member.quantiles(hidden, origin, ahead, unit)
+        for member, state in zip(self.model.members, origin.hidden, strict=True):
+            quantiles = member.quantiles(state, origin, ahead, unit)
             loss = pinball(quantiles, goal, member.head.levels).mean(-1)
             losses.append(2 * (loss * counted).sum() / there.sum().clamp(min=1))
+        if self.impute_weight:
+            n = len(hidden)
+            start = Passed(
+                Level(*(x[:n] for x in passed.level)), [x[:n] for x in passed.hidden], passed.state
+            )
+            said = read_both_ways(self.model, Read(*(x[:n] for x in piece)), start)
+            loss = impute_loss(said, hidden, self.model.members[0].head.levels, weight[:n])
+            losses.append(self.impute_weight * loss)
         return torch.stack(losses).sum() + auxiliary_loss(self.model)
 
 
@@ -109,7 +125,8 @@ class StreamTask(pl.LightningModule):
             hidden = torch.rand(len(windows), device=self.device) < loss_config.solo_share
             series = torch.where(hidden.repeat_interleave(config.n_mixed), self.model.unknown, read.series)
             read = read._replace(series=series)
-        value = self._graphed(origins, window.ahead, window.target, self._weights[which], *read)
+        read, hidden = hide_some(read, loss_config.mask_share, config.n_mixed)
+        value = self._graphed(origins, window.ahead, window.target, self._weights[which], hidden, *read)
         mean = value.detach() / len(self.model.members)
         self.log("train/loss", mean, on_step=False, on_epoch=True, batch_size=len(windows))
         return value
@@ -133,7 +150,34 @@ class StreamTask(pl.LightningModule):
             parts = torch.stack([error.square().sum(), error.abs().sum(), loss, there.sum().to(loss)])
             sums += parts.double()
         mean = (sums[:3] / sums[3].clamp(min=1)).float()
-        self.log_dict({"val/mse": mean[0], "val/mae": mean[1], "val/loss": mean[2]}, batch_size=1)
+        found = {"val/mse": mean[0], "val/mae": mean[1], "val/loss": mean[2]}
+        if options.impute_weight:
+            loss, squared = self._impute_error()
+            found |= {"val/loss": mean[2] + options.impute_weight * loss, "val/forecast": mean[2]}
+            found |= {"val/impute": loss, "val/impute_mse": squared}
+        self.log_dict(found, batch_size=1)
+
+    def _impute_error(self) -> tuple[Tensor, Tensor]:
+        """Pinball loss and squared error of values hidden in windows of the validation part, always alike."""
+        n_mixed, generator = self.model.config.n_mixed, torch.Generator().manual_seed(0)
+        sums = torch.zeros(3, device=self.device, dtype=torch.float64)
+        for which, read, inside in windows_of(
+            self._store,
+            1,
+            length=self.length,
+            n_mixed=n_mixed,
+            most_series=self.loss_config.validation_series,
+        ):
+            where = hidden_rows(len(which) // n_mixed, n_mixed, self.length, generator=generator)
+            masked, hidden = hide(read, where.to(self.device) & inside)
+            said = torch.stack(read_both_ways(self.model, masked)).mean(0)
+            there = hidden.isfinite()
+            loss = impute_loss([said], hidden, self.model.levels, self._weights[which])
+            error = torch.where(there, self.model.point(said) - hidden, 0.0).square().sum()
+            count = there.sum().double()
+            sums += torch.stack([loss.double() * count, error.double(), count])
+        mean = (sums[:2] / sums[2].clamp(min=1)).float()
+        return mean[0], mean[1]
 
     def configure_gradient_clipping(
         self,
@@ -151,6 +195,17 @@ class StreamTask(pl.LightningModule):
         return configure_optimizer(
             self.model, self.train_config, int(self.trainer.estimated_stepping_batches)
         )
+
+
+def impute_loss(
+    said: Sequence[Tensor], hidden: Tensor, levels: Tensor | Sequence[float], weight: Tensor
+) -> Tensor:
+    """Twice the weighted pinball loss of hidden values, summed over the members."""
+    there = hidden.isfinite()
+    goal = torch.where(there, hidden, 0.0)
+    counted = there * weight[:, None]
+    losses = [(pinball(one, goal, levels).mean(-1) * counted).sum() for one in said]
+    return 2 * torch.stack(losses).sum() / there.sum().clamp(min=1)
 
 
 def series_weights(store: Store, power: float, season_length: int) -> Tensor:

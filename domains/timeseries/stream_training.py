@@ -87,6 +87,7 @@ def train_stream(
         n_static=tokenizer.static.width,
         irregular=not series[0].frequency,
         season_length=season_length,
+        imputes=loss_config.impute_weight > 0,
         model=model_config,
     )
     seed_everything(train_config.seed)

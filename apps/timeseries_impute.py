@@ -1,0 +1,76 @@
+"""Filling missing values: what `mambakit timeseries impute` does."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from mambakit.core.cli import print_json
+from mambakit.core.errors import UsageError
+
+
+def impute(
+    *,
+    model: Path,
+    input: str,
+    output: Path | None = None,
+    plot: Path | None = None,
+    device: str = "auto",
+    json: bool = False,
+) -> None:
+    """Fills the missing values of each series in a file; observed ones stay as they are.
+
+    Rows that a regular series lacks are filled too. A series without any value is reported, and left out.
+
+    Args:
+        model: Folder of a saved model that reads row by row and was trained to impute (loss.mask_share and
+            loss.impute_weight above 0).
+        input: CSV or Parquet (a long table unique_id, ds, y, or a time column and a column a series), or a
+            card's name.
+        output: CSV or Parquet with unique_id, ds, y, y_hat, the quantiles and whether the row was filled;
+            standard output by default.
+        plot: PNG, PDF or SVG of the stretches with most missing values.
+        device: auto, cpu or cuda.
+        json: Print JSON for machines.
+
+    Examples:
+        mambakit timeseries impute --model runs/etth1 --input gaps.csv --output whole.csv --plot whole.png
+    """
+    from mambakit.core.training import resolve_device
+    from mambakit.domains.timeseries import imputation
+    from mambakit.domains.timeseries.data import load_data, series_in
+    from mambakit.domains.timeseries.stream import StreamForecaster
+
+    for flag, path, allowed in (
+        ("output", output, (".csv", ".parquet")),
+        ("plot", plot, (".png", ".pdf", ".svg")),
+    ):
+        if path is not None and path.suffix.lower() not in allowed:
+            raise UsageError(f"{flag}: expected a name that ends in {' or '.join(allowed)}, got {path}")
+    chosen = resolve_device(device)
+    place = "cpu" if chosen.type == "mps" else chosen  # which has no float64
+    forecaster = StreamForecaster.from_pretrained(model, map_location=place)
+    series = series_in(load_data(input, missing="mask"))
+    left_out: list[tuple[str, str]] = []
+    frame = imputation.impute(forecaster, series, left_out=left_out)
+    for _, reason in left_out:
+        print(f"left out: {reason}", file=sys.stderr)
+    if plot is not None:
+        from mambakit.domains.timeseries import imputation_plot
+
+        plot.parent.mkdir(parents=True, exist_ok=True)
+        imputation_plot.imputation_figure(frame).savefig(plot, dpi=130)
+        print(f"picture: {plot}", file=sys.stderr)
+    if json:
+        plain = frame.astype({"ds": str}).astype(object).where(frame.notna(), None)
+        print_json(plain.to_dict(orient="records"))
+    if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        if output.suffix.lower() == ".parquet":
+            frame.to_parquet(output, index=False)
+        else:
+            frame.to_csv(output, index=False)
+        n = int(frame["filled"].sum())
+        print(f"{n} of {len(frame)} values filled: {output}", file=sys.stderr)
+    elif not json:
+        print(frame.to_csv(index=False), end="")
