@@ -4,6 +4,11 @@ mambakit timeseries train --data ETTh1 --horizon 96 --output runs/etth1
 mambakit timeseries evaluate --model runs/etth1 --data ETTh1 --json
 mambakit timeseries forecast --model runs/etth1 --input my.csv --horizon 24 --output forecast.csv --plot f.png
 mambakit timeseries backtest --data my.csv --horizon 24 --windows 5
+tail -f rows.csv | mambakit timeseries stream --model runs/np --state live
+mambakit timeseries anomalies --model runs/np --input my.csv --plot anomalies.png
+mambakit timeseries impute --model runs/np --input gaps.csv --output whole.csv
+mambakit timeseries train --task classify --data JapaneseVowels --output runs/vowels
+mambakit timeseries classify --model runs/vowels --input new.ts
 """
 
 from __future__ import annotations
@@ -11,146 +16,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
 
 from mambakit.apps.timeseries_backtest import backtest
 from mambakit.apps.timeseries_classify import classify
 from mambakit.apps.timeseries_impute import impute
-from mambakit.apps.timeseries_output import (
-    check_suffix,
-    check_window,
-    print_rows,
-    some,
-    train_config,
-    warn_of_strangers,
-    write_table,
-)
+from mambakit.apps.timeseries_output import check_suffix, numbers_of, warn_of_strangers, write_table
+from mambakit.apps.timeseries_stream import stream
+from mambakit.apps.timeseries_train import Missing, evaluate, train
 from mambakit.core.cli import print_json, run_app
-from mambakit.core.errors import DataError, UsageError
-from mambakit.core.training import TrainConfig
-from mambakit.domains.timeseries.config import (
-    PRESET_LOSS,
-    PRESET_MODEL,
-    PRESET_TRAIN,
-    LossConfig,
-    ModelConfig,
-)
-
-if TYPE_CHECKING:
-    from mambakit.domains.timeseries.data import SeriesData
-    from mambakit.domains.timeseries.evaluation import Evaluation
-    from mambakit.domains.timeseries.window import WindowForecaster
-
-_NOTE = (
-    "mse, mae: of values scaled by the training rows. smape in %. mase: against the seasonal step of the "
-    "training rows. wql: weighted quantile loss. coverage: of the interval between the outermost levels."
-)
-
-
-def train(
-    *,
-    data: str = "co2",
-    output: Path = Path("runs/timeseries"),
-    horizon: int = 24,
-    lookback: int = 96,
-    missing: Literal["mask", "error", "interpolate"] = "error",
-    season_length: int | None = None,
-    seed: int = 0,
-    device: str = "auto",
-    max_time: str | None = None,
-    overwrite: bool = False,
-    model: ModelConfig = PRESET_MODEL,
-    loss: LossConfig = PRESET_LOSS,
-    train: TrainConfig = PRESET_TRAIN,
-    json: bool = False,
-) -> None:
-    """Trains a Mamba forecaster and measures it beside naive, seasonal naive and linear forecasts.
-
-    The output folder holds the run (config, metrics, checkpoints, pictures, report.html) and the model.
-
-    Args:
-        data: A card's name (`mambakit data list`), or a CSV or Parquet file: a long table unique_id, ds, y,
-            or a time column and a column a series. A file is split 70/10/20 in time.
-        output: Folder for the run and the model; a killed run continues in it.
-        horizon: Rows to forecast.
-        lookback: Rows to forecast from.
-        missing: What to do about gaps and missing values: error, interpolate, or mask (keep them as missing).
-        season_length: Rows in a season; by default the card's, or the natural one of the frequency.
-        seed: Seed of weights, shuffling and dropout.
-        device: auto, cpu, cuda or mps.
-        max_time: Stop training after so long, such as 90s or 10m.
-        overwrite: Remove another run in the output folder first.
-        model: The network.
-        loss: What training minimises.
-        train: The training options.
-        json: Print JSON for machines.
-
-    Examples:
-        mambakit timeseries train --data ETTh1 --horizon 96 --output runs/etth1
-        mambakit timeseries train --data my.csv --horizon 24 --max-time 5m --train.lr 5e-4
-    """
-    from mambakit.core.training import RunFolder
-    from mambakit.domains.timeseries import report
-    from mambakit.domains.timeseries.data import load_data
-    from mambakit.domains.timeseries.training import train_forecaster
-
-    config = train_config(train, seed, device, max_time)
-    check_window(lookback, horizon, model)
-    loaded = load_data(data, missing=missing, season_length=season_length)
-    run = RunFolder(output, overwrite=overwrite)
-    settings = {"data": data, "horizon": horizon, "lookback": lookback, "season_length": loaded.season_length}
-    everything = {**settings, "missing": missing, "model": model, "loss": loss, "train": config}
-    run.start(everything, seed=seed)
-    options = {"model_config": model, "loss_config": loss, "train_config": config}
-    forecaster, result = train_forecaster(loaded, run, lookback=lookback, horizon=horizon, **options)  # type: ignore[arg-type]
-    forecaster.save_pretrained(output)
-    evaluation = _evaluate(forecaster, loaded, device)
-    report.write(run, forecaster, loaded, result, evaluation)
-    if json:
-        print_json({**settings, **_results(evaluation), "validation_mse": result.best_score, "model": output})
-    else:
-        _print_table(evaluation, loaded.name, horizon)
-        print(f"model: {output}\nreport: {run.report_path}")
-
-
-def evaluate(
-    *,
-    model: Path,
-    data: str,
-    missing: Literal["mask", "error", "interpolate"] = "error",
-    device: str = "auto",
-    json: bool = False,
-) -> None:
-    """Measures a saved model over every test window, beside its baselines.
-
-    Args:
-        model: Folder of the saved model.
-        data: The card or file that it was trained on.
-        missing: What to do about gaps and missing values in a file.
-        device: auto, cpu, cuda or mps.
-        json: Print JSON for machines.
-
-    Examples:
-        mambakit timeseries evaluate --model runs/etth1 --data ETTh1 --json
-    """
-    from mambakit.domains.timeseries.data import load_data
-    from mambakit.domains.timeseries.window import WindowForecaster
-
-    forecaster = WindowForecaster.from_pretrained(model)
-    config = forecaster.config
-    loaded = load_data(
-        data, missing=missing, season_length=config.season_length, mix=True if config.mix_series else None
-    )
-    if sorted(loaded.ids) != sorted(forecaster.tokenizer.ids):
-        raise DataError(
-            f"{data} has other series than the model was trained on ({some(forecaster.tokenizer.ids)}); "
-            "to measure a model on new series, use backtest"
-        )
-    evaluation = _evaluate(forecaster, loaded, device)
-    if json:
-        print_json({"data": data, "horizon": config.horizon, **_results(evaluation)})
-    else:
-        _print_table(evaluation, loaded.name, config.horizon)
+from mambakit.core.errors import UsageError
+from mambakit.domains.timeseries.series import Columns
 
 
 def forecast(
@@ -160,11 +35,20 @@ def forecast(
     horizon: int | None = None,
     output: Path | None = None,
     plot: Path | None = None,
-    missing: Literal["mask", "error", "interpolate"] = "error",
+    levels: str | None = None,
+    paths: int = 0,
+    columns: Columns = Columns(),  # noqa: B008  (frozen)
+    future_table: Path | None = None,
+    static_table: Path | None = None,
+    irregular: bool = False,
+    missing: Missing = "mask",
+    seed: int = 0,
     device: str = "auto",
     json: bool = False,
 ) -> None:
     """Forecasts what comes after the last row of each series in a file.
+
+    A series that can't be forecast is said, and the rest are forecast.
 
     Args:
         model: Folder of the saved model; nothing else is needed.
@@ -173,37 +57,83 @@ def forecast(
         horizon: Rows to forecast; the trained horizon by default. More is forecast by rolling on.
         output: CSV or Parquet with unique_id, ds, y_hat and the quantiles; standard output by default.
         plot: PNG, PDF or SVG with history, forecast and intervals.
+        levels: Calibrated central intervals in per cent, such as 80,95: columns lo-80 and hi-80.
+        paths: Possible futures of each series in place of quantiles: unique_id, ds, path, y.
+        columns: Which column is what; covariates are found by the names they had in training.
+        future_table: CSV or Parquet with covariates of the rows to come (unique_id, ds, ...); rows of the
+            input that have covariates and no y serve as well.
+        static_table: CSV or Parquet with a row a series.
+        irregular: Take stamps as they are.
         missing: What to do about gaps and missing values.
+        seed: Seed of the paths.
         device: auto, cpu, cuda or mps.
         json: Print JSON for machines.
 
     Examples:
         mambakit timeseries forecast --model runs/etth1 --input my.csv --horizon 24 --output forecast.csv
-        mambakit timeseries forecast --model runs/etth1 --input my.csv --plot forecast.png
+        mambakit timeseries forecast --model runs/np --input my.csv --future-table tomorrow.csv --levels 80,95
     """
+    import dataclasses
+
     from mambakit.core.training import resolve_device
     from mambakit.domains.timeseries import forecasting, plots
     from mambakit.domains.timeseries.data import load_data, series_in
-    from mambakit.domains.timeseries.window import WindowForecaster
+    from mambakit.domains.timeseries.model import load_forecaster
+    from mambakit.domains.timeseries.stream import StreamForecaster
+    from mambakit.domains.timeseries.stream_forecasting import paths_frame
 
     if horizon is not None and horizon < 1:
         raise UsageError(f"horizon: expected at least 1, got {horizon}")
+    if paths < 0:
+        raise UsageError(f"paths: expected at least 0, got {paths}")
     check_suffix("output", output, (".csv", ".parquet"))
     check_suffix("plot", plot, (".png", ".pdf", ".svg"))
-    forecaster = WindowForecaster.from_pretrained(model, map_location=resolve_device(device))
-    series = series_in(load_data(input, missing=missing))
-    warn_of_strangers(forecaster, series)
-    made = forecasting.forecast(forecaster, series, horizon or forecaster.config.horizon)
-    frame = forecasting.to_frame(made)
-    if plot is not None:
+    intervals = numbers_of("levels", levels or "")
+    forecaster = load_forecaster(model, resolve_device(device))
+    streams = isinstance(forecaster, StreamForecaster)
+    if isinstance(forecaster, StreamForecaster):
+        known = forecaster.tokenizer
+        named = {"past": known.past.names, "future": known.future.names, "static": known.static.names}
+        irregular = irregular or forecaster.config.irregular
+        columns = dataclasses.replace(
+            columns, **{key: tuple(names) for key, names in named.items() if not getattr(columns, key)}
+        )
+    if static_table is not None:
+        columns = dataclasses.replace(columns, static=())
+    loaded = load_data(
+        input,
+        missing=missing,
+        columns=columns,
+        irregular=irregular,
+        future_table=future_table,
+        static_table=static_table,
+    )
+    series = series_in(loaded)
+    if not streams:
+        warn_of_strangers(forecaster, series)
+    n = horizon or forecaster.config.horizon
+    left_out: list[tuple[str, str]] = []
+    if paths:
+        if not isinstance(forecaster, StreamForecaster):
+            raise UsageError("paths: sample paths need a model trained with --network stream")
+        frame = paths_frame(forecaster, series, n, paths, seed=seed)
+    else:
+        made = forecasting.forecast(forecaster, series, n, left_out=left_out)
+        made = forecasting.with_intervals(forecaster, made, intervals) if intervals else made
+        frame = forecasting.to_frame(made)
+    for _, reason in left_out:
+        print(f"left out: {reason}", file=sys.stderr)
+    if plot is not None and not paths:
+        drawn = {one.unique_id for one in made}
         plot.parent.mkdir(parents=True, exist_ok=True)
-        plots.forecast_figure(series, made).savefig(plot, dpi=130)
+        histories = [one for one in series if one.unique_id in drawn]
+        plots.forecast_figure(histories, made).savefig(plot, dpi=130)
         print(f"picture: {plot}", file=sys.stderr)
     if json:
         print_json(frame.astype({"ds": str}).to_dict(orient="records"))
     if output is not None:
         write_table(frame, output)
-        print(f"{len(made)} series x {len(made[0].point)} rows: {output}", file=sys.stderr)
+        print(f"{frame['unique_id'].nunique()} series x {n} rows: {output}", file=sys.stderr)
     elif not json:
         print(frame.to_csv(index=False), end="")
 
@@ -215,38 +145,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         "evaluate": evaluate,
         "forecast": forecast,
         "backtest": backtest,
-        "classify": classify,
+        "stream": stream,
         "impute": impute,
+        "classify": classify,
     }
     text = __doc__ or ""
     description, _, examples = text.partition("\n\n")
     return run_app("mambakit timeseries", verbs, argv, description, examples)
-
-
-def _evaluate(forecaster: WindowForecaster, data: SeriesData, device: str) -> Evaluation:
-    from mambakit.core.training import resolve_device
-    from mambakit.domains.timeseries import evaluation
-    from mambakit.domains.timeseries.training import make_values
-
-    config = forecaster.config
-    sizes: dict[str, Any] = {"lookback": config.lookback, "horizon": config.horizon}
-    chosen = resolve_device(device)
-    chosen = "cpu" if chosen.type == "mps" else chosen  # type: ignore[assignment]  # it has no float64
-    values = make_values(data, forecaster.tokenizer)
-    result = evaluation.evaluate(forecaster, data, "test", values=values, device=chosen, **sizes)
-    if not result.n_windows:
-        print(f"note: {data.name} has no test window of horizon {config.horizon}", file=sys.stderr)
-    forecaster.cpu()
-    return result
-
-
-def _results(evaluation: Evaluation) -> dict[str, object]:
-    return {"n_windows": evaluation.n_windows, "results": evaluation.rows}
-
-
-def _print_table(evaluation: Evaluation, name: str, horizon: int) -> None:
-    print_rows(evaluation.rows, f"{name}: {evaluation.n_windows} test windows, horizon {horizon}")
-    print(_NOTE, file=sys.stderr)
 
 
 if __name__ == "__main__":

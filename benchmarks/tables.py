@@ -1,8 +1,8 @@
 """Renders the README's tables from ``benchmarks/results/*.json``: ``make tables``.
 
 A table stands between ``<!-- table: NAME -->`` and ``<!-- /table -->``; NAME is the first part of the
-rows' ``what``, and with more parts (``NAME/more``) only rows below that; several names share a table. Each row becomes a line: what was
-measured, our value with its spread, and every peer of the same run.
+rows' ``what``, and with more parts (``NAME/more``) only rows below that; several names share a table. Each
+row becomes a line: what was measured, our value with its spread, and every peer of the same run.
 """
 
 from __future__ import annotations

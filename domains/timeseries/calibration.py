@@ -11,11 +11,15 @@ from numpy.typing import NDArray
 from mambakit.core.calibration import SplitConformal
 from mambakit.core.errors import DataError, UsageError
 from mambakit.domains.timeseries import conformal
+from mambakit.domains.timeseries.data import SeriesData
 from mambakit.domains.timeseries.forecasting import forecast, until
+from mambakit.domains.timeseries.stream import StreamForecaster
+from mambakit.domains.timeseries.stream_data import Store, forecasts
 from mambakit.domains.timeseries.table import Series
 
 # Origins read at most, evenly spread over the rows held out: neighbours say nearly the same.
 _MOST_ORIGINS = 150
+_MOST_SERIES = 512
 
 
 def calibrate_model(
@@ -89,3 +93,35 @@ def held_out_forecasts(
             f"calibration: no series has {least} rows before the rows held out; hold out fewer, or none"
         )
     return np.stack(quantiles), np.stack(targets)
+
+
+def validation_rows(data: SeriesData, horizon: int) -> tuple[list[Series], list[int]]:
+    """Each series to the end of its validation rows, with what is known of a horizon behind them; how many.
+
+    Raises:
+        DataError: If there are none.
+    """
+    pairs = [pair for pair in zip(data.series, data.bounds, strict=True) if pair[1][1] > pair[1][0]]
+    if not pairs:
+        raise DataError("there are no validation rows to calibrate on")
+    return [until(one, end[1], horizon) for one, end in pairs], [end[1] - end[0] for _, end in pairs]
+
+
+def calibrate_stream(model: StreamForecaster, store: Store) -> SplitConformal:
+    """As ``calibrate_model`` on the validation rows of a store, each series read once.
+
+    Raises:
+        DataError: If there are no validation rows.
+    """
+    n_origins = max(1, int((store.bounds[:, 1] - store.bounds[:, 0]).max()) - model.config.horizon + 1)
+    stride = max(1, n_origins // _MOST_ORIGINS)
+    quantiles, targets = [], []
+    for found in forecasts(model, store, 1, stride=stride, most_series=_MOST_SERIES):
+        there = found.target.isfinite().any(-1)
+        quantiles.append(found.quantiles[there].double().cpu().numpy())
+        targets.append(found.target[there].double().cpu().numpy())
+    if not sum(map(len, targets)):
+        raise DataError("there are no validation rows to calibrate on")
+    made = conformal.calibrate(np.concatenate(quantiles), np.concatenate(targets))
+    model.calibrators[conformal.KEY] = made
+    return made

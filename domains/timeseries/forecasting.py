@@ -22,7 +22,11 @@ __all__ = ["Forecast", "Predictor", "forecast", "to_frame", "unknown_series", "u
 
 
 def forecast(
-    model: WindowForecaster | StreamForecaster, series: Sequence[Series], horizon: int
+    model: WindowForecaster | StreamForecaster,
+    series: Sequence[Series],
+    horizon: int,
+    *,
+    left_out: list[tuple[str, str]] | None = None,
 ) -> list[Forecast]:
     """Forecasts ``horizon`` rows after the last row of each series, by either network.
 
@@ -37,22 +41,24 @@ def forecast(
         model: The forecaster.
         series: The histories.
         horizon: Rows to forecast, more than the trained horizon if you like.
+        left_out: Takes name and reason of each series that can't be forecast; without it that is an error.
 
     Raises:
         UsageError: If ``horizon`` is below 1.
         DataError: If a series is shorter than the lookback.
     """
     if isinstance(model, StreamForecaster):
-        return forecast_stream(model, series, horizon)
+        return forecast_stream(model, series, horizon, left_out=left_out)
     if horizon < 1:
         raise UsageError(f"horizon: expected at least 1, got {horizon}")
-    lookback = model.config.lookback
-    short = [one for one in series if len(one.values) < lookback]
-    if short:
-        raise DataError(
-            f"series {short[0].unique_id!r} has {len(short[0].values)} rows, but the model reads {lookback}"
-            + (f" (and {len(short) - 1} more series are too short)" if len(short) > 1 else "")
-        )
+    faults = {one.unique_id: _fault(one, model.config.lookback) for one in series}
+    bad = [(name, reason) for name, reason in faults.items() if reason]
+    if bad and (left_out is None or len(bad) == len(series)):
+        more = f" (and {len(bad) - 1} more series can't be forecast)" if len(bad) > 1 else ""
+        raise DataError(bad[0][1] + more)
+    if left_out is not None:
+        left_out.extend(bad)
+    series = [one for one in series if not faults[one.unique_id]]
     known = {name: index for index, name in enumerate(model.tokenizer.ids)}
     made: dict[str, Forecast] = {}
     rest = list(series)
@@ -81,6 +87,20 @@ def unknown_series(model: WindowForecaster, series: Sequence[Series]) -> list[st
     if model.config.mix_series:
         return [one.unique_id for one in series if one.unique_id not in together]
     return [one.unique_id for one in series if one.unique_id not in model.tokenizer.ids]
+
+
+def _fault(one: Series, lookback: int) -> str:
+    """Why the last window of a series can't be read; empty if it can."""
+    if len(one.values) < lookback:
+        return f"series {one.unique_id!r} has {len(one.values)} rows, but the model reads {lookback}"
+    missing = ~np.isfinite(one.values[-lookback:])
+    if missing.any():
+        where = one.stamps[-lookback:][int(np.flatnonzero(missing)[0])]
+        return (
+            f"series {one.unique_id!r} lacks {int(missing.sum())} of the last {lookback} values, the first "
+            f"at {where}; --missing interpolate fills them, a model of --network stream does without"
+        )
+    return ""
 
 
 def _together(model: WindowForecaster, series: Sequence[Series]) -> list[Series]:

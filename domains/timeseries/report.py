@@ -10,13 +10,15 @@ from typing import Any
 from mambakit.core.training import FitResult, Report, RunFolder
 from mambakit.domains.timeseries import backtest_plots, plots
 from mambakit.domains.timeseries.backtest import Backtest
-from mambakit.domains.timeseries.data import SeriesData, series_in
+from mambakit.domains.timeseries.data import SeriesData
 from mambakit.domains.timeseries.evaluation import Evaluation
 from mambakit.domains.timeseries.forecasting import forecast, until
+from mambakit.domains.timeseries.model import Forecasting
 from mambakit.domains.timeseries.table import Series
 from mambakit.domains.timeseries.window import WindowForecaster
 
 _MOST_SERIES = 20
+_MOST_DRAWN = 64
 BACKTEST_NOTE = (
     "mse, mae: in the series' own units. smape in %. mase, msis: over the seasonal step of the history; msis "
     "is of the widest interval. wql: weighted quantile loss. coverage-80: share of targets inside the 80 % "
@@ -25,7 +27,7 @@ BACKTEST_NOTE = (
 
 
 def write(
-    run: RunFolder, model: WindowForecaster, data: SeriesData, result: FitResult, evaluation: Evaluation
+    run: RunFolder, model: Forecasting, data: SeriesData, result: FitResult, evaluation: Evaluation
 ) -> None:
     """Writes ``report.html`` and the pictures of a run.
 
@@ -42,10 +44,10 @@ def write(
     report.add_metrics(
         {
             "series": len(data.ids),
-            "rows, longest": max(len(group.values) for group in data.groups),
+            "rows, longest": max(len(one.values) for one in data.series),
             "test windows": evaluation.n_windows,
             "parameters": n_parameters,
-            "validation MSE": result.best_score,
+            "validation score": result.best_score,
             "training seconds": round(result.seconds, 1),
         }
     )
@@ -60,7 +62,8 @@ def write(
         honest = backtest_plots.calibration_figure(evaluation.ranks, model.levels)
         report.add_figure(_kept(run, honest, "calibration"), "Whether the quantiles hold what they say.")
         report.add_heading("Forecasts")
-        histories, truths = _last_window(data, config.lookback, config.horizon)
+        least = config.lookback if isinstance(model, WindowForecaster) else 2
+        histories, truths = _last_window(data, least, config.horizon)
         figure = plots.forecast_figure(histories, forecast(model, histories, config.horizon), truths=truths)
         report.add_figure(
             _kept(run, figure, "forecast"), "The last test window: none of it was seen in training."
@@ -118,12 +121,11 @@ def write_backtest(
 
 def _last_window(data: SeriesData, lookback: int, horizon: int) -> tuple[list[Series], list[Series]]:
     """Histories, and the same with what came, of the last test window of every series that has one."""
-    ends = {name: group.bounds[2] for group in data.groups for name in group.ids}
     histories, truths = [], []
-    for one in series_in(data):
-        end = ends[one.unique_id]
-        if end - horizon >= lookback:
-            histories.append(until(one, end - horizon))
+    for one, bounds in zip(data.series, data.bounds, strict=True):
+        end = bounds[2]
+        if end - horizon >= lookback and len(histories) < _MOST_DRAWN:
+            histories.append(until(one, end - horizon, horizon))
             truths.append(until(one, end))
     return histories, truths
 

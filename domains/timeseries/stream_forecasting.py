@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -68,6 +69,8 @@ def forecast_stream(
         quantiles, _ = roll(model, state, rows, horizon)
         for name, own, scaled in zip(names, rows, quantiles, strict=True):
             made[name] = made_forecast(model, by_name[name], own, scaled)
+    if series and not made:
+        raise DataError(left_out[0][1] if left_out else "there is no series to forecast")
     return [made[one.unique_id] for one in series if one.unique_id in made]
 
 
@@ -162,6 +165,25 @@ def sample_paths(
             _, state = model.read(many._replace(values=drawn[-1][:, None]), state)  # type: ignore[assignment]
         made[one.unique_id] = torch.stack(drawn, 1).double().cpu().numpy() * rows.unit + rows.offset
     return made
+
+
+def paths_frame(
+    model: StreamForecaster, series: Sequence[Series], horizon: int, n_paths: int, *, seed: int = 0
+) -> pd.DataFrame:
+    """``sample_paths`` as a long table: unique_id, ds, path, y."""
+    made = sample_paths(model, series, horizon, n_paths, seed=seed)
+    frames = [
+        pd.DataFrame(
+            {
+                "unique_id": one.unique_id,
+                "ds": model.tokenizer.next_stamps(one, horizon).repeat(n_paths),
+                "path": np.tile(np.arange(n_paths), horizon),
+                "y": made[one.unique_id].T.ravel(),
+            }
+        )
+        for one in series
+    ]
+    return pd.concat(frames, ignore_index=True)
 
 
 def draw(quantiles: Tensor, levels: Tensor, uniform: Tensor) -> Tensor:

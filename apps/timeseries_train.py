@@ -1,0 +1,341 @@
+"""Training and measuring a forecaster: what `mambakit timeseries train` and `evaluate` do."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from mambakit.apps.timeseries_output import check_window, print_rows, some, train_config
+from mambakit.core.cli import print_json
+from mambakit.core.errors import DataError, UsageError
+from mambakit.core.training import TrainConfig
+from mambakit.domains.timeseries.config import (
+    PRESET_LOSS,
+    PRESET_MODEL,
+    PRESET_STREAM,
+    PRESET_STREAM_LOSS,
+    PRESET_STREAM_TRAIN,
+    PRESET_TRAIN,
+    LossConfig,
+    ModelConfig,
+    StreamLossConfig,
+    StreamModelConfig,
+)
+from mambakit.domains.timeseries.series import Columns
+
+if TYPE_CHECKING:
+    from mambakit.core.training import FitResult, RunFolder
+    from mambakit.domains.timeseries.data import SeriesData
+    from mambakit.domains.timeseries.evaluation import Evaluation
+    from mambakit.domains.timeseries.model import Forecasting
+
+Missing = Literal["mask", "error", "interpolate"]
+_NOTE = (
+    "mse, mae: of values scaled by the training rows. smape in %. mase: against the seasonal step of the "
+    "training rows. wql: weighted quantile loss. coverage: of the interval between the outermost levels."
+)
+
+
+def train(
+    *,
+    data: str = "co2",
+    output: Path = Path("runs/timeseries"),
+    task: Literal["forecast", "classify"] = "forecast",
+    network: Literal["auto", "window", "stream"] = "auto",
+    horizon: int = 24,
+    lookback: int | None = None,
+    mix: bool | None = None,
+    columns: Columns = Columns(),  # noqa: B008  (frozen)
+    future_table: Path | None = None,
+    static_table: Path | None = None,
+    irregular: bool = False,
+    missing: Missing = "mask",
+    season_length: int | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    max_time: str | None = None,
+    overwrite: bool = False,
+    window: ModelConfig = PRESET_MODEL,
+    window_loss: LossConfig = PRESET_LOSS,
+    stream: StreamModelConfig = PRESET_STREAM,
+    stream_loss: StreamLossConfig = PRESET_STREAM_LOSS,
+    train: TrainConfig = PRESET_TRAIN,
+    json: bool = False,
+) -> None:
+    """Trains a Mamba forecaster and measures it beside naive, seasonal naive and linear forecasts.
+
+    The output folder holds the run (config, metrics, checkpoints, pictures, report.html) and the model, whose
+    intervals are calibrated on the validation rows. A file is split 70/10/20 in time.
+
+    Args:
+        data: A card's name (`mambakit data list`), or a CSV or Parquet file: a long table unique_id, ds, y,
+            or a time column and a column a series.
+        output: Folder for the run and the model; a killed run continues in it.
+        task: forecast, or classify for labelled series (its own options: train_classify in Python).
+        network: window reads a fixed lookback of complete series, aligned ones together; stream reads row
+            by row with a state of fixed size, missing values, covariates and irregular steps. auto is window
+            for several aligned complete series without covariates, stream for all else.
+        horizon: Rows to forecast.
+        lookback: Rows to forecast from; for stream those of its linear part, as it remembers more. By default
+            96, for stream seven seasons up to 336.
+        mix: Read aligned series together; by default up to 64 of them with window, none with stream.
+        columns: Which column is what; columns.future, columns.past and columns.static are covariates.
+        future_table: CSV or Parquet with covariates of the rows to come (unique_id, ds, ...).
+        static_table: CSV or Parquet with a row a series.
+        irregular: Take stamps as they are; gaps drive the step size.
+        missing: What to do about gaps and missing values: mask leaves them to the network, interpolate fills
+            them, error refuses the series.
+        season_length: Rows in a season; by default the card's, or the natural one of the frequency.
+        seed: Seed of weights, shuffling and dropout.
+        device: auto, cpu, cuda or mps.
+        max_time: Stop training after so long, such as 90s or 10m.
+        overwrite: Remove another run in the output folder first.
+        window: The network that reads windows.
+        window_loss: What its training minimises.
+        stream: The network that reads row by row.
+        stream_loss: What its training minimises; mask_share and impute_weight make it fill gaps too.
+        train: The training options; each network has its own defaults for those that are not given.
+        json: Print JSON for machines.
+
+    Examples:
+        mambakit timeseries train --data ETTh1 --horizon 96 --output runs/etth1
+        mambakit timeseries train --data NP --horizon 24 --output runs/np
+        mambakit timeseries train --data my.csv --columns.future "[promotion]" --columns.static "[shop]"
+        mambakit timeseries train --data my.csv --horizon 24 --max-time 5m --train.lr 5e-4
+        mambakit timeseries train --task classify --data JapaneseVowels --output runs/vowels
+    """
+    from mambakit.core.training import RunFolder
+    from mambakit.domains.timeseries.data import load_data
+
+    if task == "classify":
+        from mambakit.apps.timeseries_classify import train_classify
+
+        train_classify(
+            data=data,
+            output=output,
+            seed=seed,
+            device=device,
+            max_time=max_time,
+            overwrite=overwrite,
+            json=json,
+        )
+        return
+    if horizon < 1:
+        raise UsageError(f"horizon: expected at least 1, got {horizon}")
+    config = train_config(train, seed, device, max_time)
+    loaded = load_data(
+        data,
+        missing=missing,
+        season_length=season_length,
+        mix=mix,
+        columns=columns,
+        irregular=irregular,
+        future_table=future_table,
+        static_table=static_table,
+    )
+    chosen = _network(loaded, network)
+    lookback = lookback or _lookback(loaded, chosen)
+    run = RunFolder(output, overwrite=overwrite)
+    settings = {"data": data, "network": chosen, "horizon": horizon, "lookback": lookback}
+    settings["season_length"] = loaded.season_length
+    everything = {**settings, "missing": missing, "mix": mix, "columns": columns, "irregular": irregular}
+    forecaster: Forecasting
+    if chosen == "window":
+        from mambakit.domains.timeseries.training import train_forecaster
+
+        check_window(lookback, horizon, window)
+        run.start({**everything, "model": window, "loss": window_loss, "train": config}, seed=config.seed)
+        forecaster, result = train_forecaster(
+            loaded, run, lookback=lookback, horizon=horizon, model_config=window, loss_config=window_loss,
+            train_config=config,
+        )  # fmt: skip
+    else:
+        from mambakit.domains.timeseries.stream_training import train_stream
+
+        config = _given(config, PRESET_TRAIN, PRESET_STREAM_TRAIN)
+        run.start({**everything, "model": stream, "loss": stream_loss, "train": config}, seed=config.seed)
+        forecaster, result = train_stream(
+            loaded.series,
+            loaded.bounds,
+            run,
+            lookback=lookback,
+            horizon=horizon,
+            season_length=loaded.season_length,
+            mixed=bool(mix),
+            model_config=stream,
+            loss_config=stream_loss,
+            train_config=config,
+        )
+    _finish(forecaster, loaded, run, result, settings, device=device, json=json)
+
+
+def evaluate(
+    *,
+    model: Path,
+    data: str,
+    columns: Columns = Columns(),  # noqa: B008  (frozen)
+    static_table: Path | None = None,
+    irregular: bool = False,
+    missing: Missing = "mask",
+    device: str = "auto",
+    json: bool = False,
+) -> None:
+    """Measures a saved model over every test window, beside its baselines.
+
+    Args:
+        model: Folder of the saved model.
+        data: The card or file that it was trained on.
+        columns: Which column is what, as in training.
+        static_table: CSV or Parquet with a row a series.
+        irregular: Take stamps as they are.
+        missing: What to do about gaps and missing values in a file.
+        device: auto, cpu, cuda or mps.
+        json: Print JSON for machines.
+
+    Examples:
+        mambakit timeseries evaluate --model runs/etth1 --data ETTh1 --json
+    """
+    from mambakit.domains.timeseries.data import load_data
+    from mambakit.domains.timeseries.model import load_forecaster
+    from mambakit.domains.timeseries.window import WindowForecaster
+
+    forecaster = load_forecaster(model)
+    config = forecaster.config
+    mixed = isinstance(forecaster, WindowForecaster) and forecaster.config.mix_series
+    loaded = load_data(
+        data,
+        missing=missing,
+        season_length=config.season_length,
+        mix=True if mixed else None,
+        columns=columns,
+        irregular=irregular,
+        static_table=static_table,
+    )
+    if sorted(loaded.ids) != sorted(forecaster.tokenizer.ids):
+        known = some(list(forecaster.tokenizer.ids))
+        raise DataError(
+            f"{data} has other series than the model was trained on ({known}); to measure a model on new "
+            "series, use backtest"
+        )
+    evaluation = _evaluate(forecaster, loaded, device)
+    if json:
+        print_json({"data": data, "horizon": config.horizon, **_results(evaluation)})
+    else:
+        _print_table(evaluation, loaded.name, config.horizon)
+
+
+def _network(data: SeriesData, network: str) -> str:
+    """The network that fits the data, and why on stderr where nobody has said."""
+    if network != "auto":
+        return network
+    import numpy as np
+
+    first = data.series[0]
+    reason = ""
+    if any(one.past is not None or one.future is not None or one.static for one in data.series):
+        reason = "there are covariates"
+    elif not data.frequency:
+        reason = "the stamps have no common step"
+    elif any(not np.isfinite(one.values).all() for one in data.series):
+        reason = "values are missing"
+    elif len(data.series) == 1 or any(not one.stamps.equals(first.stamps) for one in data.series):
+        reason = "the series are not read together"
+    elif not data.mixed:
+        reason = "there are too many series to read together"
+    if reason:
+        print(f"network: stream ({reason})", file=sys.stderr)
+        return "stream"
+    print("network: window (complete series with the same stamps)", file=sys.stderr)
+    return "window"
+
+
+def _lookback(data: SeriesData, network: str) -> int:
+    if network == "window":
+        return 96
+    season = data.season_length
+    shortest = min(len(one.values) for one in data.series)
+    wanted = 7 * season if 1 < season <= 48 else max(96, season)
+    return max(season, min(wanted, 336, shortest // 3), 2)
+
+
+def _given(config: TrainConfig, preset: TrainConfig, own: TrainConfig) -> TrainConfig:
+    """A network's own defaults under the options that differ from the flags' defaults."""
+    given = {
+        field.name: getattr(config, field.name)
+        for field in dataclasses.fields(TrainConfig)
+        if getattr(config, field.name) != getattr(preset, field.name)
+    }
+    return dataclasses.replace(own, **given)
+
+
+def _finish(
+    forecaster: Forecasting,
+    data: SeriesData,
+    run: RunFolder,
+    result: FitResult,
+    settings: dict[str, Any],
+    *,
+    device: str,
+    json: bool,
+) -> None:
+    """Calibrate, save, measure on the test rows, report."""
+    from mambakit.domains.timeseries import report
+    from mambakit.domains.timeseries.calibration import calibrate_model, calibrate_stream, validation_rows
+    from mambakit.domains.timeseries.stream import StreamForecaster
+    from mambakit.domains.timeseries.stream_data import make_store
+
+    try:
+        if isinstance(forecaster, StreamForecaster):
+            calibrate_stream(forecaster, make_store(forecaster.tokenizer, data.series, data.bounds))
+        else:
+            held_out, sizes = validation_rows(data, settings["horizon"])
+            rows: dict[str, Any] = {"held_out": max(1, min(sizes)), "least": forecaster.config.lookback}
+            calibrate_model(forecaster, held_out, horizon=settings["horizon"], **rows)
+    except DataError as error:
+        print(f"note: the intervals are not calibrated: {error}", file=sys.stderr)
+    forecaster.save_pretrained(run.path)
+    evaluation = _evaluate(forecaster, data, device)
+    report.write(run, forecaster, data, result, evaluation)
+    if json:
+        made = {"validation_score": result.best_score, "model": run.path}
+        print_json({**settings, **_results(evaluation), **made})
+    else:
+        _print_table(evaluation, data.name, settings["horizon"])
+        print(f"model: {run.path}\nreport: {run.report_path}")
+
+
+def _evaluate(forecaster: Forecasting, data: SeriesData, device: str) -> Evaluation:
+    from mambakit.core.training import resolve_device
+    from mambakit.domains.timeseries import evaluation
+    from mambakit.domains.timeseries.stream import StreamForecaster
+
+    config = forecaster.config
+    chosen = resolve_device(device)
+    chosen = "cpu" if chosen.type == "mps" else chosen  # type: ignore[assignment]  # it has no float64
+    if isinstance(forecaster, StreamForecaster):
+        from mambakit.domains.timeseries.stream_data import make_store
+        from mambakit.domains.timeseries.stream_evaluation import evaluate_stream
+
+        store = make_store(forecaster.tokenizer, data.series, data.bounds)
+        result = evaluate_stream(forecaster, store, "test", device=chosen)
+    else:
+        from mambakit.domains.timeseries.training import make_values
+
+        sizes: dict[str, Any] = {"lookback": config.lookback, "horizon": config.horizon}
+        values = make_values(data, forecaster.tokenizer)
+        result = evaluation.evaluate(forecaster, data, "test", values=values, device=chosen, **sizes)
+    if not result.n_windows:
+        print(f"note: {data.name} has no test window of horizon {config.horizon}", file=sys.stderr)
+    forecaster.cpu()
+    return result
+
+
+def _results(evaluation: Evaluation) -> dict[str, object]:
+    return {"n_windows": evaluation.n_windows, "results": evaluation.rows}
+
+
+def _print_table(evaluation: Evaluation, name: str, horizon: int) -> None:
+    print_rows(evaluation.rows, f"{name}: {evaluation.n_windows} test windows, horizon {horizon}")
+    print(_NOTE, file=sys.stderr)
