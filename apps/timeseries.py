@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from mambakit.apps.timeseries_anomalies import anomalies
 from mambakit.apps.timeseries_backtest import backtest
 from mambakit.apps.timeseries_classify import classify
 from mambakit.apps.timeseries_impute import impute
@@ -217,6 +218,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "backtest": backtest,
         "classify": classify,
         "impute": impute,
+        "anomalies": anomalies,
     }
     text = __doc__ or ""
     description, _, examples = text.partition("\n\n")

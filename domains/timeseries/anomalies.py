@@ -2,7 +2,7 @@
 
 F_h = distribution forecast of the row from h rows before, h = 1..k        (quantiles, exponential tails)
 a_h = -log of twice the smaller tail of F_h, at most CAP                    (about Exp(1) where calibrated)
-b_h = a_h / running mean of a_h over the last MEMORY rows                  (a lead that is often wrong counts less)
+b_h = a_h / running mean of a_h over the last MEMORY rows                  (an often wrong lead counts less)
 b   = (b_1 + mean of b_1..b_k) / 2      (b_1 sees every jump; the longer leads have not yet seen the anomaly)
 score = mean of b over the ``smooth`` rows around the row: it waits for half of them
 anomaly = score above what a share ``rate`` of normal rows exceeds          (exponential tail beyond its 90 %)
@@ -55,7 +55,7 @@ def surprise(value: Tensor, quantiles: Tensor, levels: Sequence[float]) -> Tenso
 
     Args:
         value: Any shape.
-        quantiles: The same and ``(n_levels,)`` behind it, increasing along it; NaN where there is no forecast.
+        quantiles: The same and ``(n_levels,)`` behind it, increasing; NaN where there is no forecast.
         levels: Their levels, increasing, on both sides of 0.5.
     """
     level = torch.tensor(levels, dtype=quantiles.dtype, device=quantiles.device)
@@ -98,7 +98,7 @@ class Smoother:
         self.rows = 0
 
     def add(self, surprises: NDArray[np.float64]) -> Scored | None:
-        """Take in the next row, ``(n_leads,)``, NaN where there is none; the row that has its score by that."""
+        """Take in the next row, ``(n_leads,)``, NaN where there is none; the row that has its score now."""
         there = ~np.isnan(surprises)
         mean = math.nan
         if there.any():
@@ -365,3 +365,18 @@ def _reaching(one: Series, horizon: int) -> Series:
 
 def _frame(rows: Sequence[Sequence[tuple[Any, ...]]]) -> pd.DataFrame:
     return pd.DataFrame([row for part in rows for row in part], columns=list(COLUMNS[:-1]))
+
+
+def alarms(table: pd.DataFrame) -> pd.DataFrame:
+    """One line for each run of flagged rows of ``anomaly_scores``: unique_id, begin, end, rows, score.
+
+    ``score`` is the highest in it.
+    """
+    found = []
+    for name, one in table.groupby("unique_id", sort=False):
+        flagged = one["anomaly"].to_numpy(bool)
+        number = np.cumsum(np.diff(flagged, prepend=False))
+        for _, rows in one[flagged].groupby(number[flagged]):
+            ds = rows["ds"]
+            found.append((str(name), ds.iloc[0], ds.iloc[-1], len(rows), float(rows["score"].max())))
+    return pd.DataFrame(found, columns=["unique_id", "begin", "end", "rows", "score"])
