@@ -61,11 +61,10 @@ def test_neighbourhoods_by_hand():
 def test_a_near_miss_counts_in_the_volume_and_a_far_one_does_not():
     label = np.zeros(1000, bool)
     label[500:510] = True
-    near, far, random = np.zeros(1000), np.zeros(1000), np.random.default_rng(0).random(1000)
+    near, far = np.zeros(1000), np.zeros(1000)
     near[505:520], far[100:115] = 1, 1  # late by five rows, and elsewhere
     assert vus(near, label).pr > 4 * vus(far, label).pr
     assert vus(label.astype(float), label, buffer=0) == pytest.approx((1, 1))
-    assert vus(random, label).roc == pytest.approx(0.55, abs=0.15)
     assert average_precision(near, label) < 0.4  # no point adjustment: five rows of ten, ten beside
 
 
