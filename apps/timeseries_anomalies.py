@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Literal
 
+from mambakit.apps.timeseries_output import check_suffix, write_table
 from mambakit.core.cli import format_table, print_json
 from mambakit.core.errors import DataError, UsageError
 
@@ -19,14 +19,14 @@ def anomalies(
     normal: float = 0.15,
     rate: float = 0.001,
     smooth: int | None = None,
-    missing: Literal["error", "interpolate"] = "error",
     device: str = "auto",
     json: bool = False,
 ) -> None:
     """Scores each row of a file by how surprising it was, and flags the anomalous ones.
 
     Each value is compared with all forecasts made of it, from one row to a whole horizon before. The score
-    is about 1 for rows as usual; a row is flagged above what the share `rate` of normal rows exceeds.
+    is about 1 for rows as usual; a row is flagged above what the share `rate` of normal rows exceeds. Missing
+    values have no score.
 
     Args:
         model: Folder of a saved model that reads row by row (train --network stream).
@@ -36,9 +36,8 @@ def anomalies(
         plot: PNG, PDF or SVG: the series, what was forecast, the score, flagged rows.
         normal: Rows at the beginning of each series that are normal and set the threshold: a share below 1, a
             number of rows above.
-        rate: Share of normal rows that may be flagged falsely.
+        rate: Share of rows like the normal ones that may be flagged falsely; more are as a series drifts.
         smooth: Rows that a score is the mean over; the trained horizon by default.
-        missing: What to do about gaps and missing values.
         device: auto, cpu, cuda or mps.
         json: Print JSON for machines.
 
@@ -46,28 +45,27 @@ def anomalies(
         mambakit timeseries anomalies --model runs/taxi --input taxi.csv --output scores.csv --plot scores.png
         mambakit timeseries anomalies --model runs/taxi --input taxi.csv --rate 0.01 --json
     """
-    from mambakit.apps.timeseries import _check_suffix, _write
     from mambakit.core.training import resolve_device
     from mambakit.domains.timeseries.anomalies import alarms, anomaly_scores
     from mambakit.domains.timeseries.anomaly_plots import anomaly_figure
     from mambakit.domains.timeseries.data import load_data, series_in
     from mambakit.domains.timeseries.stream import StreamForecaster
 
-    _check_suffix("output", output, (".csv", ".parquet"))
-    _check_suffix("plot", plot, (".png", ".pdf", ".svg"))
+    check_suffix("output", output, (".csv", ".parquet"))
+    check_suffix("plot", plot, (".png", ".pdf", ".svg"))
     if not 0 < rate < 1:
         raise UsageError(f"rate: expected a share inside (0, 1), got {rate}")
     chosen = resolve_device(device)
     forecaster = StreamForecaster.from_pretrained(
         model, map_location="cpu" if chosen.type == "mps" else chosen
     )
-    series = series_in(load_data(input, missing=missing))
+    series = series_in(load_data(input, missing="mask"))
     given, trained = series[0].frequency, forecaster.tokenizer.frequency
     if given != trained:
         raise DataError(f"{input} has the step {given!r}, but the model was trained on {trained!r}")
     table = anomaly_scores(forecaster.eval(), series, normal=normal, rate=rate, smooth=smooth)
     if output is not None:
-        _write(table, output)
+        write_table(table, output)
         print(f"{len(series)} series, {len(table)} rows: {output}", file=sys.stderr)
     if plot is not None:
         plot.parent.mkdir(parents=True, exist_ok=True)

@@ -7,11 +7,14 @@ the first rows (NAB: 15 %, its probation period; UCR: the training file), choose
 fifth of them, and scores the rest; labels are read after that. One design for all series. Nothing is point-
 adjusted; every metric is over the rows after the training rows.
 
-How the score was designed: cap, weights of the leads, running mean and smoothing were chosen by average
-precision on known anomalies (spikes, shifts, flat, noisy, moved and stretched stretches) put at random into
-five other series: ETTh1 HUFL and OT, ETTm1 LUFL, Nord Pool prices, Weather temperature. Some twenty variants
-were also looked at on the series measured here, after which nothing was changed but this: a score belongs
-to the middle of the rows that it is the mean of, not to the last (which is better on the five as well).
+How the score was designed: the weights of the leads, the running mean and the smoothing (24 rows) were
+chosen by average precision on known anomalies (spikes, shifts, flat, noisy, moved and stretched stretches)
+put at random into five other series: ETTh1 HUFL and OT, ETTm1 LUFL, Nord Pool prices, Weather temperature.
+Then variants were looked at on the series measured here too, and three things changed: a score belongs to
+the middle of the rows that it is the mean of, not to the last; these are a horizon of rows (both are best on
+the five as well); and forecasts made from within a gap are not counted (there are none in the five). What did
+best here alone, all leads alike without a running mean (about 0.62 average precision on nyc_taxi, 0.13 on
+ambient temperature), was not taken.
 
 ``moving z-score, best`` is the best of five windows, alone and smoothed as ours over 24 and 48 rows, chosen
 by the labels: a bound on what it can do, not a method.

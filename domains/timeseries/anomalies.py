@@ -27,14 +27,15 @@ from torch import Tensor
 
 from mambakit.core.errors import DataError, UsageError
 from mambakit.domains.timeseries.rows import Rows
-from mambakit.domains.timeseries.stream import Read, StreamForecaster
+from mambakit.domains.timeseries.stream import StreamForecaster
+from mambakit.domains.timeseries.stream_parts import Read
 from mambakit.domains.timeseries.table import Series
 
 RATE = 1e-3
 NORMAL = 0.15
 COLUMNS = ("unique_id", "ds", "y", "y_hat", "lo", "hi", "score", "anomaly")
-# Chosen on anomalies put into other series (benchmarks/timeseries_anomalies.py says which).
 _CAP = 20.0
+# Chosen on anomalies put into other series; benchmarks/timeseries_anomalies.py says which.
 _MEMORY = 2000.0
 # The running mean of a lead begins at 1, what a calibrated forecast has, as if it had been seen so often;
 # a great surprise is not to hide those that follow it.
@@ -234,8 +235,8 @@ class StreamScorer:
         lead = torch.arange(horizon, device=device)
         at = horizon + torch.arange(n, device=device)[:, None] - 1 - lead
         of_row = made[:, at, lead]  # [g, n, k, levels]: forecasts made of each row
-        surprises = surprise(values[..., None].expand(-1, -1, horizon), of_row, model.levels)
-        surprises = surprises.double().cpu().numpy()
+        found = surprise(values[..., None].expand(-1, -1, horizon), of_row, model.levels)
+        surprises = found.double().cpu().numpy()
         outer = torch.stack([model.point(of_row), of_row[..., 0], of_row[..., -1]], -1).nanmean(2)
         scale = torch.tensor([(one.offset, one.unit) for one in rows], dtype=torch.float64)
         band = outer.double().cpu() * scale[:, None, None, 1] + scale[:, None, None, 0]
@@ -278,7 +279,8 @@ def anomaly_scores(
         series: What to score; missing values are NaN, and have no score.
         normal: Rows from the beginning that are believed normal, and set the threshold: a share of each
             series below 1, a number of rows above. NAB's probation period is 0.15.
-        rate: Share of normal rows that may be called anomalous: one in a thousand by default.
+        rate: Share of rows like the normal ones that may be called anomalous: one in a thousand by default. A
+            series that drifts away from them has more: one in fifty to a hundred on the NAB series.
         smooth: Rows that a score is the mean over; the trained horizon by default.
 
     Returns:

@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from mambakit.domains.timeseries.anomaly_metrics import labelled_ranges
-from mambakit.domains.timeseries.plots import _GREY, _INK, _OTHERS, _OURS, _tidy
+from mambakit.domains.timeseries.plots import GREY, INK, OTHERS, OURS, tidy
 
 MOST_SERIES = 4
 
@@ -25,14 +25,14 @@ def anomaly_figure(table: pd.DataFrame) -> Figure:
     for i, name in enumerate(shown):
         one = table[table["unique_id"] == name]
         stamps, above, below = pd.Index(one["ds"]), axes[2 * i], axes[2 * i + 1]
-        above.fill_between(stamps, one["lo"], one["hi"], color=_OURS, alpha=0.18, linewidth=0, label="band")
-        above.plot(stamps, one["y_hat"], color=_OURS, linewidth=0.7, label="forecast")
-        above.plot(stamps, one["y"], color=_INK, linewidth=0.9, label="series")
-        below.plot(stamps, one["score"], color=_OTHERS[0], linewidth=1.0, label="score")
-        below.axhline(1.0, color=_GREY, linewidth=0.7, linestyle="--")
+        above.fill_between(stamps, one["lo"], one["hi"], color=OURS, alpha=0.18, linewidth=0, label="band")
+        above.plot(stamps, one["y_hat"], color=OURS, linewidth=0.7, label="forecast")
+        above.plot(stamps, one["y"], color=INK, linewidth=0.9, label="series")
+        below.plot(stamps, one["score"], color=OTHERS[0], linewidth=1.0, label="score")
+        below.axhline(1.0, color=GREY, linewidth=0.7, linestyle="--")
         for begin, end in labelled_ranges(one["anomaly"].to_numpy(bool)):
             for axis in (above, below):
-                axis.axvspan(stamps[begin], stamps[end - 1], color=_OTHERS[0], alpha=0.25, linewidth=0.8)
+                axis.axvspan(stamps[begin], stamps[end - 1], color=OTHERS[0], alpha=0.25, linewidth=0.8)
         # one wild forecast is not to flatten the series
         values = one["y"].to_numpy(np.float64)
         low, high = np.nanmin(values), np.nanmax(values)
@@ -43,8 +43,8 @@ def anomaly_figure(table: pd.DataFrame) -> Figure:
         below.set_ylabel("score", fontsize=8)
         below.sharex(above)
         above.tick_params(labelbottom=False)
-        _tidy(above)
-        _tidy(below, stamps)
+        tidy(above)
+        tidy(below, stamps)
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, fontsize=8, loc="outside upper right", frameon=False, ncols=3)
     if len(names) > len(shown):
