@@ -17,6 +17,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from mambakit.apps.timeseries_anomalies import anomalies
 from mambakit.apps.timeseries_backtest import backtest
 from mambakit.apps.timeseries_classify import classify
 from mambakit.apps.timeseries_impute import impute
@@ -147,6 +148,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "backtest": backtest,
         "stream": stream,
         "impute": impute,
+        "anomalies": anomalies,
         "classify": classify,
     }
     text = __doc__ or ""

@@ -2,7 +2,7 @@
 
 F_h = distribution forecast of the row from h rows before, h = 1..k        (quantiles, exponential tails)
 a_h = -log of twice the smaller tail of F_h, at most CAP                    (about Exp(1) where calibrated)
-b_h = a_h / running mean of a_h over the last MEMORY rows                  (a lead that is often wrong counts less)
+b_h = a_h / running mean of a_h over the last MEMORY rows                  (an often wrong lead counts less)
 b   = (b_1 + mean of b_1..b_k) / 2      (b_1 sees every jump; the longer leads have not yet seen the anomaly)
 score = mean of b over the ``smooth`` rows around the row: it waits for half of them
 anomaly = score above what a share ``rate`` of normal rows exceeds          (exponential tail beyond its 90 %)
@@ -27,14 +27,15 @@ from torch import Tensor
 
 from mambakit.core.errors import DataError, UsageError
 from mambakit.domains.timeseries.rows import Rows
-from mambakit.domains.timeseries.stream import Read, StreamForecaster
+from mambakit.domains.timeseries.stream import StreamForecaster
+from mambakit.domains.timeseries.stream_parts import Read
 from mambakit.domains.timeseries.table import Series
 
 RATE = 1e-3
 NORMAL = 0.15
 COLUMNS = ("unique_id", "ds", "y", "y_hat", "lo", "hi", "score", "anomaly")
-# Chosen on anomalies put into other series (benchmarks/timeseries_anomalies.py says which).
 _CAP = 20.0
+# Chosen on anomalies put into other series; benchmarks/timeseries_anomalies.py says which.
 _MEMORY = 2000.0
 # The running mean of a lead begins at 1, what a calibrated forecast has, as if it had been seen so often;
 # a great surprise is not to hide those that follow it.
@@ -55,7 +56,7 @@ def surprise(value: Tensor, quantiles: Tensor, levels: Sequence[float]) -> Tenso
 
     Args:
         value: Any shape.
-        quantiles: The same and ``(n_levels,)`` behind it, increasing along it; NaN where there is no forecast.
+        quantiles: The same and ``(n_levels,)`` behind it, increasing; NaN where there is no forecast.
         levels: Their levels, increasing, on both sides of 0.5.
     """
     level = torch.tensor(levels, dtype=quantiles.dtype, device=quantiles.device)
@@ -98,7 +99,7 @@ class Smoother:
         self.rows = 0
 
     def add(self, surprises: NDArray[np.float64]) -> Scored | None:
-        """Take in the next row, ``(n_leads,)``, NaN where there is none; the row that has its score by that."""
+        """Take in the next row, ``(n_leads,)``, NaN where there is none; the row that has its score now."""
         there = ~np.isnan(surprises)
         mean = math.nan
         if there.any():
@@ -234,8 +235,8 @@ class StreamScorer:
         lead = torch.arange(horizon, device=device)
         at = horizon + torch.arange(n, device=device)[:, None] - 1 - lead
         of_row = made[:, at, lead]  # [g, n, k, levels]: forecasts made of each row
-        surprises = surprise(values[..., None].expand(-1, -1, horizon), of_row, model.levels)
-        surprises = surprises.double().cpu().numpy()
+        found = surprise(values[..., None].expand(-1, -1, horizon), of_row, model.levels)
+        surprises = found.double().cpu().numpy()
         outer = torch.stack([model.point(of_row), of_row[..., 0], of_row[..., -1]], -1).nanmean(2)
         scale = torch.tensor([(one.offset, one.unit) for one in rows], dtype=torch.float64)
         band = outer.double().cpu() * scale[:, None, None, 1] + scale[:, None, None, 0]
@@ -278,7 +279,8 @@ def anomaly_scores(
         series: What to score; missing values are NaN, and have no score.
         normal: Rows from the beginning that are believed normal, and set the threshold: a share of each
             series below 1, a number of rows above. NAB's probation period is 0.15.
-        rate: Share of normal rows that may be called anomalous: one in a thousand by default.
+        rate: Share of rows like the normal ones that may be called anomalous: one in a thousand by default. A
+            series that drifts away from them has more: one in fifty to a hundred on the NAB series.
         smooth: Rows that a score is the mean over; the trained horizon by default.
 
     Returns:
@@ -365,3 +367,18 @@ def _reaching(one: Series, horizon: int) -> Series:
 
 def _frame(rows: Sequence[Sequence[tuple[Any, ...]]]) -> pd.DataFrame:
     return pd.DataFrame([row for part in rows for row in part], columns=list(COLUMNS[:-1]))
+
+
+def alarms(table: pd.DataFrame) -> pd.DataFrame:
+    """One line for each run of flagged rows of ``anomaly_scores``: unique_id, begin, end, rows, score.
+
+    ``score`` is the highest in it.
+    """
+    found = []
+    for name, one in table.groupby("unique_id", sort=False):
+        flagged = one["anomaly"].to_numpy(bool)
+        number = np.cumsum(np.diff(flagged, prepend=False))
+        for _, rows in one[flagged].groupby(number[flagged]):
+            ds = rows["ds"]
+            found.append((str(name), ds.iloc[0], ds.iloc[-1], len(rows), float(rows["score"].max())))
+    return pd.DataFrame(found, columns=["unique_id", "begin", "end", "rows", "score"])

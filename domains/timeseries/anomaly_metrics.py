@@ -48,7 +48,7 @@ def roc_auc(score: NDArray[np.float64], label: NDArray[np.bool_]) -> float:
 
 
 def vus(score: NDArray[np.float64], label: NDArray[np.bool_], *, buffer: int = BUFFER) -> Volumes:
-    """Volume under the surface of range-aware PR and ROC curves (Paparrizos et al. 2022, VLDB 15(11), sec. 4).
+    """Volume under the surface of range-aware PR and ROC curves (Paparrizos et al. 2022, VLDB 15, sec. 4).
 
     For a neighbourhood of l rows, rows within l/2 of a labelled range count ``sqrt(1 - distance / l)`` of
     an anomaly; recall is against the mean of the old and new number of anomalous rows, times the share of
@@ -128,7 +128,7 @@ def _areas(
 def _ranked(
     score: NDArray[np.float64], label: NDArray[np.bool_]
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Ranks in (0, 1], equal for equal scores, where there is a score: torchmetrics squashes other numbers."""
+    """Ranks in (0, 1], equal for equal scores, where there is a score: torchmetrics squashes others."""
     score, label = np.asarray(score, np.float64), np.asarray(label, bool)
     if score.shape != label.shape or score.ndim != 1:
         raise UsageError(f"label: expected one for each of {score.shape} scores, got {label.shape}")
