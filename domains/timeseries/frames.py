@@ -6,6 +6,7 @@ import csv
 import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -137,10 +138,14 @@ def _read_parquet(path: Path, choose: Choose) -> tuple[pd.DataFrame, list[str]]:
     return _to_pandas(table.rename_columns(wanted)), names
 
 
-def _to_pandas(table: object) -> pd.DataFrame:
-    return table.to_pandas(  # type: ignore[attr-defined]
-        split_blocks=True, self_destruct=True, date_as_object=False, ignore_metadata=True
-    )
+def _to_pandas(table: Any) -> pd.DataFrame:
+    """The table's columns, its own memory given back."""
+    import pyarrow as pa
+
+    frame = table.to_pandas(split_blocks=True, self_destruct=True, date_as_object=False, ignore_metadata=True)
+    del table
+    pa.default_memory_pool().release_unused()
+    return frame
 
 
 def _repeats(names: list[str]) -> bool:
