@@ -12,7 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from mambakit.core.errors import DataError
-from mambakit.domains.timeseries.frames import clean_names, covariate_of, read_frame
+from mambakit.domains.timeseries.frames import clean_names, covariate_of, read_columns
 from mambakit.domains.timeseries.layout import Faults, Layout
 from mambakit.domains.timeseries.series import shortened
 
@@ -53,7 +53,7 @@ def read_side(source: Path | str | pd.DataFrame, names: Sequence[str], called: s
         clean = clean_names(list(source.columns), called)
         frame = source.set_axis(clean, axis=1)[choose(clean)[0]].reset_index(drop=True)
     else:
-        frame, _ = read_frame(source, choose)
+        frame, _ = read_columns(source, choose)
     return frame.rename(columns=found)
 
 

@@ -126,11 +126,13 @@ def lay_out(
         of_row = np.repeat(np.arange(len(series)), np.diff(begins))
         where = np.flatnonzero(same)
         for one, first, count in zip(*np.unique(of_row[where], return_index=True, return_counts=True)):  # noqa: B905
+            own = sorted_stamps[begins[one] : begins[one + 1]].unique()
+            step = (own[1:] - own[:-1]).min() if isinstance(own, pd.DatetimeIndex) and len(own) > 1 else None
             stamp = sorted_stamps[where[first]]
             faults.add(
                 series[one],
                 f"{names[series[one]]} has {count} duplicate stamps, the first is {stamp}; keep one row for "
-                f"each stamp{daylight_hint(stamp, None)}",
+                f"each stamp{daylight_hint(stamp, step)}",
             )
         rows, begins, sorted_stamps, series = _sorted(codes, stamps, faults)
     if irregular:

@@ -24,7 +24,7 @@ from mambakit.domains.timeseries.covariates import (
     typed,
 )
 from mambakit.domains.timeseries.filling import fill_frame, fill_values
-from mambakit.domains.timeseries.frames import clean_names, numbers_of, read_frame
+from mambakit.domains.timeseries.frames import clean_names, numbers_of, read_columns
 from mambakit.domains.timeseries.layout import Faults, Layout, gap_sentence, lay_out
 from mambakit.domains.timeseries.series import TIME_NAMES, Columns, LeftOut, Missing, Series, Table, shortened
 from mambakit.domains.timeseries.stamps import parse_stamps
@@ -92,7 +92,7 @@ def take_in(source: Source, columns: Columns, name: str | None) -> Taken:
         names = clean_names(list(source.columns), called)
         frame = source.set_axis(names, axis=1)[choose(names)[0]].reset_index(drop=True)
     else:
-        frame, names = read_frame(source, choose)
+        frame, names = read_columns(source, choose)
     if frame.empty:
         raise DataError(f"{called} has no rows")
     unused = [] if wide else [one for one in names if one not in frame.columns]
@@ -118,7 +118,8 @@ def read_long(
     faults = Faults(names)
     rows, note = _checked(frame, codes, columns, source, faults, static_table, static_names)
     notes += [note] if note else []
-    frame.drop(columns=list(frame.columns), inplace=True)  # its memory goes; nothing else reads this frame
+    for name in list(frame):  # its memory goes; nothing else reads this frame
+        del frame[name]
     codes = rows.codes if ahead is None else ahead.without_late(rows.codes, rows.stamps, rows.values, names)
     layout = _lay_out(codes, rows.stamps, faults, source, irregular=irregular)
     series = _cut(rows, layout, columns, faults, missing, ahead)

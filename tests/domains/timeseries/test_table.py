@@ -12,6 +12,7 @@ import pytest
 
 from mambakit.core.errors import DataError, UsageError
 from mambakit.domains.timeseries.config import season_of
+from mambakit.domains.timeseries.frames import read_frame
 from mambakit.domains.timeseries.table import (
     infer_frequency,
     next_stamps,
@@ -47,6 +48,16 @@ def test_reads_files(tmp_path: Path, suffix: str):
     path = tmp_path / f"t{suffix}"
     hourly().to_parquet(path) if suffix == ".parquet" else hourly().to_csv(path, index=False)
     np.testing.assert_array_equal(read_table(path).series[0].values, np.arange(30))
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_reads_a_file_as_it_stands(tmp_path: Path, suffix: str):
+    path, frame = tmp_path / f"t{suffix}", hourly().assign(kind="x")
+    frame.to_parquet(path) if suffix == ".parquet" else frame.to_csv(path, index=False)
+    found = read_frame(path)
+    assert list(found) == list(frame)
+    assert found.kind.tolist() == ["x"] * 30
+    assert (found.ds == frame.ds).all()
 
 
 def test_integer_stamps_are_steps():
