@@ -12,7 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from mambakit.core.errors import DataError
-from mambakit.domains.timeseries.frames import clean_names, covariate_of, read_frame
+from mambakit.domains.timeseries.frames import clean_names, covariate_of, read_columns
 from mambakit.domains.timeseries.layout import Faults, Layout
 from mambakit.domains.timeseries.series import shortened
 
@@ -53,7 +53,7 @@ def read_side(source: Path | str | pd.DataFrame, names: Sequence[str], called: s
         clean = clean_names(list(source.columns), called)
         frame = source.set_axis(clean, axis=1)[choose(clean)[0]].reset_index(drop=True)
     else:
-        frame, _ = read_frame(source, choose)
+        frame, _ = read_columns(source, choose)
     return frame.rename(columns=found)
 
 
@@ -79,9 +79,7 @@ def typed(
                 f"{source}: the covariate {name!r} has no value in any row; leave it out of the covariates"
             )
         if column.dtype.kind == "f":
-            faults.add_rows(
-                codes, np.isinf(column.to_numpy()), lambda _, n=name: f"infinity in covariate {n!r}"
-            )
+            faults.add_rows(codes, np.isinf(column.to_numpy()), f"infinity in covariate {name!r}")
         found[name] = column
     return found
 
@@ -144,14 +142,14 @@ def static_table_of(
         for one, place in enumerate(row.tolist()):
             value = None if place < 0 else values[place]
             found[one][name] = (float("nan") if value is None else float(value)) if numeric else value
-    lacking = [str(faults.names[one]) for one in np.flatnonzero(row < 0)]
+    lacking = [faults.names[one] for one in np.flatnonzero(row < 0).tolist()]
     return found, (f"{source} lacks {len(lacking)} series: {shortened(lacking)}" if lacking else "")
 
 
 def id_texts(column: pd.Series) -> NDArray[np.object_]:
     """Identifiers as text; whole numbers without a decimal point, None where one is missing."""
     codes, names = id_codes(column)
-    return np.append(np.array(names, dtype=object), None)[codes]
+    return np.array([*names, None], dtype=object)[codes]
 
 
 def id_codes(column: pd.Series) -> tuple[NDArray[np.int64], list[str]]:

@@ -6,6 +6,7 @@ import csv
 import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,7 +23,18 @@ Choose = Callable[[list[str]], tuple[list[str], list[str], list[str]]]
 """From a file's column names to those to read, those of them to read as text, and those as numbers."""
 
 
-def read_frame(path: Path | str, choose: Choose) -> tuple[pd.DataFrame, list[str]]:
+def read_frame(path: Path | str) -> pd.DataFrame:
+    """All columns of a CSV or Parquet file, as ``read_columns`` reads them, text as plain text.
+
+    Raises:
+        DataError: If the file can't be read, or names a column twice.
+    """
+    frame, _ = read_columns(path, lambda names: (names, [], []))
+    texts = [name for name in frame if isinstance(frame[name].dtype, pd.CategoricalDtype)]
+    return frame.astype(dict.fromkeys(texts, object))
+
+
+def read_columns(path: Path | str, choose: Choose) -> tuple[pd.DataFrame, list[str]]:
     """Some columns of a CSV (also compressed, ``.csv.gz``) or Parquet file, and the names of all.
 
     A byte order mark, CRLF line ends and blanks around column names are taken off. Columns of text come as
@@ -132,15 +144,20 @@ def _read_parquet(path: Path, choose: Choose) -> tuple[pd.DataFrame, list[str]]:
     names = clean_names(raw, str(path))
     wanted, texts, _ = choose(names)
     own = dict(zip(names, raw, strict=True))
-    encoded = [own[name] for name in texts if str(file.schema_arrow.field(own[name]).type) == "string"]
+    types = {name: str(file.schema_arrow.field(own[name]).type) for name in texts}
+    encoded = [own[name] for name in texts if types[name] in ("string", "large_string")]
     table = pq.read_table(path, columns=[own[name] for name in wanted], read_dictionary=encoded)
     return _to_pandas(table.rename_columns(wanted)), names
 
 
-def _to_pandas(table: object) -> pd.DataFrame:
-    return table.to_pandas(  # type: ignore[attr-defined]
-        split_blocks=True, self_destruct=True, date_as_object=False, ignore_metadata=True
-    )
+def _to_pandas(table: Any) -> pd.DataFrame:
+    """The table's columns, its own memory given back."""
+    import pyarrow as pa
+
+    frame = table.to_pandas(split_blocks=True, self_destruct=True, date_as_object=False, ignore_metadata=True)
+    del table
+    pa.default_memory_pool().release_unused()
+    return frame
 
 
 def _repeats(names: list[str]) -> bool:

@@ -36,14 +36,16 @@ class Faults:
         """Remember why a series can't be used, unless a reason is known already."""
         self.reasons.setdefault(int(one), reason)
 
-    def add_rows(self, codes: NDArray[np.int64], bad: NDArray[np.bool_], say: Callable[[int], str]) -> None:
-        """Remember each series that has a bad row, with what is to be said of the first such row."""
+    def add_rows(
+        self, codes: NDArray[np.int64], bad: NDArray[np.bool_], say: Callable[[int], str] | str
+    ) -> None:
+        """Remember each series that has a bad row, with what to say of the first (by its number)."""
         rows = np.flatnonzero(bad & (codes >= 0))
         if len(rows):
             series, first = np.unique(codes[rows], return_index=True)
             for one, place in zip(series.tolist(), first.tolist(), strict=True):
                 row = int(rows[place])
-                self.add(one, f"row {row + 1}: {say(row)}")
+                self.add(one, f"row {row + 1}: {say(row) if callable(say) else say}")
 
     def free(self, codes: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Which rows belong to a series without a fault."""
@@ -124,17 +126,22 @@ def lay_out(
         of_row = np.repeat(np.arange(len(series)), np.diff(begins))
         where = np.flatnonzero(same)
         for one, first, count in zip(*np.unique(of_row[where], return_index=True, return_counts=True)):  # noqa: B905
+            own = sorted_stamps[begins[one] : begins[one + 1]].unique()
+            step = (own[1:] - own[:-1]).min() if isinstance(own, pd.DatetimeIndex) and len(own) > 1 else None
             stamp = sorted_stamps[where[first]]
             faults.add(
                 series[one],
                 f"{names[series[one]]} has {count} duplicate stamps, the first is {stamp}; keep one row for "
-                f"each stamp{daylight_hint(stamp, None)}",
+                f"each stamp{daylight_hint(stamp, step)}",
             )
         rows, begins, sorted_stamps, series = _sorted(codes, stamps, faults)
     if irregular:
         parts = [sorted_stamps[a:b] for a, b in itertools.pairwise(begins)]
         return Layout(series, rows, begins, parts, [""] * len(series), begins, None)
-    accepted = _accepted(sorted_stamps, begins, series, names, faults)
+    accepted, even = _accepted(sorted_stamps, begins, series, names, faults)
+    if even and not any(one in faults.reasons for one in series):
+        parts = [sorted_stamps[a:b] for a, b in itertools.pairwise(begins)]
+        return Layout(series, rows, begins, parts, accepted, begins, None)
     place, lengths = _placed(sorted_stamps, begins, series, accepted, names, faults)
     if any(one in faults.reasons for one in series):
         kept = [i for i, one in enumerate(series) if one not in faults.reasons]
@@ -183,18 +190,19 @@ def _accepted(
     series: list[int],
     names: list[str],
     faults: Faults,
-) -> list[str]:
-    """The step of each series; those of another step than most are faulty."""
+) -> tuple[list[str], bool]:
+    """The step of each series, those of another step than most being faulty; are all rows there?"""
     if not series:
-        return []
+        return [], True
     if not isinstance(stamps, pd.DatetimeIndex) and stamps.dtype.kind == "f":
         for one in series:
             faults.add(
                 one,
                 f"{names[one]} has stamps that are no whole numbers, and so no step; --irregular takes them",
             )
-        return [""] * len(series)
-    found, lengths = frequencies(stamps, begins), np.diff(begins)
+        return [""] * len(series), True
+    found, even = frequencies(stamps, begins)
+    lengths = np.diff(begins)
     common = common_frequency(found, lengths)
     if common is None:
         first = next(i for i, name in enumerate(found) if name)
@@ -222,7 +230,7 @@ def _accepted(
                 f"{names[series[i]]} has the step {found[i]!r}, but most series have {common!r}; "
                 "put it into a table of its own",
             )
-    return found
+    return found, bool(even.all()) and not unlike
 
 
 def _placed(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -23,12 +24,12 @@ from mambakit.domains.timeseries.covariates import (
     typed,
 )
 from mambakit.domains.timeseries.filling import fill_frame, fill_values
-from mambakit.domains.timeseries.frames import clean_names, numbers_of, read_frame
+from mambakit.domains.timeseries.frames import clean_names, numbers_of, read_columns
 from mambakit.domains.timeseries.layout import Faults, Layout, gap_sentence, lay_out
 from mambakit.domains.timeseries.series import TIME_NAMES, Columns, LeftOut, Missing, Series, Table, shortened
 from mambakit.domains.timeseries.stamps import parse_stamps
 
-Source = Path | str | pd.DataFrame
+Source: TypeAlias = Path | str | pd.DataFrame
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ def take_in(source: Source, columns: Columns, name: str | None) -> Taken:
         names = clean_names(list(source.columns), called)
         frame = source.set_axis(names, axis=1)[choose(names)[0]].reset_index(drop=True)
     else:
-        frame, names = read_frame(source, choose)
+        frame, names = read_columns(source, choose)
     if frame.empty:
         raise DataError(f"{called} has no rows")
     unused = [] if wide else [one for one in names if one not in frame.columns]
@@ -117,6 +118,8 @@ def read_long(
     faults = Faults(names)
     rows, note = _checked(frame, codes, columns, source, faults, static_table, static_names)
     notes += [note] if note else []
+    for name in list(frame):  # its memory goes; nothing else reads this frame
+        del frame[name]
     codes = rows.codes if ahead is None else ahead.without_late(rows.codes, rows.stamps, rows.values, names)
     layout = _lay_out(codes, rows.stamps, faults, source, irregular=irregular)
     series = _cut(rows, layout, columns, faults, missing, ahead)
@@ -148,8 +151,8 @@ def read_wide(taken: Taken, *, missing: Missing, irregular: bool) -> Table:
     for one, name in enumerate(names):
         numbers, odd = numbers_of(frame[name])
         alone = np.full(len(frame), one)
-        faults.add_rows(alone, odd, lambda row, n=name: _no_number(frame[n].iloc[row], n))
-        faults.add_rows(alone, np.isinf(numbers), lambda _, n=name: f"infinity in column {n!r}")
+        faults.add_rows(alone, odd, functools.partial(_no_number_in, frame[name]))
+        faults.add_rows(alone, np.isinf(numbers), f"infinity in column {name!r}")
         values[one] = layout.spread(numbers)
         if np.isnan(values[one]).all():
             faults.add(one, f"series {name!r} has no value: its column is empty")
@@ -178,8 +181,8 @@ def _checked(
     stamps, lost = parse_stamps(frame[columns.time])
     faults.add_rows(codes, lost, lambda row: _no_date(frame[columns.time].iloc[row], columns.time))
     values, odd = numbers_of(frame[target])
-    faults.add_rows(codes, odd, lambda row: _no_number(frame[target].iloc[row], target))
-    faults.add_rows(codes, np.isinf(values), lambda _: f"infinity in column {target!r}")
+    faults.add_rows(codes, odd, functools.partial(_no_number_in, frame[target]))
+    faults.add_rows(codes, np.isinf(values), f"infinity in column {target!r}")
     covariates = typed(frame, [*columns.past, *columns.future], codes, faults, source)
     note = ""
     if static_table is None:
@@ -343,5 +346,5 @@ def _no_date(value: Any, column: str) -> str:
     )
 
 
-def _no_number(value: Any, column: str) -> str:
-    return f"{str(value)!r} in column {column!r} is not a number"
+def _no_number_in(column: pd.Series, row: int) -> str:
+    return f"{str(column.iloc[row])!r} in column {str(column.name)!r} is not a number"

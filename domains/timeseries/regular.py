@@ -37,11 +37,11 @@ def infer_frequency(stamps: pd.Index) -> str:
     """
     if len(stamps) < 2:
         raise ValueError("a frequency needs at least two stamps")
-    return frequencies(stamps, np.array([0, len(stamps)]))[0]
+    return frequencies(stamps, np.array([0, len(stamps)]))[0][0]
 
 
-def frequencies(stamps: pd.Index, offsets: Ints) -> list[str]:
-    """The step of each series; empty for a series of one row.
+def frequencies(stamps: pd.Index, offsets: Ints) -> tuple[list[str], NDArray[np.bool_]]:
+    """The step of each series, empty for a series of one row, and which series have none but equal steps.
 
     Args:
         stamps: Of all series one after the other, strictly ascending in each.
@@ -52,14 +52,14 @@ def frequencies(stamps: pd.Index, offsets: Ints) -> list[str]:
     firsts, lengths = offsets[:-1], np.diff(offsets)
     steps[firsts] = np.where(lengths > 1, steps[np.minimum(firsts + 1, len(steps) - 1)], 0)
     common = np.minimum.reduceat(steps, firsts)
-    odd = []
-    for one in np.flatnonzero(common != np.maximum.reduceat(steps, firsts)).tolist():
+    even, odd = common == np.maximum.reduceat(steps, firsts), []
+    for one in np.flatnonzero(~even).tolist():
         own, counts = np.unique(steps[offsets[one] + 1 : offsets[one + 1]], return_counts=True)
         common[one] = own[counts.argmax()]
         if (own % max(1, common[one])).any():
             odd.append(one)
     if not isinstance(stamps, pd.DatetimeIndex):
-        return [str(step) if step else "" for step in common.tolist()]
+        return [str(step) if step else "" for step in common.tolist()], even
     found = _fixed(stamps, firsts, common)
     days = common // ticks(pd.Timedelta(days=1), stamps.unit)
     named = set()
@@ -67,13 +67,14 @@ def frequencies(stamps: pd.Index, offsets: Ints) -> list[str]:
         name = _months(clock(stamps[offsets[one] : offsets[one + 1]], absolute=False))
         if name:
             found[one] = name
+            even[one] = False
             named.add(one)
     for one in np.flatnonzero(common == ticks(pd.Timedelta(days=1), stamps.unit)).tolist():
         if (steps[offsets[one] + 1 : offsets[one + 1]] != common[one]).any():  # with weekends it is daily
             own = clock(stamps[offsets[one] : offsets[one + 1]], absolute=False)
             found[one] = "B" if (own.day_of_week < 5).all() else found[one]
     _ask_pandas(stamps, offsets, [one for one in odd if one not in named], found)
-    return found
+    return found, even
 
 
 def _fixed(stamps: pd.DatetimeIndex, firsts: Ints, steps: Ints) -> list[str]:

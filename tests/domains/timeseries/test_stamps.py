@@ -102,6 +102,9 @@ def test_local_stamps_without_a_zone_are_recognised():
     plain = frame_of(pd.date_range("2024-10-22", periods=10, freq="h")).iloc[[0, 1, 1, 2, 3]]
     with pytest.raises(DataError, match=r"keep one row for each stamp$"):
         read_table(plain)
+    daily = frame_of(pd.date_range("2024-10-20", periods=10, freq="D")).iloc[[0, 1, 2, 3, 4, 5, 6, 7, 7]]
+    with pytest.raises(DataError, match=r"2024-10-27 00:00:00; keep one row for each stamp$"):
+        read_table(daily)
 
 
 def test_stamps_with_and_without_an_offset_do_not_mix():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 
 from mambakit.core.errors import DataError, UsageError
 from mambakit.domains.timeseries.config import season_of
+from mambakit.domains.timeseries.frames import read_frame
 from mambakit.domains.timeseries.table import (
     infer_frequency,
     next_stamps,
@@ -45,6 +48,16 @@ def test_reads_files(tmp_path: Path, suffix: str):
     path = tmp_path / f"t{suffix}"
     hourly().to_parquet(path) if suffix == ".parquet" else hourly().to_csv(path, index=False)
     np.testing.assert_array_equal(read_table(path).series[0].values, np.arange(30))
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_reads_a_file_as_it_stands(tmp_path: Path, suffix: str):
+    path, frame = tmp_path / f"t{suffix}", hourly().assign(kind="x")
+    frame.to_parquet(path) if suffix == ".parquet" else frame.to_csv(path, index=False)
+    found = read_frame(path)
+    assert list(found) == list(frame)
+    assert found.kind.tolist() == ["x"] * 30
+    assert (found.ds == frame.ds).all()
 
 
 def test_integer_stamps_are_steps():
@@ -152,3 +165,30 @@ def test_seasons_and_phases(frequency: str, season: int):
     np.testing.assert_array_equal(np.diff(steps), 1)  # wherever a table begins, a stamp has one number
     np.testing.assert_array_equal(step_numbers(stamps[10:], frequency), steps[10:])
     assert next_stamps(stamps[8], frequency, 3).equals(stamps[9:12])
+
+
+@pytest.mark.slow
+def test_ten_million_rows_in_ten_thousand_series(tmp_path: Path):
+    """In a process of its own, so that its peak of memory is known."""
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    n_series, n_rows = 10_000, 1_000
+    ids = pa.DictionaryArray.from_arrays(
+        np.repeat(np.arange(n_series, dtype=np.int32), n_rows), [f"s{i}" for i in range(n_series)]
+    )
+    ds = np.tile(np.datetime64("2024-01-01", "s") + np.arange(n_rows) * np.timedelta64(3600, "s"), n_series)
+    table = pa.table({"unique_id": ids, "ds": ds, "y": np.arange(n_series * n_rows, dtype=np.float64)})
+    pq.write_table(table, tmp_path / "big.parquet")
+    script = (
+        "import resource, sys, time\n"
+        "from mambakit.domains.timeseries.table import read_table\n"
+        "before, begin = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()\n"
+        "series = read_table(sys.argv[1]).series\n"
+        "assert len(series) == 10_000 and series[7].values[3] == 7003, len(series)\n"
+        "print(time.perf_counter() - begin)\n"
+        "print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20)\n"
+    )
+    words = [sys.executable, "-c", script, str(tmp_path / "big.parquet")]
+    done = subprocess.run(words, check=True, capture_output=True, text=True)
+    seconds, gibibytes = map(float, done.stdout.split())
+    assert seconds < 60
+    assert gibibytes < 1.25  # a quarter of it is what the series hold
