@@ -40,7 +40,7 @@ def classify(
             card's name for its test series. Labels in it are not read.
         output: CSV or Parquet with unique_id, label, probability, a column p_CLASS for each class, and set;
             standard output by default.
-        alpha: The sets miss the right class so often.
+        alpha: The sets may miss the right class so often.
         device: auto, cpu, cuda or mps.
         json: Print JSON for machines.
 

@@ -210,7 +210,7 @@ def classify(
     Args:
         model: Trained.
         series: Their labels, if any, are not read.
-        alpha: The share of series whose set misses their class.
+        alpha: The share of series whose set may miss their class.
         channels: Names of the series' channels, where they have any: those of a table, in any order.
 
     Returns:
@@ -225,8 +225,7 @@ def classify(
     if channels is not None and list(channels) != model.config.channels:
         series = _in_order(series, list(channels), model.config.channels)
     p = model.probabilities(series)
-    sets: ConformalSets | None = model.calibrators.get(SETS)
-    inside = torch.ones_like(p, dtype=torch.bool) if sets is None else sets.sets(p, alpha)
+    inside = class_sets(model, p, alpha)
     best = p.argmax(-1)
     order = p.argsort(dim=-1, descending=True, stable=True)
     frame = pd.DataFrame(
@@ -243,6 +242,23 @@ def classify(
         for row, here in zip(order.tolist(), inside.tolist(), strict=True)
     ]
     return frame
+
+
+def class_sets(model: SeriesClassifier, p: Tensor, alpha: float) -> Tensor:
+    """Which classes can't be ruled out, bool like ``p``; all of them where the model was not calibrated.
+
+    The likeliest class is always in. Sets made for so many misses alone would leave some series without any
+    class, where the model is right more often than that.
+
+    Args:
+        model: Trained.
+        p: Its probabilities, ``(n_series, n_classes)``.
+        alpha: The share of series whose set may miss their class.
+    """
+    sets: ConformalSets | None = model.calibrators.get(SETS)
+    if sets is None:
+        return torch.ones_like(p, dtype=torch.bool)
+    return sets.sets(p, alpha) | (p == p.amax(-1, keepdim=True))
 
 
 def _in_order(

@@ -107,7 +107,7 @@ class SelectionConfig:
     least_steps: int = 120
     """Small sets get more epochs than the training options say, for so many steps in all."""
     alpha: float = 0.1
-    """The sets of classes miss the right one so often."""
+    """The sets of classes may miss the right one so often."""
 
     def __post_init__(self) -> None:
         if self.folds < 2:

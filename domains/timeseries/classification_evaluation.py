@@ -13,10 +13,9 @@ from torch import Tensor
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix, MulticlassF1Score
 
-from mambakit.core.calibration import ConformalSets
 from mambakit.core.errors import DataError
 from mambakit.core.metrics import SetCoverage, SetSize
-from mambakit.domains.timeseries.classification import SETS, SeriesClassifier
+from mambakit.domains.timeseries.classification import SETS, SeriesClassifier, class_sets
 from mambakit.domains.timeseries.labelled import LabelledData, LabelledSeries, require_labels
 
 OURS = "mambakit"
@@ -61,9 +60,8 @@ def evaluate_classifier(
     p = model.probabilities(data.series)
     scores: dict[str, object] = {"classifier": OURS, **scores_of(p.argmax(-1), target, len(classes))}
     scores["log_loss"] = float(torch.nn.functional.nll_loss(p.clamp(min=1e-300).log(), target))
-    sets: ConformalSets | None = model.calibrators.get(SETS)
-    if sets is not None:
-        made = sets.sets(p, alpha)
+    if SETS in model.calibrators:
+        made = class_sets(model, p, alpha)
         coverage, size = SetCoverage(), SetSize()
         coverage.update(made, target)
         size.update(made)

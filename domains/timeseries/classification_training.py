@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -157,7 +158,7 @@ def _fit(
     model = SeriesClassifier(config)
     task = ClassifierTask(model, model.pad(data.series), labels, held_out, train_config, augment_config)
     batches = MemberBatches(held_out, train_config.seed)
-    everything = DataLoader(torch.arange(len(labels)), _VALIDATION_BATCH)  # type: ignore[arg-type]
+    everything: DataLoader[Any] = DataLoader(torch.arange(len(labels)), _VALIDATION_BATCH)  # type: ignore[arg-type]
     mode = "max" if monitor == "val/step" else "min"
     result = fit(task, batches.loader(train_config.batch_size), everything, train_config, run, monitor, mode)  # type: ignore[arg-type]
     return task.eval(), result

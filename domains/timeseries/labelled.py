@@ -133,7 +133,8 @@ def read_ts(path: Path | str) -> LabelledData:
     if begin is None:
         raise DataError(f"{path}: there is no line '@data'; a .ts file has headers behind @ and then @data")
     header = _read_header(lines[:begin], path)
-    n_channels, series = header.n_channels, []
+    n_channels = header.n_channels
+    series: list[LabelledSeries] = []
     for number, line in enumerate(lines[begin + 1 :], start=begin + 2):
         if not line.strip() or line.startswith("#"):
             continue
