@@ -18,6 +18,7 @@ from mambakit.core.adapters import SampleError
 from mambakit.core.errors import DataError, UsageError
 from mambakit.core.state import State
 from mambakit.domains.timeseries.imputer import Between, between, fill_from, near, reach_of, turned
+from mambakit.domains.timeseries.neighbours import Scale, scale_of
 from mambakit.domains.timeseries.rows import Rows
 from mambakit.domains.timeseries.stream import StreamForecaster
 from mambakit.domains.timeseries.stream_forecasting import as_read, batches
@@ -93,6 +94,9 @@ def fill_rows(model: StreamForecaster, rows: Sequence[Rows], *, piece: int = PIE
     values = torch.from_numpy(np.stack([one.values for one in rows]))
     elapsed = torch.from_numpy(np.stack([one.elapsed for one in rows])).double()
     line = between(values, elapsed)
+    assert model.neighbours is not None
+    series = torch.tensor([min(one.index, model.unknown) for one in rows])
+    scale = scale_of(values, series, model.unknown)
     bounds = [(begin, min(begin + piece, length)) for begin in range(0, length, piece)]
     wanted = [bool(values[:, begin:end].isnan().any()) for begin, end in bounds]
     said = torch.full((len(rows), length, len(model.levels)), torch.nan)
@@ -119,7 +123,9 @@ def fill_rows(model: StreamForecaster, rows: Sequence[Rows], *, piece: int = PIE
         wide = slice(max(0, begin - reach), min(length, end + reach))
         around = near(values[:, wide], reach)[:, begin - wide.start :][:, : end - begin]
         here = Between(*(_on(part[:, begin:end], device) for part in line))
-        parts = fill_from(model, forwards, backwards, around.to(device), here)
+        around = around.to(device)
+        guess = model.neighbours(around, here.base, Scale(*(x.to(device) for x in scale)))
+        parts = fill_from(model, forwards, backwards, around, here, guess)
         said[:, begin:end] = torch.stack(parts).mean(0).cpu()
     return said
 

@@ -3,9 +3,10 @@
 r_t = value - straight line between the observed neighbours of row t, itself left out   (in deviations)
 hidden state of t read forwards, hidden state of t read from the end, r of the rows around t
 -> one vector a row [-> Mamba-2 both ways across the series of the row, which know r where they are observed]
--> quantiles of the value, about that straight line
+-> quantiles of the value about the linear estimate from the values around it, in its spread (neighbours.py)
 
-The layer that reads out begins at zero, so that an untrained network says the straight line.
+The layer that reads out begins at zero, so that training begins at the linear estimate; before that is fitted
+it is the straight line itself.
 """
 
 from __future__ import annotations
@@ -19,16 +20,18 @@ from torch import Tensor, nn
 from mambakit.core.backbone import Backbone, BackboneConfig
 from mambakit.core.heads import QuantileHead
 from mambakit.domains.timeseries.config import StreamConfig
+from mambakit.domains.timeseries.neighbours import Guess, scale_of
 from mambakit.domains.timeseries.running import Level
 from mambakit.domains.timeseries.stream_parts import Passed, Read, backbone_config
 
 if TYPE_CHECKING:
     from mambakit.domains.timeseries.stream import StreamForecaster
 
-# Quantiles begin as those of a normal distribution with this deviation, in the series' running deviations.
+# Where there is no linear estimate quantiles begin with this spread, in the series' running deviations.
 _FIRST_SPREAD = 0.3
+_LEAST_SPREAD = 1e-4
 _FARTHEST = 8.0
-_N_FACTS = 10
+_N_FACTS = 12
 
 
 class Between(NamedTuple):
@@ -88,7 +91,7 @@ def turned(read: Read, after: Tensor | None = None) -> Read:
 
     Args:
         read: The piece.
-        after: Steps from the last row to the row after the piece, ``(rows,)``; by default 1, as where it begins.
+        after: Steps from the last row to the row after the piece, ``(rows,)``; 1 by default, as in a series.
     """
     first = read.elapsed.new_ones(len(read.elapsed)) if after is None else after
     elapsed = torch.cat([first[:, None], read.elapsed[:, 1:].flip(1)], 1)
@@ -97,22 +100,33 @@ def turned(read: Read, after: Tensor | None = None) -> Read:
     )
 
 
-def read_both_ways(model: StreamForecaster, read: Read, forwards: Passed | None = None) -> list[Tensor]:
+def read_both_ways(
+    model: StreamForecaster, read: Read, forwards: Passed | None = None, guess: Guess | None = None
+) -> list[Tensor]:
     """What each member says of every value of a piece, ``(rows, length, n_quantiles)``.
 
     Args:
         model: A network that imputes.
         read: The piece, as if nothing came before or after it.
         forwards: What reading it found, if it was read before.
+        guess: The linear estimate, if it was made before.
     """
     forwards = forwards or model.walk(read)
     backwards = model.walk(turned(read), from_end=True)
     line, around = between(read.values, read.elapsed), near(read.values, reach_of(model.config))
-    return fill_from(model, forwards, backwards, around, line)
+    return fill_from(model, forwards, backwards, around, line, guess or guessed(model, read))
+
+
+def guessed(model: StreamForecaster, read: Read) -> Guess:
+    """The linear estimate of every value of a piece."""
+    assert model.neighbours is not None
+    base = between(read.values, read.elapsed).base
+    scale = scale_of(read.values, read.series, model.unknown)
+    return model.neighbours(near(read.values, reach_of(model.config)), base, scale)
 
 
 def fill_from(
-    model: StreamForecaster, forwards: Passed, backwards: Passed, around: Tensor, line: Between
+    model: StreamForecaster, forwards: Passed, backwards: Passed, around: Tensor, line: Between, guess: Guess
 ) -> list[Tensor]:
     """What each member says of every value, ``(rows, length, n_quantiles)``.
 
@@ -121,12 +135,15 @@ def fill_from(
         forwards: What reading the piece found.
         backwards: What reading it from its end found, in that order.
         around, line: From ``near`` and ``between``.
+        guess: From ``model.neighbours``.
     """
     levels = forwards.level, Level(*(one.flip(1) for one in backwards.level))
     said = []
     for member, one, other in zip(model.members, forwards.hidden, backwards.hidden, strict=True):
         assert member.imputer is not None
-        said.append(member.imputer(member.dropout(one), member.dropout(other.flip(1)), levels, around, line))
+        said.append(
+            member.imputer(member.dropout(one), member.dropout(other.flip(1)), levels, around, line, guess)
+        )
     return said
 
 
@@ -154,7 +171,13 @@ class ImputationHead(nn.Module):
         self._begin_at_the_line()
 
     def forward(
-        self, forwards: Tensor, backwards: Tensor, levels: tuple[Level, Level], near: Tensor, line: Between
+        self,
+        forwards: Tensor,
+        backwards: Tensor,
+        levels: tuple[Level, Level],
+        near: Tensor,
+        line: Between,
+        guess: Guess,
     ) -> Tensor:
         """``(rows, length, n_quantiles)`` in the series' scaled units, increasing along the last dimension.
 
@@ -164,8 +187,11 @@ class ImputationHead(nn.Module):
             levels: Running levels of each direction, in the order of the rows.
             near: Values about each row, ``(rows, length, 2 * reach + 1)``, NaN where missing.
             line: The neighbours of each row.
+            guess: The linear estimate.
         """
         deviation = torch.maximum(levels[0].deviation, levels[1].deviation)
+        fitted = guess.spread > 0
+        spread = torch.where(fitted, guess.spread.clamp(min=_LEAST_SPREAD), _FIRST_SPREAD * deviation)
         around = (near - line.base[..., None]) / deviation[..., None]
         there = around.isfinite()
         facts = [
@@ -173,6 +199,8 @@ class ImputationHead(nn.Module):
             line.is_right.to(deviation),
             torch.log1p(line.before),
             torch.log1p(line.after),
+            torch.asinh(guess.shift / deviation),
+            (spread / deviation).log().clamp(-_FARTHEST, _FARTHEST),
             torch.asinh((line.left - line.base) / deviation),
             torch.asinh((line.right - line.base) / deviation),
             *(torch.asinh((one.mean - line.base) / deviation) for one in levels),
@@ -187,12 +215,12 @@ class ImputationHead(nn.Module):
             y = mixed.view(at_once.shape).transpose(1, 2).flatten(0, 1)
         else:
             y, _ = self.mix(x)
-        return self.head(x + y)[..., 0, :] * deviation[..., None] + line.base[..., None]
+        return self.head(x + y)[..., 0, :] * spread[..., None] + (line.base + guess.shift)[..., None]
 
     @torch.no_grad()
     def _begin_at_the_line(self) -> None:
         levels = torch.tensor(self.head.quantiles, dtype=torch.float64)
-        gaps = torch.special.ndtri(levels).diff() * _FIRST_SPREAD
+        gaps = torch.special.ndtri(levels).diff()
         raw = torch.log(torch.expm1(gaps)).float()  # softplus undone
         bias, anchor = torch.zeros(len(levels)), self.head.anchor
         bias[:anchor], bias[anchor + 1 :] = raw[:anchor], raw[anchor:]

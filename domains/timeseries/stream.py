@@ -24,6 +24,7 @@ from mambakit.core.hub import HubModel
 from mambakit.core.state import State
 from mambakit.domains.timeseries.config import StreamConfig
 from mambakit.domains.timeseries.imputer import ImputationHead
+from mambakit.domains.timeseries.neighbours import Neighbours
 from mambakit.domains.timeseries.rows import RowTokenizer
 from mambakit.domains.timeseries.running import Level, level_of, running_level
 from mambakit.domains.timeseries.stream_parts import Origin, Passed, Read, backbone_config
@@ -157,6 +158,7 @@ class StreamForecaster(nn.Module, HubModel):
         self.tokenizer = RowTokenizer()
         self.unknown = config.n_series
         self.members = nn.ModuleList(RowNetwork(config) for _ in range(config.model.members))  # type: ignore[assignment]
+        self.neighbours = Neighbours(config) if config.imputes else None
         # What least squares alone says, and how far the network is trusted beside it: set after training.
         self.least_squares: Tensor
         self.trust: Tensor

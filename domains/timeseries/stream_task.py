@@ -13,8 +13,9 @@ from mambakit.core.auxiliary import auxiliary_loss
 from mambakit.core.scoring import pinball
 from mambakit.core.training import GraphedLoss, TrainConfig, configure_optimizer
 from mambakit.domains.timeseries.config import StreamLossConfig
-from mambakit.domains.timeseries.imputer import read_both_ways
+from mambakit.domains.timeseries.imputer import guessed, read_both_ways
 from mambakit.domains.timeseries.masking import hidden_rows, hide, hide_some
+from mambakit.domains.timeseries.neighbours import Guess
 from mambakit.domains.timeseries.running import Level
 from mambakit.domains.timeseries.stream import StreamForecaster
 from mambakit.domains.timeseries.stream_data import Store, cut, forecasts, windows_of
@@ -38,7 +39,15 @@ class StreamLoss(nn.Module):
         self.register_buffer("step_weight", weight / weight.mean(), persistent=False)
 
     def forward(
-        self, origins: Tensor, ahead: Tensor, target: Tensor, weight: Tensor, hidden: Tensor, *read: Tensor
+        self,
+        origins: Tensor,
+        ahead: Tensor,
+        target: Tensor,
+        weight: Tensor,
+        hidden: Tensor,
+        shift: Tensor,
+        spread: Tensor,
+        *read: Tensor,
     ) -> Tensor:
         """Twice the weighted pinball loss, summed over the members; of the hidden values too, if it imputes.
 
@@ -48,6 +57,7 @@ class StreamLoss(nn.Module):
             target: ``(rows, origins, horizon)``, NaN where there is none.
             weight: ``(rows,)``, of each series.
             hidden: ``(first rows, length)``, values hidden in the first rows, NaN where none is.
+            shift, spread: ``(first rows, length)``, the linear estimate of these rows.
             read: The fields of a ``Read``.
         """
         piece = Read(*read)
@@ -67,7 +77,7 @@ class StreamLoss(nn.Module):
             start = Passed(
                 Level(*(x[:n] for x in passed.level)), [x[:n] for x in passed.hidden], passed.state
             )
-            said = read_both_ways(self.model, Read(*(x[:n] for x in piece)), start)
+            said = read_both_ways(self.model, Read(*(x[:n] for x in piece)), start, Guess(shift, spread))
             loss = impute_loss(said, hidden, self.model.members[0].head.levels, weight[:n])
             losses.append(self.impute_weight * loss)
         return torch.stack(losses).sum() + auxiliary_loss(self.model)
@@ -126,7 +136,12 @@ class StreamTask(pl.LightningModule):
             series = torch.where(hidden.repeat_interleave(config.n_mixed), self.model.unknown, read.series)
             read = read._replace(series=series)
         read, hidden = hide_some(read, loss_config.mask_share, config.n_mixed)
-        value = self._graphed(origins, window.ahead, window.target, self._weights[which], hidden, *read)
+        guess = Guess(hidden, hidden)
+        if self.model.neighbours is not None:
+            guess = guessed(self.model, Read(*(x[: len(hidden)] for x in read)))
+        value = self._graphed(
+            origins, window.ahead, window.target, self._weights[which], hidden, *guess, *read
+        )
         mean = value.detach() / len(self.model.members)
         self.log("train/loss", mean, on_step=False, on_epoch=True, batch_size=len(windows))
         return value

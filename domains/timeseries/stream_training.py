@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from mambakit.domains.timeseries.config import (
     StreamLossConfig,
     StreamModelConfig,
 )
+from mambakit.domains.timeseries.neighbours import Neighbours
 from mambakit.domains.timeseries.rows import RowTokenizer
 from mambakit.domains.timeseries.stream import StreamForecaster, linear_covariates
 from mambakit.domains.timeseries.stream_data import Bounds, Pieces, Store, cut, forecasts, make_store
@@ -29,6 +30,7 @@ from mambakit.domains.timeseries.table import Series
 # Forecasts that least squares learns from at most; beyond, evenly chosen ones.
 _MOST_FORECASTS = 400_000
 _LINEAR_BATCH = 64
+_ROWS_AT_ONCE = 8192
 _RIDGE = 1e-6
 _LEAST_BATCH = 8
 
@@ -106,6 +108,8 @@ def train_stream(
         for member in model.members:
             if member.linear is not None:
                 member.linear.copy_(weight)
+    if model.neighbours is not None and not config.irregular:
+        fit_neighbours(model.neighbours, store)
     train_config = adapted(train_config, len(pieces))
     result = fit(
         StreamTask(model, on_device, train_config, loss_config, length),
@@ -154,6 +158,22 @@ def fit_linear(model: StreamForecaster, store: Store, pieces: Pieces) -> Tensor:
     diagonal = (_RIDGE * gram.trace() / n).clamp(min=1e-12)
     solution = torch.linalg.solve(gram + diagonal * torch.eye(n, dtype=gram.dtype, device=device), cross)
     return solution.float()
+
+
+def fit_neighbours(neighbours: Neighbours, store: Store) -> None:
+    """The covariance of values near each other, from the training rows of all series."""
+    n, size = neighbours.n_mixed, neighbours.size
+    ends = store.bounds[::n, 0].tolist()
+    every = max(1, math.ceil(sum(ends) / _MOST_FORECASTS))
+
+    def parts() -> Iterator[Tensor]:
+        for group, end in zip(range(0, len(store), n), ends, strict=True):
+            # the places of a row's neighbourhood, one series after the other
+            place = (store.first[group : group + n, None] + torch.arange(size)).flatten()
+            for starts in torch.arange(0, max(0, end - size + 1), every).split(_ROWS_AT_ONCE):
+                yield store.values[starts[:, None] + place]
+
+    neighbours.fit(parts())
 
 
 @torch.no_grad()

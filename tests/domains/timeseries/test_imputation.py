@@ -207,8 +207,8 @@ def test_masks_are_the_seed_s_and_of_the_right_size() -> None:
 
 
 def test_learns_what_the_other_series_of_a_row_say(tmp_path) -> None:  # type: ignore[no-untyped-def]
-    series = waves(500)
-    bounds = [(350, 420, 500)] * 2
+    series = waves(400)
+    bounds = [(280, 300, 400)] * 2
     model, _ = train_stream(
         series,
         bounds,
@@ -218,12 +218,12 @@ def test_learns_what_the_other_series_of_a_row_say(tmp_path) -> None:  # type: i
         season_length=1,
         mixed=True,
         model_config=SMALL,
-        loss_config=StreamLossConfig(window=64, origins=2, mask_share=1.0, impute_weight=4.0),
+        loss_config=StreamLossConfig(window=32, origins=2, mask_share=1.0, impute_weight=4.0),
         train_config=dataclasses.replace(
-            PRESET_TRAIN, device="cpu", lr=1e-2, max_epochs=2, max_steps=120, batch_size=8, ema_decay=0.9
+            PRESET_TRAIN, device="cpu", lr=1e-2, max_epochs=2, max_steps=20, batch_size=8, ema_decay=0.8
         ),
     )
-    test = [dataclasses.replace(one, values=one.values[420:], stamps=one.stamps[420:]) for one in series]
+    test = [dataclasses.replace(one, values=one.values[300:], stamps=one.stamps[300:]) for one in series]
     gaps = with_gaps(test, 0.25)
     gaps[1].values[np.isnan(gaps[0].values)] = test[1].values[
         np.isnan(gaps[0].values)
@@ -235,4 +235,5 @@ def test_learns_what_the_other_series_of_a_row_say(tmp_path) -> None:  # type: i
     filled = frame["filled"].to_numpy()
     ours = np.square(frame["y_hat"] - truth)[filled].mean()
     # the noise is shared, so that the other series tells it: a straight line can't know
+    print(ours, np.square(line - truth)[filled].mean())
     assert ours < 0.3 * np.square(line - truth)[filled].mean()
