@@ -91,13 +91,14 @@ def forecast(
     check_suffix("plot", plot, (".png", ".pdf", ".svg"))
     intervals = numbers_of("levels", levels or "")
     forecaster = load_forecaster(model, resolve_device(device))
-    streams = isinstance(forecaster, StreamForecaster)
     if isinstance(forecaster, StreamForecaster):
         known = forecaster.tokenizer
-        named = {"past": known.past.names, "future": known.future.names, "static": known.static.names}
         irregular = irregular or forecaster.config.irregular
         columns = dataclasses.replace(
-            columns, **{key: tuple(names) for key, names in named.items() if not getattr(columns, key)}
+            columns,
+            past=columns.past or tuple(known.past.names),
+            future=columns.future or tuple(known.future.names),
+            static=columns.static or tuple(known.static.names),
         )
     if static_table is not None:
         columns = dataclasses.replace(columns, static=())
@@ -110,7 +111,7 @@ def forecast(
         static_table=static_table,
     )
     series = series_in(loaded)
-    if not streams:
+    if not isinstance(forecaster, StreamForecaster):
         warn_of_strangers(forecaster, series)
     n = horizon or forecaster.config.horizon
     left_out: list[tuple[str, str]] = []

@@ -199,7 +199,7 @@ def rows_of(found: list[dict[str, Any]], command: str) -> list[dict[str, Any]]:
                 row(
                     path,
                     round(statistics.mean(ours), 4),
-                    units.get(metric, ""),
+                    units.get(metric, "ratio"),
                     peers=peers,
                     spread=round(statistics.pstdev(ours), 4),
                     seeds=sorted(one["seed"] for one in runs),

@@ -84,9 +84,12 @@ class Forecaster:
             "static": tuple(stat_exog_list),
         }
         self.model_config, self.loss_config = model, loss
-        given = {"max_steps": max_steps, "lr": learning_rate, "batch_size": batch_size, "seed": random_seed}
         self.train_config = dataclasses.replace(
-            train, **{name: value for name, value in given.items() if value is not None}
+            train,
+            max_steps=train.max_steps if max_steps is None else max_steps,
+            lr=train.lr if learning_rate is None else learning_rate,
+            batch_size=train.batch_size if batch_size is None else batch_size,
+            seed=train.seed if random_seed is None else random_seed,
         )
         self._model: StreamForecaster | None = None
         self._table: Table | None = None

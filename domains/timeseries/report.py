@@ -121,7 +121,8 @@ def write_backtest(
 
 def _last_window(data: SeriesData, lookback: int, horizon: int) -> tuple[list[Series], list[Series]]:
     """Histories, and the same with what came, of the last test window of every series that has one."""
-    histories, truths = [], []
+    histories: list[Series] = []
+    truths: list[Series] = []
     for one, bounds in zip(data.series, data.bounds, strict=True):
         end = bounds[2]
         if end - horizon >= lookback and len(histories) < _MOST_DRAWN:

@@ -236,16 +236,19 @@ class RowTokenizer(Tokenizer[Series]):
 
     def next_stamps(self, sample: Series, n: int) -> pd.Index:
         """The stamps of the ``n`` steps after a series; ordinary gaps apart where it is irregular."""
-        frequency = sample.frequency or self.frequency
+        frequency, length = sample.frequency or self.frequency, len(sample.stamps)
         if not frequency:
+            index = None if sample.future is None else sample.future.index
+            if index is not None and len(index) >= length + n and index[:length].equals(sample.stamps):
+                return index[length : length + n]  # those that are known ahead come with their stamps
             dates = isinstance(sample.stamps, pd.DatetimeIndex)
             frequency = f"{self.step_s:g}s" if dates else f"{max(1, round(self.step_s))}"
         return next_stamps(sample.stamps[-1], frequency, n)
 
     def calendar(self, stamps: pd.Index) -> NDArray[np.float32]:
         """Sine and cosine of the place in each cycle, ``(length, 2 * n_cycles)``, by local time."""
-        naive = stamps.tz_localize(None) if stamps.tz is not None else stamps  # type: ignore[attr-defined]
-        seconds = naive.as_unit("ns").asi8 / 1e9  # type: ignore[attr-defined]
+        naive = stamps.tz_localize(None) if stamps.tz is not None else stamps
+        seconds = naive.as_unit("ns").asi8 / 1e9
         angles = [2 * np.pi * (seconds % _CYCLES[name][0]) / _CYCLES[name][0] for name in self.cycles]
         return np.stack([f(angle) for angle in angles for f in (np.sin, np.cos)], axis=1).astype(np.float32)
 

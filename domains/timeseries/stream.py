@@ -89,20 +89,16 @@ class RowNetwork(nn.Module):
         if from_end and self.imputer is not None:
             beside = beside + self.imputer.from_end
         x = self.embed(features) + beside[:, None]
-        elapsed = read.elapsed if self.config.irregular else None
+        gaps = read.elapsed if self.config.irregular else None
         states = {}
         for i, layer in enumerate(self._layers()):
             past = None if state is None else state[str(i)]
-            more = (
-                {}
-                if elapsed is None
-                else {"elapsed": elapsed[:, 0] if length == 1 and past is not None else elapsed}
-            )
             if length == 1 and past is not None:
-                y, states[str(i)] = layer.step(x[:, 0], past, **more)
+                gap = None if gaps is None else gaps[:, 0]
+                y, states[str(i)] = layer.step(x[:, 0], past, elapsed=gap)
                 y = y[:, None]
             else:
-                y, states[str(i)] = layer(x, past, lengths=lengths, **more)
+                y, states[str(i)] = layer(x, past, lengths=lengths, elapsed=gaps)
             x = x + y
             if len(self.across):
                 n = self.config.n_mixed

@@ -161,7 +161,7 @@ def sample_paths(
             uniform = torch.rand(n_paths, generator=generator, device=device)
             drawn.append(draw(quantiles, levels, uniform))
             piece = as_read(model, [rows], first + step, first + step + 1)
-            many = Read(*(field.expand(n_paths, *field.shape[1:]) for field in piece))
+            many = Read._make(field.expand(n_paths, *field.shape[1:]) for field in piece)
             _, state = model.read(many._replace(values=drawn[-1][:, None]), state)  # type: ignore[assignment]
         made[one.unique_id] = torch.stack(drawn, 1).double().cpu().numpy() * rows.unit + rows.offset
     return made

@@ -165,12 +165,12 @@ class StreamTask(pl.LightningModule):
             parts = torch.stack([error.square().sum(), error.abs().sum(), loss, there.sum().to(loss)])
             sums += parts.double()
         mean = (sums[:3] / sums[3].clamp(min=1)).float()
-        found = {"val/mse": mean[0], "val/mae": mean[1], "val/loss": mean[2]}
+        scores = {"val/mse": mean[0], "val/mae": mean[1], "val/loss": mean[2]}
         if options.impute_weight:
             loss, squared = self._impute_error()
-            found |= {"val/loss": mean[2] + options.impute_weight * loss, "val/forecast": mean[2]}
-            found |= {"val/impute": loss, "val/impute_mse": squared}
-        self.log_dict(found, batch_size=1)
+            scores |= {"val/loss": mean[2] + options.impute_weight * loss, "val/forecast": mean[2]}
+            scores |= {"val/impute": loss, "val/impute_mse": squared}
+        self.log_dict(scores, batch_size=1)
 
     def _impute_error(self) -> tuple[Tensor, Tensor]:
         """Pinball loss and squared error of values hidden in windows of the validation part, always alike."""
