@@ -217,8 +217,9 @@ def as_read(model: StreamForecaster, rows: Sequence[Rows], begin: int, end: int)
     elapsed = np.stack([one.elapsed[begin:end] for one in rows])
     static = np.stack([one.static for one in rows])
     series = torch.tensor([min(one.index, model.unknown) for one in rows])
-    parts = (torch.from_numpy(values), torch.from_numpy(past), known, torch.from_numpy(elapsed))
-    return Read(*(part.to(device) for part in parts), torch.from_numpy(static).to(device), series.to(device))
+    own = (torch.from_numpy(one) for one in (values, past))
+    beside = (torch.from_numpy(one) for one in (elapsed, static))
+    return Read._make(part.to(device) for part in (*own, known, *beside, series))
 
 
 def widened(quantiles: Tensor, before: Tensor, anchor: int) -> Tensor:
