@@ -23,8 +23,8 @@ from mambakit.domains.timeseries.config import StreamConfig
 # Values that an estimate is made of at most, and so the size of the systems that are solved: one a row.
 _MOST_VALUES = 128
 _AT_ONCE = 1024
-# Noise of each value beside its variance of about 1, chosen by absolute validation error on ETTh1 and ETTm1. Less
-# would trust relations between series further than they hold after the training rows.
+# Noise of each value beside its variance of about 1, chosen by absolute validation error on ETTh1 and ETTm1.
+# Less would trust relations between series further than they hold after the training rows.
 _RIDGE = 1e-2
 _LEAST_VARIANCE = 1e-6
 
