@@ -16,12 +16,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from mambakit.apps.timeseries_anomalies import anomalies
 from mambakit.apps.timeseries_backtest import backtest
 from mambakit.apps.timeseries_classify import classify
 from mambakit.apps.timeseries_impute import impute
-from mambakit.apps.timeseries_output import check_suffix, numbers_of, warn_of_strangers, write_table
+from mambakit.apps.timeseries_output import check_suffix, input_of, numbers_of, write_table
 from mambakit.apps.timeseries_stream import stream
 from mambakit.apps.timeseries_train import Missing, evaluate, train
 from mambakit.core.cli import print_json, run_app
@@ -74,11 +75,8 @@ def forecast(
         mambakit timeseries forecast --model runs/etth1 --input my.csv --horizon 24 --output forecast.csv
         mambakit timeseries forecast --model runs/np --input my.csv --future-table tomorrow.csv --levels 80,95
     """
-    import dataclasses
-
     from mambakit.core.training import resolve_device
     from mambakit.domains.timeseries import forecasting, plots
-    from mambakit.domains.timeseries.data import load_data, series_in
     from mambakit.domains.timeseries.model import load_forecaster
     from mambakit.domains.timeseries.stream import StreamForecaster
     from mambakit.domains.timeseries.stream_forecasting import paths_frame
@@ -91,28 +89,9 @@ def forecast(
     check_suffix("plot", plot, (".png", ".pdf", ".svg"))
     intervals = numbers_of("levels", levels or "")
     forecaster = load_forecaster(model, resolve_device(device))
-    if isinstance(forecaster, StreamForecaster):
-        known = forecaster.tokenizer
-        irregular = irregular or forecaster.config.irregular
-        columns = dataclasses.replace(
-            columns,
-            past=columns.past or tuple(known.past.names),
-            future=columns.future or tuple(known.future.names),
-            static=columns.static or tuple(known.static.names),
-        )
-    if static_table is not None:
-        columns = dataclasses.replace(columns, static=())
-    loaded = load_data(
-        input,
-        missing=missing,
-        columns=columns,
-        irregular=irregular,
-        future_table=future_table,
-        static_table=static_table,
-    )
-    series = series_in(loaded)
-    if not isinstance(forecaster, StreamForecaster):
-        warn_of_strangers(forecaster, series)
+    given: dict[str, Any] = {"columns": columns, "irregular": irregular, "missing": missing}
+    tables: dict[str, Any] = {"future_table": future_table, "static_table": static_table}
+    series = input_of(forecaster, input, **given, **tables)
     n = horizon or forecaster.config.horizon
     left_out: list[tuple[str, str]] = []
     if paths:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from mambakit.apps.timeseries_output import check_suffix, write_table
+from mambakit.apps.timeseries_output import check_suffix, input_of, write_table
 from mambakit.core.cli import format_table, print_json
 from mambakit.core.errors import DataError, UsageError
 
@@ -48,18 +48,15 @@ def anomalies(
     from mambakit.core.training import resolve_device
     from mambakit.domains.timeseries.anomalies import alarms, anomaly_scores
     from mambakit.domains.timeseries.anomaly_plots import anomaly_figure
-    from mambakit.domains.timeseries.data import load_data, series_in
-    from mambakit.domains.timeseries.stream import StreamForecaster
+    from mambakit.domains.timeseries.model import load_stream
 
     check_suffix("output", output, (".csv", ".parquet"))
     check_suffix("plot", plot, (".png", ".pdf", ".svg"))
     if not 0 < rate < 1:
         raise UsageError(f"rate: expected a share inside (0, 1), got {rate}")
     chosen = resolve_device(device)
-    forecaster = StreamForecaster.from_pretrained(
-        model, map_location="cpu" if chosen.type == "mps" else chosen
-    )
-    series = series_in(load_data(input, missing="mask"))
+    forecaster = load_stream(model, "cpu" if chosen.type == "mps" else chosen, verb="anomalies")
+    series = input_of(forecaster, input)
     given, trained = series[0].frequency, forecaster.tokenizer.frequency
     if given != trained:
         raise DataError(f"{input} has the step {given!r}, but the model was trained on {trained!r}")

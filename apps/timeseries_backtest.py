@@ -18,13 +18,23 @@ from mambakit.apps.timeseries_output import (
     words_of,
     write_table,
 )
+from mambakit.apps.timeseries_train import Missing, choose_network, default_lookback, own_defaults
 from mambakit.core.cli import print_json
 from mambakit.core.errors import DataError, UsageError
 from mambakit.core.training import TrainConfig
-from mambakit.domains.timeseries.config import PRESET_LOSS, PRESET_MODEL, PRESET_TRAIN
+from mambakit.domains.timeseries.config import (
+    PRESET_LOSS,
+    PRESET_MODEL,
+    PRESET_STREAM,
+    PRESET_STREAM_LOSS,
+    PRESET_STREAM_TRAIN,
+    PRESET_TRAIN,
+)
+from mambakit.domains.timeseries.series import Columns
 
 if TYPE_CHECKING:
     from mambakit.domains.timeseries.backtest import Backtest
+    from mambakit.domains.timeseries.model import Forecasting
     from mambakit.domains.timeseries.table import Series
     from mambakit.domains.timeseries.window import WindowForecaster
 
@@ -40,7 +50,7 @@ def backtest(
     refit: int = 0,
     input_size: int | None = None,
     model: Path | None = None,
-    lookback: int = 96,
+    lookback: int | None = None,
     levels: str = "80,95",
     baselines: str = "linear,seasonal naive,naive",
     average: Literal["series", "pooled"] = "series",
@@ -48,7 +58,11 @@ def backtest(
     errors: Path | None = None,
     plot: Path | None = None,
     report: Path | None = None,
-    missing: Literal["error", "interpolate"] = "error",
+    network: Literal["auto", "window", "stream"] = "auto",
+    columns: Columns = Columns(),  # noqa: B008  (frozen)
+    static_table: Path | None = None,
+    irregular: bool = False,
+    missing: Missing = "mask",
     season_length: int | None = None,
     seed: int = 0,
     device: str = "auto",
@@ -70,7 +84,7 @@ def backtest(
         refit: Train anew at every so many origins; 0 trains once, before the first.
         input_size: Let each training and forecast see only so many rows before its origin.
         model: Folder of a saved model; it should not have seen the rows that are forecast.
-        lookback: Rows to forecast from, for a model trained here and for the linear baseline.
+        lookback: Rows to forecast from, for a model trained here and for the linear baseline; as in train.
         levels: Central intervals in per cent, as 80,95; msis is of the widest.
         baselines: Some of linear, seasonal naive, naive, drift, naive2, AutoETS, AutoARIMA; the last two come
             with mambakit[baselines]. With naive2 there is owa, as in M4.
@@ -80,7 +94,11 @@ def backtest(
         errors: CSV or Parquet with the errors of each series and forecaster.
         plot: PNG, PDF or SVG of the best, the median and the worst series.
         report: HTML file with tables, pictures, errors by step and the calibration.
-        missing: What to do about gaps and missing values.
+        network: Which network is trained here: window, stream, or auto, as in train.
+        columns: Which column is what; columns.future, columns.past and columns.static are covariates.
+        static_table: CSV or Parquet with a row a series.
+        irregular: Take stamps as they are.
+        missing: What to do about gaps and missing values: mask leaves them to the network.
         season_length: Rows in a season.
         seed: Seed of a model trained here.
         device: auto, cpu, cuda or mps.
@@ -97,6 +115,7 @@ def backtest(
     from mambakit.domains.timeseries import report as reports
     from mambakit.domains.timeseries.backtest import backtest as run
     from mambakit.domains.timeseries.data import load_data, series_in
+    from mambakit.domains.timeseries.model import load_forecaster
     from mambakit.domains.timeseries.window import WindowForecaster
 
     for flag, path in (("output", output), ("errors", errors)):
@@ -104,26 +123,31 @@ def backtest(
     check_suffix("plot", plot, (".png", ".pdf", ".svg"))
     check_suffix("report", report, (".html",))
     intervals, names = numbers_of("levels", levels), words_of(baselines)
-    loaded = load_data(data, missing=missing, season_length=season_length)
+    more: dict[str, Any] = {"columns": columns, "irregular": irregular, "static_table": static_table}
+    loaded = load_data(data, missing=missing, season_length=season_length, **more)
     series = series_in(loaded)
     if model is not None:
         if refit:
             raise UsageError("refit: a saved model is not trained again; leave --model or --refit out")
-        forecaster = WindowForecaster.from_pretrained(model)
-        lookback = forecaster.config.lookback
-        warn_of_strangers(forecaster, series)
+        forecaster = load_forecaster(model)
+        rows = forecaster.config.lookback
+        if isinstance(forecaster, WindowForecaster):
+            warn_of_strangers(forecaster, series)
+        chosen = "window" if isinstance(forecaster, WindowForecaster) else "stream"
     else:
         config = train_config(train, seed, device, max_time)
-        check_window(lookback, horizon, PRESET_MODEL)
+        chosen = choose_network(loaded, network)
+        rows = lookback or default_lookback(loaded, chosen)
+        if chosen == "window":
+            check_window(rows, horizon, PRESET_MODEL)
 
-    def make_model(histories: list[Series]) -> WindowForecaster:
+    def make_model(histories: list[Series]) -> Forecasting:
         if model is not None:
             return forecaster
         facts: dict[str, Any] = {"frequency": loaded.frequency, "season_length": loaded.season_length}
-        sizes = {"lookback": lookback, "horizon": horizon}
-        return _trained(
-            histories, config, name=loaded.name, facts=facts, sizes=sizes, calibrate=bool(intervals)
-        )
+        sizes = {"lookback": rows, "horizon": horizon}
+        make = _trained if chosen == "window" else _trained_stream
+        return make(histories, config, name=loaded.name, facts=facts, sizes=sizes, calibrate=bool(intervals))
 
     result = run(
         make_model,
@@ -133,8 +157,8 @@ def backtest(
         step_size=step_size,
         refit=refit,
         input_size=input_size,
-        least=lookback,
-        lookback=lookback,
+        least=rows if chosen == "window" else 2,
+        lookback=rows,
         season_length=loaded.season_length,
         baselines=names,
         levels=intervals,
@@ -191,6 +215,41 @@ def _trained(
     if calibrate:
         try:
             calibrate_model(model, histories, horizon=sizes["horizon"], least=sizes["lookback"])
+        except DataError as error:
+            print(f"note: the intervals are not calibrated: {error}", file=sys.stderr)
+    return model
+
+
+def _trained_stream(
+    histories: list[Series],
+    config: TrainConfig,
+    *,
+    name: str,
+    facts: dict[str, Any],
+    sizes: dict[str, int],
+    calibrate: bool,
+) -> Forecasting:
+    """As ``_trained``, of the network that reads row by row."""
+    from mambakit.core.training import RunFolder
+    from mambakit.domains.timeseries.calibration import calibrate_stream
+    from mambakit.domains.timeseries.evaluation import data_before
+    from mambakit.domains.timeseries.stream_data import make_store
+    from mambakit.domains.timeseries.stream_training import train_stream
+
+    before = data_before(histories, name=name, **facts)
+    options: dict[str, Any] = {
+        "season_length": before.season_length,
+        "mixed": False,
+        "model_config": PRESET_STREAM,
+        "loss_config": PRESET_STREAM_LOSS,
+        "train_config": own_defaults(config, PRESET_TRAIN, PRESET_STREAM_TRAIN),
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        options |= sizes
+        model, _ = train_stream(before.series, before.bounds, RunFolder(folder), **options)
+    if calibrate:
+        try:
+            calibrate_stream(model, make_store(model.tokenizer, before.series, before.bounds))
         except DataError as error:
             print(f"note: the intervals are not calibrated: {error}", file=sys.stderr)
     return model

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from mambakit.apps.timeseries_output import input_of
 from mambakit.core.cli import print_json
 from mambakit.core.errors import UsageError
 
@@ -38,8 +39,7 @@ def impute(
     """
     from mambakit.core.training import resolve_device
     from mambakit.domains.timeseries import imputation
-    from mambakit.domains.timeseries.data import load_data, series_in
-    from mambakit.domains.timeseries.stream import StreamForecaster
+    from mambakit.domains.timeseries.model import load_stream
 
     for flag, path, allowed in (
         ("output", output, (".csv", ".parquet")),
@@ -49,8 +49,8 @@ def impute(
             raise UsageError(f"{flag}: expected a name that ends in {' or '.join(allowed)}, got {path}")
     chosen = resolve_device(device)
     place = "cpu" if chosen.type == "mps" else chosen  # which has no float64
-    forecaster = StreamForecaster.from_pretrained(model, map_location=place)
-    series = series_in(load_data(input, missing="mask"))
+    forecaster = load_stream(model, place, verb="impute")
+    series = input_of(forecaster, input)
     left_out: list[tuple[str, str]] = []
     frame = imputation.impute(forecaster, series, left_out=left_out)
     for _, reason in left_out:

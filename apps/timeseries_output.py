@@ -14,6 +14,8 @@ from mambakit.core.training import TrainConfig
 from mambakit.domains.timeseries.config import ModelConfig
 
 if TYPE_CHECKING:
+    from mambakit.domains.timeseries.model import Forecasting
+    from mambakit.domains.timeseries.series import Columns, Missing, Series
     from mambakit.domains.timeseries.window import WindowForecaster
 
 COLUMNS = ("forecaster", "mse", "mae", "mase", "smape", "wql", "msis", "coverage", "owa")
@@ -58,6 +60,45 @@ def warn_of_strangers(forecaster: WindowForecaster, series: Sequence[Any]) -> No
     trained, given = forecaster.tokenizer.frequency, series[0].frequency
     if trained and trained != given:
         print(f"note: the model was trained on steps of {trained!r}, these are {given!r}", file=sys.stderr)
+
+
+def input_of(
+    forecaster: Forecasting,
+    source: str,
+    *,
+    columns: Columns | None = None,
+    irregular: bool = False,
+    missing: Missing = "mask",
+    future_table: Path | None = None,
+    static_table: Path | None = None,
+) -> list[Series]:
+    """The series that a verb is given, with the covariates that the model was trained with."""
+    from mambakit.domains.timeseries.data import load_data, series_in
+    from mambakit.domains.timeseries.series import Columns as Named
+    from mambakit.domains.timeseries.stream import StreamForecaster
+
+    columns = columns or Named()
+    if isinstance(forecaster, StreamForecaster):
+        known = forecaster.tokenizer
+        irregular = irregular or forecaster.config.irregular
+        columns = dataclasses.replace(
+            columns,
+            past=columns.past or tuple(known.past.names),
+            future=columns.future or tuple(known.future.names),
+            static=() if static_table is not None else columns.static or tuple(known.static.names),
+        )
+    loaded = load_data(
+        source,
+        missing=missing,
+        columns=columns,
+        irregular=irregular,
+        future_table=future_table,
+        static_table=static_table,
+    )
+    series = series_in(loaded)
+    if not isinstance(forecaster, StreamForecaster):
+        warn_of_strangers(forecaster, series)
+    return series
 
 
 def write_table(frame: Any, path: Path) -> None:

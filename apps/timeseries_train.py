@@ -135,8 +135,8 @@ def train(
         future_table=future_table,
         static_table=static_table,
     )
-    chosen = _network(loaded, network)
-    lookback = lookback or _lookback(loaded, chosen)
+    chosen = choose_network(loaded, network)
+    lookback = lookback or default_lookback(loaded, chosen)
     run = RunFolder(output, overwrite=overwrite)
     settings = {"data": data, "network": chosen, "horizon": horizon, "lookback": lookback}
     settings["season_length"] = loaded.season_length
@@ -154,7 +154,7 @@ def train(
     else:
         from mambakit.domains.timeseries.stream_training import train_stream
 
-        config = _given(config, PRESET_TRAIN, PRESET_STREAM_TRAIN)
+        config = own_defaults(config, PRESET_TRAIN, PRESET_STREAM_TRAIN)
         run.start({**everything, "model": stream, "loss": stream_loss, "train": config}, seed=config.seed)
         forecaster, result = train_stream(
             loaded.series,
@@ -226,7 +226,7 @@ def evaluate(
         _print_table(evaluation, loaded.name, config.horizon)
 
 
-def _network(data: SeriesData, network: str) -> str:
+def choose_network(data: SeriesData, network: str) -> str:
     """The network that fits the data, and why on stderr where nobody has said."""
     if network != "auto":
         return network
@@ -251,7 +251,8 @@ def _network(data: SeriesData, network: str) -> str:
     return "window"
 
 
-def _lookback(data: SeriesData, network: str) -> int:
+def default_lookback(data: SeriesData, network: str) -> int:
+    """Rows to forecast from, where nobody says: 96, or some seasons for the network that reads row by row."""
     if network == "window":
         return 96
     season = data.season_length
@@ -260,7 +261,7 @@ def _lookback(data: SeriesData, network: str) -> int:
     return max(season, min(wanted, 336, shortest // 3), 2)
 
 
-def _given(config: TrainConfig, preset: TrainConfig, own: TrainConfig) -> TrainConfig:
+def own_defaults(config: TrainConfig, preset: TrainConfig, own: TrainConfig) -> TrainConfig:
     """A network's own defaults under the options that differ from the flags' defaults."""
     given = {
         field.name: getattr(config, field.name)

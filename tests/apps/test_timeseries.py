@@ -11,7 +11,7 @@ import pytest
 
 from mambakit.apps.timeseries import main
 
-SMALL = ["--model.d_time=16", "--model.d_series=16", "--model.d_state=8", "--model.head_dim=8"]
+SMALL = ["--window.d_time=16", "--window.d_series=16", "--window.d_state=8", "--model.head_dim=8"]
 FORECAST = ["forecast", "--model", "MODEL", "--input"]
 QUICK = ["--device", "cpu", "--train.max_steps=30", "--train.lr=3e-3", "--train.batch_size=32"]
 
@@ -136,7 +136,7 @@ def test_a_finished_run_is_not_overwritten_by_another(model: Path, table: Path, 
     [
         (["train", "--horizon", "0"], 2, "horizon: expected at least 1, got 0"),
         (["train", "--horizon", "-3"], 2, "horizon: expected at least 1, got -3"),
-        (["train", "--model.members", "0"], 2, "members: expected at least 1, got 0"),
+        (["train", "--window.members", "0"], 2, "members: expected at least 1, got 0"),
         (["train", "--lookback", "50"], 2, "lookback: expected a multiple of 16"),
         (["train", "--data", "ETTh7"], 2, "did you mean ETTh1"),
         (["train", "--data", "no.csv"], 1, "no such file: no.csv"),

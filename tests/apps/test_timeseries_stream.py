@@ -1,0 +1,121 @@
+"""The stream network from the command line: train, evaluate, forecast, stream, anomalies, impute."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from mambakit.apps.timeseries import main
+
+SMALL = [
+    "--stream.members", "1", "--stream.context", "4", "--stream.d_model", "16", "--stream.head_dim", "8",
+    "--stream.d_state", "8", "--stream.n_layers", "1", "--stream.d_ahead", "8", "--train.max_steps", "12",
+    "--stream_loss.window", "64", "--stream_loss.validation_stride", "8", "--device", "cpu",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two hourly series with a covariate known ahead, of which the table holds six rows more; gaps in y."""
+    rng = np.random.default_rng(0)
+    frames = []
+    for name, n in (("north", 300), ("south", 200)):
+        load = rng.normal(size=n + 6)
+        stamps = pd.date_range("2024-01-01", periods=n + 6, freq="h")
+        y = np.sin(np.arange(n + 6) * 2 * np.pi / 24) + 2 * load
+        y[n:] = np.nan
+        y[50:54] = np.nan
+        frames.append(pd.DataFrame({"unique_id": name, "ds": stamps, "y": y, "load": load}))
+    path = tmp_path_factory.mktemp("data") / "table.csv"
+    pd.concat(frames).to_csv(path, index=False)
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(table: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "stream"
+    words = [
+        "train",
+        "--data",
+        str(table),
+        "--horizon",
+        "6",
+        "--lookback",
+        "24",
+        "--output",
+        str(folder),
+        *SMALL,
+    ]
+    more = ["--stream_loss.mask_share", "0.3", "--stream_loss.impute_weight", "0.5"]
+    assert main([*words, *more, "--columns.future", "[load]"]) == 0
+    return folder
+
+
+def test_training_leaves_a_folder_with_a_report(
+    run: Path, capsys: pytest.CaptureFixture[str], table: Path
+) -> None:
+    assert (run / "model.safetensors").exists()
+    assert "Whether the quantiles hold" in (run / "report.html").read_text()
+    words = ["evaluate", "--model", str(run), "--data", str(table), "--columns.future", "[load]", "--json"]
+    assert main(words) == 0
+    rows = json.loads(capsys.readouterr().out)["results"]
+    assert [row["forecaster"] for row in rows] == ["mambakit", "linear", "seasonal naive", "naive"]
+    assert all(np.isfinite(row["mase"]) for row in rows)
+
+
+def test_a_forecast_takes_the_covariates_of_the_rows_ahead(
+    run: Path, table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output, picture = tmp_path / "forecast.csv", tmp_path / "forecast.png"
+    words = ["forecast", "--model", str(run), "--input", str(table), "--output", str(output)]
+    assert main([*words, "--levels", "80", "--plot", str(picture)]) == 0
+    made = pd.read_csv(output)
+    assert made.groupby("unique_id").size().to_dict() == {"north": 6, "south": 6}
+    assert {"lo-80", "hi-80", "q10"} <= set(made.columns)
+    assert picture.stat().st_size > 10_000
+    assert main([*words, "--paths", "3"]) == 0
+    assert pd.read_csv(output).groupby(["unique_id", "path"]).size().tolist() == [6] * 6
+    capsys.readouterr()
+    assert main([*words, "--horizon", "9"]) == 1
+    assert "9" in capsys.readouterr().err
+
+
+def test_a_stream_says_what_a_forecast_says(
+    run: Path, table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    frame = pd.read_csv(table)
+    ahead = frame.groupby("unique_id").tail(6)
+    rows = frame.drop(ahead.index)
+    rows.to_csv(tmp_path / "rows.csv", index=False)
+    with (tmp_path / "rows.csv").open("a") as file:
+        file.write("north,2024-01-01 05:00:00,1.0,0.0\n")  # late
+    ahead.drop(columns="y").to_csv(tmp_path / "ahead.csv", index=False)
+    words = ["stream", "--model", str(run), "--input", str(tmp_path / "rows.csv"), "--every", "0"]
+    words += ["--state", str(tmp_path / "live"), "--future", str(tmp_path / "ahead.csv")]
+    assert main(words) == 0
+    said = capsys.readouterr()
+    made = {one["unique_id"]: one for one in map(json.loads, said.out.splitlines())}
+    assert "1 left out" in said.err
+    assert "does not follow" in said.err
+    assert main(["forecast", "--model", str(run), "--input", str(table), "--json"]) == 0
+    wanted = pd.DataFrame(json.loads(capsys.readouterr().out))
+    for name, part in wanted.groupby("unique_id"):
+        np.testing.assert_allclose(made[str(name)]["y_hat"], part.y_hat, atol=1e-3)
+    assert (tmp_path / "live/stream.safetensors").exists()
+
+
+def test_gaps_are_filled_and_anomalies_scored(
+    run: Path, table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "whole.csv"
+    common = ["--model", str(run), "--input", str(table)]
+    assert main(["impute", *common, "--output", str(output)]) == 0
+    whole = pd.read_csv(output)
+    assert whole.filled.sum() >= 8
+    assert whole.y_hat[whole.filled].notna().all()
+    assert main(["anomalies", *common, "--output", str(tmp_path / "scores.csv")]) == 0
+    assert {"score", "anomaly"} <= set(pd.read_csv(tmp_path / "scores.csv").columns)
