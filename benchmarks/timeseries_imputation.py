@@ -8,9 +8,10 @@ of 96 rows of the test part and the 96 rows before it, values scaled by the trai
 hidden at random in each series, and the error of the hidden points alone. Here one network serves all shares
 of hidden points; its weights are chosen by validation error. Windows begin every 4 rows (ETTm1: 16).
 
-Beside it: the straight line between the observed neighbours of the same series; the last value; the value one
-season before or after (which a window of one season lacks: then the line); and the conditional mean of a
-normal distribution with mean and covariance of all training windows, all series and rows of a window at once.
+Beside it: the linear estimate that the network begins at; the straight line between the observed neighbours
+of the same series; the last value; the value one season before or after (which a window of one season lacks:
+then the line); and the conditional mean of a normal distribution with mean and covariance of all training
+windows, all series and rows of a window at once.
 
 Writes results/timeseries-imputation.json. Runs with ``--set`` or ``--validation-only`` write no rows.
 """
@@ -113,14 +114,12 @@ def normal(train: NDArray[np.float64]) -> Fill:
     return fill
 
 
-def trained(
-    name: str, data: Any, seed: int, arguments: argparse.Namespace
-) -> tuple[Any, Fill, dict[str, Any]]:
+def trained(name: str, data: Any, seed: int, arguments: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
     """A network that reads all series together, trained with values hidden in every window."""
     from mambakit.core.training import RunFolder, resolve_device
     from mambakit.domains.timeseries.config import PRESET_TRAIN, StreamLossConfig, StreamModelConfig
     from mambakit.domains.timeseries.data import series_in
-    from mambakit.domains.timeseries.imputer import read_both_ways
+    from mambakit.domains.timeseries.imputer import between, guessed, read_both_ways
     from mambakit.domains.timeseries.stream_data import make_store
     from mambakit.domains.timeseries.stream_parts import Read
     from mambakit.domains.timeseries.stream_training import train_stream
@@ -159,7 +158,9 @@ def trained(
     n = len(series)
 
     @torch.no_grad()
-    def fill(windows: NDArray[np.float64], starts: NDArray[np.int64]) -> NDArray[np.float64]:
+    def fill(
+        windows: NDArray[np.float64], starts: NDArray[np.int64], *, untrained: bool = False
+    ) -> NDArray[np.float64]:
         made = []
         for part in np.array_split(np.arange(len(windows)), -(-len(windows) // 32)):
             place = torch.from_numpy(starts[part])[:, None] + torch.arange(LENGTH)
@@ -173,11 +174,15 @@ def trained(
                 store.static.repeat(len(part), 1),
                 store.series.repeat(len(part)),
             )
-            said = torch.stack(read_both_ways(model, Read(*(x.to(device) for x in read)))).mean(0)
-            made.append(model.point(said).cpu().unflatten(0, (-1, n)).transpose(1, 2).double().numpy())
+            read = Read(*(x.to(device) for x in read))
+            if untrained:  # where the network begins
+                point = between(read.values, read.elapsed).base + guessed(model, read).shift
+            else:
+                point = model.point(torch.stack(read_both_ways(model, read)).mean(0))
+            made.append(point.cpu().unflatten(0, (-1, n)).transpose(1, 2).double().numpy())
         return np.concatenate(made)
 
-    return model, fill, {"validation": result.best_score, "steps": result.steps}
+    return fill, {"validation": result.best_score, "steps": result.steps}
 
 
 def errors(
@@ -204,11 +209,12 @@ def measure(name: str, arguments: argparse.Namespace) -> dict[float, dict[str, l
     found: dict[float, dict[str, list[tuple[float, float]]]] = {share: {} for share in SHARES}
     for seed in arguments.seeds:
         began = time.monotonic()
-        _, fill, facts = trained(name, data, seed, arguments)
+        fill, facts = trained(name, data, seed, arguments)
         facts["seconds"] = round(time.monotonic() - began, 1)
         for share in SHARES:
             hidden = hide(windows, share, seed)
-            made = {"mambakit": fill(hidden, starts)} | {key: f(hidden) for key, f in fixed.items()}
+            made = {"mambakit": fill(hidden, starts), "its start": fill(hidden, starts, untrained=True)}
+            made |= {key: f(hidden) for key, f in fixed.items()}
             for key, values in made.items():
                 found[share].setdefault(key, []).append(errors(values, hidden, windows))
             shown = {key: [round(x, 4) for x in pairs[-1]] for key, pairs in found[share].items()}

@@ -51,6 +51,8 @@ class Scale(NamedTuple):
 class Neighbours(nn.Module):
     """Linear estimates from the rows about each row.
 
+    Where gaps differ, or more series are read together than a system may have values, it says the line.
+
     Args:
         config: The network and the data it is for.
     """
@@ -61,7 +63,8 @@ class Neighbours(nn.Module):
         super().__init__()
         self.n_mixed = config.n_mixed
         self.reach = min(config.model.context // 2, max(0, (_MOST_VALUES // config.n_mixed - 1) // 2))
-        self.size = 2 * self.reach + 1
+        fits = config.n_mixed <= _MOST_VALUES and not config.irregular
+        self.size = 2 * self.reach + 1 if fits else 0
         n = self.size * config.n_mixed
         self.register_buffer("covariance", torch.zeros(n, n))
 
@@ -75,6 +78,8 @@ class Neighbours(nn.Module):
             scale: Of each series.
         """
         rows, length, width = near.shape
+        if not self.size:
+            return Guess(torch.zeros_like(base), torch.zeros_like(base))
         cut = width // 2 - self.reach
         around = (near[..., cut : width - cut] - scale.mean[:, None, None]) / scale.unit[:, None, None]
         x = around.unflatten(0, (-1, self.n_mixed)).transpose(1, 2).flatten(0, 1).flatten(1)  # [b*l, c*k]

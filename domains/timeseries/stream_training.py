@@ -108,7 +108,7 @@ def train_stream(
         for member in model.members:
             if member.linear is not None:
                 member.linear.copy_(weight)
-    if model.neighbours is not None and not config.irregular:
+    if model.neighbours is not None and model.neighbours.size:
         fit_neighbours(model.neighbours, store)
     train_config = adapted(train_config, len(pieces))
     result = fit(
