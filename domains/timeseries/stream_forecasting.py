@@ -141,7 +141,7 @@ def sample_paths(
     if horizon < 1 or n_paths < 1:
         raise UsageError(f"horizon, n_paths: expected at least 1, got {horizon} and {n_paths}")
     if model.config.n_mixed > 1:
-        raise UsageError("sample paths: the model reads its series together; train with --no-mix")
+        raise UsageError("sample paths: the model reads its series together; train without --mix true")
     device = next(model.parameters()).device
     generator = torch.Generator(device=device).manual_seed(seed)
     levels = torch.tensor(model.levels, device=device)
@@ -240,7 +240,7 @@ def batches(model: StreamForecaster, ready: dict[str, Rows], by_name: dict[str, 
             what = f"{absent[0]!r} is missing" if absent else f"{strangers[0]!r} is not one of them"
             raise DataError(
                 f"the model reads {len(ids)} series together, and {what}; give it all of them with the "
-                "same stamps, or train with --no-mix"
+                "same stamps, or train without --mix true"
             )
         if any(not by_name[name].stamps.equals(by_name[ids[0]].stamps) for name in ids):
             raise DataError("the model reads its series together, but they have different stamps")

@@ -11,7 +11,13 @@ import pytest
 
 from mambakit.apps.timeseries import main
 
-SMALL = ["--window.d_time=16", "--window.d_series=16", "--window.d_state=8", "--model.head_dim=8"]
+SMALL = [
+    "--network=window",
+    "--window.d_time=16",
+    "--window.d_series=16",
+    "--window.d_state=8",
+    "--window.head_dim=8",
+]
 FORECAST = ["forecast", "--model", "MODEL", "--input"]
 QUICK = ["--device", "cpu", "--train.max_steps=30", "--train.lr=3e-3", "--train.batch_size=32"]
 
@@ -94,7 +100,19 @@ def test_forecast_of_a_series_it_has_not_seen(
 
 
 def test_backtest_trains_and_compares(table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    words = ["backtest", "--data", str(table), "--horizon", "12", "--windows", "3", "--lookback", "48"]
+    words = [
+        "backtest",
+        "--data",
+        str(table),
+        "--horizon",
+        "12",
+        "--windows",
+        "3",
+        "--lookback",
+        "48",
+        "--network",
+        "window",
+    ]
     words += ["--step-size", "6", "--refit", "2", "--levels", "80,90", "--baselines", "linear,naive,naive2"]
     names = {"output": "b.parquet", "errors": "e.csv", "plot": "b.png", "report": "b.html"}
     for flag, name in names.items():
@@ -137,12 +155,12 @@ def test_a_finished_run_is_not_overwritten_by_another(model: Path, table: Path, 
         (["train", "--horizon", "0"], 2, "horizon: expected at least 1, got 0"),
         (["train", "--horizon", "-3"], 2, "horizon: expected at least 1, got -3"),
         (["train", "--window.members", "0"], 2, "members: expected at least 1, got 0"),
-        (["train", "--lookback", "50"], 2, "lookback: expected a multiple of 16"),
+        (["train", "--network", "window", "--lookback", "50"], 2, "lookback: expected a multiple of 16"),
         (["train", "--data", "ETTh7"], 2, "did you mean ETTh1"),
         (["train", "--data", "no.csv"], 1, "no such file: no.csv"),
         (["train", "--data", "BAD", "--missing", "guess"], 2, "--missing"),
-        (["train", "--data", "BAD"], 1, "has a gap"),
-        (["train", "--data", "SHORT"], 1, "240 are needed"),
+        (["train", "--data", "BAD", "--missing", "error"], 1, "has a gap"),
+        (["train", "--data", "SHORT", "--network", "window"], 1, "240 are needed"),
         (["train", "--horizn", "3"], 2, "did you mean --horizon"),
         (
             ["forecast", "--model", "MODEL", "--input", "GOOD", "--horizon", "0"],
@@ -158,7 +176,7 @@ def test_a_finished_run_is_not_overwritten_by_another(model: Path, table: Path, 
         ),
         (["forecast", "--input", "GOOD"], 2, "--model is required"),
         (["evaluate", "--model", "MODEL", "--data", "co2"], 1, "other series"),
-        (["backtest", "--data", "SHORT"], 1, "rows are too few"),
+        (["backtest", "--data", "SHORT", "--network", "window"], 1, "rows are too few"),
         (["backtest", "--data", "GOOD", "--windows", "0"], 2, "windows: expected at least 1"),
         (["backtest", "--data", "GOOD", "--levels", "80,x"], 2, "levels: expected numbers between commas"),
         (["backtest", "--data", "GOOD", "--levels", "80,100"], 2, "levels: expected per cents inside"),

@@ -117,5 +117,5 @@ def test_gaps_are_filled_and_anomalies_scored(
     whole = pd.read_csv(output)
     assert whole.filled.sum() >= 8
     assert whole.y_hat[whole.filled].notna().all()
-    assert main(["anomalies", *common, "--output", str(tmp_path / "scores.csv")]) == 0
+    assert main(["anomalies", *common, "--normal", "150", "--output", str(tmp_path / "scores.csv")]) == 0
     assert {"score", "anomaly"} <= set(pd.read_csv(tmp_path / "scores.csv").columns)
