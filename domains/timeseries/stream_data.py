@@ -121,25 +121,26 @@ def cut(
     Args:
         store: The rows.
         which: ``(rows,)`` series.
-        start: ``(rows,)`` first row of each window in its series.
-        length: Rows that are read; beyond a series' end they are missing.
+        start: ``(rows,)`` first row of each window in its series; negative if it begins before that.
+        length: Rows that are read; where there is no series they are missing, and no time passes before it.
         origins: ``(origins,)`` rows of the window.
         horizon: Steps ahead.
         end: ``(rows,)`` row of the series from which on there are no targets.
     """
     offsets = torch.arange(length + horizon, device=which.device)
     place = start[:, None] + offsets
-    inside = place < store.length[which][:, None]
-    flat = store.first[which][:, None] + place.minimum(store.length[which][:, None] - 1)
+    begun = place >= 0
+    inside = begun & (place < store.length[which][:, None])
+    flat = store.first[which][:, None] + place.clamp(min=0).minimum(store.length[which][:, None] - 1)
     values = torch.where(inside, store.values[flat], torch.nan)
-    known = store.known[flat]
+    known = torch.where(begun[..., None], store.known[flat], 0.0)
     steps = origins[:, None] + 1 + torch.arange(horizon, device=which.device)  # [o, h]
     target = torch.where(place[:, steps] < end[:, None, None], values[:, steps], torch.nan)
     read = Read(
         values[:, :length],
         store.past[flat[:, :length]],
         known[:, :length],
-        store.elapsed[flat[:, :length]],
+        torch.where(begun[:, :length], store.elapsed[flat[:, :length]], 0.0),
         store.static[which],
         store.series[which],
     )

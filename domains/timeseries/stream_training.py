@@ -142,10 +142,9 @@ def fit_linear(model: StreamForecaster, store: Store, pieces: Pieces) -> Tensor:
     for part in np.array_split(numbers, math.ceil(len(numbers) / _LINEAR_BATCH)):
         windows = pieces.__getitems__(part.tolist()).to(device)
         which = (windows[:, :1] + torch.arange(config.n_mixed, device=device)).flatten()
-        # the window ends with the rows that it is to forecast from, as far as the series goes back
+        # the window ends with the rows that it is to forecast from, and may begin before its series
         start = windows[:, 1].repeat_interleave(config.n_mixed) + pieces.stride - pieces.length
         end = store.bounds[which, 0]
-        start = start.clamp(min=0)
         window = cut(store, which, start, pieces.length, origins, config.horizon, end)
         origin, _ = model.read(window.read, origins=origins, keep_state=False, hidden_too=False)
         x = origin.recent
