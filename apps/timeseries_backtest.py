@@ -238,6 +238,7 @@ def _trained_stream(
 
     before = data_before(histories, name=name, **facts)
     options: dict[str, Any] = {
+        **sizes,
         "season_length": before.season_length,
         "mixed": False,
         "model_config": PRESET_STREAM,
@@ -245,7 +246,6 @@ def _trained_stream(
         "train_config": own_defaults(config, PRESET_TRAIN, PRESET_STREAM_TRAIN),
     }
     with tempfile.TemporaryDirectory() as folder:
-        options |= sizes
         model, _ = train_stream(before.series, before.bounds, RunFolder(folder), **options)
     if calibrate:
         try:

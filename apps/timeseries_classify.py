@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from mambakit.apps.timeseries_output import check_suffix, write_table
 from mambakit.core.cli import format_table, print_json
 from mambakit.core.errors import UsageError
 from mambakit.core.training import TrainConfig
@@ -52,19 +53,14 @@ def classify(
     from mambakit.domains.timeseries.labelled import load_labelled
 
     _check_alpha(alpha)
-    if output is not None and output.suffix.lower() not in (".csv", ".parquet"):
-        raise UsageError(f"output: expected a name that ends in .csv or .parquet, got {output}")
+    check_suffix("output", output, (".csv", ".parquet"))
     classifier = classification.SeriesClassifier.from_pretrained(model, map_location=resolve_device(device))
     data = load_labelled(input, "test")
     frame = classification.classify(classifier, data.series, alpha=alpha, channels=data.channels)
     if json:
         print_json(frame.to_dict(orient="records"))
     if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        if output.suffix.lower() == ".parquet":
-            frame.to_parquet(output, index=False)
-        else:
-            frame.to_csv(output, index=False)
+        write_table(frame, output)
         print(f"{len(frame)} series: {output}", file=sys.stderr)
     elif not json:
         print(frame.to_csv(index=False), end="")

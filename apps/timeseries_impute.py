@@ -5,9 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from mambakit.apps.timeseries_output import input_of
+from mambakit.apps.timeseries_output import check_suffix, input_of, write_table
 from mambakit.core.cli import print_json
-from mambakit.core.errors import UsageError
 
 
 def impute(
@@ -45,8 +44,7 @@ def impute(
         ("output", output, (".csv", ".parquet")),
         ("plot", plot, (".png", ".pdf", ".svg")),
     ):
-        if path is not None and path.suffix.lower() not in allowed:
-            raise UsageError(f"{flag}: expected a name that ends in {' or '.join(allowed)}, got {path}")
+        check_suffix(flag, path, allowed)
     chosen = resolve_device(device)
     place = "cpu" if chosen.type == "mps" else chosen  # which has no float64
     forecaster = load_stream(model, place, verb="impute")
@@ -65,11 +63,7 @@ def impute(
         plain = frame.astype({"ds": str}).astype(object).where(frame.notna(), None)
         print_json(plain.to_dict(orient="records"))
     if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        if output.suffix.lower() == ".parquet":
-            frame.to_parquet(output, index=False)
-        else:
-            frame.to_csv(output, index=False)
+        write_table(frame, output)
         n = int(frame["filled"].sum())
         print(f"{n} of {len(frame)} values filled: {output}", file=sys.stderr)
     elif not json:

@@ -132,6 +132,15 @@ class QuantileHead(nn.Module):
         above = centre + F.softplus(raw[a + 1 :]).cumsum(0)
         return torch.cat([below, centre, above]).movedim(0, -1)
 
+    @torch.no_grad()
+    def begin_at_normal(self, spread: float) -> None:
+        """Set the biases to the quantiles of a normal distribution around zero with this deviation."""
+        gaps = torch.special.ndtri(self.levels.double()).diff() * spread
+        raw = torch.log(torch.expm1(gaps)).to(self.proj.bias)  # softplus undone
+        bias = self.proj.bias.new_zeros(self.d_output, len(self.quantiles))
+        bias[:, : self.anchor], bias[:, self.anchor + 1 :] = raw[: self.anchor], raw[self.anchor :]
+        self.proj.bias.copy_(bias.flatten())
+
     def loss(self, output: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
         """Mean pinball loss (Koenker & Bassett 1978) over levels and what ``mask`` counts.
 

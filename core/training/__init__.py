@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from mambakit.core.training.devices import choose_precision, resolve_device, seed_everything
     from mambakit.core.training.fitting import FitResult, fit, load_weights
     from mambakit.core.training.graphs import GraphedLoss
+    from mambakit.core.training.members import MemberTraining
     from mambakit.core.training.optim import configure_optimizer, parameter_groups, warmup_cosine
     from mambakit.core.training.streams import DocumentStreams, Piece
 
@@ -27,6 +28,7 @@ _LATER = {
     "DocumentStreams": "mambakit.core.training.streams",
     "FitResult": "mambakit.core.training.fitting",
     "GraphedLoss": "mambakit.core.training.graphs",
+    "MemberTraining": "mambakit.core.training.members",
     "Piece": "mambakit.core.training.streams",
     "begin_rows": "mambakit.core.training.carried",
     "choose_precision": "mambakit.core.training.devices",
@@ -46,6 +48,7 @@ __all__ = [
     "DocumentStreams",
     "FitResult",
     "GraphedLoss",
+    "MemberTraining",
     "Piece",
     "Report",
     "RunFolder",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -13,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from mambakit.core.auxiliary import auxiliary_loss
 from mambakit.core.calibration import TemperatureScaling
-from mambakit.core.training import TrainConfig, configure_optimizer
+from mambakit.core.training import MemberTraining, TrainConfig
 from mambakit.domains.timeseries.augmentation import augment, mix
 from mambakit.domains.timeseries.classification import Padded, SeriesClassifier, mean_log_probability
 from mambakit.domains.timeseries.classification_config import AugmentConfig
@@ -44,7 +43,7 @@ class MemberBatches(Dataset[Tensor]):
         return DataLoader(self, batch_size, shuffle=True)
 
 
-class ClassifierTask(pl.LightningModule):
+class ClassifierTask(MemberTraining, pl.LightningModule):
     """Trains a ``SeriesClassifier`` on batches of the numbers of series.
 
     Where series are held out, ``val/loss`` and ``val/accuracy`` are those of the members that did not see
@@ -130,23 +129,6 @@ class ClassifierTask(pl.LightningModule):
         calibrated = TemperatureScaling().fit(logits, labels)(logits)
         self.log("val/loss", F.cross_entropy(calibrated, labels))
         self.log("val/accuracy", (logits.argmax(-1) == labels).float().mean())
-
-    def configure_gradient_clipping(
-        self,
-        optimizer: torch.optim.Optimizer,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
-        """Clips each member's gradient by itself, as if it were trained alone."""
-        for member in self.model.members:
-            if gradient_clip_val:
-                nn.utils.clip_grad_norm_(member.parameters(), gradient_clip_val)
-
-    def configure_optimizers(self) -> Any:
-        """AdamW with warm-up and cosine."""
-        return configure_optimizer(
-            self.model, self.train_config, int(self.trainer.estimated_stepping_batches)
-        )
 
     def _cut(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         lengths = self.lengths[rows]

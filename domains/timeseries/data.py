@@ -327,7 +327,7 @@ class Windows(Dataset[Tensor]):
         With ``members`` a batch is ``(members, batch)``: each of them goes its own way through the windows.
         """
         windows = self if members is None else _Apart(self, members)
-        return DataLoader(windows, batch_size, shuffle=shuffle, collate_fn=_as_is)
+        return DataLoader(windows, batch_size, shuffle=shuffle, collate_fn=as_is)
 
     def batches(self, batch_size: int) -> list[Tensor]:
         """All starts in order, ``batch_size`` at a time."""
@@ -348,7 +348,7 @@ class _Apart(Dataset[Tensor]):
         return self.windows.starts((np.asarray(indices) + self.offsets) % len(self))
 
 
-def _as_is(batch: Any) -> Any:
+def as_is(batch: Any) -> Any:
     """``__getitems__`` has made the batch already."""
     return batch
 

@@ -66,7 +66,9 @@ class RowNetwork(nn.Module):
         else:
             self.linear = None
         self.imputer = ImputationHead(config) if config.imputes else None
-        self._begin_at_normal_quantiles()
+        self.head.begin_at_normal(_FIRST_SPREAD)
+        with torch.no_grad():
+            self.head.proj.weight.mul_(0.1)
 
     def init_state(self, rows: int, device: torch.device | str | None = None) -> State:
         """Of the layers over time."""
@@ -125,17 +127,6 @@ class RowNetwork(nn.Module):
 
     def _layers(self) -> Sequence[Backbone]:
         return list(self.over_time)  # type: ignore[arg-type]
-
-    @torch.no_grad()
-    def _begin_at_normal_quantiles(self) -> None:
-        levels = torch.tensor(self.head.quantiles, dtype=torch.float64)
-        gaps = torch.special.ndtri(levels).diff() * _FIRST_SPREAD
-        raw = torch.log(torch.expm1(gaps)).float()  # softplus undone
-        anchor = self.head.anchor
-        bias = torch.zeros(len(levels))
-        bias[:anchor], bias[anchor + 1 :] = raw[:anchor], raw[anchor:]
-        self.head.proj.weight.mul_(0.1)
-        self.head.proj.bias.copy_(bias)
 
 
 class StreamForecaster(nn.Module, HubModel):

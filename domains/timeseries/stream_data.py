@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from mambakit.domains.timeseries.data import as_is
 from mambakit.domains.timeseries.rows import RowTokenizer
 from mambakit.domains.timeseries.stream import StreamForecaster
 from mambakit.domains.timeseries.stream_parts import Origin, Read
@@ -216,7 +217,7 @@ class Pieces(Dataset[Tensor]):
     def loader(self, batch_size: int, *, shuffle: bool = True) -> DataLoader[Tensor]:
         """Batches; all of one size where there are enough, so that a GPU can record them."""
         drop = len(self) >= 4 * batch_size
-        return DataLoader(self, batch_size, shuffle=shuffle, collate_fn=_as_is, drop_last=drop)
+        return DataLoader(self, batch_size, shuffle=shuffle, collate_fn=as_is, drop_last=drop)
 
 
 class Found(NamedTuple):
@@ -316,8 +317,3 @@ def _some(groups: Tensor, most: int | None) -> Tensor:
     if most is None or len(groups) <= most:
         return groups
     return groups[torch.linspace(0, len(groups) - 1, most).long()]
-
-
-def _as_is(batch: Any) -> Any:
-    """``__getitems__`` has made the batch already."""
-    return batch

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mambakit.core.auxiliary import auxiliary_loss
 from mambakit.core.scoring import pinball
-from mambakit.core.training import GraphedLoss, TrainConfig, configure_optimizer
+from mambakit.core.training import GraphedLoss, MemberTraining, TrainConfig
 from mambakit.domains.timeseries.config import StreamLossConfig
 from mambakit.domains.timeseries.imputer import guessed, read_both_ways
 from mambakit.domains.timeseries.masking import hidden_rows, hide, hide_some
@@ -83,7 +83,7 @@ class StreamLoss(nn.Module):
         return torch.stack(losses).sum() + auxiliary_loss(self.model)
 
 
-class StreamTask(pl.LightningModule):
+class StreamTask(MemberTraining, pl.LightningModule):
     """Trains a ``StreamForecaster`` on numbers of windows.
 
     Args:
@@ -193,23 +193,6 @@ class StreamTask(pl.LightningModule):
             sums += torch.stack([loss.double() * count, error.double(), count])
         mean = (sums[:2] / sums[2].clamp(min=1)).float()
         return mean[0], mean[1]
-
-    def configure_gradient_clipping(
-        self,
-        optimizer: torch.optim.Optimizer,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
-        """Clips each member's gradient by itself, as if it were trained alone."""
-        for member in self.model.members:
-            if gradient_clip_val:
-                nn.utils.clip_grad_norm_(member.parameters(), gradient_clip_val)
-
-    def configure_optimizers(self) -> Any:
-        """AdamW with warm-up and cosine."""
-        return configure_optimizer(
-            self.model, self.train_config, int(self.trainer.estimated_stepping_batches)
-        )
 
 
 def impute_loss(

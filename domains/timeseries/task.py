@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
 from mambakit.core.auxiliary import auxiliary_loss
 from mambakit.core.scoring import pinball
-from mambakit.core.training import GraphedLoss, TrainConfig, configure_optimizer
+from mambakit.core.training import GraphedLoss, MemberTraining, TrainConfig
 from mambakit.domains.timeseries.config import LossConfig
 from mambakit.domains.timeseries.data import Values
 from mambakit.domains.timeseries.window import WindowForecaster
@@ -50,7 +48,7 @@ class ForecastLoss(nn.Module):
         return torch.stack(losses).sum() + auxiliary_loss(self.model)
 
 
-class ForecastTask(pl.LightningModule):
+class ForecastTask(MemberTraining, pl.LightningModule):
     """Trains a ``WindowForecaster`` on batches of window starts.
 
     Args:
@@ -108,20 +106,3 @@ class ForecastTask(pl.LightningModule):
             "val/loss": 2 * pinball(quantiles, future, self.model.levels).mean(),
         }
         self.log_dict(scores, batch_size=len(starts))
-
-    def configure_gradient_clipping(
-        self,
-        optimizer: torch.optim.Optimizer,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
-        """Clips each member's gradient by itself, as if it were trained alone."""
-        for member in self.model.members:
-            if gradient_clip_val:
-                nn.utils.clip_grad_norm_(member.parameters(), gradient_clip_val)
-
-    def configure_optimizers(self) -> Any:
-        """AdamW with warm-up and cosine."""
-        return configure_optimizer(
-            self.model, self.train_config, int(self.trainer.estimated_stepping_batches)
-        )

@@ -69,7 +69,9 @@ class Network(nn.Module):
         self.dropout = nn.Dropout(model.dropout)
         levels = sorted(model.quantiles)
         self.head = QuantileHead(d_model=model.d_series, quantiles=levels, d_output=horizon)
-        self._begin_at_normal_quantiles()
+        self.head.begin_at_normal(_FIRST_SPREAD)
+        with torch.no_grad():
+            self.head.proj.weight.zero_()
 
     def forward(self, history: Tensor, phase: Tensor, series: Tensor) -> Tensor:
         """As ``WindowForecaster``'s, of this member alone."""
@@ -111,17 +113,6 @@ class Network(nn.Module):
             return F.embedding(steps, self.season[:, series]).transpose(1, 2)
         index = steps[:, None, :] * self.season.shape[1] + series[..., None]
         return F.embedding(index, self.season.view(-1, 1))[..., 0]
-
-    @torch.no_grad()
-    def _begin_at_normal_quantiles(self) -> None:
-        levels = torch.tensor(self.head.quantiles, dtype=torch.float64)
-        gaps = torch.special.ndtri(levels).diff() * _FIRST_SPREAD
-        bias = torch.zeros(self.config.horizon, len(levels))
-        anchor = self.head.anchor
-        raw = torch.log(torch.expm1(gaps)).float()  # softplus undone
-        bias[:, :anchor], bias[:, anchor + 1 :] = raw[:anchor], raw[anchor:]
-        self.head.proj.weight.zero_()
-        self.head.proj.bias.copy_(bias.flatten())
 
 
 class WindowForecaster(nn.Module, HubModel):
