@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from mambakit.domains.timeseries.data import SeriesData
     from mambakit.domains.timeseries.evaluation import Evaluation
     from mambakit.domains.timeseries.model import Forecasting
+    from mambakit.domains.timeseries.stream_data import Store
 
 Missing = Literal["mask", "error", "interpolate"]
 _NOTE = (
@@ -287,9 +288,11 @@ def _finish(
     from mambakit.domains.timeseries.stream import StreamForecaster
     from mambakit.domains.timeseries.stream_data import make_store
 
+    store: Store | None = None
     try:
         if isinstance(forecaster, StreamForecaster):
-            calibrate_stream(forecaster, make_store(forecaster.tokenizer, data.series, data.bounds))
+            store = make_store(forecaster.tokenizer, data.series, data.bounds)
+            calibrate_stream(forecaster, store)
         else:
             held_out, sizes = validation_rows(data, settings["horizon"])
             rows: dict[str, Any] = {"held_out": max(1, min(sizes)), "least": forecaster.config.lookback}
@@ -297,7 +300,7 @@ def _finish(
     except DataError as error:
         print(f"note: the intervals are not calibrated: {error}", file=sys.stderr)
     forecaster.save_pretrained(run.path)
-    evaluation = _evaluate(forecaster, data, device)
+    evaluation = _evaluate(forecaster, data, device, store)
     report.write(run, forecaster, data, result, evaluation)
     if json:
         made = {"validation_score": result.best_score, "model": run.path}
@@ -307,7 +310,10 @@ def _finish(
         print(f"model: {run.path}\nreport: {run.report_path}")
 
 
-def _evaluate(forecaster: Forecasting, data: SeriesData, device: str) -> Evaluation:
+def _evaluate(
+    forecaster: Forecasting, data: SeriesData, device: str, store: Store | None = None
+) -> Evaluation:
+    """Errors on the test rows; ``store`` holds the data's rows where they are laid out already."""
     from mambakit.core.training import resolve_device
     from mambakit.domains.timeseries import evaluation
     from mambakit.domains.timeseries.stream import StreamForecaster
@@ -319,7 +325,8 @@ def _evaluate(forecaster: Forecasting, data: SeriesData, device: str) -> Evaluat
         from mambakit.domains.timeseries.stream_data import make_store
         from mambakit.domains.timeseries.stream_evaluation import evaluate_stream
 
-        store = make_store(forecaster.tokenizer, data.series, data.bounds)
+        if store is None:
+            store = make_store(forecaster.tokenizer, data.series, data.bounds)
         result = evaluate_stream(forecaster, store, "test", device=chosen)
     else:
         from mambakit.domains.timeseries.training import make_values
