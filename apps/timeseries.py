@@ -27,7 +27,7 @@ from mambakit.apps.timeseries_stream import stream
 from mambakit.apps.timeseries_train import Missing, evaluate, train
 from mambakit.core.cli import print_json, run_app
 from mambakit.core.errors import UsageError
-from mambakit.domains.timeseries.series import Columns
+from mambakit.domains.timeseries.tables.series import Columns
 
 
 def forecast(
@@ -78,8 +78,8 @@ def forecast(
     from mambakit.core.training import resolve_device
     from mambakit.domains.timeseries import forecasting, plots
     from mambakit.domains.timeseries.model import load_forecaster
-    from mambakit.domains.timeseries.stream import StreamForecaster
-    from mambakit.domains.timeseries.stream_forecasting import paths_frame
+    from mambakit.domains.timeseries.stream.forecasting import paths_frame
+    from mambakit.domains.timeseries.stream.network import StreamForecaster
 
     if horizon is not None and horizon < 1:
         raise UsageError(f"horizon: expected at least 1, got {horizon}")

@@ -46,8 +46,8 @@ def anomalies(
         mambakit timeseries anomalies --model runs/taxi --input taxi.csv --rate 0.01 --json
     """
     from mambakit.core.training import resolve_device
-    from mambakit.domains.timeseries.anomalies import alarms, anomaly_scores
-    from mambakit.domains.timeseries.anomaly_plots import anomaly_figure
+    from mambakit.domains.timeseries.anomalies.plots import anomaly_figure
+    from mambakit.domains.timeseries.anomalies.scoring import alarms, anomaly_scores
     from mambakit.domains.timeseries.model import load_stream
 
     check_suffix("output", output, (".csv", ".parquet"))

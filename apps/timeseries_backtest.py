@@ -30,12 +30,12 @@ from mambakit.domains.timeseries.config import (
     PRESET_STREAM_TRAIN,
     PRESET_TRAIN,
 )
-from mambakit.domains.timeseries.series import Columns
+from mambakit.domains.timeseries.tables.series import Columns
 
 if TYPE_CHECKING:
-    from mambakit.domains.timeseries.backtest import Backtest
+    from mambakit.domains.timeseries.backtesting.backtest import Backtest
     from mambakit.domains.timeseries.model import Forecasting
-    from mambakit.domains.timeseries.table import Series
+    from mambakit.domains.timeseries.tables.table import Series
     from mambakit.domains.timeseries.window import WindowForecaster
 
 _LISTED = 5
@@ -111,9 +111,9 @@ def backtest(
         mambakit timeseries backtest --data my.csv --horizon 24 --windows 8 --step-size 12 --refit 4
         mambakit timeseries backtest --data co2 --horizon 12 --baselines "naive2,AutoETS" --report report.html
     """
-    from mambakit.domains.timeseries import backtest_plots
     from mambakit.domains.timeseries import report as reports
-    from mambakit.domains.timeseries.backtest import backtest as run
+    from mambakit.domains.timeseries.backtesting import plots as backtest_plots
+    from mambakit.domains.timeseries.backtesting.backtest import backtest as run
     from mambakit.domains.timeseries.data import load_data, series_in
     from mambakit.domains.timeseries.model import load_forecaster
     from mambakit.domains.timeseries.window import WindowForecaster
@@ -233,8 +233,8 @@ def _trained_stream(
     from mambakit.core.training import RunFolder
     from mambakit.domains.timeseries.calibration import calibrate_stream
     from mambakit.domains.timeseries.evaluation import data_before
-    from mambakit.domains.timeseries.stream_data import make_store
-    from mambakit.domains.timeseries.stream_training import train_stream
+    from mambakit.domains.timeseries.stream.data import make_store
+    from mambakit.domains.timeseries.stream.training import train_stream
 
     before = data_before(histories, name=name, **facts)
     options: dict[str, Any] = {

@@ -11,7 +11,7 @@ from mambakit.apps.timeseries_output import check_suffix, write_table
 from mambakit.core.cli import format_table, print_json
 from mambakit.core.errors import UsageError
 from mambakit.core.training import TrainConfig
-from mambakit.domains.timeseries.classification_config import (
+from mambakit.domains.timeseries.classification.config import (
     PRESET_AUGMENT,
     PRESET_CLASSIFIER,
     PRESET_CLASSIFIER_TRAIN,
@@ -49,8 +49,8 @@ def classify(
         mambakit timeseries classify --model runs/vowels --input JapaneseVowels_TEST.ts --output classes.csv
     """
     from mambakit.core.training import resolve_device
-    from mambakit.domains.timeseries import classification
-    from mambakit.domains.timeseries.labelled import load_labelled
+    from mambakit.domains.timeseries.classification import network as classification
+    from mambakit.domains.timeseries.tables.labelled import load_labelled
 
     _check_alpha(alpha)
     check_suffix("output", output, (".csv", ".parquet"))
@@ -105,10 +105,10 @@ def train_classify(
         mambakit timeseries train --task classify --data JapaneseVowels --output runs/vowels
     """
     from mambakit.core.training import RunFolder
-    from mambakit.domains.timeseries import classification_report
-    from mambakit.domains.timeseries.classification_evaluation import check_same_channels, evaluate_classifier
-    from mambakit.domains.timeseries.classification_training import train_classifier
-    from mambakit.domains.timeseries.labelled import load_labelled, require_labels
+    from mambakit.domains.timeseries.classification import report as classification_report
+    from mambakit.domains.timeseries.classification.evaluation import check_same_channels, evaluate_classifier
+    from mambakit.domains.timeseries.classification.training import train_classifier
+    from mambakit.domains.timeseries.tables.labelled import load_labelled, require_labels
 
     config = dataclasses.replace(
         train,
@@ -173,9 +173,9 @@ def evaluate_classify(
         mambakit timeseries evaluate --model runs/vowels --data JapaneseVowels
     """
     from mambakit.core.training import resolve_device
-    from mambakit.domains.timeseries.classification import SeriesClassifier
-    from mambakit.domains.timeseries.classification_evaluation import check_same_channels, evaluate_classifier
-    from mambakit.domains.timeseries.labelled import load_labelled
+    from mambakit.domains.timeseries.classification.evaluation import check_same_channels, evaluate_classifier
+    from mambakit.domains.timeseries.classification.network import SeriesClassifier
+    from mambakit.domains.timeseries.tables.labelled import load_labelled
 
     _check_alpha(alpha)
     classifier = SeriesClassifier.from_pretrained(model, map_location=resolve_device(device))

@@ -37,7 +37,7 @@ def impute(
         mambakit timeseries impute --model runs/etth1 --input gaps.csv --output whole.csv --plot whole.png
     """
     from mambakit.core.training import resolve_device
-    from mambakit.domains.timeseries import imputation
+    from mambakit.domains.timeseries.imputation import imputing as imputation
     from mambakit.domains.timeseries.model import load_stream
 
     for flag, path, allowed in (
@@ -54,7 +54,7 @@ def impute(
     for _, reason in left_out:
         print(f"left out: {reason}", file=sys.stderr)
     if plot is not None:
-        from mambakit.domains.timeseries import imputation_plot
+        from mambakit.domains.timeseries.imputation import plots as imputation_plot
 
         plot.parent.mkdir(parents=True, exist_ok=True)
         imputation_plot.imputation_figure(frame).savefig(plot, dpi=130)

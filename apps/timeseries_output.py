@@ -15,7 +15,7 @@ from mambakit.domains.timeseries.config import ModelConfig
 
 if TYPE_CHECKING:
     from mambakit.domains.timeseries.model import Forecasting
-    from mambakit.domains.timeseries.series import Columns, Missing, Series
+    from mambakit.domains.timeseries.tables.series import Columns, Missing, Series
     from mambakit.domains.timeseries.window import WindowForecaster
 
 COLUMNS = ("forecaster", "mse", "mae", "mase", "smape", "wql", "msis", "coverage", "owa")
@@ -74,8 +74,8 @@ def input_of(
 ) -> list[Series]:
     """The series that a verb is given, with the covariates that the model was trained with."""
     from mambakit.domains.timeseries.data import load_data, series_in
-    from mambakit.domains.timeseries.series import Columns as Named
-    from mambakit.domains.timeseries.stream import StreamForecaster
+    from mambakit.domains.timeseries.stream.network import StreamForecaster
+    from mambakit.domains.timeseries.tables.series import Columns as Named
 
     columns = columns or Named()
     if isinstance(forecaster, StreamForecaster):

@@ -42,9 +42,9 @@ def stream(
         mambakit timeseries stream --model runs/co2 --input co2.csv --every 0
     """
     from mambakit.core.training import resolve_device
-    from mambakit.domains.timeseries.frames import read_frame
     from mambakit.domains.timeseries.model import load_stream
-    from mambakit.domains.timeseries.streaming import LiveSeries
+    from mambakit.domains.timeseries.stream.live import LiveSeries
+    from mambakit.domains.timeseries.tables.frames import read_frame
 
     if every < 0:
         raise UsageError(f"every: expected 0 or more, got {every}")

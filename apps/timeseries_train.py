@@ -23,14 +23,14 @@ from mambakit.domains.timeseries.config import (
     StreamLossConfig,
     StreamModelConfig,
 )
-from mambakit.domains.timeseries.series import Columns
+from mambakit.domains.timeseries.tables.series import Columns
 
 if TYPE_CHECKING:
     from mambakit.core.training import FitResult, RunFolder
     from mambakit.domains.timeseries.data import SeriesData
     from mambakit.domains.timeseries.evaluation import Evaluation
     from mambakit.domains.timeseries.model import Forecasting
-    from mambakit.domains.timeseries.stream_data import Store
+    from mambakit.domains.timeseries.stream.data import Store
 
 Missing = Literal["mask", "error", "interpolate"]
 _NOTE = (
@@ -153,7 +153,7 @@ def train(
             train_config=config,
         )  # fmt: skip
     else:
-        from mambakit.domains.timeseries.stream_training import train_stream
+        from mambakit.domains.timeseries.stream.training import train_stream
 
         config = own_defaults(config, PRESET_TRAIN, PRESET_STREAM_TRAIN)
         run.start({**everything, "model": stream, "loss": stream_loss, "train": config}, seed=config.seed)
@@ -285,8 +285,8 @@ def _finish(
     """Calibrate, save, measure on the test rows, report."""
     from mambakit.domains.timeseries import report
     from mambakit.domains.timeseries.calibration import calibrate_model, calibrate_stream, validation_rows
-    from mambakit.domains.timeseries.stream import StreamForecaster
-    from mambakit.domains.timeseries.stream_data import make_store
+    from mambakit.domains.timeseries.stream.data import make_store
+    from mambakit.domains.timeseries.stream.network import StreamForecaster
 
     store: Store | None = None
     try:
@@ -316,14 +316,14 @@ def _evaluate(
     """Errors on the test rows; ``store`` holds the data's rows where they are laid out already."""
     from mambakit.core.training import resolve_device
     from mambakit.domains.timeseries import evaluation
-    from mambakit.domains.timeseries.stream import StreamForecaster
+    from mambakit.domains.timeseries.stream.network import StreamForecaster
 
     config = forecaster.config
     chosen = resolve_device(device)
     chosen = "cpu" if chosen.type == "mps" else chosen  # type: ignore[assignment]  # it has no float64
     if isinstance(forecaster, StreamForecaster):
-        from mambakit.domains.timeseries.stream_data import make_store
-        from mambakit.domains.timeseries.stream_evaluation import evaluate_stream
+        from mambakit.domains.timeseries.stream.data import make_store
+        from mambakit.domains.timeseries.stream.evaluation import evaluate_stream
 
         if store is None:
             store = make_store(forecaster.tokenizer, data.series, data.bounds)

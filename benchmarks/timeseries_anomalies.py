@@ -40,17 +40,17 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).parent))
 from mambakit.core.training import RunFolder
-from mambakit.domains.timeseries.anomalies import anomaly_scores
-from mambakit.domains.timeseries.anomaly_metrics import (
+from mambakit.domains.timeseries.anomalies.metrics import (
     average_precision,
     found_top_1,
     labelled_ranges,
     roc_auc,
     vus,
 )
+from mambakit.domains.timeseries.anomalies.scoring import anomaly_scores
 from mambakit.domains.timeseries.config import PRESET_TRAIN, StreamLossConfig, StreamModelConfig, season_of
-from mambakit.domains.timeseries.stream_training import train_stream
-from mambakit.domains.timeseries.table import Series, infer_frequency
+from mambakit.domains.timeseries.stream.training import train_stream
+from mambakit.domains.timeseries.tables.table import Series, infer_frequency
 from rows import row, write_rows
 
 NAB = ("nyc_taxi", "ambient_temperature_system_failure", "ec2_request_latency_system_failure")

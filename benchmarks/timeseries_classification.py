@@ -22,10 +22,10 @@ from typing import Any
 import torch
 
 from mambakit.core.training import RunFolder
-from mambakit.domains.timeseries import classification_config as presets
-from mambakit.domains.timeseries.classification_evaluation import evaluate_classifier
-from mambakit.domains.timeseries.classification_training import train_classifier
-from mambakit.domains.timeseries.labelled import load_labelled
+from mambakit.domains.timeseries.classification import config as presets
+from mambakit.domains.timeseries.classification.evaluation import evaluate_classifier
+from mambakit.domains.timeseries.classification.training import train_classifier
+from mambakit.domains.timeseries.tables.labelled import load_labelled
 from rows import row, write_rows
 
 # MambaSL (ICLR 2026): scripts/classification/MambaSL.out in thuml/Time-Series-Library at 4e938a1.

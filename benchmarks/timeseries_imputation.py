@@ -119,10 +119,10 @@ def trained(name: str, data: Any, seed: int, arguments: argparse.Namespace) -> t
     from mambakit.core.training import RunFolder, resolve_device
     from mambakit.domains.timeseries.config import PRESET_TRAIN, StreamLossConfig, StreamModelConfig
     from mambakit.domains.timeseries.data import series_in
-    from mambakit.domains.timeseries.imputer import between, guessed, read_both_ways
-    from mambakit.domains.timeseries.stream_data import make_store
-    from mambakit.domains.timeseries.stream_parts import Read
-    from mambakit.domains.timeseries.stream_training import train_stream
+    from mambakit.domains.timeseries.stream.data import make_store
+    from mambakit.domains.timeseries.stream.imputer import between, guessed, read_both_ways
+    from mambakit.domains.timeseries.stream.parts import Read
+    from mambakit.domains.timeseries.stream.training import train_stream
 
     configs: dict[str, Any] = {
         "model": StreamModelConfig(),

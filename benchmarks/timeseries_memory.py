@@ -53,7 +53,7 @@ def main() -> int:
         from mambakit.core.training import RunFolder
         from mambakit.domains.timeseries.config import PRESET_STREAM, PRESET_STREAM_LOSS, PRESET_STREAM_TRAIN
         from mambakit.domains.timeseries.data import load_data
-        from mambakit.domains.timeseries.stream_training import train_stream
+        from mambakit.domains.timeseries.stream.training import train_stream
 
         data = load_data(str(path))
         print(f"read in {time.monotonic() - began:.1f} s, peak {peak():.0f} MiB", flush=True)

@@ -54,8 +54,8 @@ def run_job(job: dict[str, Any]) -> dict[str, Any]:
     from mambakit.core.training import RunFolder
     from mambakit.domains.timeseries import config as presets
     from mambakit.domains.timeseries.data import load_data
-    from mambakit.domains.timeseries.stream_data import make_store
-    from mambakit.domains.timeseries.stream_training import train_stream
+    from mambakit.domains.timeseries.stream.data import make_store
+    from mambakit.domains.timeseries.stream.training import train_stream
 
     torch.set_num_threads(1)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -95,7 +95,7 @@ def run_job(job: dict[str, Any]) -> dict[str, Any]:
     if job["set"] == "M4-Hourly":
         found["errors"] = by_series(model, store, split, device)
     else:
-        from mambakit.domains.timeseries.stream_evaluation import evaluate_stream
+        from mambakit.domains.timeseries.stream.evaluation import evaluate_stream
 
         whole = evaluate_stream(model, store, split, device=device)
         found["errors"] = {row["forecaster"]: row for row in whole.rows}
@@ -110,7 +110,7 @@ def by_series(model: Any, store: Any, split: str, device: str) -> dict[str, dict
 
     from mambakit.core.scoring import pinball
     from mambakit.domains.timeseries.metrics import central_pairs, mase_scale, msis, smape
-    from mambakit.domains.timeseries.stream_data import forecasts
+    from mambakit.domains.timeseries.stream.data import forecasts
 
     part = {"validation": 1, "test": 2}[split]
     season = model.config.season_length

@@ -31,11 +31,11 @@ from mambakit.domains.timeseries.config import (
     season_of,
 )
 from mambakit.domains.timeseries.model import load_stream
-from mambakit.domains.timeseries.series import Columns, Series, Table
-from mambakit.domains.timeseries.stream import StreamForecaster
-from mambakit.domains.timeseries.stream_data import Bounds, make_store
-from mambakit.domains.timeseries.stream_training import train_stream
-from mambakit.domains.timeseries.table import read_table
+from mambakit.domains.timeseries.stream.data import Bounds, make_store
+from mambakit.domains.timeseries.stream.network import StreamForecaster
+from mambakit.domains.timeseries.stream.training import train_stream
+from mambakit.domains.timeseries.tables.series import Columns, Series, Table
+from mambakit.domains.timeseries.tables.table import read_table
 
 NAME = "Mamba"
 _LAST_SHARE = 8  # an eighth of each series validates where nobody says how much
@@ -210,7 +210,7 @@ class Forecaster:
         Returns:
             ``unique_id, ds, cutoff, y, Mamba`` and the intervals.
         """
-        from mambakit.domains.timeseries.backtest import backtest
+        from mambakit.domains.timeseries.backtesting.backtest import backtest
 
         self.columns = self._columns(id_col, time_col, target_col, static_df)
         table = read_table(df, columns=self.columns, static_table=static_df, name="df")

@@ -13,9 +13,9 @@ from mambakit.core.errors import DataError, UsageError
 from mambakit.domains.timeseries import conformal
 from mambakit.domains.timeseries.data import SeriesData
 from mambakit.domains.timeseries.forecasting import forecast, until
-from mambakit.domains.timeseries.stream import StreamForecaster
-from mambakit.domains.timeseries.stream_data import Store, forecasts
-from mambakit.domains.timeseries.table import Series
+from mambakit.domains.timeseries.stream.data import Store, forecasts
+from mambakit.domains.timeseries.stream.network import StreamForecaster
+from mambakit.domains.timeseries.tables.table import Series
 
 # Origins read at most, evenly spread over the rows held out: neighbours say nearly the same.
 _MOST_ORIGINS = 150

@@ -22,9 +22,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from mambakit.core.data import card_names, load_card
 from mambakit.core.errors import DataError, UsageError
-from mambakit.domains.timeseries.cards import read_card_series
 from mambakit.domains.timeseries.config import season_of
-from mambakit.domains.timeseries.table import Columns, Missing, Series, read_table, step_numbers
+from mambakit.domains.timeseries.tables.cards import read_card_series
+from mambakit.domains.timeseries.tables.table import Columns, Missing, Series, read_table, step_numbers
 
 SPLITS = ("train", "validation", "test")
 # Reading across more series than this costs more than it brings: each is then read alone.

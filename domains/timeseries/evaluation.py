@@ -13,7 +13,7 @@ from mambakit.domains.timeseries import baselines
 from mambakit.domains.timeseries.data import SeriesData, Values, Windows
 from mambakit.domains.timeseries.forecasting import until
 from mambakit.domains.timeseries.metrics import Errors, mase_scale
-from mambakit.domains.timeseries.table import Series
+from mambakit.domains.timeseries.tables.table import Series
 from mambakit.domains.timeseries.training import least_squares_of
 from mambakit.domains.timeseries.window import WindowForecaster
 

@@ -11,7 +11,7 @@ import pandas as pd
 
 from mambakit.domains.timeseries.forecasts import Forecast
 from mambakit.domains.timeseries.metrics import central_pairs
-from mambakit.domains.timeseries.table import Series
+from mambakit.domains.timeseries.tables.table import Series
 
 
 class ForecastTable:

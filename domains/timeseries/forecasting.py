@@ -12,9 +12,9 @@ from torch import Tensor
 from mambakit.core.errors import DataError, UsageError
 from mambakit.domains.timeseries.data import group_series, phases
 from mambakit.domains.timeseries.forecasts import Forecast, Predictor, to_frame, until, with_intervals
-from mambakit.domains.timeseries.stream import StreamForecaster
-from mambakit.domains.timeseries.stream_forecasting import forecast_stream, widened
-from mambakit.domains.timeseries.table import Series, next_stamps
+from mambakit.domains.timeseries.stream.forecasting import forecast_stream, widened
+from mambakit.domains.timeseries.stream.network import StreamForecaster
+from mambakit.domains.timeseries.tables.table import Series, next_stamps
 from mambakit.domains.timeseries.tokenizer import scale_of
 from mambakit.domains.timeseries.window import WindowForecaster
 

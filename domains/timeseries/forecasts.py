@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from mambakit.core.errors import UsageError
 from mambakit.domains.timeseries import conformal
-from mambakit.domains.timeseries.table import Series
+from mambakit.domains.timeseries.tables.table import Series
 
 
 @dataclass(frozen=True)

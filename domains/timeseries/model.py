@@ -9,7 +9,7 @@ import torch
 from mambakit.core.errors import DataError
 from mambakit.core.folders import read_json_object
 from mambakit.core.hub import CONFIG_FILE
-from mambakit.domains.timeseries.stream import StreamForecaster
+from mambakit.domains.timeseries.stream.network import StreamForecaster
 from mambakit.domains.timeseries.window import WindowForecaster
 
 Forecasting = StreamForecaster | WindowForecaster

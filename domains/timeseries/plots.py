@@ -12,7 +12,7 @@ from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
 
 from mambakit.domains.timeseries.forecasts import Forecast
-from mambakit.domains.timeseries.table import Series
+from mambakit.domains.timeseries.tables.table import Series
 
 INK, OURS, GREY = "#22303c", "#1668b8", "#8a94a0"
 OTHERS = ("#c2571a", "#4a8f3c", "#8a94a0", "#8a4fb0", "#b8860b", "#c0392b")

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from mambakit.core.training import FitResult, Report, RunFolder
-from mambakit.domains.timeseries import backtest_plots, plots
-from mambakit.domains.timeseries.backtest import Backtest
+from mambakit.domains.timeseries import plots
+from mambakit.domains.timeseries.backtesting import plots as backtest_plots
+from mambakit.domains.timeseries.backtesting.backtest import Backtest
 from mambakit.domains.timeseries.data import SeriesData
 from mambakit.domains.timeseries.evaluation import Evaluation
 from mambakit.domains.timeseries.forecasting import forecast, until
 from mambakit.domains.timeseries.model import Forecasting
-from mambakit.domains.timeseries.table import Series
+from mambakit.domains.timeseries.tables.table import Series
 from mambakit.domains.timeseries.window import WindowForecaster
 
 _MOST_SERIES = 20

@@ -13,7 +13,7 @@ import pytest
 from mambakit.apps.timeseries import main
 from mambakit.apps.timeseries_classify import evaluate_classify, train_classify
 from mambakit.core.errors import DataError
-from mambakit.domains.timeseries.classification_config import (
+from mambakit.domains.timeseries.classification.config import (
     PRESET_CLASSIFIER_TRAIN,
     ClassifierModelConfig,
     SelectionConfig,

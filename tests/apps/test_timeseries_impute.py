@@ -12,9 +12,9 @@ import torch
 
 from mambakit.apps.timeseries import main
 from mambakit.domains.timeseries.config import StreamConfig, StreamModelConfig
-from mambakit.domains.timeseries.rows import RowTokenizer
-from mambakit.domains.timeseries.stream import StreamForecaster
-from mambakit.domains.timeseries.table import Series
+from mambakit.domains.timeseries.stream.network import StreamForecaster
+from mambakit.domains.timeseries.stream.rows import RowTokenizer
+from mambakit.domains.timeseries.tables.table import Series
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import pytest
 from mambakit.core.training import FitResult, RunFolder
 from mambakit.domains.timeseries.config import PRESET_TRAIN, LossConfig, ModelConfig
 from mambakit.domains.timeseries.data import SeriesData, split_series
-from mambakit.domains.timeseries.table import series_of
+from mambakit.domains.timeseries.tables.table import series_of
 from mambakit.domains.timeseries.training import train_forecaster
 from mambakit.domains.timeseries.window import WindowForecaster
 

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from mambakit.core.errors import DataError, UsageError
 from mambakit.core.training import RunFolder
-from mambakit.domains.timeseries.anomalies import (
+from mambakit.domains.timeseries.anomalies.plots import anomaly_figure
+from mambakit.domains.timeseries.anomalies.scoring import (
     COLUMNS,
     Smoother,
     StreamScorer,
@@ -24,17 +25,16 @@ from mambakit.domains.timeseries.anomalies import (
     surprise,
     threshold,
 )
-from mambakit.domains.timeseries.anomaly_plots import anomaly_figure
 from mambakit.domains.timeseries.config import (
     PRESET_TRAIN,
     StreamConfig,
     StreamLossConfig,
     StreamModelConfig,
 )
-from mambakit.domains.timeseries.rows import RowTokenizer
-from mambakit.domains.timeseries.stream import StreamForecaster
-from mambakit.domains.timeseries.stream_training import train_stream
-from mambakit.domains.timeseries.table import Series
+from mambakit.domains.timeseries.stream.network import StreamForecaster
+from mambakit.domains.timeseries.stream.rows import RowTokenizer
+from mambakit.domains.timeseries.stream.training import train_stream
+from mambakit.domains.timeseries.tables.table import Series
 
 LEVELS = (0.05, 0.2, 0.5, 0.8, 0.95)
 LAPLACE = torch.tensor([math.copysign(math.log(2 * min(p, 1 - p)), p - 0.5) for p in LEVELS])

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from mambakit.core.errors import UsageError
-from mambakit.domains.timeseries.anomaly_metrics import (
+from mambakit.domains.timeseries.anomalies.metrics import (
     average_precision,
     found_top_1,
     labelled_ranges,

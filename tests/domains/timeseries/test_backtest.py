@@ -10,10 +10,11 @@ import pandas as pd
 import pytest
 
 from mambakit.core.errors import DataError, UsageError, UserError
-from mambakit.domains.timeseries import backtest_plots, report
-from mambakit.domains.timeseries.backtest import backtest
-from mambakit.domains.timeseries.local_forecasts import LOCAL, predictor
-from mambakit.domains.timeseries.table import Series, series_of
+from mambakit.domains.timeseries import report
+from mambakit.domains.timeseries.backtesting import plots as backtest_plots
+from mambakit.domains.timeseries.backtesting.backtest import backtest
+from mambakit.domains.timeseries.backtesting.local_forecasts import LOCAL, predictor
+from mambakit.domains.timeseries.tables.table import Series, series_of
 
 LEVELS = (0.025, 0.1, 0.5, 0.9, 0.975)
 

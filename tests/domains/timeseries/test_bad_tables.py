@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from mambakit.core.errors import DataError
-from mambakit.domains.timeseries.table import Columns, next_stamps, read_table
+from mambakit.domains.timeseries.tables.table import Columns, next_stamps, read_table
 
 HOURS = pd.date_range("2024-01-01", periods=30, freq="h")
 

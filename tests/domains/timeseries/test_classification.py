@@ -17,34 +17,39 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from mambakit.core.errors import DataError, UsageError
 from mambakit.core.training import RunFolder
-from mambakit.domains.timeseries.augmentation import augment, mix, sample
-from mambakit.domains.timeseries.classification import (
-    SeriesClassifier,
-    classify,
-    features,
-    mean_log_probability,
-    scale_of,
-)
-from mambakit.domains.timeseries.classification_config import (
+from mambakit.domains.timeseries.classification.augmentation import augment, mix, sample
+from mambakit.domains.timeseries.classification.config import (
     PRESET_CLASSIFIER_TRAIN,
     AugmentConfig,
     ClassifierConfig,
     ClassifierModelConfig,
     SelectionConfig,
 )
-from mambakit.domains.timeseries.classification_evaluation import (
+from mambakit.domains.timeseries.classification.evaluation import (
     confusion_figure,
     evaluate_classifier,
     nearest_neighbour,
     scores_of,
 )
-from mambakit.domains.timeseries.classification_task import MemberBatches
-from mambakit.domains.timeseries.classification_training import (
+from mambakit.domains.timeseries.classification.network import (
+    SeriesClassifier,
+    classify,
+    features,
+    mean_log_probability,
+    scale_of,
+)
+from mambakit.domains.timeseries.classification.task import MemberBatches
+from mambakit.domains.timeseries.classification.training import (
     ClassifierResult,
     stratified_folds,
     train_classifier,
 )
-from mambakit.domains.timeseries.labelled import LabelledData, LabelledSeries, load_labelled, require_labels
+from mambakit.domains.timeseries.tables.labelled import (
+    LabelledData,
+    LabelledSeries,
+    load_labelled,
+    require_labels,
+)
 
 SMALL = ClassifierModelConfig(
     members=2, d_model=16, blocks=["mamba2"], d_state=8, head_dim=8, label_smoothing=0.0

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from mambakit.core.errors import DataError, UsageError
-from mambakit.domains.timeseries.table import Columns, read_table
+from mambakit.domains.timeseries.tables.table import Columns, read_table
 
 HOURS = pd.date_range("2024-01-01", periods=24, freq="h")
 COLUMNS = Columns(past=("seen", "kind"), future=("load", "holiday"), static=("region", "size"))

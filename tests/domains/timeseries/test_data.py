@@ -18,7 +18,7 @@ from mambakit.domains.timeseries.data import (
     split_series,
 )
 from mambakit.domains.timeseries.evaluation import evaluate
-from mambakit.domains.timeseries.table import Series, series_of
+from mambakit.domains.timeseries.tables.table import Series, series_of
 from mambakit.domains.timeseries.training import fit_tokenizer, make_values
 
 COUNTS = {

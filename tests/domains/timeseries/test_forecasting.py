@@ -14,7 +14,7 @@ from mambakit.domains.timeseries.config import ForecasterConfig, ModelConfig
 from mambakit.domains.timeseries.data import series_in
 from mambakit.domains.timeseries.evaluation import evaluate
 from mambakit.domains.timeseries.forecasting import forecast, to_frame, until
-from mambakit.domains.timeseries.table import Series
+from mambakit.domains.timeseries.tables.table import Series
 from mambakit.domains.timeseries.training import make_values
 from mambakit.domains.timeseries.window import WindowForecaster
 

@@ -19,16 +19,16 @@ from mambakit.domains.timeseries.config import (
     StreamLossConfig,
     StreamModelConfig,
 )
-from mambakit.domains.timeseries.imputation import impute
-from mambakit.domains.timeseries.imputer import between, near, turned
-from mambakit.domains.timeseries.masking import hidden_rows, hide_some
-from mambakit.domains.timeseries.neighbours import Neighbours, Scale
-from mambakit.domains.timeseries.rows import RowTokenizer
-from mambakit.domains.timeseries.stream import StreamForecaster
-from mambakit.domains.timeseries.stream_data import forecasts, make_store
-from mambakit.domains.timeseries.stream_parts import Read
-from mambakit.domains.timeseries.stream_training import train_stream
-from mambakit.domains.timeseries.table import Series
+from mambakit.domains.timeseries.imputation.imputing import impute
+from mambakit.domains.timeseries.stream.data import forecasts, make_store
+from mambakit.domains.timeseries.stream.imputer import between, near, turned
+from mambakit.domains.timeseries.stream.masking import hidden_rows, hide_some
+from mambakit.domains.timeseries.stream.neighbours import Neighbours, Scale
+from mambakit.domains.timeseries.stream.network import StreamForecaster
+from mambakit.domains.timeseries.stream.parts import Read
+from mambakit.domains.timeseries.stream.rows import RowTokenizer
+from mambakit.domains.timeseries.stream.training import train_stream
+from mambakit.domains.timeseries.tables.table import Series
 
 SMALL = StreamModelConfig(
     members=1, context=6, d_model=16, n_layers=1, d_state=8, head_dim=8, d_ahead=8, dropout=0.0

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from mambakit.core.errors import DataError, UsageError
 from mambakit.domains.timeseries.data import load_data
-from mambakit.domains.timeseries.labelled import (
+from mambakit.domains.timeseries.tables.labelled import (
     labelled_of,
     load_labelled,
     read_labelled,

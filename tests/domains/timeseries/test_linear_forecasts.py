@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from mambakit.core.errors import DataError
-from mambakit.domains.timeseries.backtest import backtest
+from mambakit.domains.timeseries.backtesting.backtest import backtest
+from mambakit.domains.timeseries.backtesting.linear_forecasts import fit_linear
 from mambakit.domains.timeseries.baselines import least_squares
-from mambakit.domains.timeseries.linear_forecasts import fit_linear
-from mambakit.domains.timeseries.table import Series
+from mambakit.domains.timeseries.tables.table import Series
 
 LEVELS = (0.1, 0.5, 0.9)
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mambakit.domains.timeseries.local_forecasts import (
+from mambakit.domains.timeseries.backtesting.local_forecasts import (
     LOCAL,
     drift,
     naive,
@@ -16,7 +16,7 @@ from mambakit.domains.timeseries.local_forecasts import (
     predictor,
     seasonal_naive,
 )
-from mambakit.domains.timeseries.table import Series
+from mambakit.domains.timeseries.tables.table import Series
 
 NAN = np.nan
 

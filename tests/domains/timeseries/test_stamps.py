@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mambakit.core.errors import DataError
-from mambakit.domains.timeseries.regular import positions
-from mambakit.domains.timeseries.stamps import next_stamps, step_numbers
-from mambakit.domains.timeseries.table import read_table
+from mambakit.domains.timeseries.tables.regular import positions
+from mambakit.domains.timeseries.tables.stamps import next_stamps, step_numbers
+from mambakit.domains.timeseries.tables.table import read_table
 
 STEPS = ["h", "15min", "10min", "s", "2h", "7h", "D", "3D", "B", "W-SUN", "W-WED", "2W-MON"]
 STEPS += ["MS", "ME", "2MS", "QS-JAN", "QE-DEC", "YS-JAN", "YE-DEC"]

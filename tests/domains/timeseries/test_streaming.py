@@ -14,11 +14,11 @@ from mambakit.core.errors import DataError
 from mambakit.domains.timeseries.config import StreamConfig, StreamModelConfig
 from mambakit.domains.timeseries.forecasting import forecast
 from mambakit.domains.timeseries.forecasts import Forecast
-from mambakit.domains.timeseries.rows import RowTokenizer
-from mambakit.domains.timeseries.stream import StreamForecaster
-from mambakit.domains.timeseries.stream_forecasting import sample_paths
-from mambakit.domains.timeseries.streaming import LiveSeries
-from mambakit.domains.timeseries.table import Series
+from mambakit.domains.timeseries.stream.forecasting import sample_paths
+from mambakit.domains.timeseries.stream.live import LiveSeries
+from mambakit.domains.timeseries.stream.network import StreamForecaster
+from mambakit.domains.timeseries.stream.rows import RowTokenizer
+from mambakit.domains.timeseries.tables.table import Series
 
 MODEL = StreamModelConfig(members=2, context=3, d_model=16, head_dim=8, d_state=8, n_layers=1, d_ahead=8)
 N_ROWS, AHEAD = 40, 9

@@ -12,8 +12,8 @@ import pytest
 
 from mambakit.core.errors import DataError, UsageError
 from mambakit.domains.timeseries.config import season_of
-from mambakit.domains.timeseries.frames import read_frame
-from mambakit.domains.timeseries.table import (
+from mambakit.domains.timeseries.tables.frames import read_frame
+from mambakit.domains.timeseries.tables.table import (
     infer_frequency,
     next_stamps,
     read_table,
@@ -180,7 +180,7 @@ def test_ten_million_rows_in_ten_thousand_series(tmp_path: Path):
     pq.write_table(table, tmp_path / "big.parquet")
     script = (
         "import resource, sys, time\n"
-        "from mambakit.domains.timeseries.table import read_table\n"
+        "from mambakit.domains.timeseries.tables.table import read_table\n"
         "before, begin = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()\n"
         "series = read_table(sys.argv[1]).series\n"
         "assert len(series) == 10_000 and series[7].values[3] == 7003, len(series)\n"

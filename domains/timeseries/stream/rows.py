@@ -1,0 +1,356 @@
+"""The tokenizer of the network that reads row by row: values, their mask, covariates and the calendar."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from pandas.tseries.frequencies import to_offset
+
+from mambakit.core.adapters import SampleError, Tokenizer, Tokens
+from mambakit.domains.timeseries.tables.table import Series, next_stamps
+from mambakit.domains.timeseries.tokenizer import scale_of
+
+_DAY = 86400.0
+# Cycles that a step can't see (shorter than two steps) or that a series hardly holds are left out.
+_CYCLES = {"day": (_DAY, _DAY), "week": (7 * _DAY, 2 * _DAY), "year": (365.2425 * _DAY, 40 * _DAY)}
+# No covariate counts for more than so many deviations, however it goes beyond its training range.
+_FARTHEST = 10.0
+_LEAST_UNIT = 1e-12
+
+
+@dataclass(frozen=True)
+class Rows:
+    """One series as arrays, scaled; missing numbers are NaN in ``values`` alone.
+
+    Attributes:
+        values: ``(length,)`` float32.
+        past: ``(length, n_past)`` float32.
+        known: ``(length + n_ahead, n_known)`` float32: covariates known ahead, and the calendar.
+        elapsed: ``(length + n_ahead,)`` float32, steps since the row before; 1 for the first.
+        static: ``(n_static,)`` float32.
+        index: The series' place among those learned of; their number for another.
+        offset: What was taken from the values before they were divided by ``unit``.
+        unit: As above.
+    """
+
+    values: NDArray[np.float32]
+    past: NDArray[np.float32]
+    known: NDArray[np.float32]
+    elapsed: NDArray[np.float32]
+    static: NDArray[np.float32]
+    index: int
+    offset: float
+    unit: float
+
+
+class Columns:
+    """Columns of one kind (past, future or static) as float channels: numbers scaled, categories one-hot.
+
+    A number gives two channels where training rows lack some: the value (zero if missing) and whether it is
+    there. A category unknown in training is none of them.
+    """
+
+    def __init__(self) -> None:
+        self.numbers: dict[str, tuple[float, float, bool]] = {}
+        self.categories: dict[str, list[str]] = {}
+
+    def fit(self, frames: Sequence[pd.DataFrame]) -> Self:
+        """Learn from training rows."""
+        if not frames:
+            return self
+        frame = pd.concat(frames, ignore_index=True) if len(frames) > 1 else frames[0]
+        for name in frame.columns:
+            column = frame[name]
+            if pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column):
+                numbers = column.to_numpy(dtype=np.float64, na_value=np.nan)
+                there = np.isfinite(numbers)
+                mean, deviation = scale_of(numbers[there]) if there.any() else (0.0, 1.0)
+                self.numbers[str(name)] = (float(mean), float(deviation), bool(there.all()))
+            else:
+                self.categories[str(name)] = sorted(column.dropna().astype(str).unique())
+        return self
+
+    @property
+    def names(self) -> list[str]:
+        """Of the columns."""
+        return [*self.numbers, *self.categories]
+
+    @property
+    def width(self) -> int:
+        """Number of channels."""
+        ones = sum(1 if whole else 2 for _, _, whole in self.numbers.values())
+        return ones + sum(len(levels) for levels in self.categories.values())
+
+    def encode(self, frame: pd.DataFrame | None, length: int, where: str) -> NDArray[np.float32]:
+        """``(length, width)`` float32, finite.
+
+        Raises:
+            SampleError: If a column or row is missing, or a number is one no longer.
+        """
+        if not self.names:
+            return np.zeros((length, 0), dtype=np.float32)
+        absent = [name for name in self.names if frame is None or name not in frame.columns]
+        if frame is None or absent:
+            raise SampleError(f"{where} lacks the covariate {absent[0]!r} that the model was trained with")
+        if len(frame) < length:
+            raise SampleError(f"{where} has {len(frame)} rows of covariates, but {length} are needed")
+        channels: list[NDArray[Any]] = []
+        for name, (mean, deviation, whole) in self.numbers.items():
+            try:
+                numbers = frame[name].to_numpy(dtype=np.float64, na_value=np.nan)[:length]
+            except (TypeError, ValueError):
+                raise SampleError(f"{where}: covariate {name!r} was a number in training") from None
+            there = np.isfinite(numbers)
+            scaled = np.where(there, (np.where(there, numbers, mean) - mean) / deviation, 0.0)
+            channels.append(scaled.clip(-_FARTHEST, _FARTHEST))
+            if not whole:
+                channels.append(there)
+        for name, levels in self.categories.items():
+            found = frame[name].astype(str).to_numpy()[:length]
+            channels.extend(found == level for level in levels)
+        return np.stack(channels, axis=1).astype(np.float32)
+
+    def state(self) -> dict[str, Any]:
+        """As JSON."""
+        return {
+            "numbers": {name: list(one) for name, one in self.numbers.items()},
+            "categories": self.categories,
+        }
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> Self:
+        """The inverse of ``state``."""
+        made = cls()
+        made.numbers = {name: (float(a), float(b), bool(c)) for name, (a, b, c) in state["numbers"].items()}
+        made.categories = {name: [str(one) for one in levels] for name, levels in state["categories"].items()}
+        return made
+
+
+class RowTokenizer(Tokenizer[Series]):
+    """Series to float channels, a token a row, and the values back.
+
+    ``fit`` learns each series' mean and deviation from the rows it is given, scales and categories of the
+    covariates, and which cycles of the calendar there are. A series it has not seen is taken relative to its
+    first value.
+    """
+
+    kind = "timeseries-rows"
+
+    def __init__(self, frequency: str = "", season_length: int = 1) -> None:
+        self.frequency = frequency
+        self.season_length = season_length
+        self.ids: dict[str, int] = {}
+        self.mean = np.zeros(0)
+        self.deviation = np.ones(0)
+        self.past, self.future, self.static = Columns(), Columns(), Columns()
+        self.cycles: list[str] = []
+        self.step_s = 1.0
+        self._fitted = False
+
+    @property
+    def lossy(self) -> str:
+        """Digits beyond float32, and all covariates."""
+        return "digits beyond float32; covariates are scaled, clipped and not decoded"
+
+    @property
+    def is_fitted(self) -> bool:
+        """True after ``fit``."""
+        return self._fitted
+
+    @property
+    def n_known(self) -> int:
+        """Channels known ahead: future covariates, then the calendar's."""
+        return self.future.width + 2 * len(self.cycles)
+
+    def fit(self, samples: Iterable[Series]) -> Self:
+        """Learn from the training rows of each series.
+
+        Raises:
+            SampleError: If there is none.
+        """
+        series = list(samples)
+        if not series:
+            raise SampleError("nothing to fit on: there is no series")
+        self.ids = {one.unique_id: i for i, one in enumerate(series)}
+        scales = [_robust(one.values) for one in series]
+        self.mean = np.array([mean for mean, _ in scales])
+        self.deviation = np.array([deviation for _, deviation in scales])
+        self.past.fit([one.past for one in series if one.past is not None])
+        self.future.fit([one.future for one in series if one.future is not None])
+        statics = [dict(one.static) for one in series]
+        self.static.fit([pd.DataFrame(statics)] if any(statics) else [])
+        longest = max(series, key=lambda one: len(one.values))
+        self.step_s = _step_seconds(longest.stamps, self.frequency)
+        if isinstance(longest.stamps, pd.DatetimeIndex):
+            self.cycles = [
+                name
+                for name, (length, most) in _CYCLES.items()
+                if 2 * self.step_s <= length and self.step_s <= most
+            ]
+        self._fitted = True
+        return self
+
+    def rows(self, sample: Series, *, ahead: int = 0, beyond: int = 0) -> Rows:
+        """The arrays of a series, and of so many steps after it.
+
+        Covariates must be known for ``ahead`` steps; for ``beyond`` further ones the last row's stand in.
+
+        Raises:
+            SampleError: If covariates that the model needs are missing, known ones for ``ahead`` steps too.
+            NotFittedError: Before ``fit``.
+        """
+        self.require_fitted()
+        where = f"series {sample.unique_id!r}"
+        values = np.asarray(sample.values, dtype=np.float64)
+        n = len(values)
+        index = self.ids.get(sample.unique_id, len(self.ids))
+        if index < len(self.ids):
+            offset, unit = float(self.mean[index]), float(self.deviation[index])
+        else:
+            there = values[np.isfinite(values)]
+            offset, unit = (float(there[0]) if len(there) else 0.0), 1.0
+        stamps = sample.stamps
+        if ahead + beyond:
+            stamps = stamps.append(self.next_stamps(sample, ahead + beyond))
+        known = self.future.encode(sample.future, n + ahead, where)
+        if beyond:
+            known = np.concatenate([known, np.repeat(known[-1:], beyond, axis=0)])
+        known = np.concatenate([known, self.calendar(stamps)], axis=1) if self.cycles else known
+        static = pd.DataFrame([dict(sample.static)]) if self.static.names else None
+        return Rows(
+            ((values - offset) / unit).astype(np.float32),
+            self.past.encode(sample.past, n, where),
+            known,
+            self.elapsed(stamps, sample.frequency),
+            self.static.encode(static, 1, where)[0],
+            index,
+            offset,
+            unit,
+        )
+
+    def next_stamps(self, sample: Series, n: int) -> pd.Index:
+        """The stamps of the ``n`` steps after a series; ordinary gaps apart where it is irregular."""
+        frequency, length = sample.frequency or self.frequency, len(sample.stamps)
+        if not frequency:
+            index = None if sample.future is None else sample.future.index
+            if index is not None and len(index) >= length + n and index[:length].equals(sample.stamps):
+                return index[length : length + n]  # those that are known ahead come with their stamps
+            dates = isinstance(sample.stamps, pd.DatetimeIndex)
+            frequency = f"{self.step_s:g}s" if dates else f"{max(1, round(self.step_s))}"
+        return next_stamps(sample.stamps[-1], frequency, n)
+
+    def calendar(self, stamps: pd.Index) -> NDArray[np.float32]:
+        """Sine and cosine of the place in each cycle, ``(length, 2 * n_cycles)``, by local time."""
+        naive = stamps.tz_localize(None) if stamps.tz is not None else stamps
+        seconds = naive.as_unit("ns").asi8 / 1e9
+        angles = [2 * np.pi * (seconds % _CYCLES[name][0]) / _CYCLES[name][0] for name in self.cycles]
+        return np.stack([f(angle) for angle in angles for f in (np.sin, np.cos)], axis=1).astype(np.float32)
+
+    def elapsed(self, stamps: pd.Index, frequency: str) -> NDArray[np.float32]:
+        """Steps since the row before; 1 throughout where the series is regular."""
+        gaps = np.ones(len(stamps), dtype=np.float32)
+        if not frequency and len(stamps) > 1:
+            numbers = (
+                stamps.as_unit("ns").asi8 / 1e9 if isinstance(stamps, pd.DatetimeIndex) else stamps.to_numpy()
+            )
+            gaps[1:] = np.diff(numbers) / self.step_s
+        return gaps
+
+    def encode(self, sample: Series) -> Tokens:
+        """Value, mask, past and known channels, ``(length, 2 + n_past + n_known)`` float32; time in steps.
+
+        The series' index stands in ``modality``.
+        """
+        rows = self.rows(sample)
+        there = np.isfinite(rows.values)
+        channels = np.concatenate(
+            [np.where(there, rows.values, 0.0)[:, None], there[:, None], rows.past, rows.known], axis=1
+        )
+        return Tokens(
+            torch.from_numpy(channels.astype(np.float32)),
+            time=torch.from_numpy(rows.elapsed.astype(np.float64).cumsum()),
+            modality=torch.full((len(channels),), rows.index, dtype=torch.int64),
+        )
+
+    def decode(self, tokens: Tokens) -> Series:
+        """The values of a known series in their own units; stamps are numbered.
+
+        Raises:
+            SampleError: If the series is unknown: what was taken from its values is not in the tokens.
+            NotFittedError: Before ``fit``.
+        """
+        self.require_fitted()
+        index = int(tokens.modality[0]) if tokens.modality is not None and len(tokens) else 0
+        names = {place: name for name, place in self.ids.items()}
+        if index not in names:
+            raise SampleError("the tokens are of a series that is not known; its scale is lost")
+        channels = tokens.values.double().numpy()
+        values = np.where(
+            channels[:, 1] > 0, channels[:, 0] * self.deviation[index] + self.mean[index], np.nan
+        )
+        return Series(names[index], pd.RangeIndex(len(values)), values, "1")
+
+    def same(self, sample: Series, other: Series) -> bool:
+        """One known series, and values within float32 rounding of its range."""
+        if sample.unique_id != other.unique_id or sample.unique_id not in self.ids:
+            return False
+        index, eps = self.ids[sample.unique_id], float(np.finfo(np.float32).eps)
+        a, b = np.asarray(sample.values, np.float64), np.asarray(other.values, np.float64)
+        room = 4 * eps * (np.abs(a) + abs(self.mean[index]) + self.deviation[index])
+        return a.shape == b.shape and bool((np.abs(a - b) <= room)[np.isfinite(a)].all())
+
+    def state(self) -> dict[str, Any]:
+        """Options and what was fitted."""
+        return {
+            "frequency": self.frequency,
+            "season_length": self.season_length,
+            "ids": list(self.ids),
+            "mean": self.mean.tolist(),
+            "deviation": self.deviation.tolist(),
+            "past": self.past.state(),
+            "future": self.future.state(),
+            "static": self.static.state(),
+            "cycles": self.cycles,
+            "step_s": self.step_s,
+        }
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> Self:
+        """The tokenizer of ``state()``."""
+        made = cls(str(state["frequency"]), int(state["season_length"]))
+        made.ids = {str(name): i for i, name in enumerate(state["ids"])}
+        made.mean = np.array(state["mean"], dtype=np.float64)
+        made.deviation = np.array(state["deviation"], dtype=np.float64)
+        made.past, made.future, made.static = (
+            Columns.from_state(state[name]) for name in ("past", "future", "static")
+        )
+        made.cycles = [str(name) for name in state["cycles"]]
+        made.step_s = float(state["step_s"])
+        made._fitted = True
+        if not len(made.ids) == len(made.mean) == len(made.deviation):
+            raise ValueError("ids, mean, deviation: expected three lists of one length")
+        return made
+
+
+def _robust(values: NDArray[np.float64]) -> tuple[float, float]:
+    there = values[np.isfinite(values)]
+    if not len(there):
+        return 0.0, 1.0
+    mean, deviation = scale_of(there)
+    return float(mean), max(float(deviation), _LEAST_UNIT)
+
+
+def _step_seconds(stamps: pd.Index, frequency: str) -> float:
+    """Length of a step; of integers and irregular stamps in their own measure."""
+    if not isinstance(stamps, pd.DatetimeIndex):
+        return float(np.median(np.diff(stamps.to_numpy()))) if len(stamps) > 1 else 1.0
+    if len(stamps) > 1:
+        return max(float(np.median(np.diff(stamps.as_unit("ns").asi8))) / 1e9, 1e-9)
+    offset = to_offset(frequency or "D")
+    return float((pd.Timestamp("2024-01-01") + 1 * offset - pd.Timestamp("2024-01-01")).total_seconds())
