@@ -19,7 +19,7 @@ from mambakit.core.errors import DataError, UsageError
 from mambakit.core.state import State
 from mambakit.domains.timeseries.stream.forecasting import as_read, batches
 from mambakit.domains.timeseries.stream.imputer import Between, between, fill_from, near, reach_of, turned
-from mambakit.domains.timeseries.stream.neighbours import Scale, scale_of
+from mambakit.domains.timeseries.stream.neighbours import Guess, Scale, scale_of
 from mambakit.domains.timeseries.stream.network import StreamForecaster
 from mambakit.domains.timeseries.stream.parts import Read
 from mambakit.domains.timeseries.stream.rows import Rows
@@ -94,9 +94,8 @@ def fill_rows(model: StreamForecaster, rows: Sequence[Rows], *, piece: int = PIE
     values = torch.from_numpy(np.stack([one.values for one in rows]))
     elapsed = torch.from_numpy(np.stack([one.elapsed for one in rows])).double()
     line = between(values, elapsed)
-    assert model.neighbours is not None
     series = torch.tensor([min(one.index, model.unknown) for one in rows])
-    scale = scale_of(values, series, model.unknown)
+    guess = _guess(model, values, line.base, scale_of(values, series, model.unknown))
     bounds = [(begin, min(begin + piece, length)) for begin in range(0, length, piece)]
     wanted = [bool(values[:, begin:end].isnan().any()) for begin, end in bounds]
     said = torch.full((len(rows), length, len(model.levels)), torch.nan)
@@ -123,11 +122,17 @@ def fill_rows(model: StreamForecaster, rows: Sequence[Rows], *, piece: int = PIE
         wide = slice(max(0, begin - reach), min(length, end + reach))
         around = near(values[:, wide], reach)[:, begin - wide.start :][:, : end - begin]
         here = Between(*(_on(part[:, begin:end], device) for part in line))
-        around = around.to(device)
-        guess = model.neighbours(around, here.base, Scale(*(x.to(device) for x in scale)))
-        parts = fill_from(model, forwards, backwards, around, here, guess)
+        own = Guess(*(_on(part[:, begin:end], device) for part in guess))
+        parts = fill_from(model, forwards, backwards, around.to(device), here, own)
         said[:, begin:end] = torch.stack(parts).mean(0).cpu()
     return said
+
+
+def _guess(model: StreamForecaster, values: Tensor, base: Tensor, scale: Scale) -> Guess:
+    assert model.neighbours is not None
+    device = model.neighbours.covariance.device
+    found = model.neighbours(values.to(device), _on(base, device), Scale(*(x.to(device) for x in scale)))
+    return Guess(*(part.cpu() for part in found))
 
 
 def _from_end(model: StreamForecaster, rows: Sequence[Rows], begin: int, end: int) -> Read:

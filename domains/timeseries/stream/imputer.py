@@ -122,7 +122,7 @@ def guessed(model: StreamForecaster, read: Read) -> Guess:
     assert model.neighbours is not None
     base = between(read.values, read.elapsed).base
     scale = scale_of(read.values, read.series, model.unknown)
-    return model.neighbours(near(read.values, reach_of(model.config)), base, scale)
+    return model.neighbours(read.values, base, scale)
 
 
 def fill_from(

@@ -1,13 +1,15 @@
-"""The best linear estimate of a value from the observed ones about it, of all series that are read together.
+"""The linear estimate of a missing value from the observed ones about it, of all series read together.
 
-With S the covariance of the values of some rows (of all series), o those observed and t the one sought:
+Rows are taken in blocks, each with ``reach`` rows on both sides of it. With S the covariance of the values of
+these rows (of all series), o those observed and t one sought:
 
     estimate = S_to S_oo^-1 values_o,    variance v = S_tt - S_to S_oo^-1 S_ot
 
-(simple kriging: Cressie, Statistics for Spatial Data, 1993, section 3.2), of values less the series' mean.
-S is that of the training rows, so that which values are missing may differ from row to row. What is said lies
+S is the covariance about each window's own level in the training rows, plus a great variance that the values
+of a series have in common: its level is not known but found from what is observed (ordinary kriging: Cressie,
+Statistics for Spatial Data, 1993, section 3.2), so that a level never seen does no harm. What is said lies
 between this estimate and the straight line between the neighbours, 1 - v / S_tt of the way to the estimate:
-where nothing near is observed that knows no more than the mean. Until S is fitted it is the line.
+where nothing near is observed that knows nothing. Until S is fitted it is the line.
 """
 
 from __future__ import annotations
@@ -16,16 +18,21 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mambakit.domains.timeseries.config import StreamConfig
 
-# Values that an estimate is made of at most, and so the size of the systems that are solved: one a row.
-_MOST_VALUES = 128
-_AT_ONCE = 1024
-# Noise of each value beside its variance of about 1, chosen by absolute validation error on ETTh1 and ETTm1.
+# Values of a block and the rows beside it at most, and so the size of the systems that are solved.
+_MOST_VALUES = 336
+_MOST_ROWS = 96
+_LEAST_ROWS = 12
+_AT_ONCE = 128
+# Noise of each value beside its variance of about 1, chosen by validation error on ETTh1 and ETTm1.
 # Less would trust relations between series further than they hold after the training rows.
 _RIDGE = 1e-2
+# Of the level of a series: great beside the variance about it of about 1. Ten times more changes nothing.
+_LEVEL_VARIANCE = 10.0
 _LEAST_VARIANCE = 1e-6
 
 
@@ -49,9 +56,10 @@ class Scale(NamedTuple):
 
 
 class Neighbours(nn.Module):
-    """Linear estimates from the rows about each row.
+    """Linear estimates of every row from those about it.
 
-    Where gaps differ, or more series are read together than a system may have values, it says the line.
+    Series that are read together explain each other, unless they are so many that a system would hold too few
+    rows of them; then each is estimated from itself. Where gaps differ it says the line.
 
     Args:
         config: The network and the data it is for.
@@ -61,67 +69,83 @@ class Neighbours(nn.Module):
 
     def __init__(self, config: StreamConfig) -> None:
         super().__init__()
-        self.n_mixed = config.n_mixed
-        self.reach = min(config.model.context // 2, max(0, (_MOST_VALUES // config.n_mixed - 1) // 2))
-        fits = config.n_mixed <= _MOST_VALUES and not config.irregular
-        self.size = 2 * self.reach + 1 if fits else 0
-        n = self.size * config.n_mixed
+        self.n_mixed = config.n_mixed if config.n_mixed * _LEAST_ROWS <= _MOST_VALUES else 1
+        self.size = 0 if config.irregular else min(_MOST_ROWS, _MOST_VALUES // self.n_mixed)
+        self.reach = self.size // 4
+        n = self.size * self.n_mixed
         self.register_buffer("covariance", torch.zeros(n, n))
 
     @torch.no_grad()
-    def forward(self, near: Tensor, base: Tensor, scale: Scale) -> Guess:
-        """Estimates of every row's value, itself used where it is observed; nothing waits for the device.
+    def forward(self, values: Tensor, base: Tensor, scale: Scale) -> Guess:
+        """Estimates of every row's value; of blocks in which nothing is missing their values.
 
         Args:
-            near: Values about each row, ``(rows, length, 2 * wider + 1)``, NaN where missing.
-            base: The straight line, ``(rows, length)``.
+            values: ``(rows, length)``, NaN where missing.
+            base: The straight line, the same.
             scale: Of each series.
         """
-        rows, length, width = near.shape
+        (rows, length), block = values.shape, self.size - 2 * self.reach
         if not self.size:
             return Guess(torch.zeros_like(base), torch.zeros_like(base))
-        cut = width // 2 - self.reach
-        around = (near[..., cut : width - cut] - scale.mean[:, None, None]) / scale.unit[:, None, None]
-        x = around.unflatten(0, (-1, self.n_mixed)).transpose(1, 2).flatten(0, 1).flatten(1)  # [b*l, c*k]
-        targets = torch.arange(self.n_mixed, device=x.device) * self.size + self.reach
-        shift, variance = [], []
-        for part in x.split(_AT_ONCE):
+        x = ((values - scale.mean[:, None]) / scale.unit[:, None]).unflatten(0, (-1, self.n_mixed))
+        x = F.pad(x, (self.reach, self.reach + -length % block), value=torch.nan)
+        x = x.unfold(2, self.size, block).transpose(1, 2)  # [b, blocks, c, size]
+        series = torch.arange(self.n_mixed, device=x.device)[:, None] * self.size
+        places = (series + self.reach + torch.arange(block, device=x.device)).flatten()
+        beside, prior = self.covariance[:, places], self.covariance.diagonal()[places]
+        x = x.flatten(0, 1).flatten(1)
+        estimate, variance = x[:, places].nan_to_num(0.0), x.new_zeros(len(x), len(places))
+        wanted = x[:, places].isnan().any(1).nonzero()[:, 0]
+        for which in wanted.split(_AT_ONCE):
+            part = x[which]
             there = part.isfinite()
             system = self.covariance * (there[:, :, None] & there[:, None, :])
             diagonal = system.diagonal(dim1=1, dim2=2)
             diagonal.copy_(torch.where(there & (diagonal > 0), diagonal, 1.0))
-            beside = self.covariance[:, targets] * there[..., None]  # [n, c*k, c]
             factor, _ = torch.linalg.cholesky_ex(system)
-            weights = torch.cholesky_solve(beside, factor)
-            shift.append((torch.where(there, part, 0.0)[..., None] * weights).sum(1))
-            variance.append(self.covariance.diagonal()[targets] - (beside * weights).sum(1))
-        both = torch.stack([torch.cat(shift), torch.cat(variance).clamp(min=0).sqrt()])
-        both = both.view(2, -1, length, self.n_mixed).transpose(2, 3).reshape(2, rows, length)
-        estimate, spread = both * scale.unit[:, None]
-        prior = self.covariance.diagonal()[targets].repeat(rows // self.n_mixed)[:, None]
-        share = torch.where(prior > 0, 1 - (both[1].square() / prior).clamp(max=1), 0.0)
-        return Guess(share * (estimate + scale.mean[:, None] - base), spread)
+            known = torch.cat([torch.where(there, part, 0.0)[..., None], beside * there[..., None]], -1)
+            known = torch.linalg.solve_triangular(factor, known, upper=False)  # [n, c*size, 1 + c*block]
+            estimate[which] = (known[..., :1] * known[..., 1:]).sum(1)
+            variance[which] = (prior - known[..., 1:].square().sum(1)).clamp(min=0)
+        share = torch.where(prior > 0, 1 - variance / prior.clamp(min=_LEAST_VARIANCE), 0.0)
+        both = torch.stack([estimate, variance.sqrt(), share])
+        both = both.view(3, rows // self.n_mixed, -1, self.n_mixed, block).transpose(2, 3)
+        estimate, spread, share = both.reshape(3, rows, -1)[..., :length]
+        unit = scale.unit[:, None]
+        return Guess(share * (estimate * unit + scale.mean[:, None] - base), spread * unit)
 
     @torch.no_grad()
-    def fit(self, near: Iterable[Tensor]) -> None:
-        """Set the covariance from values about training rows, ``(n, n_mixed * size)`` each, NaN if missing.
+    def fit(self, windows: Iterable[Tensor]) -> None:
+        """Set the covariance from windows of training rows, ``(n, n_mixed * size)`` each, NaN if missing.
 
-        Every pair of places counts where both are observed.
+        Every pair of places counts where both are observed, and those equally far apart count together.
         """
         n = len(self.covariance)
         sums = torch.zeros(n, n, dtype=torch.float64)
         counts = torch.zeros(n, n, dtype=torch.float64)
-        for part in near:
-            there = part.isfinite().double().cpu()
-            x = torch.where(part.isfinite(), part, 0.0).double().cpu()
+        for part in windows:
+            x = part.double().cpu().unflatten(1, (self.n_mixed, -1))
+            x = (x - x.nanmean(-1, keepdim=True)).flatten(1)
+            there = x.isfinite().double()
+            x = x.nan_to_num(0.0)
             sums += x.T @ x
             counts += there.T @ there
-        found = sums / counts.clamp(min=1)
+        found = self._by_distance(sums) / self._by_distance(counts).clamp(min=1)
         # pairs counted apart need not make a covariance: its negative directions are taken out
         values, vectors = torch.linalg.eigh((found + found.T) / 2)
         found = (vectors * values.clamp(min=_LEAST_VARIANCE)) @ vectors.T
         found.diagonal().add_(_RIDGE)
-        self.covariance.copy_(found)
+        levels = torch.eye(self.n_mixed, dtype=torch.float64).repeat_interleave(self.size, 0)
+        self.covariance.copy_(found + _LEVEL_VARIANCE * (levels @ levels.T))
+
+
+    def _by_distance(self, pairs: Tensor) -> Tensor:
+        """The sum over the pairs of two series that are equally many rows apart, at each of them."""
+        at = torch.arange(self.size)
+        distance = (at[:, None] - at + self.size - 1).flatten()
+        both = pairs.unflatten(0, (self.n_mixed, -1)).unflatten(-1, (self.n_mixed, -1)).transpose(1, 2)
+        sums = pairs.new_zeros(*both.shape[:2], 2 * self.size - 1).index_add(2, distance, both.flatten(2))
+        return sums[..., distance].view(both.shape).transpose(1, 2).flatten(2).flatten(0, 1)
 
 
 def scale_of(values: Tensor, series: Tensor, unknown: int) -> Scale:
