@@ -130,7 +130,7 @@ def trained(name: str, data: Any, seed: int, arguments: argparse.Namespace) -> t
         "loss": StreamLossConfig(
             window=LENGTH, origins=4, mask_share=1.0, impute_weight=10.0, validation_stride=97
         ),
-        "train": dataclasses.replace(PRESET_TRAIN, max_epochs=30, batch_size=32, lr=2e-3, patience=8),
+        "train": dataclasses.replace(PRESET_TRAIN, max_epochs=30, max_steps=1500, batch_size=32, lr=2e-3),
     }
     for change, value in arguments.changes.items():
         part, _, field = change.partition(".")
