@@ -245,7 +245,7 @@ def main() -> None:
                 ours = [one[place] for one in methods["mambakit"]]
                 rows.append(
                     row(
-                        f"timeseries/{name}/impute-{metric}/mask{100 * share:g}",
+                        f"timeseries-imputation/{name}/{metric}/mask{100 * share:g}",
                         round(mean.pop("mambakit"), 4),
                         "of hidden points, on scaled values",
                         peers={key: round(value, 4) for key, value in mean.items()},
