@@ -80,7 +80,7 @@ class LossConfig:
     gbce_t: float = 0.75
     """Calibration of gbce: 0 is bce, 1 corrects for the sampling altogether."""
     id_dropout: float = 0.05
-    """Share of items that each step knows by their features alone, where there are some: what a new item is."""
+    """Share of items that a step knows by their features alone, where there are some, as it does new ones."""
     row_length: int = 512
     """Positions of a row into which histories are packed."""
 

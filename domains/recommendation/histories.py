@@ -35,8 +35,8 @@ class Batch(NamedTuple):
 class Histories(Dataset[Batch]):
     """Pieces of all users' training events.
 
-    The history of a user is cut into as few pieces of ``max_length`` targets as hold it, at another place each
-    time it is drawn. The first begins with START; another begins with the event before its first target.
+    The history of a user is cut into as few pieces of ``max_length`` targets as hold it, at another place
+    each time it is drawn. The first begins with START; another begins with the event before its first target.
     A piece is ``(user, first target, one past the last)``, in places of ``interactions``.
 
     Args:
@@ -153,28 +153,29 @@ def _packed(length: NDArray[np.int64], width: int) -> tuple[NDArray[np.int64], N
 
 def context_batch(
     interactions: Interactions,
-    events: NDArray[np.int64],
+    users: NDArray[np.int64],
+    ends: NDArray[np.int64],
     tokenizer: EventTokenizer,
     history: int | None,
 ) -> tuple[TokenBatch, NDArray[np.int64]]:
-    """What happened before each event, padded on the right, and the users whose START is in it.
+    """Histories of some users up to some place, padded on the right, and the users whose START is in it.
 
     Args:
         interactions: All events.
-        events: Places of events, ``(n,)``.
+        users: ``(n,)``.
+        ends: One past the last event of each history, ``(n,)`` into the events.
         tokenizer: Of the catalogue.
-        history: Events before each at most; None for all. A cut history has no START.
+        history: Events of each at most, the last ones; None for all. A cut history has no START.
     """
-    user = interactions.user[events]
-    first = interactions.offsets[user]
-    begin = first if history is None else np.maximum(first, events - history)
+    first = interactions.offsets[users]
+    begin = first if history is None else np.maximum(first, ends - history)
     whole = begin == first
-    length = events - begin + whole
+    length = ends - begin + whole
     bins = gap_bins(gaps_of(interactions))
-    values = np.zeros((len(events), max(1, int(length.max(initial=1))), 2), dtype=np.int64)
-    for i, (a, b, w) in enumerate(zip(begin, events, whole, strict=True)):
+    values = np.zeros((len(ends), max(1, int(length.max(initial=1))), 2), dtype=np.int64)
+    for i, (a, b, w) in enumerate(zip(begin, ends, whole, strict=True)):
         if w:
             values[i, 0] = tokenizer.start, 0
         values[i, int(w) : length[i], 0] = interactions.item[a:b]
         values[i, int(w) : length[i], 1] = bins[a:b]
-    return TokenBatch(torch.from_numpy(values), torch.from_numpy(length)), user[whole]
+    return TokenBatch(torch.from_numpy(values), torch.from_numpy(length)), users[whole]

@@ -134,10 +134,11 @@ class Recommender(nn.Module, HubModel):
         self.eval()
         catalogue, found = self.catalogue(), []
         for part in np.array_split(events, max(1, -(-len(events) // _CASES_AT_ONCE))):
-            hidden = self.hidden(interactions, part, catalogue, history=history)
+            users = interactions.user[part]
+            hidden = self.hidden(interactions, users, part, catalogue, history=history)
             score = hidden @ catalogue.vectors.T + catalogue.bias
             if float(self.repeat_shift):
-                row, item = seen_before(interactions, part)
+                row, item = seen_before(interactions, users, part)
                 at = (torch.from_numpy(row).to(score.device), torch.from_numpy(item).to(score.device))
                 score[at] += self.repeat_shift
             found.append(score.float().cpu())
@@ -146,24 +147,33 @@ class Recommender(nn.Module, HubModel):
     def hidden(
         self,
         interactions: Interactions,
-        events: NDArray[np.int64],
+        users: NDArray[np.int64],
+        ends: NDArray[np.int64],
         catalogue: Catalogue,
         *,
         history: int | None = None,
     ) -> Tensor:
-        """Hidden states behind what was before each event, ``(len(events), d_model)``."""
+        """Hidden states behind the history of each user up to an event, ``(len(users), d_model)``.
+
+        Args:
+            interactions: All events.
+            users: ``(n,)``.
+            ends: One past the last event that is read of each, ``(n,)``.
+            catalogue: From ``catalogue``.
+            history: Events that are read of each at most; None for all.
+        """
         device = self.ids.weight.device
-        batch, users = context_batch(interactions, events, self.tokenizer, history)
+        batch, whole = context_batch(interactions, users, ends, self.tokenizer, history)
         words = None
         if self.user_table is not None:
             words = torch.from_numpy(
                 self.tokenizer.user_words.encode(
-                    None if interactions.user_features is None else interactions.user_features.iloc[users],
-                    len(users),
+                    None if interactions.user_features is None else interactions.user_features.iloc[whole],
+                    len(whole),
                 )
             ).to(device)
         hidden, _ = self(batch.to(device), catalogue, words)
-        return hidden[torch.arange(len(events), device=device), (batch.lengths - 1).to(device)]
+        return hidden[torch.arange(len(users), device=device), (batch.lengths - 1).to(device)]
 
     def save_extra(self, folder: Path) -> None:
         """The tokenizer beside the weights."""
@@ -190,16 +200,14 @@ class Recommender(nn.Module, HubModel):
 
 
 def seen_before(
-    interactions: Interactions, events: NDArray[np.int64]
+    interactions: Interactions, users: NDArray[np.int64], ends: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Places ``(row, item)`` of what each event's user has had before it."""
-    first = interactions.offsets[interactions.user[events]]
-    counts = events - first
-    rows = np.repeat(np.arange(len(events)), counts)
-    places = (
-        np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts) + np.repeat(first, counts)
-    )
-    return rows, interactions.item[places]
+    """Places ``(row, item)`` of what each user has had before an event, ``ends`` being places of events."""
+    first = interactions.offsets[users]
+    counts = ends - first
+    rows = np.repeat(np.arange(len(ends)), counts)
+    ahead = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    return rows, interactions.item[ahead + np.repeat(first, counts)]
 
 
 def _mean_of(table: nn.Embedding, words: Tensor) -> Tensor:

@@ -100,11 +100,12 @@ def ranks_of(
     found: dict[str, list[Tensor]] = {"unfiltered": [], "filtered": []}
     catalogue = model.catalogue()
     for part in np.array_split(events, max(1, -(-len(events) // 512))):
-        hidden = model.hidden(interactions, part, catalogue, history=history)
+        users = interactions.user[part]
+        hidden = model.hidden(interactions, users, part, catalogue, history=history)
         score = (hidden @ catalogue.vectors.T.to(hidden.dtype)).float() + catalogue.bias
         target = torch.from_numpy(interactions.item[part]).to(score.device)[:, None]
         own = score.gather(1, target)
-        row, item = (torch.from_numpy(one).to(score.device) for one in seen_before(interactions, part))
+        row, item = (torch.from_numpy(one).to(score.device) for one in seen_before(interactions, users, part))
         for name, out in found.items():
             if name == "filtered":
                 score[row, item] = -torch.inf

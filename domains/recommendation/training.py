@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
 from mambakit.core.errors import DataError
@@ -101,7 +102,7 @@ def fit_repeat_shift(
     for part in np.array_split(events, max(1, -(-len(events) // 512))):
         score = model.scores(interactions, part, history=history)
         seen = torch.zeros_like(score, dtype=torch.bool)
-        row, item = seen_before(interactions, part)
+        row, item = seen_before(interactions, interactions.user[part], part)
         seen[torch.from_numpy(row), torch.from_numpy(item)] = True
         repeats += int(seen[torch.arange(len(part)), torch.from_numpy(interactions.item[part])].sum())
         inside = score.masked_fill(~seen, -torch.inf).logsumexp(1)
@@ -118,6 +119,6 @@ def fit_repeat_shift(
     model.repeat_shift.fill_((low + high) / 2)
 
 
-def _some(events: np.ndarray) -> np.ndarray:
+def _some(events: NDArray[np.int64]) -> NDArray[np.int64]:
     every = -(-len(events) // _MOST_VALIDATION)
     return events[::every]
