@@ -3,7 +3,7 @@
 s+ is the score of the right item, s- one of k drawn ones, among n items.
 
 cross-entropy     -log softmax(s)[right], over all items
-sampled-softmax   -log softmax of s - log(k q) over the right one and the drawn ones, q the odds of drawing each;
+sampled-softmax   -log softmax of s - log(k q) over the right one and the drawn ones, q the odds of each draw;
                   what is drawn by chance and is right is left out (Bengio & Senecal 2008; Yi et al. 2019)
 gbce              -beta log sigmoid(s+) - sum log(1 - sigmoid(s-)), with a = k / (n - 1) and
                   beta = a (t (1 - 1/a) + 1/a) (Petrov & Macdonald 2023, arXiv:2308.07192)

@@ -45,11 +45,13 @@ class Recommender(nn.Module, HubModel):
 
     Attributes:
         tokenizer: From histories to ids; saved beside the weights.
-        item_words, user_words: ``(n_items, most)`` and ``(n_users, most)`` int64, what describes them.
+        item_words: ``(n_items, most)`` int64, what describes each item.
+        popularity: ``(n_items,)`` int64, training events of each.
     """
 
     item_words: Tensor
     repeat_shift: Tensor
+    popularity: Tensor
     elapsed_of: Tensor
 
     def __init__(self, config: RecommenderConfig) -> None:
@@ -76,6 +78,7 @@ class Recommender(nn.Module, HubModel):
             "item_words", torch.zeros(config.n_items, 0, dtype=torch.int64), persistent=False
         )
         self.register_buffer("repeat_shift", torch.zeros(()))
+        self.register_buffer("popularity", torch.zeros(config.n_items, dtype=torch.int64))
         self.register_buffer("elapsed_of", torch.from_numpy(bin_elapsed(config.gap_unit)), persistent=False)
 
     def catalogue(self, hidden_ids: Tensor | None = None) -> Catalogue:
@@ -136,13 +139,24 @@ class Recommender(nn.Module, HubModel):
         for part in np.array_split(events, max(1, -(-len(events) // _CASES_AT_ONCE))):
             users = interactions.user[part]
             hidden = self.hidden(interactions, users, part, catalogue, history=history)
-            score = hidden @ catalogue.vectors.T + catalogue.bias
-            if float(self.repeat_shift):
-                row, item = seen_before(interactions, users, part)
-                at = (torch.from_numpy(row).to(score.device), torch.from_numpy(item).to(score.device))
-                score[at] += self.repeat_shift
-            found.append(score.float().cpu())
+            found.append(self.score(hidden, catalogue, seen_before(interactions, users, part)).cpu())
         return torch.cat(found) if found else torch.zeros(0, self.config.n_items)
+
+    def score(
+        self, hidden: Tensor, catalogue: Catalogue, seen: tuple[NDArray[np.int64], NDArray[np.int64]]
+    ) -> Tensor:
+        """``(n, n_items)`` float32: scores behind hidden states ``(n, d_model)``.
+
+        Args:
+            hidden: From ``hidden`` or ``step``.
+            catalogue: From ``catalogue``.
+            seen: Places ``(row, item)`` of what each user has had.
+        """
+        score = (hidden @ catalogue.vectors.T).float() + catalogue.bias
+        if float(self.repeat_shift):
+            at = tuple(torch.from_numpy(one).to(score.device) for one in seen)
+            score[at] = score[at] + self.repeat_shift
+        return score
 
     def hidden(
         self,
