@@ -19,11 +19,11 @@ from mambakit.domains.timeseries.stream.masking import hidden_rows, hide, hide_s
 from mambakit.domains.timeseries.stream.neighbours import Guess
 from mambakit.domains.timeseries.stream.network import StreamForecaster
 from mambakit.domains.timeseries.stream.parts import Passed, Read
-from mambakit.domains.timeseries.stream.running import Level
+from mambakit.domains.timeseries.stream.running import LEAST, Level
 
 
 class StreamLoss(nn.Module):
-    """The pinball loss of each member over all origins of a batch.
+    """The loss of each member's head over all origins of a batch.
 
     Args:
         model: The network.
@@ -49,7 +49,8 @@ class StreamLoss(nn.Module):
         spread: Tensor,
         *read: Tensor,
     ) -> Tensor:
-        """Twice the weighted pinball loss, summed over the members; of the hidden values too, if it imputes.
+        """The weighted loss, of quantiles twice their pinball loss, summed over the members; of the hidden
+        values too, if it imputes.
 
         Args:
             origins: ``(origins,)``.
@@ -65,13 +66,16 @@ class StreamLoss(nn.Module):
         origin, _ = self.model.read(piece, origins=origins, keep_state=False, passed=passed)
         unit = self.model.unit_of(origin, piece.series)
         there = target.isfinite()
+        if self.model.config.model.output != "quantiles":
+            # the likelihood is of deviations, and a series that never changed so far has none
+            there = there & (origin.deviation > LEAST)[..., None]
         goal = torch.where(there, target, 0.0)
         counted = there * self.step_weight * weight[:, None, None]
         losses = []
         for member, state in zip(self.model.members, origin.hidden, strict=True):
-            quantiles = member.quantiles(state, origin, ahead, unit)
-            loss = pinball(quantiles, goal, member.head.levels).mean(-1)
-            losses.append(2 * (loss * counted).sum() / there.sum().clamp(min=1))
+            said = member.outlook(state, origin, ahead, unit)
+            loss = member.head.losses(said, goal).mean(-1)
+            losses.append((loss * counted).sum() / there.sum().clamp(min=1))
         if self.impute_weight:
             n = len(hidden)
             start = Passed(
