@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,16 @@ def check_window(lookback: int, horizon: int, model: ModelConfig) -> None:
             raise UsageError(f"{name}: expected at least 1, got {value}")
     if lookback % model.patch_length:
         raise UsageError(f"lookback: expected a multiple of {model.patch_length}, got {lookback}")
+
+
+def given_flags(verb: Callable[..., object], values: Mapping[str, Any]) -> list[str]:
+    """The flags of a verb whose values are not the defaults, such as ``--lookback``."""
+    defaults = inspect.signature(verb).parameters
+    return [
+        f"--{name.replace('_', '-')}"
+        for name, parameter in defaults.items()
+        if values[name] != parameter.default
+    ]
 
 
 def check_suffix(flag: str, path: Path | None, allowed: tuple[str, ...]) -> None:

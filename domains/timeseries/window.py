@@ -80,6 +80,22 @@ class Network(nn.Module):
 
     def outlook(self, history: Tensor, phase: Tensor, series: Tensor) -> Tensor:
         """What the head says, ``(batch, horizon, n_series, ...)``; arguments as ``forward``'s."""
+        x, mean, deviation, season = self._normalised(history, phase, series)
+        y = self.head(self.dropout(self._features(x, series)))  # [b, c, h, q]
+        if self.linear is not None:
+            y = self.head.moved(y, x @ self.linear)
+        if season is not None:
+            y = self.head.moved(y, season[..., self.config.lookback :])
+        return self.head.moved(y, mean, deviation).transpose(1, 2)
+
+    def embed(self, history: Tensor, phase: Tensor, series: Tensor) -> Tensor:
+        """What the head reads, ``(batch, n_series, d_series)``; arguments as ``forward``'s."""
+        return self._features(self._normalised(history, phase, series)[0], series)
+
+    def _normalised(
+        self, history: Tensor, phase: Tensor, series: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """The lookback ``(batch, n_series, lookback)`` less its level, spread and season, and those."""
         x = history.transpose(1, 2)  # [b, c, l]
         mean = x.mean(-1, keepdim=True)
         deviation = (x.var(-1, keepdim=True, unbiased=False) + _EPSILON).sqrt()
@@ -87,12 +103,7 @@ class Network(nn.Module):
         season = self._season(phase, series)
         if season is not None:
             x = x - season[..., : self.config.lookback]
-        y = self.head(self.dropout(self._features(x, series)))  # [b, c, h, q]
-        if self.linear is not None:
-            y = self.head.moved(y, x @ self.linear)
-        if season is not None:
-            y = self.head.moved(y, season[..., self.config.lookback :])
-        return self.head.moved(y, mean, deviation).transpose(1, 2)
+        return x, mean, deviation, season
 
     def _features(self, x: Tensor, series: Tensor) -> Tensor:
         """One vector for each series, ``(batch, n_series, d_series)``, from its normalised lookback."""
@@ -177,6 +188,10 @@ class WindowForecaster(nn.Module, HubModel):
         plain = linear(self.least_squares)(history)
         # the levels move together: the spread stays the network's
         return y + (1 - self.trust) * (plain - self.point(y))[..., None]
+
+    def embed(self, history: Tensor, phase: Tensor, series: Tensor) -> Tensor:
+        """What the members' heads read, one behind the other, ``(batch, n_series, members * d_series)``."""
+        return torch.cat([member.embed(history, phase, series) for member in self.members], -1)
 
     def point(self, quantiles: Tensor) -> Tensor:
         """The point forecast: the mean over the levels, which for a skewed outcome is nearer the mean."""
