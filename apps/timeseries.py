@@ -23,13 +23,14 @@ from mambakit.apps.timeseries_anomalies import anomalies
 from mambakit.apps.timeseries_backtest import backtest
 from mambakit.apps.timeseries_classify import classify
 from mambakit.apps.timeseries_embed import embed
+from mambakit.apps.timeseries_evaluate import evaluate
 from mambakit.apps.timeseries_impute import impute
 from mambakit.apps.timeseries_output import check_suffix, input_of, numbers_of, write_table
 from mambakit.apps.timeseries_stream import stream
-from mambakit.apps.timeseries_train import Missing, evaluate, train
+from mambakit.apps.timeseries_train import train
 from mambakit.core.cli import print_json, run_app
 from mambakit.core.errors import UsageError
-from mambakit.domains.timeseries.tables.series import Columns
+from mambakit.domains.timeseries.tables.series import Columns, Missing
 
 
 def forecast(

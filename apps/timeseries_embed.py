@@ -6,11 +6,9 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-from mambakit.apps.timeseries_output import check_suffix, given_flags, input_of, write_table
-from mambakit.apps.timeseries_train import Missing
+from mambakit.apps.timeseries_output import check_suffix, input_of, refuse_given, write_table
 from mambakit.core.cli import print_json
-from mambakit.core.errors import UsageError
-from mambakit.domains.timeseries.tables.series import Columns
+from mambakit.domains.timeseries.tables.series import Columns, Missing
 
 
 def embed(
@@ -66,9 +64,10 @@ def embed(
     chosen = resolve_device(device)
     left_out: list[tuple[str, str]] = []
     if kind_of(model) is SeriesClassifier:
-        strange = set(given_flags(embed, values)) - {"--model", "--input", "--output", "--device", "--json"}
-        if strange:
-            raise UsageError(f"{model} is a classifier: it reads whole series and has no {min(strange)}")
+        names = ("every", "pool", "unnamed", "columns", "static_table", "irregular", "missing")
+        refuse_given(
+            embed, values, names, f"{model} holds a classifier, which reads whole series as they are"
+        )
         classifier = SeriesClassifier.from_pretrained(model, map_location=chosen)
         data = load_labelled(input, "test")
         frame = embed_labelled(classifier, data.series, channels=data.channels)

@@ -41,14 +41,19 @@ def check_window(lookback: int, horizon: int, model: ModelConfig) -> None:
         raise UsageError(f"lookback: expected a multiple of {model.patch_length}, got {lookback}")
 
 
-def given_flags(verb: Callable[..., object], values: Mapping[str, Any]) -> list[str]:
-    """The flags of a verb whose values are not the defaults, such as ``--lookback``."""
+def refuse_given(
+    verb: Callable[..., object], values: Mapping[str, Any], names: Sequence[str], why: str
+) -> None:
+    """Refuse parameters of a verb that mean nothing here, where their values are not the defaults."""
     defaults = inspect.signature(verb).parameters
-    return [
-        f"--{name.replace('_', '-')}"
-        for name, parameter in defaults.items()
-        if values[name] != parameter.default
-    ]
+    given = [name for name in names if values[name] != defaults[name].default]
+    if given:
+        nested = [dataclasses.is_dataclass(defaults[name].default) for name in given]
+        flags = [
+            f"--{name}.*" if inner else f"--{name.replace('_', '-')}"
+            for name, inner in zip(given, nested, strict=True)
+        ]
+        raise UsageError(f"{', '.join(flags)}: {why}")
 
 
 def check_suffix(flag: str, path: Path | None, allowed: tuple[str, ...]) -> None:

@@ -62,7 +62,7 @@ def test_a_classifier_embeds_whole_series(folder: Path, capsys: pytest.CaptureFi
     assert made.shape == (2, 2 + 16)
     assert made["ds"].tolist() == ["2024-01-03 01:00:00"] * 2
     assert main([*call, "--every", "3"]) == 2
-    assert "is a classifier: it reads whole series and has no --every" in capsys.readouterr().err
+    assert "holds a classifier, which reads whole series as they are" in capsys.readouterr().err
 
 
 def test_bad_calls_say_so(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
