@@ -47,6 +47,7 @@ class DistributionHead(nn.Module):
 
     levels: Tensor
     _standard: Tensor
+    _growth: Tensor
 
     def __init__(
         self,
@@ -109,7 +110,7 @@ class DistributionHead(nn.Module):
             z = (target - output[..., 0]) / output[..., 1]
             square = F.huber_loss(z, torch.zeros_like(z), reduction="none", delta=_REACH)
             return (square + output[..., 1].log() + math.log(2 * math.pi) / 2)[..., None]
-        return -self.distribution(output).log_prob(target)[..., None]  # type: ignore[no-untyped-call]
+        return -self.distribution(output).log_prob(target)[..., None]
 
     def loss(self, output: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
         """Mean negative log-likelihood over what ``mask`` counts.
@@ -176,16 +177,14 @@ def _growth_of(levels: NDArray[np.float64]) -> NDArray[np.float64]:
     Chebyshev's nodes it is within float32 rounding of the exact one, at the price of a matrix product.
     """
     chebyshev = np.polynomial.chebyshev
+    tails = chebyshev.chebpts1(_DEGREE + 1)
+    df = 2 / (_HEAVIEST + _LIGHTEST + (_HEAVIEST - _LIGHTEST) * tails[:, None])
     normal = torch.special.ndtri(torch.from_numpy(levels)).numpy()
-
-    def logarithm(tail: NDArray[np.float64]) -> NDArray[np.float64]:
-        df = 2 / (_HEAVIEST + _LIGHTEST + (_HEAVIEST - _LIGHTEST) * tail[:, None])
-        middle = normal == 0
-        exact = student_t_quantile(np.where(middle, 0.75, levels), df)
-        return np.where(middle, 0.0, np.log(exact / np.where(middle, exact, normal)))
-
+    middle = normal == 0  # which stays there
+    exact = student_t_quantile(np.where(middle, 0.75, levels), df)
+    logarithm = np.where(middle, 0.0, np.log(exact / np.where(middle, exact, normal)))
     powers = np.zeros((_DEGREE + 1, len(levels)))
-    for column, found in zip(powers.T, chebyshev.chebinterpolate(logarithm, _DEGREE).T, strict=True):
+    for column, found in zip(powers.T, chebyshev.chebfit(tails, logarithm, _DEGREE).T, strict=True):
         made = chebyshev.cheb2poly(found)  # without the zeros at its end
         column[: len(made)] = made
     return powers

@@ -73,8 +73,7 @@ class StreamLoss(nn.Module):
         counted = there * self.step_weight * weight[:, None, None]
         losses = []
         for member, state in zip(self.model.members, origin.hidden, strict=True):
-            said = member.outlook(state, origin, ahead, unit)
-            loss = member.head.losses(said, goal).mean(-1)
+            loss = member.head.losses(member.outlook(state, origin, ahead, unit), goal).mean(-1)
             losses.append((loss * counted).sum() / there.sum().clamp(min=1))
         if self.impute_weight:
             n = len(hidden)
