@@ -18,8 +18,11 @@ from mambakit.domains.timeseries.stream.imputer import guessed, read_both_ways
 from mambakit.domains.timeseries.stream.masking import hidden_rows, hide, hide_some
 from mambakit.domains.timeseries.stream.neighbours import Guess
 from mambakit.domains.timeseries.stream.network import StreamForecaster
-from mambakit.domains.timeseries.stream.parts import Passed, Read
+from mambakit.domains.timeseries.stream.parts import Origin, Passed, Read
 from mambakit.domains.timeseries.stream.running import LEAST, Level
+
+# Values that are seen before a normal's likelihood counts; at least a season, where there is one.
+_LEAST_SEEN = 8
 
 
 class StreamLoss(nn.Module):
@@ -67,8 +70,7 @@ class StreamLoss(nn.Module):
         unit = self.model.unit_of(origin, piece.series)
         there = target.isfinite()
         if self.model.config.model.output != "quantiles":
-            # the likelihood is of deviations, and a series that never changed so far has none
-            there = there & (origin.deviation > LEAST)[..., None]
+            there = there & self._measurable(piece, origin, origins)[..., None]
         goal = torch.where(there, target, 0.0)
         counted = there * self.step_weight * weight[:, None, None]
         losses = []
@@ -84,6 +86,19 @@ class StreamLoss(nn.Module):
             loss = impute_loss(said, hidden, self.model.members[0].head.levels, weight[:n])
             losses.append(self.impute_weight * loss)
         return torch.stack(losses).sum() + auxiliary_loss(self.model)
+
+    def _measurable(self, piece: Read, origin: Origin, origins: Tensor) -> Tensor:
+        """From where a likelihood counts, ``(rows, origins)``: it is of deviations, which must be known.
+
+        A series that never changed so far has none. Squares of deviations that a few rows gave would be all
+        of a normal's loss; Student's t bears them, and so learns what a short history is worth.
+        """
+        known = origin.deviation > LEAST
+        config = self.model.config
+        if config.model.output == "normal":
+            least = min(piece.values.shape[1] // 4, max(_LEAST_SEEN, config.season_length))
+            known = known & (piece.values.isfinite().cumsum(1)[:, origins] >= least)
+        return known
 
 
 class StreamTask(MemberTraining, pl.LightningModule):
