@@ -1,6 +1,6 @@
 """Anomaly scores of a forecaster trained on normal rows, beside what needs no training.
 
-    MAMBAKIT_DATA_MIRROR=folder python benchmarks/timeseries_anomalies.py --seeds 0 1 2
+    python benchmarks/timeseries_anomalies.py --seeds 0 1 2
 
 Three series of the Numenta benchmark (NAB), one of the UCR anomaly archive. The forecaster learns from
 the first rows (NAB: 15 %, its probation period; UCR: the training file), chooses its weights by the last
@@ -24,8 +24,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
-import os
 import statistics
 import sys
 import tempfile
@@ -39,6 +37,7 @@ import torch
 from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).parent))
+from mambakit.core.data import load_card
 from mambakit.core.training import RunFolder
 from mambakit.domains.timeseries.anomalies.metrics import (
     average_precision,
@@ -49,12 +48,14 @@ from mambakit.domains.timeseries.anomalies.metrics import (
 )
 from mambakit.domains.timeseries.anomalies.scoring import anomaly_scores
 from mambakit.domains.timeseries.config import PRESET_TRAIN, StreamLossConfig, StreamModelConfig, season_of
+from mambakit.domains.timeseries.data import load_data
 from mambakit.domains.timeseries.stream.training import train_stream
-from mambakit.domains.timeseries.tables.table import Series, infer_frequency
+from mambakit.domains.timeseries.tables.cards import load_labels
+from mambakit.domains.timeseries.tables.table import Series
 from rows import row, write_rows
 
-NAB = ("nyc_taxi", "ambient_temperature_system_failure", "ec2_request_latency_system_failure")
-UCR = "135_UCR_Anomaly_InternalBleeding16"
+CARDS = ("NAB", "UCR-InternalBleeding")
+UCR = "UCR-InternalBleeding16"
 WINDOWS = (24, 48, 100, 200, 336)
 MODEL = StreamModelConfig(
     members=2,
@@ -78,26 +79,30 @@ class Labelled(NamedTuple):
     day: int
 
 
-def load(root: Path) -> list[Labelled]:
-    """The series, put on their step with NaN where a row is missing; the first of doubled stamps counts."""
-    windows = json.loads((root / "nab/combined_windows.json").read_text())
+def load() -> list[Labelled]:
+    """The series of the cards, and how many of their rows come before the test rows."""
     made = []
-    for name in NAB:
-        frame = pd.read_csv(root / f"nab/{name}.csv", parse_dates=["timestamp"])
-        values = frame.drop_duplicates("timestamp").set_index("timestamp")["value"].sort_index()
-        frequency = infer_frequency(pd.DatetimeIndex(values.index))
-        grid = pd.date_range(values.index[0], values.index[-1], freq=frequency)
-        label = np.zeros(len(grid), bool)
-        for begin, end in windows[f"realKnownCause/{name}.csv"]:
-            label |= np.asarray((grid >= pd.Timestamp(begin)) & (grid <= pd.Timestamp(end)))
-        series = Series(name, grid, values.reindex(grid).to_numpy(np.float64), frequency)
-        made.append(Labelled(f"NAB-{name}", series, label, int(0.15 * len(grid)), season_of(frequency)))
-    frame = pd.read_csv(root / f"ucr_anomaly/{UCR}_TEST.csv")
-    n_train = len(pd.read_csv(root / f"ucr_anomaly/{UCR}_TRAIN.csv"))
-    series = Series(UCR, pd.Index(frame["timestamp"]), frame["value"].to_numpy(np.float64), "1")
-    day = period_of(series.values[:n_train])
-    made.append(Labelled("UCR-InternalBleeding16", series, frame["is_anomaly"].to_numpy(bool), n_train, day))
+    for card in CARDS:
+        data, labels = load_data(card), load_labels(load_card(card))
+        for one, (_, n_train, _) in zip(data.series, data.bounds, strict=True):
+            series, label = on_step(one, labels[one.unique_id])
+            n_train = int((series.stamps < one.stamps[n_train]).sum())
+            name = f"NAB-{one.unique_id}" if card == "NAB" else UCR
+            day = season_of(one.frequency)
+            day = period_of(series.values[:n_train]) if day == 1 else day
+            made.append(Labelled(name, series, label, n_train, day))
     return made
+
+
+def on_step(one: Series, label: NDArray[np.bool_]) -> tuple[Series, NDArray[np.bool_]]:
+    """With NaN where a row is missing, labelled as the row before; the first of doubled stamps counts."""
+    if not isinstance(one.stamps, pd.DatetimeIndex):
+        return one, label
+    frame = pd.DataFrame({"y": one.values, "label": label.astype(float)}, index=one.stamps)
+    frame = frame[~frame.index.duplicated()].sort_index()
+    frame = frame.reindex(pd.date_range(frame.index[0], frame.index[-1], freq=one.frequency))
+    series = Series(one.unique_id, frame.index, frame["y"].to_numpy(), one.frequency)
+    return series, frame["label"].ffill().to_numpy(bool)
 
 
 def period_of(values: NDArray[np.float64]) -> int:
@@ -207,11 +212,8 @@ def main() -> None:
     parser.add_argument("--trial", action="store_true", help="write no rows")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    mirror = os.environ.get("MAMBAKIT_DATA_MIRROR")
-    if not mirror:
-        sys.exit("error: MAMBAKIT_DATA_MIRROR must name the folder that holds timeseries/nab")
     rows: list[dict[str, Any]] = []
-    for one in load(Path(mirror) / "timeseries"):
+    for one in load():
         if args.only and one.name not in args.only:
             continue
         peers, runs, normal = baselines(one), [], ~one.label[one.n_train :]
