@@ -145,7 +145,8 @@ def test_what_is_usual_is_a_normal_distribution_of_the_past():
     rng = np.random.default_rng(0)
     usual = Usual()
     before = [usual.surprise(x) for x in 1e6 + 3 * rng.standard_normal(4000)]
-    assert np.isnan(before[:24]).all() and not np.isnan(before[24:]).any()
+    assert np.isnan(before[:24]).all()
+    assert not np.isnan(before[24:]).any()
     assert np.mean(before[1000:]) == pytest.approx(1, abs=0.2)  # Exp(1), fatter: the tails are not learned
     kept = dict(vars(usual))
 
@@ -153,10 +154,13 @@ def test_what_is_usual_is_a_normal_distribution_of_the_past():
         usual.__dict__.update(kept)
         return usual.surprise(x, **options)
 
-    assert of(1e6 + 9) == pytest.approx(of(1e6 - 9), abs=0.8) and of(1e6 + 9) > 5
-    assert of(1e6 - 9, above=True) < 0.01 and of(1e6 + 9, above=True) > 5
+    assert of(1e6 + 9) == pytest.approx(of(1e6 - 9), abs=0.8)
+    assert of(1e6 + 9) > 5
+    assert of(1e6 - 9, above=True) < 0.01
+    assert of(1e6 + 9, above=True) > 5
     assert of(2e6) == CAP
-    assert math.isnan(of(math.nan)) and usual.mean == kept["mean"]
+    assert math.isnan(of(math.nan))
+    assert usual.mean == kept["mean"]
 
 
 @pytest.mark.parametrize(("kind", "part"), [("slow", "level"), ("flat", "steps"), ("rough", "steps")])
