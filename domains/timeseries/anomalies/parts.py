@@ -11,7 +11,7 @@ level    = how unusual the mean value is, over a season at least           (fore
 steps    = how unusual the mean step from value to value is, high or low   (what is flat is easy to forecast)
 score    = root of their mean square
 
-Unusual: a surprise under the normal distribution of the number's own past (``surprise.Usual``).
+Unusual: a surprise under the distribution of the number's own past (``surprise.Usual``).
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class RowScorer:
         self.rows = 0
         self.last = math.nan
         self.step_total = self.step_count = 0.0
-        self.usual_row, self.usual_level, self.usual_steps = Usual(), Usual(), Usual()
+        self.usual_row, self.usual_level, self.usual_steps = Usual(), Usual(self.season), Usual(smooth)
 
     def add(self, surprises: NDArray[np.float64], value: float) -> Scored | None:
         """Take in the next row; the row that has its score now.

@@ -16,7 +16,7 @@ CAP = 20.0
 # Rows over which what is usual is forgotten.
 MEMORY = 2000.0
 _LEAST_SPREAD = 1e-6
-_LEAST_ROWS = 24
+_LEAST_ROWS = 23.5  # 24 of them, weighted
 # What is farther from the mean is counted as so many deviations, so that an anomaly does not become usual.
 _MOST_LEARNED = 2.0
 _FARTHEST = 30.0  # where the tail is far beyond CAP and erfc is still above zero
@@ -52,14 +52,20 @@ def surprise(value: Tensor, quantiles: Tensor, levels: Sequence[float]) -> Tenso
 
 
 class Usual:
-    """Normal distribution of a number over its past, weights falling to 1/e over MEMORY rows (West 1979)."""
+    """Normal distribution of a number over its past, weights falling to 1/e over MEMORY rows (West 1979).
 
-    def __init__(self) -> None:
-        self.rows = 0
+    Of few independent rows the next one is Student's t with ``independent - 1`` degrees of freedom.
+
+    Args:
+        window: Rows that each number is a mean over, so that only numbers so far apart are independent.
+    """
+
+    def __init__(self, window: int = 1) -> None:
+        self.window = window
         self.weight = self.mean = self.squares = 0.0
 
     def surprise(self, x: float, *, above: bool = False) -> float:
-        """Of the next number, up to CAP; NaN for NaN, and before there are 24.
+        """Of the next number, up to CAP; NaN for NaN, and before there are 24 of them and two windows.
 
         Args:
             x: The number; it is learned from afterwards.
@@ -68,16 +74,27 @@ class Usual:
         if math.isnan(x):
             return math.nan
         found = math.nan
-        if self.rows >= _LEAST_ROWS:
+        if self.weight >= _LEAST_ROWS and self.weight >= 2 * self.window:
             deviation = max(math.sqrt(self.squares / self.weight), _LEAST_SPREAD)
-            z = min(max((x - self.mean) / deviation, -_FARTHEST), _FARTHEST)
-            tail = math.erfc((z if above else abs(z)) / math.sqrt(2))
-            found = min(-math.log(tail / 2 if above else tail), CAP)
-            x = self.mean + min(max(z, -_MOST_LEARNED), _MOST_LEARNED) * deviation
+            t = (x - self.mean) / deviation
+            x = self.mean + min(max(t, -_MOST_LEARNED), _MOST_LEARNED) * deviation
+            found = _tail(t, self.weight / self.window, above)
         keep = 1 - 1 / MEMORY
-        self.rows += 1
         self.weight = keep * self.weight + 1
         change = x - self.mean
         self.mean += change / self.weight
         self.squares = keep * self.squares + change * (x - self.mean)
         return found
+
+
+def _tail(t: float, independent: float, above: bool) -> float:
+    """Surprise of a number ``t`` deviations from the mean of so many; Student's t as a normal number.
+
+    Wallace 1959, Annals of Mathematical Statistics 30, 1124: within some per cent for all tails.
+    """
+    freedom = independent - 1
+    square = t * t / (1 + 1 / independent)
+    z = (8 * freedom + 1) / (8 * freedom + 3) * math.sqrt(freedom * math.log1p(square / freedom))
+    z = math.copysign(min(z, _FARTHEST), t)
+    tail = math.erfc((z if above else abs(z)) / math.sqrt(2))
+    return min(-math.log(tail / 2 if above else tail), CAP)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from mambakit.core.errors import DataError, UsageError
 from mambakit.core.training import RunFolder
@@ -161,6 +162,18 @@ def test_what_is_usual_is_a_normal_distribution_of_the_past():
     assert of(2e6) == CAP
     assert math.isnan(of(math.nan))
     assert usual.mean == kept["mean"]
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(40, 400), st.floats(-40, 40))
+def test_the_next_of_few_numbers_is_students(n: int, t: float):
+    usual = Usual(window=12)
+    for x in np.resize([-1.0, 1.0], n):
+        usual.surprise(x)
+    kept, independent = usual.mean, usual.weight / 12
+    deviation = math.sqrt(usual.squares / usual.weight)
+    exact = stats.t.logsf(abs(t) / math.sqrt(1 + 1 / independent), independent - 1) + math.log(2)
+    assert usual.surprise(kept + t * deviation) == pytest.approx(min(CAP, -exact), rel=0.1, abs=0.1)
 
 
 @pytest.mark.parametrize(("kind", "part"), [("slow", "level"), ("flat", "steps"), ("rough", "steps")])
