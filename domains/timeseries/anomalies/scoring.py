@@ -190,7 +190,7 @@ def anomaly_scores(
         normal: Rows from the beginning that are believed normal, and set the threshold: a share of each
             series below 1, a number of rows above. NAB's probation period is 0.15.
         rate: Share of rows like the normal ones that may be called anomalous: one in a thousand by default. A
-            series that drifts away from them has more: one in fifty to a hundred on the NAB series.
+            series that drifts away from them has more: up to one in seventy on the NAB series.
         smooth: Rows around each row that its score is of; the trained horizon by default.
 
     Returns:
