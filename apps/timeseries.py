@@ -7,6 +7,7 @@ mambakit timeseries backtest --data my.csv --horizon 24 --windows 5
 tail -f rows.csv | mambakit timeseries stream --model runs/np --state live
 mambakit timeseries anomalies --model runs/np --input my.csv --plot anomalies.png
 mambakit timeseries impute --model runs/np --input gaps.csv --output whole.csv
+mambakit timeseries embed --model runs/np --input my.csv --output embeddings.parquet
 mambakit timeseries train --task classify --data JapaneseVowels --output runs/vowels
 mambakit timeseries classify --model runs/vowels --input new.ts
 """
@@ -21,13 +22,15 @@ from typing import Any
 from mambakit.apps.timeseries_anomalies import anomalies
 from mambakit.apps.timeseries_backtest import backtest
 from mambakit.apps.timeseries_classify import classify
+from mambakit.apps.timeseries_embed import embed
+from mambakit.apps.timeseries_evaluate import evaluate
 from mambakit.apps.timeseries_impute import impute
 from mambakit.apps.timeseries_output import check_suffix, input_of, numbers_of, write_table
 from mambakit.apps.timeseries_stream import stream
-from mambakit.apps.timeseries_train import Missing, evaluate, train
+from mambakit.apps.timeseries_train import train
 from mambakit.core.cli import print_json, run_app
 from mambakit.core.errors import UsageError
-from mambakit.domains.timeseries.tables.series import Columns
+from mambakit.domains.timeseries.tables.series import Columns, Missing
 
 
 def forecast(
@@ -130,6 +133,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "impute": impute,
         "anomalies": anomalies,
         "classify": classify,
+        "embed": embed,
     }
     text = __doc__ or ""
     description, _, examples = text.partition("\n\n")

@@ -24,20 +24,21 @@ def anomalies(
 ) -> None:
     """Scores each row of a file by how surprising it was, and flags the anomalous ones.
 
-    Each value is compared with all forecasts made of it, from one row to a whole horizon before. The score
-    is about 1 for rows as usual; a row is flagged above what the share `rate` of normal rows exceeds. Missing
-    values have no score.
+    Each value is compared with all forecasts made of it, from one row to a whole horizon before, and the
+    level and the steps around it with those of the past. The score is about 1 for rows as usual; a row is
+    flagged above what the share `rate` of normal rows exceeds. Missing values have no score.
 
     Args:
         model: Folder of a saved model that reads row by row (train --network stream).
         input: CSV or Parquet (a long table unique_id, ds, y, or a time column and a column a series), or a
             card's name.
-        output: CSV or Parquet with unique_id, ds, y, y_hat, lo, hi, score, anomaly.
+        output: CSV or Parquet with unique_id, ds, y, y_hat, lo, hi, score, its parts (forecast, row, level,
+            steps), anomaly.
         plot: PNG, PDF or SVG: the series, what was forecast, the score, flagged rows.
         normal: Rows at the beginning of each series that are normal and set the threshold: a share below 1, a
             number of rows above.
         rate: Share of rows like the normal ones that may be flagged falsely; more are as a series drifts.
-        smooth: Rows that a score is the mean over; the trained horizon by default.
+        smooth: Rows around each row that its score is of; the trained horizon by default.
         device: auto, cpu, cuda or mps.
         json: Print JSON for machines.
 

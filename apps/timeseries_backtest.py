@@ -18,7 +18,7 @@ from mambakit.apps.timeseries_output import (
     words_of,
     write_table,
 )
-from mambakit.apps.timeseries_train import Missing, choose_network, default_lookback, own_defaults
+from mambakit.apps.timeseries_train import choose_network, default_lookback, own_defaults
 from mambakit.core.cli import print_json
 from mambakit.core.errors import DataError, UsageError
 from mambakit.core.training import TrainConfig
@@ -30,7 +30,7 @@ from mambakit.domains.timeseries.config import (
     PRESET_STREAM_TRAIN,
     PRESET_TRAIN,
 )
-from mambakit.domains.timeseries.tables.series import Columns
+from mambakit.domains.timeseries.tables.series import Columns, Missing
 
 if TYPE_CHECKING:
     from mambakit.domains.timeseries.backtesting.backtest import Backtest

@@ -21,7 +21,10 @@ from mambakit.domains.timeseries.classification.config import (
     SelectionConfig,
 )
 
-_COLUMNS = ("classifier", "accuracy", "balanced_accuracy", "macro_f1", "log_loss", "coverage", "set_size")
+_COLUMNS = (
+    *("classifier", "accuracy", "balanced_accuracy", "macro_f1", "log_loss", "calibration_error"),
+    *("coverage", "set_size"),
+)
 
 
 def classify(

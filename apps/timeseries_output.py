@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,21 @@ def check_window(lookback: int, horizon: int, model: ModelConfig) -> None:
             raise UsageError(f"{name}: expected at least 1, got {value}")
     if lookback % model.patch_length:
         raise UsageError(f"lookback: expected a multiple of {model.patch_length}, got {lookback}")
+
+
+def refuse_given(
+    verb: Callable[..., object], values: Mapping[str, Any], names: Sequence[str], why: str
+) -> None:
+    """Refuse parameters of a verb that mean nothing here, where their values are not the defaults."""
+    defaults = inspect.signature(verb).parameters
+    given = [name for name in names if values[name] != defaults[name].default]
+    if given:
+        nested = [dataclasses.is_dataclass(defaults[name].default) for name in given]
+        flags = [
+            f"--{name}.*" if inner else f"--{name.replace('_', '-')}"
+            for name, inner in zip(given, nested, strict=True)
+        ]
+        raise UsageError(f"{', '.join(flags)}: {why}")
 
 
 def check_suffix(flag: str, path: Path | None, allowed: tuple[str, ...]) -> None:

@@ -1,4 +1,4 @@
-"""Training and measuring a forecaster: what `mambakit timeseries train` and `evaluate` do."""
+"""Training a forecaster, or a classifier: what `mambakit timeseries train` does."""
 
 from __future__ import annotations
 
@@ -7,10 +7,20 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from mambakit.apps.timeseries_output import check_window, print_rows, some, train_config
+from mambakit.apps.timeseries_evaluate import measure, print_table, results_of
+from mambakit.apps.timeseries_output import check_window, refuse_given, train_config
 from mambakit.core.cli import print_json
 from mambakit.core.errors import DataError, UsageError
 from mambakit.core.training import TrainConfig
+from mambakit.domains.timeseries.classification.config import (
+    PRESET_AUGMENT,
+    PRESET_CLASSIFIER,
+    PRESET_CLASSIFIER_TRAIN,
+    PRESET_SELECTION,
+    AugmentConfig,
+    ClassifierModelConfig,
+    SelectionConfig,
+)
 from mambakit.domains.timeseries.config import (
     PRESET_LOSS,
     PRESET_MODEL,
@@ -23,19 +33,18 @@ from mambakit.domains.timeseries.config import (
     StreamLossConfig,
     StreamModelConfig,
 )
-from mambakit.domains.timeseries.tables.series import Columns
+from mambakit.domains.timeseries.tables.series import Columns, Missing
 
 if TYPE_CHECKING:
     from mambakit.core.training import FitResult, RunFolder
     from mambakit.domains.timeseries.data import SeriesData
-    from mambakit.domains.timeseries.evaluation import Evaluation
     from mambakit.domains.timeseries.model import Forecasting
     from mambakit.domains.timeseries.stream.data import Store
 
-Missing = Literal["mask", "error", "interpolate"]
-_NOTE = (
-    "mse, mae: of values scaled by the training rows. smape in %. mase: against the seasonal step of the "
-    "training rows. wql: weighted quantile loss. coverage: of the interval between the outermost levels."
+_OF_CLASSIFIERS = ("test", "classify", "classify_augment", "classify_selection")
+_OF_FORECASTERS = (
+    *("network", "horizon", "lookback", "mix", "columns", "future_table", "static_table", "irregular"),
+    *("missing", "season_length", "window", "window_loss", "stream", "stream_loss"),
 )
 
 
@@ -62,6 +71,10 @@ def train(
     window_loss: LossConfig = PRESET_LOSS,
     stream: StreamModelConfig = PRESET_STREAM,
     stream_loss: StreamLossConfig = PRESET_STREAM_LOSS,
+    test: str | None = None,
+    classify: ClassifierModelConfig = PRESET_CLASSIFIER,
+    classify_augment: AugmentConfig = PRESET_AUGMENT,
+    classify_selection: SelectionConfig = PRESET_SELECTION,
     train: TrainConfig = PRESET_TRAIN,
     json: bool = False,
 ) -> None:
@@ -74,7 +87,8 @@ def train(
         data: A card's name (`mambakit data list`), or a CSV or Parquet file: a long table unique_id, ds, y,
             or a time column and a column a series.
         output: Folder for the run and the model; a killed run continues in it.
-        task: forecast, or classify for labelled series (its own options: train_classify in Python).
+        task: forecast, or classify for labelled series: a card's, a .ts file, or a long table with a column
+            label, measured beside the nearest neighbour and the commonest class.
         network: window reads a fixed lookback of complete series, aligned ones together; stream reads row
             by row with a state of fixed size, missing values, covariates and irregular steps. auto is window
             for several aligned complete series without covariates, stream for all else.
@@ -97,6 +111,10 @@ def train(
         window_loss: What its training minimises.
         stream: The network that reads row by row.
         stream_loss: What its training minimises; mask_share and impute_weight make it fill gaps too.
+        test: Labelled series to measure a classifier on, once; a card has its own.
+        classify: The network that names the class of a series.
+        classify_augment: What is done to its training series.
+        classify_selection: How its epochs are chosen and its probabilities calibrated.
         train: The training options; each network has its own defaults for those that are not given.
         json: Print JSON for machines.
 
@@ -106,23 +124,30 @@ def train(
         mambakit timeseries train --data my.csv --columns.future "[promotion]" --columns.static "[shop]"
         mambakit timeseries train --data my.csv --horizon 24 --max-time 5m --train.lr 5e-4
         mambakit timeseries train --task classify --data JapaneseVowels --output runs/vowels
+        mambakit timeseries train --task classify --data my.ts --test new.ts --classify.d_model 32
     """
+    given = dict(locals())
     from mambakit.core.training import RunFolder
     from mambakit.domains.timeseries.data import load_data
 
     if task == "classify":
         from mambakit.apps.timeseries_classify import train_classify
 
+        refuse_given(_train, given, _OF_FORECASTERS, "this is for forecasting, and --task is classify")
+        common: dict[str, Any] = {"seed": seed, "device": device, "max_time": max_time, "json": json}
         train_classify(
             data=data,
+            test=test,
             output=output,
-            seed=seed,
-            device=device,
-            max_time=max_time,
             overwrite=overwrite,
-            json=json,
+            model=classify,
+            augment=classify_augment,
+            selection=classify_selection,
+            train=own_defaults(train, PRESET_TRAIN, PRESET_CLASSIFIER_TRAIN),
+            **common,
         )
         return
+    refuse_given(_train, given, _OF_CLASSIFIERS, "this is for --task classify, and --task is forecast")
     if horizon < 1:
         raise UsageError(f"horizon: expected at least 1, got {horizon}")
     config = train_config(train, seed, device, max_time)
@@ -137,6 +162,8 @@ def train(
         static_table=static_table,
     )
     chosen = choose_network(loaded, network)
+    other = ("stream", "stream_loss") if chosen == "window" else ("window", "window_loss")
+    refuse_given(_train, given, other, f"what is trained here is --network {chosen}")
     lookback = lookback or default_lookback(loaded, chosen)
     run = RunFolder(output, overwrite=overwrite)
     settings = {"data": data, "network": chosen, "horizon": horizon, "lookback": lookback}
@@ -172,59 +199,7 @@ def train(
     _finish(forecaster, loaded, run, result, settings, device=device, json=json)
 
 
-def evaluate(
-    *,
-    model: Path,
-    data: str,
-    columns: Columns = Columns(),  # noqa: B008  (frozen)
-    static_table: Path | None = None,
-    irregular: bool = False,
-    missing: Missing = "mask",
-    device: str = "auto",
-    json: bool = False,
-) -> None:
-    """Measures a saved model over every test window, beside its baselines.
-
-    Args:
-        model: Folder of the saved model.
-        data: The card or file that it was trained on.
-        columns: Which column is what, as in training.
-        static_table: CSV or Parquet with a row a series.
-        irregular: Take stamps as they are.
-        missing: What to do about gaps and missing values in a file.
-        device: auto, cpu, cuda or mps.
-        json: Print JSON for machines.
-
-    Examples:
-        mambakit timeseries evaluate --model runs/etth1 --data ETTh1 --json
-    """
-    from mambakit.domains.timeseries.data import load_data
-    from mambakit.domains.timeseries.model import load_forecaster
-    from mambakit.domains.timeseries.window import WindowForecaster
-
-    forecaster = load_forecaster(model)
-    config = forecaster.config
-    mixed = isinstance(forecaster, WindowForecaster) and forecaster.config.mix_series
-    loaded = load_data(
-        data,
-        missing=missing,
-        season_length=config.season_length,
-        mix=True if mixed else None,
-        columns=columns,
-        irregular=irregular,
-        static_table=static_table,
-    )
-    if sorted(loaded.ids) != sorted(forecaster.tokenizer.ids):
-        known = some(list(forecaster.tokenizer.ids))
-        raise DataError(
-            f"{data} has other series than the model was trained on ({known}); to measure a model on new "
-            "series, use backtest"
-        )
-    evaluation = _evaluate(forecaster, loaded, device)
-    if json:
-        print_json({"data": data, "horizon": config.horizon, **_results(evaluation)})
-    else:
-        _print_table(evaluation, loaded.name, config.horizon)
+_train = train  # inside it the name is that of the training options
 
 
 def choose_network(data: SeriesData, network: str) -> str:
@@ -300,50 +275,11 @@ def _finish(
     except DataError as error:
         print(f"note: the intervals are not calibrated: {error}", file=sys.stderr)
     forecaster.save_pretrained(run.path)
-    evaluation = _evaluate(forecaster, data, device, store)
+    evaluation = measure(forecaster, data, device, store)
     report.write(run, forecaster, data, result, evaluation)
     if json:
         made = {"validation_score": result.best_score, "model": run.path}
-        print_json({**settings, **_results(evaluation), **made})
+        print_json({**settings, **results_of(evaluation), **made})
     else:
-        _print_table(evaluation, data.name, settings["horizon"])
+        print_table(evaluation, data.name, settings["horizon"])
         print(f"model: {run.path}\nreport: {run.report_path}")
-
-
-def _evaluate(
-    forecaster: Forecasting, data: SeriesData, device: str, store: Store | None = None
-) -> Evaluation:
-    """Errors on the test rows; ``store`` holds the data's rows where they are laid out already."""
-    from mambakit.core.training import resolve_device
-    from mambakit.domains.timeseries import evaluation
-    from mambakit.domains.timeseries.stream.network import StreamForecaster
-
-    config = forecaster.config
-    chosen = resolve_device(device)
-    chosen = "cpu" if chosen.type == "mps" else chosen  # type: ignore[assignment]  # it has no float64
-    if isinstance(forecaster, StreamForecaster):
-        from mambakit.domains.timeseries.stream.data import make_store
-        from mambakit.domains.timeseries.stream.evaluation import evaluate_stream
-
-        if store is None:
-            store = make_store(forecaster.tokenizer, data.series, data.bounds)
-        result = evaluate_stream(forecaster, store, "test", device=chosen)
-    else:
-        from mambakit.domains.timeseries.training import make_values
-
-        sizes: dict[str, Any] = {"lookback": config.lookback, "horizon": config.horizon}
-        values = make_values(data, forecaster.tokenizer)
-        result = evaluation.evaluate(forecaster, data, "test", values=values, device=chosen, **sizes)
-    if not result.n_windows:
-        print(f"note: {data.name} has no test window of horizon {config.horizon}", file=sys.stderr)
-    forecaster.cpu()
-    return result
-
-
-def _results(evaluation: Evaluation) -> dict[str, object]:
-    return {"n_windows": evaluation.n_windows, "results": evaluation.rows}
-
-
-def _print_table(evaluation: Evaluation, name: str, horizon: int) -> None:
-    print_rows(evaluation.rows, f"{name}: {evaluation.n_windows} test windows, horizon {horizon}")
-    print(_NOTE, file=sys.stderr)

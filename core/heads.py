@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mambakit.core.blocks.base import check_lengths, padding_mask
+from mambakit.core.scoring import pinball
 
 POOLS = ("last", "mean", "max")
 REGRESSION_LOSSES = ("mse", "mae", "huber")
@@ -42,12 +43,25 @@ def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
     return torch.where(mask, values, 0.0).sum() / mask.sum().clamp(min=1)
 
 
-def _fill_missing(target: Tensor, mask: Tensor | None) -> Tensor:
+def fill_missing(target: Tensor, mask: Tensor | None) -> Tensor:
     """Targets that the mask leaves out become zero: a NaN there would reach gradients as 0 * NaN."""
     if mask is None or mask.shape != target.shape[: mask.dim()] or mask.dtype != torch.bool:
         return target
     mask = mask.reshape(mask.shape + (1,) * (target.dim() - mask.dim()))
     return torch.where(mask, target, 0.0)
+
+
+def checked_levels(quantiles: Sequence[float]) -> tuple[tuple[float, ...], int]:
+    """Levels of quantiles, and the index of the one nearest the median.
+
+    Raises:
+        ValueError: If they are outside (0, 1) or not increasing.
+    """
+    levels = [float(level) for level in quantiles]
+    inside = bool(levels) and all(0 < level < 1 for level in levels)
+    if not inside or any(a >= b for a, b in pairwise(levels)):
+        raise ValueError(f"quantiles: expected increasing levels inside (0, 1), got {levels}")
+    return tuple(levels), min(range(len(levels)), key=lambda i: abs(levels[i] - 0.5))
 
 
 class RegressionHead(nn.Module):
@@ -84,7 +98,7 @@ class RegressionHead(nn.Module):
             ValueError: If ``target`` has another shape than ``output``.
         """
         _check_same_shape(target, output)
-        target = _fill_missing(target, mask)
+        target = fill_missing(target, mask)
         if self.loss_name == "mse":
             values = F.mse_loss(output, target, reduction="none")
         elif self.loss_name == "mae":
@@ -112,15 +126,10 @@ class QuantileHead(nn.Module):
         self, *, d_model: int, quantiles: Sequence[float] = (0.1, 0.5, 0.9), d_output: int = 1
     ) -> None:
         super().__init__()
-        levels = [float(level) for level in quantiles]
-        inside = bool(levels) and all(0 < level < 1 for level in levels)
-        if not inside or any(a >= b for a, b in pairwise(levels)):
-            raise ValueError(f"quantiles: expected increasing levels inside (0, 1), got {levels}")
-        self.quantiles = tuple(levels)
+        self.quantiles, self.anchor = checked_levels(quantiles)
         self.d_output = d_output
-        self.anchor = min(range(len(levels)), key=lambda i: abs(levels[i] - 0.5))
-        self.register_buffer("levels", torch.tensor(levels), persistent=False)
-        self.proj = nn.Linear(d_model, d_output * len(levels))
+        self.register_buffer("levels", torch.tensor(self.quantiles), persistent=False)
+        self.proj = nn.Linear(d_model, d_output * len(self.quantiles))
 
     def forward(self, x: Tensor) -> Tensor:
         """``(..., d_model)`` to ``(..., d_output, n_quantiles)``, increasing along the last dimension."""
@@ -131,6 +140,18 @@ class QuantileHead(nn.Module):
         below = centre - F.softplus(raw[:a]).flip(0).cumsum(0).flip(0)
         above = centre + F.softplus(raw[a + 1 :]).cumsum(0)
         return torch.cat([below, centre, above]).movedim(0, -1)
+
+    def to_quantiles(self, output: Tensor) -> Tensor:
+        """The output itself: what a head of another kind has to make of its own."""
+        return output
+
+    def moved(self, output: Tensor, shift: Tensor, scale: Tensor | None = None) -> Tensor:
+        """The output for ``scale * y + shift`` where ``output`` is for ``y``; both ``(...)``, scale > 0."""
+        return (output if scale is None else output * scale[..., None]) + shift[..., None]
+
+    def losses(self, output: Tensor, target: Tensor) -> Tensor:
+        """Twice the pinball loss of each level, ``(..., n_quantiles)``: of the median the absolute error."""
+        return 2 * pinball(output, target, self.levels)
 
     @torch.no_grad()
     def begin_at_normal(self, spread: float) -> None:
@@ -154,9 +175,7 @@ class QuantileHead(nn.Module):
         """
         if target.shape != output.shape[:-1]:
             raise ValueError(f"target: expected shape {tuple(output.shape[:-1])}, got {tuple(target.shape)}")
-        error = _fill_missing(target, mask)[..., None] - output
-        levels = self.levels.to(error.dtype)
-        return masked_mean(torch.maximum(levels * error, (levels - 1) * error), mask)
+        return masked_mean(pinball(output, fill_missing(target, mask), self.levels), mask)
 
 
 class ClassificationHead(nn.Module):

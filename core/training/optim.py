@@ -10,6 +10,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from mambakit.core.training.config import TrainConfig
+from mambakit.core.training.devices import choose_precision
 
 # Parameters of the recurrence itself: decay would pull the time constants towards one fixed value.
 NO_DECAY_NAMES = frozenset({"A_log", "D", "dt_bias"})
@@ -66,12 +67,16 @@ def configure_optimizer(module: nn.Module, config: TrainConfig, total_steps: int
 
     Args:
         module: Whose parameters to train.
-        config: lr, weight_decay, warmup_fraction, final_lr_fraction and schedule are read.
+        config: lr, weight_decay, warmup_fraction, final_lr_fraction, schedule and precision are read.
         total_steps: Optimizer steps in the whole run: ``self.trainer.estimated_stepping_batches``.
     """
     groups = parameter_groups(module, config.weight_decay)
-    on_gpu = all(one.is_cuda for group in groups for one in group["params"])
-    optimizer = torch.optim.AdamW(groups, lr=config.lr, fused=on_gpu or None)  # fused: one launch
+    parameters = [one for group in groups for one in group["params"]]
+    # one launch; but in mixed precision Lightning does not clip gradients for a fused optimizer
+    fused = all(one.is_cuda for one in parameters) and "mixed" not in choose_precision(
+        config.precision, parameters[0].device
+    )
+    optimizer = torch.optim.AdamW(groups, lr=config.lr, fused=fused or None)
     warmup = round(config.warmup_fraction * total_steps)
     if config.schedule == "constant":
         scheduler = warmup_cosine(optimizer, total_steps, warmup, final_fraction=1.0)

@@ -230,6 +230,41 @@ class Forecaster:
         frame.columns = [name.replace("mambakit-", f"{NAME}-") for name in frame.columns]
         return frame.rename(columns={"unique_id": id_col, "ds": time_col, "y": target_col})
 
+    def embed(
+        self,
+        df: pd.DataFrame | None = None,
+        *,
+        every: int | None = None,
+        pool: str = "last",
+        unnamed: bool = False,
+        static_df: pd.DataFrame | None = None,
+    ) -> pd.DataFrame:
+        """What the network has made of each series after its last row, as numbers: see ``embedding.embed``.
+
+        Args:
+            df: Histories, of other series too; the frame of ``fit`` by default.
+            every: One after every so many rows, counted from the last.
+            pool: ``"last"``, or ``"mean"`` over the rows.
+            unnamed: Read each series as one unknown so far, whatever its name.
+            static_df: A row a series; that of ``fit`` by default.
+
+        Returns:
+            ``unique_id, ds, e0, e1, ...``.
+
+        Raises:
+            DataError: If a series lacks what the model needs; those that can't be read are in ``left_out``.
+        """
+        from mambakit.domains.timeseries.embedding import embed
+
+        model = self.model
+        if df is not None:
+            static = static_df if static_df is not None else self._static
+            self._table = read_table(df, columns=self.columns, static_table=static, name="df")
+        if self._table is None:
+            raise UsageError("embed: a loaded forecaster has no frame of its own; give it df")
+        frame = embed(model, self._table.series, every=every, pool=pool, unnamed=unnamed)
+        return frame.rename(columns={"unique_id": self.columns.id, "ds": self.columns.time})
+
     def save(self, path: Path | str) -> None:
         """Write the model as a hub folder, which the command line reads too."""
         self.model.save_pretrained(path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
+from typing import Literal, get_args
 
 from mambakit.core.errors import UsageError
 from mambakit.core.training import TrainConfig
@@ -14,6 +15,7 @@ _SECONDS_A_DAY = {"h": 3600, "min": 60, "s": 1}
 _LONGEST_SEASON = 1440
 # Weights a step that a linear map may have: with more covariates it sees them ahead only, or not at all.
 MOST_LINEAR = 4096
+Output = Literal["quantiles", "normal", "student-t"]
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,8 @@ class ModelConfig:
     """Share of activations that is dropped while training."""
     quantiles: list[float] = field(default_factory=lambda: [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9])
     """Levels that are forecast; the point forecast is their mean."""
+    output: Output = "quantiles"
+    """quantiles are learned each by itself; normal and student-t are fitted by likelihood, and say them."""
     use_season: bool = True
     """Learn a pattern a series and season, taken out before the network and put back behind it."""
     use_linear: bool = True
@@ -51,6 +55,8 @@ class ModelConfig:
                 raise UsageError(f"{name}: expected at least 1, got {getattr(self, name)}")
         if not self.quantiles or any(not 0 < level < 1 for level in self.quantiles):
             raise UsageError(f"quantiles: expected levels inside (0, 1), got {self.quantiles}")
+        if self.output not in get_args(Output):
+            raise UsageError(f"output: expected one of {', '.join(get_args(Output))}, got {self.output!r}")
 
 
 @dataclass(frozen=True)
@@ -107,6 +113,8 @@ class StreamModelConfig:
         default_factory=lambda: [0.025, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.975]
     )
     """Levels that are forecast; the point forecast is their mean."""
+    output: Output = "quantiles"
+    """quantiles are learned each by itself; normal and student-t are fitted by likelihood, and say them."""
     use_linear: bool = True
     """Add a linear map of the last rows and of what is known ahead, begun at its least-squares solution."""
 
@@ -116,6 +124,8 @@ class StreamModelConfig:
                 raise UsageError(f"{name}: expected at least 1, got {getattr(self, name)}")
         if not self.quantiles or any(not 0 < level < 1 for level in self.quantiles):
             raise UsageError(f"quantiles: expected levels inside (0, 1), got {self.quantiles}")
+        if self.output not in get_args(Output):
+            raise UsageError(f"output: expected one of {', '.join(get_args(Output))}, got {self.output!r}")
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -51,34 +51,54 @@ def forecast(
         return forecast_stream(model, series, horizon, left_out=left_out)
     if horizon < 1:
         raise UsageError(f"horizon: expected at least 1, got {horizon}")
+    made: dict[str, Forecast] = {}
+    series = readable(model, series, left_out)
+    for groups, index in readings(model, series):
+        quantiles = _roll(model, groups, index, horizon)
+        for group, part in zip(groups, quantiles.unbind(0), strict=True):
+            for one, own in zip(group, part.unbind(1), strict=True):
+                made[one.unique_id] = _forecast(model, one, own, horizon)
+    return [made[one.unique_id] for one in series]
+
+
+def readable(
+    model: WindowForecaster, series: Sequence[Series], left_out: list[tuple[str, str]] | None = None
+) -> list[Series]:
+    """The series whose last window can be read.
+
+    Raises:
+        DataError: If one can't be, and there is no ``left_out`` that takes its name and reason; or none can.
+    """
     faults = {one.unique_id: _fault(one, model.config.lookback) for one in series}
     bad = [(name, reason) for name, reason in faults.items() if reason]
     if bad and (left_out is None or len(bad) == len(series)):
-        more = f" (and {len(bad) - 1} more series can't be forecast)" if len(bad) > 1 else ""
+        more = f" (and {len(bad) - 1} more series can't be read)" if len(bad) > 1 else ""
         raise DataError(bad[0][1] + more)
     if left_out is not None:
         left_out.extend(bad)
-    series = [one for one in series if not faults[one.unique_id]]
+    return [one for one in series if not faults[one.unique_id]]
+
+
+def readings(
+    model: WindowForecaster, series: Sequence[Series]
+) -> Iterator[tuple[list[list[Series]], Tensor]]:
+    """The series as the model reads them: groups, and the index ``(n_groups, n_series)`` of each in them.
+
+    First those that it was trained to read together, if all are there; then the rest, each alone.
+    """
     known = {name: index for index, name in enumerate(model.tokenizer.ids)}
-    made: dict[str, Forecast] = {}
-    rest = list(series)
     together = _together(model, series)
     if together:
-        names = [known[one.unique_id] for one in together]
-        quantiles = _roll(model, [together], torch.tensor([names]), horizon)
-        for column, one in enumerate(together):
-            made[one.unique_id] = _forecast(model, one, quantiles[0, :, column], horizon)
-        rest = [one for one in series if one.unique_id not in made]
+        yield [together], torch.tensor([[known[one.unique_id] for one in together]])
+    read = {one.unique_id for one in together}
+    rest = [one for one in series if one.unique_id not in read]
     for i in range(0, len(rest), 256):
         part = rest[i : i + 256]
         alone = [
             model.unknown if model.config.mix_series else known.get(one.unique_id, model.unknown)
             for one in part
         ]
-        quantiles = _roll(model, [[one] for one in part], torch.tensor(alone)[:, None], horizon)
-        for row, one in enumerate(part):
-            made[one.unique_id] = _forecast(model, one, quantiles[row, :, 0], horizon)
-    return [made[one.unique_id] for one in series]
+        yield [[one] for one in part], torch.tensor(alone)[:, None]
 
 
 def unknown_series(model: WindowForecaster, series: Sequence[Series]) -> list[str]:
@@ -113,9 +133,10 @@ def _together(model: WindowForecaster, series: Sequence[Series]) -> list[Series]
     return chosen if len(group_series(chosen, mix=True)) == 1 else []
 
 
-@torch.no_grad()
-def _roll(model: WindowForecaster, groups: list[list[Series]], index: Tensor, horizon: int) -> Tensor:
-    """Scaled quantiles, ``(n_groups, horizon, n_series, n_quantiles)``, by as many passes as it takes."""
+def last_windows(
+    model: WindowForecaster, groups: list[list[Series]], index: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """History, phase and series of the last window of each group, as the network takes them."""
     config = model.config
     device = next(model.parameters()).device
     scaled = []
@@ -129,7 +150,15 @@ def _roll(model: WindowForecaster, groups: list[list[Series]], index: Tensor, ho
         int(phases(group[0].stamps[-1:], group[0].frequency, season)[0]) for group in groups
     ]  # a table's own stamps say which phase comes next
     phase = (torch.tensor(last, device=device) + 1) % season
-    series = index[0].to(device) if len(groups) == 1 else index.to(device)
+    return history, phase, index[0].to(device) if len(groups) == 1 else index.to(device)
+
+
+@torch.no_grad()
+def _roll(model: WindowForecaster, groups: list[list[Series]], index: Tensor, horizon: int) -> Tensor:
+    """Scaled quantiles, ``(n_groups, horizon, n_series, n_quantiles)``, by as many passes as it takes."""
+    config = model.config
+    season = config.season_length
+    history, phase, series = last_windows(model, groups, index)
     parts: list[Tensor] = []
     done = 0
     while done < horizon:

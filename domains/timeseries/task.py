@@ -1,4 +1,4 @@
-"""Training: the pinball loss of the scaled values; windows are cut on the device that trains."""
+"""Training: the head's loss of the scaled values; windows are cut on the device that trains."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mambakit.domains.timeseries.window import WindowForecaster
 
 
 class ForecastLoss(nn.Module):
-    """The pinball loss of each member on its own batch of windows, near steps weighing more.
+    """The loss of each member's head on its own batch of windows, near steps weighing more.
 
     Args:
         model: The network.
@@ -30,7 +30,7 @@ class ForecastLoss(nn.Module):
         self.register_buffer("step_weight", weight / weight.mean(), persistent=False)
 
     def forward(self, history: Tensor, future: Tensor, phase: Tensor, series: Tensor) -> Tensor:
-        """Twice the weighted pinball loss (of the median: the absolute error), summed over the members.
+        """The weighted loss, of quantiles twice their pinball loss, summed over the members.
 
         What their layers ask for besides, such as experts their balance, is in the sum too.
 
@@ -42,9 +42,9 @@ class ForecastLoss(nn.Module):
         """
         losses = []
         for i, member in enumerate(self.model.members):
-            quantiles = member(history[i], phase[i], series if series.dim() == 1 else series[i])
-            by_step = pinball(quantiles, future[i], member.head.levels).mean((0, 2, 3))
-            losses.append(2 * (by_step * self.step_weight).mean())
+            said = member.outlook(history[i], phase[i], series if series.dim() == 1 else series[i])
+            by_step = member.head.losses(said, future[i]).mean((0, 2, 3))
+            losses.append((by_step * self.step_weight).mean())
         return torch.stack(losses).sum() + auxiliary_loss(self.model)
 
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from mambakit.core.adapters import TokenBatch
 from mambakit.core.backbone import Backbone, BackboneConfig
-from mambakit.core.heads import QuantileHead
+from mambakit.core.distributions import forecast_head
 from mambakit.core.hub import HubModel
 from mambakit.domains.timeseries.baselines import linear
 from mambakit.domains.timeseries.config import ForecasterConfig
@@ -67,14 +67,35 @@ class Network(nn.Module):
         self.name_table.weight._no_weight_decay = True  # type: ignore[attr-defined]
         self.across_series = Backbone(_backbone(config, model.d_series, model.series_blocks, both_ways=True))
         self.dropout = nn.Dropout(model.dropout)
-        levels = sorted(model.quantiles)
-        self.head = QuantileHead(d_model=model.d_series, quantiles=levels, d_output=horizon)
+        self.head = forecast_head(
+            model.output, d_model=model.d_series, quantiles=sorted(model.quantiles), d_output=horizon
+        )
         self.head.begin_at_normal(_FIRST_SPREAD)
         with torch.no_grad():
             self.head.proj.weight.zero_()
 
     def forward(self, history: Tensor, phase: Tensor, series: Tensor) -> Tensor:
         """As ``WindowForecaster``'s, of this member alone."""
+        return self.head.to_quantiles(self.outlook(history, phase, series))
+
+    def outlook(self, history: Tensor, phase: Tensor, series: Tensor) -> Tensor:
+        """What the head says, ``(batch, horizon, n_series, ...)``; arguments as ``forward``'s."""
+        x, mean, deviation, season = self._normalised(history, phase, series)
+        y = self.head(self.dropout(self._features(x, series)))  # [b, c, h, q]
+        if self.linear is not None:
+            y = self.head.moved(y, x @ self.linear)
+        if season is not None:
+            y = self.head.moved(y, season[..., self.config.lookback :])
+        return self.head.moved(y, mean, deviation).transpose(1, 2)
+
+    def embed(self, history: Tensor, phase: Tensor, series: Tensor) -> Tensor:
+        """What the head reads, ``(batch, n_series, d_series)``; arguments as ``forward``'s."""
+        return self._features(self._normalised(history, phase, series)[0], series)
+
+    def _normalised(
+        self, history: Tensor, phase: Tensor, series: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """The lookback ``(batch, n_series, lookback)`` less its level, spread and season, and those."""
         x = history.transpose(1, 2)  # [b, c, l]
         mean = x.mean(-1, keepdim=True)
         deviation = (x.var(-1, keepdim=True, unbiased=False) + _EPSILON).sqrt()
@@ -82,13 +103,7 @@ class Network(nn.Module):
         season = self._season(phase, series)
         if season is not None:
             x = x - season[..., : self.config.lookback]
-        y = self.head(self.dropout(self._features(x, series)))  # [b, c, h, q]
-        if self.linear is not None:
-            y = y + (x @ self.linear)[..., None]
-        if season is not None:
-            y = y + season[..., self.config.lookback :, None]
-        y = y * deviation[..., None] + mean[..., None]
-        return y.transpose(1, 2)
+        return x, mean, deviation, season
 
     def _features(self, x: Tensor, series: Tensor) -> Tensor:
         """One vector for each series, ``(batch, n_series, d_series)``, from its normalised lookback."""
@@ -173,6 +188,10 @@ class WindowForecaster(nn.Module, HubModel):
         plain = linear(self.least_squares)(history)
         # the levels move together: the spread stays the network's
         return y + (1 - self.trust) * (plain - self.point(y))[..., None]
+
+    def embed(self, history: Tensor, phase: Tensor, series: Tensor) -> Tensor:
+        """What the members' heads read, one behind the other, ``(batch, n_series, members * d_series)``."""
+        return torch.cat([member.embed(history, phase, series) for member in self.members], -1)
 
     def point(self, quantiles: Tensor) -> Tensor:
         """The point forecast: the mean over the levels, which for a skewed outcome is nearer the mean."""

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 
 from mambakit.apps.timeseries import main
-from mambakit.apps.timeseries_classify import evaluate_classify, train_classify
+from mambakit.apps.timeseries_classify import train_classify
 from mambakit.core.errors import DataError
-from mambakit.domains.timeseries.classification.config import (
-    PRESET_CLASSIFIER_TRAIN,
-    ClassifierModelConfig,
-    SelectionConfig,
-)
+from mambakit.domains.timeseries.classification.config import PRESET_CLASSIFIER_TRAIN
 
 
 def write_table(path: Path, *, seed: int, labels: bool = True) -> Path:
@@ -36,16 +32,24 @@ def write_table(path: Path, *, seed: int, labels: bool = True) -> Path:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("classify")
-    train_classify(
-        data=str(write_table(folder / "train.csv", seed=0)),
-        test=str(write_table(folder / "test.csv", seed=1)),
-        output=folder / "model",
-        model=ClassifierModelConfig(members=1, d_model=16, blocks=["mamba2"], d_state=4, head_dim=8),
-        selection=SelectionConfig(least_steps=0),
-        train=dataclasses.replace(PRESET_CLASSIFIER_TRAIN, max_epochs=15, lr=1e-2, ema_decay=0.5),
-        device="cpu",
-    )
+    words = ["--data", write_table(folder / "train.csv", seed=0)]
+    words += ["--test", write_table(folder / "test.csv", seed=1), "--output", folder / "model"]
+    words += ["--classify.members", 1, "--classify.d_model", 16, "--classify.blocks", "[mamba2]"]
+    words += ["--classify.d_state", 4, "--classify.head_dim", 8, "--classify_augment.jitter", 0.1]
+    words += ["--classify_selection.least_steps", 0, "--device", "cpu"]
+    words += ["--train.max_epochs", 15, "--train.lr", 1e-2, "--train.ema_decay", 0.5]
+    assert main(["train", "--task", "classify", *map(str, words)]) == 0
     return folder
+
+
+def test_flags_reach_the_training(folder: Path) -> None:
+    config = yaml.safe_load((folder / "model/config.yaml").read_text())
+    assert config["model"] | {"blocks": ["mamba2"], "d_model": 16, "members": 1} == config["model"]
+    assert config["augment"]["jitter"] == 0.1
+    assert config["selection"]["least_steps"] == 0
+    assert config["train"]["lr"] == 1e-2
+    # what is not said is the classifier's own default, not a forecaster's
+    assert config["train"]["batch_size"] == PRESET_CLASSIFIER_TRAIN.batch_size
 
 
 def test_run_folder_is_whole(folder: Path) -> None:
@@ -69,12 +73,60 @@ def test_classifies_a_file_without_labels(folder: Path, capsys: pytest.CaptureFi
 
 
 def test_measures_a_saved_model(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    evaluate_classify(
-        model=folder / "model", data=str(folder / "test.csv"), train=str(folder / "train.csv"), json=True
-    )
-    rows = json.loads(capsys.readouterr().out)["results"]
-    assert [row["classifier"] for row in rows] == ["mambakit", "nearest neighbour", "commonest class"]
-    assert rows[0]["accuracy"] >= 0.9 > rows[2]["accuracy"] == 0.5
+    call = ["evaluate", "--model", str(folder / "model"), "--data", str(folder / "test.csv")]
+    assert main([*call, "--train", str(folder / "train.csv"), "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["n_series"] == 20
+    ours, neighbour, commonest = said["results"]
+    assert [row["classifier"] for row in said["results"]] == [
+        "mambakit",
+        "nearest neighbour",
+        "commonest class",
+    ]
+    assert ours["accuracy"] >= 0.9 > commonest["accuracy"] == 0.5
+    assert ours["macro_f1"] >= 0.9
+    assert ours["log_loss"] < commonest["log_loss"] == pytest.approx(np.log(2))
+    assert commonest["calibration_error"] == pytest.approx(0, abs=1e-6)
+    assert 0 <= ours["calibration_error"] < 0.5
+    assert "log_loss" not in neighbour
+    assert main(call) == 0
+    printed = capsys.readouterr().out
+    assert "calibration_error" in printed
+    assert "commonest" not in printed  # without the training series there is no baseline
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            "train --task classify --horizon 5 --stream.d_model 8",
+            "--horizon, --stream.*: this is for forecasting",
+        ),
+        (
+            "train --task classify --lookback 48",
+            "--lookback: this is for forecasting, and --task is classify",
+        ),
+        ("train --classify.d_model 8 --test x.csv", "--test, --classify.*: this is for --task classify"),
+        (
+            "train --data co2 --network window --stream.d_model 8",
+            "--stream.*: what is trained here is --network",
+        ),
+        ("train --data co2 --window.d_time 8", "--window.*: what is trained here is --network stream"),
+        (
+            "evaluate --model {model} --data x.csv --irregular",
+            "holds a classifier, which reads labelled series",
+        ),
+        (
+            "train --task classify --classify.pool none",
+            "--classify.pool: expected one of 'mean', 'max', 'last', got 'none'",
+        ),
+    ],
+)
+def test_what_does_not_go_together_is_said(
+    folder: Path, words: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words.format(model=folder / "model").split()) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_bad_calls_say_so(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

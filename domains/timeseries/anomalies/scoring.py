@@ -1,23 +1,20 @@
-"""Anomaly scores: how surprised the forecasts made of a row were when its value came.
+"""Anomaly scores: how surprised a forecaster was by each row, and how unusual the rows around it are.
 
 F_h = distribution forecast of the row from h rows before, h = 1..k        (quantiles, exponential tails)
-a_h = -log of twice the smaller tail of F_h, at most CAP                    (about Exp(1) where calibrated)
-b_h = a_h / running mean of a_h over the last MEMORY rows                  (an often wrong lead counts less)
-b   = (b_1 + mean of b_1..b_k) / 2      (b_1 sees every jump; the longer leads have not yet seen the anomaly)
-score = mean of b over the ``smooth`` rows around the row: it waits for half of them
+score from the surprises under all F_h, the level and the steps            (parts.py)
 anomaly = score above what a share ``rate`` of normal rows exceeds          (exponential tail beyond its 90 %)
 
-Everything looks back alone, so rows are scored as they come, with a state of fixed size. A missing value has
-no score, and a forecast made when less than half of the lookback was observed is not counted.
+Nothing looks further ahead than the rows that a score waits for, so rows are scored as they come, with a
+state of fixed size. A missing value has no score, and a forecast made when less than half of the lookback
+was observed is not counted.
 """
 
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -26,6 +23,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mambakit.core.errors import DataError, UsageError
+from mambakit.domains.timeseries.anomalies.parts import PARTS, RowScorer, Scored
+from mambakit.domains.timeseries.anomalies.surprise import surprise
 from mambakit.domains.timeseries.stream.network import StreamForecaster
 from mambakit.domains.timeseries.stream.parts import Read
 from mambakit.domains.timeseries.stream.rows import Rows
@@ -33,102 +32,11 @@ from mambakit.domains.timeseries.tables.table import Series
 
 RATE = 1e-3
 NORMAL = 0.15
-COLUMNS = ("unique_id", "ds", "y", "y_hat", "lo", "hi", "score", "anomaly")
-_CAP = 20.0
-# Chosen on anomalies put into other series; benchmarks/timeseries_anomalies.py says which.
-_MEMORY = 2000.0
-# The running mean of a lead begins at 1, what a calibrated forecast has, as if it had been seen so often;
-# a great surprise is not to hide those that follow it.
-_PRIOR = 20.0
-_MOST_IN_MEAN = 6.0
+COLUMNS = ("unique_id", "ds", "y", "y_hat", "lo", "hi", "score", *PARTS, "anomaly")
 _LEAST_SEEN = 0.5
 _TAIL_FROM = 0.9
 _LEAST_NORMAL = 50
-_LEAST_SPREAD = 1e-6
 _PIECE = 1024
-
-
-def surprise(value: Tensor, quantiles: Tensor, levels: Sequence[float]) -> Tensor:
-    """Minus the logarithm of twice the smaller tail probability; 0 at the median, NaN without a value.
-
-    Between levels the distribution function is linear. Beyond the outermost ones tails are exponential, with
-    the scale that joins the median and the outermost level.
-
-    Args:
-        value: Any shape.
-        quantiles: The same and ``(n_levels,)`` behind it, increasing; NaN where there is no forecast.
-        levels: Their levels, increasing, on both sides of 0.5.
-    """
-    level = torch.tensor(levels, dtype=quantiles.dtype, device=quantiles.device)
-    n, value = len(levels), value[..., None]
-    above = (quantiles <= value).sum(-1, keepdim=True).clamp(1, n - 1)
-    low, high = quantiles.gather(-1, above - 1), quantiles.gather(-1, above)
-    share = ((value - low) / (high - low).clamp(min=_LEAST_SPREAD)).clamp(0, 1)
-    inside = level[above - 1] + share * (level[above] - level[above - 1])
-    inside = -(2 * inside.minimum(1 - inside)).log()
-    first, last = quantiles[..., :1], quantiles[..., -1:]
-    middle = quantiles[..., n // 2, None]
-    beyond = []
-    for edge, gap, tail in ((first, first - value, levels[0]), (last, value - last, 1 - levels[-1])):
-        scale = ((edge - middle).abs() / math.log(0.5 / tail)).clamp(min=_LEAST_SPREAD)
-        beyond.append(torch.where(gap > 0, gap / scale - math.log(2 * tail), -torch.inf))
-    y = torch.where((value < first) | (value > last), torch.maximum(*beyond), inside)
-    y = torch.where(quantiles.isnan().any(-1, keepdim=True) | value.isnan(), torch.nan, y)
-    return y.clamp(min=0)[..., 0]
-
-
-class Scored(NamedTuple):
-    """A row and its score; NaN where it has none."""
-
-    row: int
-    score: float
-
-
-class Smoother:
-    """From the surprises of a row under each lead to scores, a row at a time.
-
-    Args:
-        smooth: Rows that a score is the mean over; it belongs to the row in their middle.
-    """
-
-    def __init__(self, n_leads: int, smooth: int) -> None:
-        self.total = np.full(n_leads, _PRIOR)
-        self.count = np.full(n_leads, _PRIOR)
-        self.smooth, self.wait = smooth, smooth // 2
-        self.recent: deque[float] = deque(maxlen=smooth)
-        self.rows = 0
-
-    def add(self, surprises: NDArray[np.float64]) -> Scored | None:
-        """Take in the next row, ``(n_leads,)``, NaN where there is none; the row that has its score now."""
-        there = ~np.isnan(surprises)
-        mean = math.nan
-        if there.any():
-            capped = np.where(there, surprises, 0.0).clip(max=_CAP)
-            relative = capped / (self.total / self.count)
-            whole = relative.sum() / there.sum()
-            mean = (relative[0] + whole) / 2 if there[0] else whole
-            keep = 1 - 1 / _MEMORY
-            prior = (1 - keep) * _PRIOR  # which never fades, so that no mean falls to zero
-            self.total = np.where(
-                there, keep * self.total + prior + capped.clip(max=_MOST_IN_MEAN), self.total
-            )
-            self.count = np.where(there, keep * self.count + prior + 1, self.count)
-        self.recent.append(float(mean))
-        self.rows += 1
-        return self._score(self.rows - 1 - self.wait) if self.rows > self.wait else None
-
-    def finish(self) -> Iterator[Scored]:
-        """The rows that are still waiting, by what came."""
-        return (self._score(row) for row in range(max(0, self.rows - self.wait), self.rows))
-
-    def _score(self, row: int) -> Scored:
-        oldest = self.rows - len(self.recent)
-        first = max(0, row - (self.smooth - 1 - self.wait) - oldest)
-        values = np.array(self.recent)
-        around = values[first:]
-        there = ~np.isnan(around)
-        missing = math.isnan(values[row - oldest])
-        return Scored(row, math.nan if missing else float(around[there].mean()))
 
 
 class StreamScorer:
@@ -136,7 +44,7 @@ class StreamScorer:
 
     Args:
         model: A stream forecaster.
-        smooth: Rows that a score is the mean over; the trained horizon by default.
+        smooth: Rows around each row that its score is of; the trained horizon by default.
 
     Raises:
         UsageError: If ``smooth`` is below 1, the model reads irregular rows, or its levels don't lie on both
@@ -156,7 +64,9 @@ class StreamScorer:
         self.model, self.smooth = model, smooth
         config = model.config
         self.state: Any = None
-        self.smoothers = [Smoother(config.horizon, smooth) for _ in range(config.n_mixed)]
+        self.scorers = [
+            RowScorer(config.horizon, smooth, config.season_length) for _ in range(config.n_mixed)
+        ]
         device = next(model.parameters()).device
         shape = (config.n_mixed, config.horizon, config.horizon, len(model.levels))
         self._made = torch.full(shape, torch.nan, device=device)  # forecasts of the last k rows
@@ -184,8 +94,8 @@ class StreamScorer:
     def finish(self) -> pd.DataFrame:
         """The last rows, whose scores still wait for rows that never come."""
         found = [
-            [(*row, scored.score) for row, scored in zip(waiting, smoother.finish(), strict=True)]
-            for waiting, smoother in zip(self._waiting, self.smoothers, strict=True)
+            [_line(row, scored) for row, scored in zip(waiting, scorer.finish(), strict=True)]
+            for waiting, scorer in zip(self._waiting, self.scorers, strict=True)
         ]
         self._waiting = [[] for _ in self._waiting]
         return _frame(found)
@@ -242,7 +152,7 @@ class StreamScorer:
         band = outer.double().cpu() * scale[:, None, None, 1] + scale[:, None, None, 0]
         return _frame(
             [
-                list(self._rows(g, one, first, end, band[g].numpy(), surprises[g]))
+                list(self._rows(g, one, rows[g].values, first, band[g].numpy(), surprises[g]))
                 for g, one in enumerate(series)
             ]
         )
@@ -251,17 +161,17 @@ class StreamScorer:
         self,
         g: int,
         one: Series,
+        scaled: NDArray[np.float32],
         first: int,
-        end: int,
         band: NDArray[np.float64],
         surprises: NDArray[np.float64],
     ) -> Iterator[tuple[Any, ...]]:
-        waiting, smoother = self._waiting[g], self.smoothers[g]
-        for i, row in enumerate(range(first, end)):
+        waiting, scorer = self._waiting[g], self.scorers[g]
+        for i, row in enumerate(range(first, first + len(band))):
             waiting.append((one.unique_id, one.stamps[row], one.values[row], *band[i]))
-            scored = smoother.add(surprises[i])
+            scored = scorer.add(surprises[i], float(scaled[row]))
             if scored is not None:
-                yield (*waiting.pop(0), scored.score)
+                yield _line(waiting.pop(0), scored)
 
 
 def anomaly_scores(
@@ -280,13 +190,13 @@ def anomaly_scores(
         normal: Rows from the beginning that are believed normal, and set the threshold: a share of each
             series below 1, a number of rows above. NAB's probation period is 0.15.
         rate: Share of rows like the normal ones that may be called anomalous: one in a thousand by default. A
-            series that drifts away from them has more: one in fifty to a hundred on the NAB series.
-        smooth: Rows that a score is the mean over; the trained horizon by default.
+            series that drifts away from them has more: up to one in seventy on the NAB series.
+        smooth: Rows around each row that its score is of; the trained horizon by default.
 
     Returns:
-        ``unique_id, ds, y, y_hat, lo, hi, score, anomaly``: the forecast of the row and its outermost
-        quantiles, averaged over the horizon of rows that it was forecast from; the score, 1 in the mean of
-        normal rows; whether it lies above the series' threshold.
+        ``COLUMNS``: the forecast of the row and its outermost quantiles, averaged over the horizon of rows
+        that it was forecast from; the score, about 1 for normal rows; the parts that say where it comes from
+        (``parts.py``); whether it lies above the series' threshold.
 
     Raises:
         UsageError: If ``normal``, ``rate`` or ``smooth`` makes no sense.
@@ -363,6 +273,10 @@ def _reaching(one: Series, horizon: int) -> Series:
         return one
     short = len(one.values) + horizon - len(one.future)
     return replace(one, future=pd.concat([one.future, *[one.future.iloc[-1:]] * short], ignore_index=True))
+
+
+def _line(row: tuple[Any, ...], scored: Scored) -> tuple[Any, ...]:
+    return (*row, scored.score, *scored.parts)
 
 
 def _frame(rows: Sequence[Sequence[tuple[Any, ...]]]) -> pd.DataFrame:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal, get_args
 
 from mambakit.core.errors import UsageError
 from mambakit.core.training import TrainConfig
+
+Pool = Literal["mean", "max", "last"]
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,7 @@ class ClassifierModelConfig:
     """State size of the Mamba blocks."""
     head_dim: int = 16
     """Channels a head of the Mamba blocks."""
-    pool: str = "mean"
+    pool: Pool = "mean"
     """How the rows become one vector: mean, max or last."""
     changes: bool = True
     """Read each channel's change since the row before, too."""
@@ -37,6 +40,8 @@ class ClassifierModelConfig:
         for name in ("members", "d_model", "d_state", "head_dim"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        if self.pool not in get_args(Pool):
+            raise UsageError(f"pool: expected one of {', '.join(get_args(Pool))}, got {self.pool!r}")
         for name in ("dropout", "label_smoothing"):
             if not 0 <= getattr(self, name) < 1:
                 raise UsageError(f"{name}: expected at least 0 and less than 1, got {getattr(self, name)}")

@@ -11,7 +11,12 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 from torchmetrics import MetricCollection
-from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix, MulticlassF1Score
+from torchmetrics.classification import (
+    MulticlassAccuracy,
+    MulticlassCalibrationError,
+    MulticlassConfusionMatrix,
+    MulticlassF1Score,
+)
 
 from mambakit.core.errors import DataError
 from mambakit.core.metrics import SetCoverage, SetSize
@@ -29,7 +34,8 @@ class ClassifierEvaluation:
 
     Attributes:
         rows: One mapping a classifier: ``classifier``, ``accuracy``, ``balanced_accuracy``, ``macro_f1``; of
-            ours also ``log_loss``, and ``coverage`` and ``set_size`` of its sets of classes.
+            ours and the commonest class, whose probabilities are the classes' shares in training, also
+            ``log_loss`` and ``calibration_error``; of ours ``coverage`` and ``set_size`` of its sets.
         confusion: How many series of each class (row) ours took for each class (column).
         classes: Their names.
         n_series: How many series were classified.
@@ -59,7 +65,7 @@ def evaluate_classifier(
     target = torch.from_numpy(require_labels(data, classes))
     p = model.probabilities(data.series)
     scores: dict[str, object] = {"classifier": OURS, **scores_of(p.argmax(-1), target, len(classes))}
-    scores["log_loss"] = float(torch.nn.functional.nll_loss(p.clamp(min=1e-300).log(), target))
+    scores |= honesty_of(p, target)
     if SETS in model.calibrators:
         made = class_sets(model, p, alpha)
         coverage, size = SetCoverage(), SetSize()
@@ -69,11 +75,14 @@ def evaluate_classifier(
     rows = [scores]
     if train is not None:
         known = require_labels(train, classes)
-        for name, guess in (
-            ("nearest neighbour", nearest_neighbour(train.series, known, data.series)),
-            ("commonest class", np.full(len(target), np.bincount(known).argmax())),
-        ):
-            rows.append({"classifier": name, **scores_of(torch.from_numpy(guess), target, len(classes))})
+        shares = torch.from_numpy(np.bincount(known, minlength=len(classes)) / len(known))
+        nearest = torch.from_numpy(nearest_neighbour(train.series, known, data.series))
+        rows.append({"classifier": "nearest neighbour", **scores_of(nearest, target, len(classes))})
+        commonest = shares.argmax().expand(len(target))
+        of_shares = honesty_of(shares.expand(len(target), -1), target)
+        rows.append(
+            {"classifier": "commonest class", **scores_of(commonest, target, len(classes)), **of_shares}
+        )
     confusion = MulticlassConfusionMatrix(len(classes))(p.argmax(-1), target)
     return ClassifierEvaluation(rows, confusion.numpy(), tuple(classes), len(target))
 
@@ -94,6 +103,19 @@ def scores_of(guess: Tensor, target: Tensor, n_classes: int) -> dict[str, float]
         compute_groups=False,
     )
     return {name: float(value) for name, value in metrics(guess, target).items()}
+
+
+def honesty_of(p: Tensor, target: Tensor) -> dict[str, float]:
+    """``log_loss``; ``calibration_error``, how far the likeliest class is right more or less often than its
+    probability says, in 15 bins (Guo et al. 2017, eq. 3).
+
+    Args:
+        p: Probabilities, ``(n, n_classes)`` float64.
+        target: ``(n,)`` int64.
+    """
+    gap = MulticlassCalibrationError(p.shape[1], n_bins=15, norm="l1")
+    loss = torch.nn.functional.nll_loss(p.clamp(min=1e-300).log(), target)
+    return {"log_loss": float(loss), "calibration_error": float(gap(p.float(), target))}
 
 
 def nearest_neighbour(

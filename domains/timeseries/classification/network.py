@@ -11,7 +11,8 @@ One or two state-space layers suffice for sets of this kind: MambaSL (ICLR 2026)
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 from mambakit.core.backbone import Backbone, BackboneConfig
 from mambakit.core.calibration import ConformalSets, TemperatureScaling
 from mambakit.core.errors import DataError
-from mambakit.core.heads import ClassificationHead
+from mambakit.core.heads import ClassificationHead, pool_tokens
 from mambakit.core.hub import HubModel
 from mambakit.domains.timeseries.classification.config import ClassifierConfig
 from mambakit.domains.timeseries.tables.labelled import LabelledSeries
@@ -76,9 +77,13 @@ class Network(nn.Module):
 
     def forward(self, values: Tensor, lengths: Tensor) -> Tensor:
         """Logits ``(batch, n_classes)``; see ``SeriesClassifier.forward``."""
+        return self.head.proj(self.pooled(values, lengths))
+
+    def pooled(self, values: Tensor, lengths: Tensor) -> Tensor:
+        """The vector that the logits are read from, ``(batch, d_model)``; arguments as ``forward``'s."""
         tokens = self.embed(features(values, changes=self.changes))
         read, _ = self.backbone(self.dropout(tokens), lengths=lengths)
-        return self.head(self.dropout(read), lengths)
+        return pool_tokens(self.dropout(read), self.head.pool, lengths)
 
 
 class SeriesClassifier(nn.Module, HubModel):
@@ -137,18 +142,35 @@ class SeriesClassifier(nn.Module, HubModel):
         Raises:
             DataError: If a series has another number of channels, or not one row.
         """
+        logits = self._in_batches(series, self)
+        temperature: TemperatureScaling | None = self.calibrators.get(TEMPERATURE)
+        return (logits if temperature is None else temperature(logits)).softmax(-1)
+
+    @torch.no_grad()
+    def embed(self, series: Sequence[LabelledSeries]) -> Tensor:
+        """The members' pooled rows, one behind the other, ``(n_series, members * d_model)`` float64.
+
+        Raises:
+            DataError: If a series has another number of channels, or not one row.
+        """
+        members = self.members
+        return self._in_batches(series, lambda *padded: torch.cat([m.pooled(*padded) for m in members], -1))
+
+    def _in_batches(
+        self, series: Sequence[LabelledSeries], read: Callable[[Tensor, Tensor], Tensor]
+    ) -> Tensor:
+        """``read`` of values and lengths for all series, ``(n_series, ...)`` float64 on the CPU."""
         self.eval()
         device = next(self.parameters()).device
         padded = self.pad(series)
         # of like lengths together, so that little is padding
         order = padded.lengths.argsort(stable=True)
-        logits = torch.zeros(len(series), len(self.config.classes), dtype=torch.float64)
+        made = []
         for rows in order.split(_BATCH):
             lengths = padded.lengths[rows]
             values = padded.values[rows, : int(lengths.max())]
-            logits[rows] = self(values.to(device), lengths.to(device)).double().cpu()
-        temperature: TemperatureScaling | None = self.calibrators.get(TEMPERATURE)
-        return (logits if temperature is None else temperature(logits)).softmax(-1)
+            made.append(read(values.to(device), lengths.to(device)).double().cpu())
+        return torch.cat(made)[order.argsort()]
 
 
 def features(values: Tensor, *, changes: bool) -> Tensor:
@@ -222,8 +244,7 @@ def classify(
         DataError: If a series has other channels than the model.
     """
     classes = model.config.classes
-    if channels is not None and list(channels) != model.config.channels:
-        series = _in_order(series, list(channels), model.config.channels)
+    series = in_order(model, series, channels)
     p = model.probabilities(series)
     inside = class_sets(model, p, alpha)
     best = p.argmax(-1)
@@ -261,13 +282,18 @@ def class_sets(model: SeriesClassifier, p: Tensor, alpha: float) -> Tensor:
     return sets.sets(p, alpha) | (p == p.amax(-1, keepdim=True))
 
 
-def _in_order(
-    series: Sequence[LabelledSeries], names: Sequence[str], wanted: Sequence[str]
+def in_order(
+    model: SeriesClassifier, series: Sequence[LabelledSeries], channels: Sequence[str] | None
 ) -> Sequence[LabelledSeries]:
-    """The channels as the model has them; as they stand where not one name is the model's (a .ts file's)."""
-    if not set(names) & set(wanted):
+    """The channels as the model has them; as they stand where not one name is the model's (a .ts file's).
+
+    Raises:
+        DataError: If some are the model's and others not.
+    """
+    wanted = model.config.channels
+    if channels is None or list(channels) == wanted or not set(channels) & set(wanted):
         return series
-    if set(names) != set(wanted):
-        raise DataError(f"expected the channels {', '.join(wanted)}, got {', '.join(names)}")
-    index = [names.index(name) for name in wanted]
-    return [LabelledSeries(one.unique_id, one.values[:, index], one.label) for one in series]
+    if set(channels) != set(wanted):
+        raise DataError(f"expected the channels {', '.join(wanted)}, got {', '.join(channels)}")
+    index = [list(channels).index(name) for name in wanted]
+    return [dataclasses.replace(one, values=one.values[:, index]) for one in series]

@@ -42,7 +42,8 @@ def write(
         report.add_heading("Scores on the test series")
         report.add_table(
             evaluation.rows,
-            "balanced_accuracy: mean of the classes' recalls; coverage: share of series whose set holds "
+            "balanced_accuracy: mean of the classes' recalls; calibration_error: how far probabilities are "
+            "off the shares that are right; coverage: share of series whose set holds "
             "their class; set_size: classes in a set on the average.",
         )
         figure = confusion_figure(evaluation)

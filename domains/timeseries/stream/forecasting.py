@@ -49,18 +49,7 @@ def forecast_stream(
     if horizon < 1:
         raise UsageError(f"horizon: expected at least 1, got {horizon}")
     beyond = math.ceil(horizon / model.config.horizon) * model.config.horizon - horizon
-    ready: dict[str, Rows] = {}
-    for one in series:
-        try:
-            if not np.isfinite(one.values).any():
-                raise SampleError(
-                    f"series {one.unique_id!r} has no value at all: there is nothing to forecast from"
-                )
-            ready[one.unique_id] = model.tokenizer.rows(one, ahead=horizon, beyond=beyond)
-        except SampleError as error:
-            if left_out is None:
-                raise DataError(error.reason) from None
-            left_out.append((one.unique_id, error.reason))
+    ready = rows_of(model, series, ahead=horizon, beyond=beyond, left_out=left_out)
     made: dict[str, Forecast] = {}
     by_name = {one.unique_id: one for one in series}
     for names in batches(model, ready, by_name):
@@ -69,9 +58,35 @@ def forecast_stream(
         quantiles, _ = roll(model, state, rows, horizon)
         for name, own, scaled in zip(names, rows, quantiles, strict=True):
             made[name] = made_forecast(model, by_name[name], own, scaled)
-    if series and not made:
-        raise DataError(left_out[0][1] if left_out else "there is no series to forecast")
     return [made[one.unique_id] for one in series if one.unique_id in made]
+
+
+def rows_of(
+    model: StreamForecaster,
+    series: Sequence[Series],
+    *,
+    ahead: int = 0,
+    beyond: int = 0,
+    left_out: list[tuple[str, str]] | None = None,
+) -> dict[str, Rows]:
+    """The arrays of each series by its name, as ``RowTokenizer.rows`` makes them.
+
+    Raises:
+        DataError: If a series can't be read, and there is no ``left_out`` that takes it; or none can.
+    """
+    ready: dict[str, Rows] = {}
+    for one in series:
+        try:
+            if not np.isfinite(one.values).any():
+                raise SampleError(f"series {one.unique_id!r} has no value at all: there is nothing to read")
+            ready[one.unique_id] = model.tokenizer.rows(one, ahead=ahead, beyond=beyond)
+        except SampleError as error:
+            if left_out is None:
+                raise DataError(error.reason) from None
+            left_out.append((one.unique_id, error.reason))
+    if series and not ready:
+        raise DataError(left_out[0][1] if left_out else "there is no series to read")
+    return ready
 
 
 def made_forecast(model: StreamForecaster, one: Series, rows: Rows, scaled: Tensor) -> Forecast:

@@ -19,6 +19,7 @@ from typing import Any, Self
 
 import numpy as np
 import pandas as pd
+import torch
 
 from mambakit.core.adapters import SampleError
 from mambakit.core.errors import DataError
@@ -156,6 +157,17 @@ class LiveSeries:
                 values = np.array([] if place.constant is None else [place.constant])
                 made[name] = made_forecast(self.model, replace(sample, values=values), rows, scaled)
         return [made[name] for name in ready]
+
+    def embedding(self, unique_id: str) -> np.ndarray:
+        """What ``embed`` says of the rows so far, ``(members * d_model,)``: a part of the state.
+
+        Raises:
+            DataError: On a series without a row.
+        """
+        state = self._place(unique_id).state
+        assert state is not None
+        hidden = [state[f"hidden{i}"][0] for i in range(len(self.model.members))]
+        return torch.cat(hidden).cpu().numpy()
 
     def save(self, folder: Path | str) -> None:
         """Write all states, and where each series stands, into a folder."""

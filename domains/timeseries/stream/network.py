@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from mambakit.core.backbone import Backbone
-from mambakit.core.heads import QuantileHead
+from mambakit.core.distributions import forecast_head
 from mambakit.core.hub import HubModel
 from mambakit.core.state import State
 from mambakit.domains.timeseries.config import StreamConfig
@@ -59,7 +59,7 @@ class RowNetwork(nn.Module):
         d_step = 3 * config.n_known + config.n_seasons
         self.ahead = nn.Linear(d_step, model.d_ahead) if d_step else None
         self.mix = nn.Sequential(nn.GELU(), nn.Linear(model.d_ahead, model.d_ahead), nn.GELU())
-        self.head = QuantileHead(d_model=model.d_ahead, quantiles=sorted(model.quantiles))
+        self.head = forecast_head(model.output, d_model=model.d_ahead, quantiles=sorted(model.quantiles))
         if model.use_linear:
             self.linear: nn.Parameter | None = nn.Parameter(torch.zeros(config.n_linear, config.horizon))
             self.linear._no_weight_decay = True  # type: ignore[attr-defined]
@@ -111,6 +111,10 @@ class RowNetwork(nn.Module):
 
     def quantiles(self, hidden: Tensor, origin: Origin, ahead: Tensor, unit: Tensor) -> Tensor:
         """``(rows, origins, horizon, n_quantiles)`` in the series' units; see ``StreamForecaster.ahead``."""
+        return self.head.to_quantiles(self.outlook(hidden, origin, ahead, unit))
+
+    def outlook(self, hidden: Tensor, origin: Origin, ahead: Tensor, unit: Tensor) -> Tensor:
+        """What the head says, ``(rows, origins, horizon, ...)``, in the series' units."""
         config = self.config
         steps = self.to_steps(self.dropout(hidden)).unflatten(-1, (config.horizon, -1))
         if self.ahead is not None:
@@ -119,11 +123,10 @@ class RowNetwork(nn.Module):
             seasons = seasons_before(origin, config)
             steps = steps + self.ahead(torch.cat([before, ahead, after, seasons], -1))
         steps = steps + self.mix(steps)
-        y = self.head(steps)[..., 0, :] * origin.deviation[..., None, None]
         base = origin.mean[..., None]
         if self.linear is not None:
             base = base + linear_map(self.linear, origin, ahead, unit, config)
-        return y + base[..., None]
+        return self.head.moved(self.head(steps)[..., 0, :], base, origin.deviation[..., None])
 
     def _layers(self) -> Sequence[Backbone]:
         return list(self.over_time)  # type: ignore[arg-type]

@@ -12,7 +12,7 @@ from mambakit.kernels import ssd_core
 # Sums that are carried: weight and sum of the values; weight and sum of the squared surprises; last mean.
 N_SUMS = 5
 # Spread of a series that never changed, in its own units.
-_LEAST = 1e-4
+LEAST = 1e-4
 _FARTHEST = 8.0
 
 
@@ -66,7 +66,7 @@ def running_level(
     surprise = (values - before).square() * counted
     sure, spread = _decayed(torch.stack([counted, surprise], -1), log_decay, sums[:, 2:4]).unbind(-1)
     variance = torch.where(sure > 0, spread / sure.clamp(min=1e-30), 0.0)
-    deviation = (variance + _LEAST**2).sqrt()
+    deviation = (variance + LEAST**2).sqrt()
     before_deviation = torch.cat([level_of(sums)[1][:, None], deviation[:, :-1]], 1)
     z = torch.where(there, torch.asinh((values - mean) / deviation), 0.0)
     shift = ((mean - before) / deviation * began).clamp(-_FARTHEST, _FARTHEST)
@@ -78,7 +78,7 @@ def running_level(
 def level_of(sums: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and deviation after the last row, each ``(rows,)``, from the sums ``(rows, 5)``."""
     variance = torch.where(sums[:, 2] > 0, sums[:, 3] / sums[:, 2].clamp(min=1e-30), 0.0)
-    return sums[:, 4], (variance + _LEAST**2).sqrt()
+    return sums[:, 4], (variance + LEAST**2).sqrt()
 
 
 def _decayed(x: Tensor, log_decay: Tensor, initial: Tensor) -> Tensor:

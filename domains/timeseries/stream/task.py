@@ -18,12 +18,15 @@ from mambakit.domains.timeseries.stream.imputer import guessed, read_both_ways
 from mambakit.domains.timeseries.stream.masking import hidden_rows, hide, hide_some
 from mambakit.domains.timeseries.stream.neighbours import Guess
 from mambakit.domains.timeseries.stream.network import StreamForecaster
-from mambakit.domains.timeseries.stream.parts import Passed, Read
-from mambakit.domains.timeseries.stream.running import Level
+from mambakit.domains.timeseries.stream.parts import Origin, Passed, Read
+from mambakit.domains.timeseries.stream.running import LEAST, Level
+
+# Values that are seen before a normal's likelihood counts; at least a season, where there is one.
+_LEAST_SEEN = 8
 
 
 class StreamLoss(nn.Module):
-    """The pinball loss of each member over all origins of a batch.
+    """The loss of each member's head over all origins of a batch.
 
     Args:
         model: The network.
@@ -49,7 +52,8 @@ class StreamLoss(nn.Module):
         spread: Tensor,
         *read: Tensor,
     ) -> Tensor:
-        """Twice the weighted pinball loss, summed over the members; of the hidden values too, if it imputes.
+        """The weighted loss, of quantiles twice their pinball loss, summed over the members; of the hidden
+        values too, if it imputes.
 
         Args:
             origins: ``(origins,)``.
@@ -65,13 +69,14 @@ class StreamLoss(nn.Module):
         origin, _ = self.model.read(piece, origins=origins, keep_state=False, passed=passed)
         unit = self.model.unit_of(origin, piece.series)
         there = target.isfinite()
+        if self.model.config.model.output != "quantiles":
+            there = there & self._measurable(piece, origin, origins)[..., None]
         goal = torch.where(there, target, 0.0)
         counted = there * self.step_weight * weight[:, None, None]
         losses = []
         for member, state in zip(self.model.members, origin.hidden, strict=True):
-            quantiles = member.quantiles(state, origin, ahead, unit)
-            loss = pinball(quantiles, goal, member.head.levels).mean(-1)
-            losses.append(2 * (loss * counted).sum() / there.sum().clamp(min=1))
+            loss = member.head.losses(member.outlook(state, origin, ahead, unit), goal).mean(-1)
+            losses.append((loss * counted).sum() / there.sum().clamp(min=1))
         if self.impute_weight:
             n = len(hidden)
             start = Passed(
@@ -81,6 +86,19 @@ class StreamLoss(nn.Module):
             loss = impute_loss(said, hidden, self.model.members[0].head.levels, weight[:n])
             losses.append(self.impute_weight * loss)
         return torch.stack(losses).sum() + auxiliary_loss(self.model)
+
+    def _measurable(self, piece: Read, origin: Origin, origins: Tensor) -> Tensor:
+        """From where a likelihood counts, ``(rows, origins)``: it is of deviations, which must be known.
+
+        A series that never changed so far has none. Squares of deviations that a few rows gave would be all
+        of a normal's loss; Student's t bears them, and so learns what a short history is worth.
+        """
+        known = origin.deviation > LEAST
+        config = self.model.config
+        if config.model.output == "normal":
+            least = min(piece.values.shape[1] // 4, max(_LEAST_SEEN, config.season_length))
+            known = known & (piece.values.isfinite().cumsum(1)[:, origins] >= least)
+        return known
 
 
 class StreamTask(MemberTraining, pl.LightningModule):

@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -32,11 +32,17 @@ class LabelledSeries:
         unique_id: Its name.
         values: ``(length, n_channels)`` float64, in their own units; NaN where one is missing.
         label: Its class; None where it is not known.
+        last: The stamp of its last row; the row's number, from 0, where there are no stamps.
     """
 
     unique_id: str
     values: NDArray[np.float64]
     label: str | None = None
+    last: Any = None
+
+    def __post_init__(self) -> None:
+        if self.last is None:
+            object.__setattr__(self, "last", len(self.values) - 1)
 
 
 @dataclass(frozen=True)
@@ -197,7 +203,7 @@ def labelled_of(frame: pd.DataFrame, *, name: str = "table", source: str = "the 
     for one, rows in ids.groupby(ids, sort=False).indices.items():
         order = rows[np.argsort(stamps[rows], kind="stable")]
         label = _label_of(frame["label"], rows, f"{source}: series {one!r}") if "label" in frame else None
-        series.append(LabelledSeries(str(one), values[order], label))
+        series.append(LabelledSeries(str(one), values[order], label, frame["ds"].iloc[order[-1]]))
     classes = sorted({one.label for one in series if one.label is not None})
     return LabelledData(name, tuple(channels), tuple(series), tuple(classes))
 

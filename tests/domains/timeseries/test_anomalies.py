@@ -12,19 +12,20 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from mambakit.core.errors import DataError, UsageError
 from mambakit.core.training import RunFolder
+from mambakit.domains.timeseries.anomalies.parts import PARTS, Leads, RowScorer
 from mambakit.domains.timeseries.anomalies.plots import anomaly_figure
 from mambakit.domains.timeseries.anomalies.scoring import (
     COLUMNS,
-    Smoother,
     StreamScorer,
     alarms,
     anomaly_scores,
-    surprise,
     threshold,
 )
+from mambakit.domains.timeseries.anomalies.surprise import CAP, Usual, surprise
 from mambakit.domains.timeseries.config import (
     PRESET_TRAIN,
     StreamConfig,
@@ -110,28 +111,91 @@ def test_surprise_is_missing_with_the_value_or_the_forecast():
 
 
 @settings(deadline=None, max_examples=30)
-@given(st.integers(1, 9), st.integers(1, 25), st.integers(0, 10_000))
-def test_a_score_is_the_mean_around_its_row(smooth: int, n_rows: int, seed: int):
+@given(st.integers(1, 9), st.integers(1, 12), st.integers(1, 25), st.integers(0, 10_000))
+def test_a_score_is_of_the_rows_around_its_row(smooth: int, season: int, n_rows: int, seed: int):
     rng = np.random.default_rng(seed)
     raw = np.where(rng.random((n_rows, 3)) < 0.2, np.nan, rng.exponential(size=(n_rows, 3)))
     raw[rng.random(n_rows) < 0.2] = np.nan
-    alone, smoother = Smoother(3, 1), Smoother(3, smooth)
-    plain = np.array([alone.add(row).score for row in raw])
-    found = [scored for row in raw if (scored := smoother.add(row)) is not None] + list(smoother.finish())
+    values = np.where(np.isnan(raw).all(1), np.nan, rng.standard_normal(n_rows))
+    leads, scorer = Leads(3), RowScorer(3, smooth, season)
+    plain = np.array([leads.add(row) for row in raw])
+    found = [
+        scored
+        for row, value in zip(raw, values, strict=True)
+        if (scored := scorer.add(row, value)) is not None
+    ]
+    found += list(scorer.finish())
     assert [scored.row for scored in found] == list(range(n_rows))
-    for row, score in found:
+    for row, score, parts in found:
         after = smooth // 2
         around = plain[max(0, row - (smooth - 1 - after)) : row + after + 1]
         expected = math.nan if np.isnan(plain[row]) else np.nanmean(around)
-        np.testing.assert_allclose(score, expected, rtol=1e-12)
+        np.testing.assert_allclose(parts[0], expected, rtol=1e-12)
+        there = [part for part in parts if not math.isnan(part)]
+        np.testing.assert_allclose(score, np.sqrt(np.mean(np.square(there))) if there else math.nan)
 
 
 def test_a_lead_that_is_often_wrong_counts_less():
-    smoother = Smoother(2, 1)
+    leads = Leads(2)
     for _ in range(4000):
-        smoother.add(np.array([1.0, 5.0]))
-    usual = smoother.add(np.array([1.0, 5.0]))
-    assert usual.score == pytest.approx(1.0, abs=0.05)
+        leads.add(np.array([1.0, 5.0]))
+    assert leads.add(np.array([1.0, 5.0])) == pytest.approx(1.0, abs=0.05)
+
+
+def test_what_is_usual_is_a_normal_distribution_of_the_past():
+    rng = np.random.default_rng(0)
+    usual = Usual()
+    before = [usual.surprise(x) for x in 1e6 + 3 * rng.standard_normal(4000)]
+    assert np.isnan(before[:24]).all()
+    assert not np.isnan(before[24:]).any()
+    assert np.mean(before[1000:]) == pytest.approx(1, abs=0.2)  # Exp(1), fatter: the tails are not learned
+    kept = dict(vars(usual))
+
+    def of(x: float, **options: bool) -> float:
+        usual.__dict__.update(kept)
+        return usual.surprise(x, **options)
+
+    assert of(1e6 + 9) == pytest.approx(of(1e6 - 9), abs=0.8)
+    assert of(1e6 + 9) > 5
+    assert of(1e6 - 9, above=True) < 0.01
+    assert of(1e6 + 9, above=True) > 5
+    assert of(2e6) == CAP
+    assert math.isnan(of(math.nan))
+    assert usual.mean == kept["mean"]
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(40, 400), st.floats(-40, 40))
+def test_the_next_of_few_numbers_is_students(n: int, t: float):
+    usual = Usual(window=12)
+    for x in np.resize([-1.0, 1.0], n):
+        usual.surprise(x)
+    kept, independent = usual.mean, usual.weight / 12
+    deviation = math.sqrt(usual.squares / usual.weight)
+    exact = stats.t.logsf(abs(t) / math.sqrt(1 + 1 / independent), independent - 1) + math.log(2)
+    assert usual.surprise(kept + t * deviation) == pytest.approx(min(CAP, -exact), rel=0.1, abs=0.1)
+
+
+@pytest.mark.parametrize(("kind", "part"), [("slow", "level"), ("flat", "steps"), ("rough", "steps")])
+def test_a_part_says_what_is_unusual(kind: str, part: str):
+    """Whatever a forecaster says of it: here it is never surprised."""
+    rng = np.random.default_rng(0)
+    t, odd = np.arange(1000), slice(800, 860)
+    values = np.sin(2 * np.pi * t / 12) + 0.1 * rng.standard_normal(1000)
+    if kind == "slow":
+        values[odd] += np.linspace(0, 2, 60)
+    elif kind == "flat":
+        values[odd] = 0.0
+    else:
+        values[odd] += 0.7 * (-1) ** t[odd]
+    scorer = RowScorer(1, 12, 12)
+    found = [scored for x in values if (scored := scorer.add(np.ones(1), x)) is not None]
+    parts = {name: np.array([scored.parts[i] for scored in found]) for i, name in enumerate(PARTS)}
+    score = np.array([scored.score for scored in found])
+    assert 794 <= int(score.argmax()) < 866
+    highest = {name: np.nanmax(values[810:850]) for name, values in parts.items()}
+    assert max(highest, key=highest.__getitem__) == part
+    assert np.nanmean(score[830:850]) > 3 * np.nanmean(score[100:790])
 
 
 def test_row_by_row_equals_all_at_once():
