@@ -1,4 +1,4 @@
-"""Recommendations that follow each event at once: a user's state moves by one event, however long the history.
+"""Recommendations that follow each event at once: a state moves by one event, however long the history.
 
 state of a user = the network's state after START and all events, the hidden state behind the last of them,
                   and the items had (to leave them out, and for the repeat shift)
