@@ -17,8 +17,11 @@ import torch
 from torch import Tensor
 
 from mambakit.core.errors import DataError
+from mambakit.core.fingerprint import fingerprint
 from mambakit.core.state import State
 from mambakit.domains.recommendation.model import Catalogue, Recommender
+from mambakit.domains.recommendation.store.records import Record
+from mambakit.domains.recommendation.store.states import decode_state, encode_state
 from mambakit.domains.recommendation.tokenizer import gap_bins
 
 
@@ -51,6 +54,32 @@ class LiveRecommender:
         self.model = model.eval()
         with torch.no_grad():
             self.catalogue: Catalogue = model.catalogue()
+        self.fingerprint = fingerprint(model, model.tokenizer.state())
+
+    def moved(self, past: Record | None, item: str, time: float = math.nan) -> bytes:
+        """A stored state after one more event: what ``Store.update`` wants of its function.
+
+        Raises:
+            DataError: If the event is before the last one, or the stored state is of another model.
+        """
+        before = None if past is None else self.read(past.state)
+        after = self.after(before, item, time)
+        clock = torch.tensor([after.time], dtype=torch.float64)
+        return encode_state(
+            State.of(network=after.state, hidden=after.hidden, seen=after.seen[None], time=clock)
+        )
+
+    def read(self, encoded: bytes, what: str = "the stored state") -> UserState:
+        """A user's state from what ``moved`` gave.
+
+        Raises:
+            DataError: If it is none, or one of another model.
+        """
+        nothing = self.begin()
+        clock = torch.tensor([math.nan], dtype=torch.float64)
+        like = State.of(network=nothing.state, hidden=nothing.hidden, seen=nothing.seen[None], time=clock)
+        found = decode_state(encoded, like, self.catalogue.bias.device, what)
+        return UserState(found["network"], found["hidden"], found["seen"][0], float(found["time"]))
 
     @torch.no_grad()
     def begin(self) -> UserState:
