@@ -53,7 +53,7 @@ def update(
     recommender = load_model(model, device)
     if not 1 <= k <= recommender.config.n_items:
         raise UsageError(f"k: expected 1 to {recommender.config.n_items}, the items there are, got {k}")
-    seconds = math.nan if time is None else moment(time)
+    seconds = math.nan if time is None else moment(time, "time")
     live = LiveRecommender(recommender)
     with open_store(store, live.fingerprint, anew=new_store) as states:
         outcome = states.update(
@@ -63,9 +63,9 @@ def update(
     best = live.top(now, k, filter_seen=filter_seen)
     if json:
         items = [{"rank": i, "item": name, "score": score} for i, (name, score) in enumerate(best, 1)]
-        print_json({"user": user, "events": outcome.record.events, "applied": outcome.applied, "items": items})
+        print_json({"user": user, "events": outcome.record.n_events, "applied": outcome.applied, "items": items})
         return
     note = "" if outcome.applied else " (this event had been applied before)"
-    print(f"user {user}, {outcome.record.events} events{note}")
+    print(f"user {user}, {outcome.record.n_events} events{note}")
     for rank, (name, score) in enumerate(best, 1):
         print(f"{rank:3d}  {name}  {score:.4f}")
