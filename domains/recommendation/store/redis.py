@@ -28,7 +28,13 @@ if redis.call('EXISTS', KEYS[1]) == 0 and redis.call('EXISTS', KEYS[2]) == 0 the
 end
 return redis.call('HMGET', KEYS[1], 'format', 'fingerprint')
 """
-# Keys: meta, users, the user's. Arguments: fingerprint, user, event key, version, record.
+# A script reads too: a full server refuses even to read in MULTI.
+# Keys: meta, users, the user's. Arguments: user, event key.
+_FIND = """
+return {redis.call('HGET', KEYS[1], 'fingerprint'), redis.call('HGET', KEYS[3], 'record'),
+  redis.call('HEXISTS', KEYS[3], ARGV[2]), redis.call('SISMEMBER', KEYS[2], ARGV[1])}
+"""
+# The same keys. Arguments: fingerprint, user, event key, version, record.
 _SWAP = f"""
 local model = redis.call('HGET', KEYS[1], 'fingerprint')
 if model ~= ARGV[1] then return {{'MODEL', model}} end
@@ -89,6 +95,7 @@ class RedisStore(Store):
             self._client: Any = redis.Redis.from_url(url, socket_timeout=_TIMEOUT_S)
         except (ValueError, TypeError) as error:
             raise UsageError(f"store: {self.name} is no URL of a Redis server ({error})") from None
+        self._find_script = self._client.register_script(_FIND)
         self._swap_script = self._client.register_script(_SWAP)
         self._replace_script = self._client.register_script(_REPLACE)
         self._delete_script = self._client.register_script(_DELETE)
@@ -121,15 +128,12 @@ class RedisStore(Store):
 
     def _find(self, user: str, key: bytes | None) -> Found:
         with self._errors():
-            pipe = self._client.pipeline(transaction=True)  # one moment
-            pipe.hget(_META, "fingerprint")
-            pipe.hmget(_USER + user, [_RECORD] if key is None else [_RECORD, key])
-            pipe.sismember(_USERS, user)
-            model, fields, known = pipe.execute()
-        if known and fields[0] is None:
+            model, packed, seen, known = self._find_script(
+                keys=[_META, _USERS, _USER + user], args=[user, key or b""]
+            )
+        if known and packed is None:
             raise self._damaged(user, "the server has dropped it: set its maxmemory-policy to noeviction")
-        seen = key is not None and fields[1] is not None
-        return Found(None if model is None else model.decode("utf-8", "replace"), fields[0], seen)
+        return Found(None if model is None else model.decode("utf-8", "replace"), packed, bool(seen))
 
     def _swap(self, user: str, key: bytes, version: bytes, packed: bytes) -> Swap:
         return Swap[self._run(self._swap_script, user, key, version, packed)[0].decode()]

@@ -26,7 +26,7 @@ CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE users (id INTEGER PRIMARY KEY AUTOINCREMENT, user TEXT NOT NULL UNIQUE, record BLOB NOT NULL);
 CREATE TABLE events (user INTEGER NOT NULL, event BLOB NOT NULL, PRIMARY KEY (user, event)) WITHOUT ROWID;
 """
-# By the beginnings of SQLite's names; an error without a name comes from text that is no UTF-8.
+# Errors by the beginnings of SQLite's names for them; all others tell of damage.
 _BUSY = ("SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_PROTOCOL")
 _ELSEWHERE = ("SQLITE_FULL", "SQLITE_READONLY", "SQLITE_IOERR", "SQLITE_CANTOPEN", "SQLITE_PERM")
 
@@ -153,7 +153,7 @@ class SqliteStore(Store):
 
     @contextmanager
     def _connection(self) -> Iterator[sqlite3.Connection]:
-        """A connection of our own for a while; whatever is not committed is taken back."""
+        """A connection of our own for a while; on an error, what is not committed is taken back."""
         if self._owner != os.getpid():
             # forked: what was opened before belongs to the parent, and may not even be closed here
             # (https://sqlite.org/howtocorrupt.html, 2.6)
@@ -167,13 +167,13 @@ class SqliteStore(Store):
                 connection = self._connect(self._path)
             try:
                 yield connection
-            finally:
-                if connection.in_transaction:
-                    connection.execute("ROLLBACK")
-                if self._closed:
-                    connection.close()
-                else:
-                    self._idle.append(connection)
+            except BaseException:
+                connection.close()  # which takes back what is not committed
+                raise
+            if self._closed:
+                connection.close()
+            else:
+                self._idle.append(connection)
 
     def _connect(self, path: Path, mode: str = "rw") -> sqlite3.Connection:
         connection = sqlite3.connect(
@@ -183,7 +183,11 @@ class SqliteStore(Store):
             isolation_level=None,
             check_same_thread=False,  # one thread at a time has it, but not always the same
         )
-        connection.execute(f"PRAGMA synchronous = {'FULL' if self._durable else 'NORMAL'}")
+        try:
+            connection.execute(f"PRAGMA synchronous = {'FULL' if self._durable else 'NORMAL'}")
+        except BaseException:
+            connection.close()
+            raise
         return connection
 
     @contextmanager
@@ -191,7 +195,7 @@ class SqliteStore(Store):
         """SQLite's errors in our words."""
         try:
             yield
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
             code = getattr(error, "sqlite_errorname", "")
             if code.startswith(_BUSY):
                 raise UserError(
