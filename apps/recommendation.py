@@ -3,7 +3,7 @@
 mambakit recommendation train --data ml-latest-small --output runs/ml
 mambakit recommendation evaluate --model runs/ml --data ml-latest-small --json
 mambakit recommendation recommend --model runs/ml --input histories.csv --k 10 --output top.parquet
-mambakit recommendation update --model runs/ml --store state.db --user 42 --item 318 --time 2026-11-22T10:00:00Z
+mambakit recommendation update --model runs/ml --store state.db --user 42 --item 318 --time 2026-11-22
 """
 
 from __future__ import annotations

@@ -143,8 +143,8 @@ def evaluate(
     interactions = read(data, columns, item_features=item_features, user_features=user_features, **counts)
     if [str(name) for name in interactions.items] != recommender.tokenizer.items:
         raise UsageError(
-            f"data: {data} has another catalogue ({interactions.n_items} items) than the model was trained on "
-            f"({recommender.config.n_items}); evaluate on the data of the training, or train anew"
+            f"data: {data} has another catalogue ({interactions.n_items} items) than the model was trained "
+            f"on ({recommender.config.n_items}); evaluate on the data of the training, or train anew"
         )
     evaluation = measure(recommender, interactions, split_of(interactions, spec), device)
     if json:

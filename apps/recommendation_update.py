@@ -63,7 +63,9 @@ def update(
     best = live.top(now, k, filter_seen=filter_seen)
     if json:
         items = [{"rank": i, "item": name, "score": score} for i, (name, score) in enumerate(best, 1)]
-        print_json({"user": user, "events": outcome.record.n_events, "applied": outcome.applied, "items": items})
+        print_json(
+            {"user": user, "events": outcome.record.n_events, "applied": outcome.applied, "items": items}
+        )
         return
     note = "" if outcome.applied else " (this event had been applied before)"
     print(f"user {user}, {outcome.record.n_events} events{note}")
