@@ -179,7 +179,7 @@ def test_saved_models_score_alike(tmp_path: Path) -> None:
 
 def test_losses_are_their_formulas() -> None:
     generator = torch.Generator().manual_seed(0)
-    hidden = torch.randn(50, 8, generator=generator)
+    hidden = 0.5 * torch.randn(50, 8, generator=generator)
     catalogue = Catalogue(torch.randn(30, 8, generator=generator), torch.randn(30, generator=generator))
     target = torch.randint(30, (50,), generator=generator)
     logits = hidden @ catalogue.vectors.T + catalogue.bias
