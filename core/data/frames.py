@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from mambakit.core.errors import DataError
 
 _READERS = {".csv": "csv", ".txt": "csv", ".gz": "csv", ".parquet": "parquet", ".pq": "parquet"}
+_ATOMIC = (".inter", ".item", ".user")  # RecBole's tables: parted by tabs, a quote is a letter
+_READERS |= dict.fromkeys(_ATOMIC, "csv")
 # What stands for a missing number in a text column; pyarrow's own list for numbers, which is pandas' too.
 _MISSING = ("", "na", "n/a", "nan", "null", "none", "-nan", "#n/a", "#na", "<na>", "1.#qnan", "1.#ind")
 _BLOCK = 16 << 20
@@ -158,7 +160,8 @@ def _read_csv(path: Path, choose: Choose) -> tuple[pd.DataFrame, list[str]]:
     text = pa.dictionary(pa.int32(), pa.string())
     options = {"include_columns": wanted, "auto_dict_encode": True, "auto_dict_max_cardinality": 1 << 20}
     reading = pc.ReadOptions(column_names=names, skip_rows=1, block_size=_BLOCK)
-    parsing = pc.ParseOptions(delimiter=delimiter)
+    atomic = path.suffix.lower() in _ATOMIC
+    parsing = pc.ParseOptions(delimiter="\t" if atomic else delimiter, quote_char=False if atomic else '"')
     types = dict.fromkeys(texts, text) | {name: pa.float64() for name in numbers}
     try:
         table = pc.read_csv(path, reading, parsing, pc.ConvertOptions(column_types=types, **options))

@@ -1,0 +1,194 @@
+"""From rows of user, item and time to interactions: what is bad is left out, the rest is put in order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mambakit.core.errors import DataError, UsageError
+from mambakit.domains.recommendation.features import Features
+from mambakit.domains.recommendation.interactions import Interactions, LeftOut
+
+Filtering = Literal["iterated", "once"]
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """A table's events in its own order.
+
+    Attributes:
+        source: What to call the table.
+        user, item: Of each row, ``(n_rows,)`` int64 into the names, -1 for none.
+        users, items: Names, in order of appearance.
+        time: Seconds, ``(n_rows,)`` float64; NaN where not known.
+        no_time: Rows that hold something that is no time, ``(n_rows,)`` bool; None for none.
+        notes: What reading found.
+    """
+
+    source: str
+    user: NDArray[np.int64]
+    users: list[str]
+    item: NDArray[np.int64]
+    items: list[str]
+    time: NDArray[np.float64]
+    no_time: NDArray[np.bool_] | None = None
+    notes: tuple[str, ...] = ()
+
+
+def assemble(
+    rows: Rows,
+    *,
+    item_features: Features | None = None,
+    user_features: Features | None = None,
+    min_item_events: int = 0,
+    min_user_events: int = 0,
+    filtering: Filtering = "iterated",
+    keep_duplicates: bool = False,
+    cold_items: bool = False,
+    clock: Literal["shared", "own"] = "shared",
+) -> Interactions:
+    """The events user by user in the order of time; ``reading.read_interactions`` says what the options mean.
+
+    Raises:
+        DataError: If no event is left.
+        UsageError: On a negative minimum or another filtering.
+    """
+    for name, least in (("min_item_events", min_item_events), ("min_user_events", min_user_events)):
+        if least < 0:
+            raise UsageError(f"{name}: expected 0 or more, got {least}")
+    if filtering not in ("iterated", "once"):
+        raise UsageError(f"filtering: expected 'iterated' or 'once', got {filtering!r}")
+    left: list[LeftOut] = []
+    good = _usable(rows, left)
+    if not good.any():
+        raise DataError(
+            f"{rows.source}: no event can be used; {left[0].reason if left else 'it has no rows'}"
+        )
+    kept = np.flatnonzero(good)
+    kept = kept[np.lexsort((rows.time[kept], rows.user[kept]))]  # stable: ties stay in the table's order
+    if not keep_duplicates:
+        kept = _once(rows, kept, left)
+    kept = _often_enough(rows, kept, min_item_events, min_user_events, filtering, left)
+    old_users, user = np.unique(rows.user[kept], return_inverse=True)
+    old_items, item = np.unique(rows.item[kept], return_inverse=True)
+    users, items = [rows.users[i] for i in old_users], [rows.items[i] for i in old_items]
+    notes = list(rows.notes)
+    if cold_items and item_features is not None:
+        known = set(rows.items)
+        items += [name for name in item_features.names if name not in known]
+    found = Interactions(
+        users=np.array(users, dtype=np.str_),
+        items=np.array(items, dtype=np.str_),
+        user=user.astype(np.int64),
+        item=item.astype(np.int64),
+        time=rows.time[kept],
+        item_features=None if item_features is None else item_features.of(items, notes),
+        user_features=None if user_features is None else user_features.of(users, notes),
+        clock=clock,
+        left_out=tuple(left),
+    )
+    notes += _notes(found)
+    object.__setattr__(found, "notes", tuple(notes))
+    return found
+
+
+def _usable(rows: Rows, left: list[LeftOut]) -> NDArray[np.bool_]:
+    """Which rows have a user, an item, and a time where the user's other rows have one."""
+    good = np.ones(len(rows.user), dtype=bool)
+
+    def leave(bad: NDArray[np.bool_], what: str) -> None:
+        nonlocal good
+        bad = bad & good
+        if bad.any():
+            left.append(LeftOut(f"{what} (the first: row {int(bad.argmax()) + 1})", int(bad.sum())))
+            good &= ~bad
+
+    leave(rows.user < 0, "they have no user")
+    leave(rows.item < 0, "they have no item")
+    if rows.no_time is not None:
+        leave(rows.no_time, "their time is neither a finite number nor an ISO date")
+    missing = np.isnan(rows.time)
+    timed = np.zeros(len(rows.users) + 1, dtype=bool)
+    timed[rows.user[good & ~missing]] = True
+    leave(missing & timed[rows.user], "they have no time, and so no place among their user's other events")
+    return good
+
+
+def _once(rows: Rows, kept: NDArray[np.int64], left: list[LeftOut]) -> NDArray[np.int64]:
+    """Without exact repeats of user, item and time; where times aren't known, repeats are events."""
+    user, item, time = rows.user[kept], rows.item[kept], rows.time[kept]
+    order = np.lexsort((item, time, user))  # stable: the first of equals is the table's first
+    same = np.zeros(len(kept), dtype=bool)
+    same[order[1:]] = (
+        (user[order[1:]] == user[order[:-1]])
+        & (item[order[1:]] == item[order[:-1]])
+        & (time[order[1:]] == time[order[:-1]])
+    )
+    if same.any():
+        row = int(kept[same].min())
+        one = f"user {rows.users[rows.user[row]]!r}, item {rows.items[rows.item[row]]!r}, row {row + 1}"
+        left.append(
+            LeftOut(
+                f"they repeat an event of the same user, item and time (the first: {one})", int(same.sum())
+            )
+        )
+    return kept[~same]
+
+
+def _often_enough(
+    rows: Rows,
+    kept: NDArray[np.int64],
+    min_item_events: int,
+    min_user_events: int,
+    filtering: Filtering,
+    left: list[LeftOut],
+) -> NDArray[np.int64]:
+    """Without rare items and users, in one pass or until none is left (the k-core)."""
+    if max(min_item_events, min_user_events) <= 1:
+        return kept
+    before, whole = kept, len(kept)
+    while True:
+        user, item = rows.user[kept], rows.item[kept]
+        enough = (np.bincount(item)[item] >= min_item_events) & (np.bincount(user)[user] >= min_user_events)
+        kept = kept[enough]
+        if enough.all() or filtering == "once" or not len(kept):
+            break
+    said = f"min_item_events={min_item_events}, min_user_events={min_user_events} ({filtering})"
+    counts = [
+        (len(np.unique(column[before])), len(np.unique(column[kept]))) for column in (rows.user, rows.item)
+    ]
+    (users, users_left), (items, items_left) = counts
+    if not len(kept):
+        raise DataError(
+            f"{rows.source}: the catalogue is empty: none of {whole:,} events by {users:,} users of "
+            f"{items:,} items is left after {said}; lower them"
+        )
+    if len(kept) < whole:
+        left.append(
+            LeftOut(
+                f"they are of {items - items_left:,} of {items:,} items and {users - users_left:,} of "
+                f"{users:,} users, or of both, below {said}",
+                whole - len(kept),
+            )
+        )
+    return kept
+
+
+def _notes(found: Interactions) -> list[str]:
+    counts = np.diff(found.offsets)
+    notes = []
+    single = int((counts == 1).sum())
+    if single:
+        notes.append(
+            f"{single:,} of {found.n_users:,} users have a single event: it is learned from, but nothing of "
+            "theirs can be foretold"
+        )
+    unknown = int(np.isnan(found.time[found.offsets[:-1]]).sum())
+    if unknown:
+        notes.append(
+            f"{unknown:,} of {found.n_users:,} users have no times: their events stand in the table's order"
+        )
+    return notes
