@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -11,6 +12,8 @@ from numpy.typing import NDArray
 
 from mambakit.core.data.frames import id_codes, shortened
 from mambakit.core.errors import DataError
+
+Part = Literal["user", "item", "time"]
 
 _TYPES = ("token", "float", "token_seq", "float_seq")
 # As they stand in public logs, in small letters and without what parts words.
@@ -47,12 +50,13 @@ def _nothing(name: str) -> bool:
     return name.strip().lower() in ("", "nan", "<na>")
 
 
-def find_column(names: list[str], asked: str | None, part: str, source: str) -> str:
+def find_column(names: list[str], columns: Columns, part: Part, source: str) -> str:
     """The column that a person named, or the one with a usual name.
 
     Raises:
         DataError: If there is none; close names are listed.
     """
+    asked = getattr(columns, part)
     if asked is None:
         found = usual_column(names, part, source)
         if found is None:
@@ -69,7 +73,7 @@ def find_column(names: list[str], asked: str | None, part: str, source: str) -> 
     raise DataError(f"{source}: column {asked!r} is missing; {hint}found: {shortened(names)}")
 
 
-def usual_column(names: list[str], part: str, source: str) -> str | None:
+def usual_column(names: list[str], part: Part, source: str) -> str | None:
     """The one column whose name is usual; the more usual of several.
 
     Raises:

@@ -88,18 +88,11 @@ def read_interactions(
         item_features = _beside(source, ".item") if item_features is None else item_features
         user_features = _beside(source, ".user") if user_features is None else user_features
 
-    def key(part: str) -> str | None:
-        return getattr(asked, part)
-
     items = users = None
     if item_features is not None:
-        items = read_features(
-            item_features, lambda names, at: find_column(names, key("item"), "item", at), "items"
-        )
+        items = read_features(item_features, lambda names, at: find_column(names, asked, "item", at), "items")
     if user_features is not None:
-        users = read_features(
-            user_features, lambda names, at: find_column(names, key("user"), "user", at), "users"
-        )
+        users = read_features(user_features, lambda names, at: find_column(names, asked, "user", at), "users")
     return assemble(
         _read_rows(source, asked, time_unit, name),
         item_features=items,
