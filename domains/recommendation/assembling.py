@@ -38,17 +38,30 @@ class Rows:
     notes: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """A data set as its files have it.
+
+    Attributes:
+        rows: The events.
+        items, users: What is known of them.
+        clock: As in ``Interactions``.
+    """
+
+    rows: Rows
+    items: Features | None = None
+    users: Features | None = None
+    clock: Literal["shared", "own"] = "shared"
+
+
 def assemble(
-    rows: Rows,
+    parts: Parts,
     *,
-    item_features: Features | None = None,
-    user_features: Features | None = None,
     min_item_events: int = 0,
     min_user_events: int = 0,
     filtering: Filtering = "iterated",
     keep_duplicates: bool = False,
     cold_items: bool = False,
-    clock: Literal["shared", "own"] = "shared",
 ) -> Interactions:
     """The events user by user in the order of time; ``reading.read_interactions`` says what the options mean.
 
@@ -61,6 +74,7 @@ def assemble(
             raise UsageError(f"{name}: expected 0 or more, got {least}")
     if filtering not in ("iterated", "once"):
         raise UsageError(f"filtering: expected 'iterated' or 'once', got {filtering!r}")
+    rows = parts.rows
     left: list[LeftOut] = []
     good = _usable(rows, left)
     if not good.any():
@@ -76,18 +90,18 @@ def assemble(
     old_items, item = np.unique(rows.item[kept], return_inverse=True)
     users, items = [rows.users[i] for i in old_users], [rows.items[i] for i in old_items]
     notes = list(rows.notes)
-    if cold_items and item_features is not None:
+    if cold_items and parts.items is not None:
         known = set(rows.items)
-        items += [name for name in item_features.names if name not in known]
+        items += [name for name in parts.items.names if name not in known]
     found = Interactions(
         users=np.array(users, dtype=np.str_),
         items=np.array(items, dtype=np.str_),
         user=user.astype(np.int64),
         item=item.astype(np.int64),
         time=rows.time[kept],
-        item_features=None if item_features is None else item_features.of(items, notes),
-        user_features=None if user_features is None else user_features.of(users, notes),
-        clock=clock,
+        item_features=None if parts.items is None else parts.items.of(items, notes),
+        user_features=None if parts.users is None else parts.users.of(users, notes),
+        clock=parts.clock,
         left_out=tuple(left),
     )
     notes += _notes(found)

@@ -31,7 +31,7 @@ import pandas as pd
 
 from mambakit.core.data.frames import clean_names, read_columns, shortened
 from mambakit.core.errors import DataError
-from mambakit.domains.recommendation.assembling import Filtering, Rows, assemble
+from mambakit.domains.recommendation.assembling import Filtering, Parts, Rows, assemble
 from mambakit.domains.recommendation.features import read_features
 from mambakit.domains.recommendation.interactions import Interactions
 from mambakit.domains.recommendation.naming import (
@@ -83,6 +83,30 @@ def read_interactions(
         DataError: If a table can't be read or used.
         UsageError: On an option that doesn't exist.
     """
+    return assemble(
+        read_parts(source, columns, item_features, user_features, time_unit, name),
+        min_item_events=min_item_events,
+        min_user_events=min_user_events,
+        filtering=filtering,
+        keep_duplicates=keep_duplicates,
+        cold_items=cold_items,
+    )
+
+
+def read_parts(
+    source: Source,
+    columns: Columns | None = None,
+    item_features: Source | None = None,
+    user_features: Source | None = None,
+    time_unit: TimeUnit | None = None,
+    name: str | None = None,
+) -> Parts:
+    """The table and its features as they stand; ``read_interactions`` says what the arguments mean.
+
+    Raises:
+        DataError: If a table can't be read or used.
+        UsageError: On another unit of time.
+    """
     asked = columns or Columns()
     if not isinstance(source, pd.DataFrame) and Path(source).suffix == ".inter":
         item_features = _beside(source, ".item") if item_features is None else item_features
@@ -93,31 +117,30 @@ def read_interactions(
         items = read_features(item_features, lambda names, at: find_column(names, asked, "item", at), "items")
     if user_features is not None:
         users = read_features(user_features, lambda names, at: find_column(names, asked, "user", at), "users")
-    return assemble(
-        _read_rows(source, asked, time_unit, name),
-        item_features=items,
-        user_features=users,
-        min_item_events=min_item_events,
-        min_user_events=min_user_events,
-        filtering=filtering,
-        keep_duplicates=keep_duplicates,
-        cold_items=cold_items,
-    )
+    return Parts(read_rows(source, asked, time_unit, name), items, users)
 
 
-def _read_rows(source: Source, asked: Columns, time_unit: TimeUnit | None, name: str | None) -> Rows:
+def read_rows(
+    source: Source, columns: Columns, time_unit: TimeUnit | None = None, name: str | None = None
+) -> Rows:
+    """The events of a table in its own order.
+
+    Raises:
+        DataError: If it can't be read, lacks a column, has no rows, or times of two units.
+        UsageError: On another unit of time.
+    """
     called = name or ("the table" if isinstance(source, pd.DataFrame) else str(source))
     user = item = ""
     time: str | None = None
 
     def choose(names: list[str]) -> tuple[list[str], list[str], list[str]]:
         nonlocal user, item, time
-        user, item = (find_column(names, getattr(asked, part), part, called) for part in ("user", "item"))
-        time = (
-            find_column(names, asked.time, "time", called)
-            if asked.time
-            else usual_column(names, "time", called)
-        )
+        user = find_column(names, columns, "user", called)
+        item = find_column(names, columns, "item", called)
+        if columns.time is None:
+            time = usual_column(names, "time", called)
+        else:
+            time = find_column(names, columns, "time", called)
         wanted = [user, item, *([time] if time else [])]
         if len(set(wanted)) < len(wanted):
             raise DataError(f"{called}: user, item and time must be different columns, got {wanted}")
