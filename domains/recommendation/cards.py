@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -58,12 +59,14 @@ def load_interactions(
         DataError: If files can't be fetched or read, or don't hold what the card promises.
     """
     told = (columns, item_features, user_features, time_unit)
-    by_name = {name.lower(): name for name in recommendation_cards()}
-    card = by_name.get(str(source).lower())
-    if card is not None:
+    known = str(source).lower() in {name.lower() for name in card_names()}
+    card = load_card(str(source)) if known else None
+    if card is not None and card.domain == "recommendation":
         if any(one is not None for one in told):
-            raise UsageError(f"data: {card} has a card, which says its columns, features and unit of time")
-        parts, keep_duplicates = read_card(load_card(card)), True
+            raise UsageError(
+                f"data: {card.name} has a card, which says its columns, features and unit of time"
+            )
+        parts, keep_duplicates = read_card(card), True
     elif Path(source).exists():
         path, items, users = _in_folder(Path(source)) if Path(source).is_dir() else (Path(source), None, None)
         if path.suffix == ".dat":
@@ -74,6 +77,8 @@ def load_interactions(
             own_items = items if item_features is None else item_features
             own_users = users if user_features is None else user_features
             parts = read_parts(path, columns, own_items, own_users, time_unit)
+            if items is not None and item_features is None:  # movies beside ratings
+                parts = dataclasses.replace(parts, items=_dated(parts.items))
     else:
         raise _neither(str(source))
     return assemble(
@@ -118,11 +123,8 @@ def _read_table(card: Card, paths: dict[str, Path]) -> Parts:
     items, users = (_of_role(card, paths, role) for role in ("items", "users"))
     parts = read_parts(table, columns, items, users, name=card.name)
     notes = tuple(note for note in parts.rows.notes if "not read" not in note)  # the card names them
-    rows = Rows(**{**vars(parts.rows), "notes": notes})
-    dated = (
-        parts.items is not None and parts.items.frame["title"].astype(str).str.contains(r"\(\d{4}\)").any()
-    )
-    return Parts(rows, with_year(parts.items) if parts.items and dated else parts.items, parts.users)
+    rows = dataclasses.replace(parts.rows, notes=notes)
+    return Parts(rows, _dated(parts.items), parts.users)
 
 
 def _read_pairs(card: Card, paths: dict[str, Path]) -> Parts:
@@ -196,7 +198,7 @@ READERS: dict[str, Callable[[Card, dict[str, Path]], Parts]] = {
 
 
 def _dated(items: Features | None) -> Features | None:
-    """With the year that films came out in as a number, from a column of its own or the end of their titles."""
+    """With the year of each film as a number, from a column of its own or the end of the titles."""
     if items is not None and "release_year" in items.frame:
         years = pd.to_numeric(items.frame["release_year"], errors="coerce").astype("float64")
         frame = items.frame.assign(release_year=years).rename(columns={"release_year": "year"})
