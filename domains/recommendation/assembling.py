@@ -78,9 +78,8 @@ def assemble(
     left: list[LeftOut] = []
     good = _usable(rows, left)
     if not good.any():
-        raise DataError(
-            f"{rows.source}: no event can be used; {left[0].reason if left else 'it has no rows'}"
-        )
+        why = "; ".join(f"{one.n_rows} rows because {one.reason}" for one in left)
+        raise DataError(f"{rows.source}: no event can be used: {why or 'it has no rows'}")
     kept = np.flatnonzero(good)
     kept = kept[np.lexsort((rows.time[kept], rows.user[kept]))]  # stable: ties stay in the table's order
     if not keep_duplicates:
@@ -144,11 +143,8 @@ def _once(rows: Rows, kept: NDArray[np.int64], left: list[LeftOut]) -> NDArray[n
     if same.any():
         row = int(kept[same].min())
         one = f"user {rows.users[rows.user[row]]!r}, item {rows.items[rows.item[row]]!r}, row {row + 1}"
-        left.append(
-            LeftOut(
-                f"they repeat an event of the same user, item and time (the first: {one})", int(same.sum())
-            )
-        )
+        why = f"they repeat an event of the same user, item and time (the first: {one})"
+        left.append(LeftOut(why, int(same.sum())))
     return kept[~same]
 
 

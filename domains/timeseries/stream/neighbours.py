@@ -138,7 +138,6 @@ class Neighbours(nn.Module):
         levels = torch.eye(self.n_mixed, dtype=torch.float64).repeat_interleave(self.size, 0)
         self.covariance.copy_(found + _LEVEL_VARIANCE * (levels @ levels.T))
 
-
     def _by_distance(self, pairs: Tensor) -> Tensor:
         """The sum over the pairs of two series that are equally many rows apart, at each of them."""
         at = torch.arange(self.size)
