@@ -85,9 +85,8 @@ def assemble(
     if not keep_duplicates:
         kept = _once(rows, kept, left)
     kept = _often_enough(rows, kept, min_item_events, min_user_events, filtering, left)
-    old_users, user = np.unique(rows.user[kept], return_inverse=True)
-    old_items, item = np.unique(rows.item[kept], return_inverse=True)
-    users, items = [rows.users[i] for i in old_users], [rows.items[i] for i in old_items]
+    user, users = _renumbered(rows.user[kept], rows.users)
+    item, items = _renumbered(rows.item[kept], rows.items)
     notes = list(rows.notes)
     if cold_items and parts.items is not None:
         known = set(rows.items)
@@ -95,8 +94,8 @@ def assemble(
     found = Interactions(
         users=np.array(users, dtype=np.str_),
         items=np.array(items, dtype=np.str_),
-        user=user.astype(np.int64),
-        item=item.astype(np.int64),
+        user=user,
+        item=item,
         time=rows.time[kept],
         item_features=None if parts.items is None else parts.items.of(items, notes),
         user_features=None if parts.users is None else parts.users.of(users, notes),
@@ -132,14 +131,16 @@ def _usable(rows: Rows, left: list[LeftOut]) -> NDArray[np.bool_]:
 
 def _once(rows: Rows, kept: NDArray[np.int64], left: list[LeftOut]) -> NDArray[np.int64]:
     """Without exact repeats of user, item and time; where times aren't known, repeats are events."""
-    user, item, time = rows.user[kept], rows.item[kept], rows.time[kept]
-    order = np.lexsort((item, time, user))  # stable: the first of equals is the table's first
+    user, time = rows.user[kept], rows.time[kept]
+    ties = np.zeros(len(kept) + 1, dtype=bool)  # whether each event has the time of the one before it
+    ties[1:-1] = (user[1:] == user[:-1]) & (time[1:] == time[:-1])
+    tied = np.flatnonzero(ties[:-1] | ties[1:])
+    group, item = np.cumsum(~ties[:-1])[tied], rows.item[kept[tied]]
+    order = np.lexsort((item, group))  # stable: the first of equals is the table's first
+    again = np.zeros(len(tied), dtype=bool)
+    again[order[1:]] = (group[order[1:]] == group[order[:-1]]) & (item[order[1:]] == item[order[:-1]])
     same = np.zeros(len(kept), dtype=bool)
-    same[order[1:]] = (
-        (user[order[1:]] == user[order[:-1]])
-        & (item[order[1:]] == item[order[:-1]])
-        & (time[order[1:]] == time[order[:-1]])
-    )
+    same[tied] = again
     if same.any():
         row = int(kept[same].min())
         one = f"user {rows.users[rows.user[row]]!r}, item {rows.items[rows.item[row]]!r}, row {row + 1}"
@@ -167,10 +168,8 @@ def _often_enough(
         if enough.all() or filtering == "once" or not len(kept):
             break
     said = f"min_item_events={min_item_events}, min_user_events={min_user_events} ({filtering})"
-    counts = [
-        (len(np.unique(column[before])), len(np.unique(column[kept]))) for column in (rows.user, rows.item)
-    ]
-    (users, users_left), (items, items_left) = counts
+    users, users_left = (np.count_nonzero(np.bincount(rows.user[one])) for one in (before, kept))
+    items, items_left = (np.count_nonzero(np.bincount(rows.item[one])) for one in (before, kept))
     if not len(kept):
         raise DataError(
             f"{rows.source}: the catalogue is empty: none of {whole:,} events by {users:,} users of "
@@ -179,12 +178,18 @@ def _often_enough(
     if len(kept) < whole:
         left.append(
             LeftOut(
-                f"they are of {items - items_left:,} of {items:,} items and {users - users_left:,} of "
-                f"{users:,} users, or of both, below {said}",
+                f"{items - items_left:,} of {items:,} items and {users - users_left:,} of {users:,} users go "
+                f"by {said}",
                 whole - len(kept),
             )
         )
     return kept
+
+
+def _renumbered(codes: NDArray[np.int64], names: list[str]) -> tuple[NDArray[np.int64], list[str]]:
+    """Without the names that no code uses; the others keep their order."""
+    used = np.bincount(codes, minlength=len(names)) > 0
+    return (np.cumsum(used) - 1)[codes], [name for name, one in zip(names, used, strict=True) if one]
 
 
 def _notes(found: Interactions) -> list[str]:

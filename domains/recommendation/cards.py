@@ -177,11 +177,11 @@ def _read_sequences(card: Card, paths: dict[str, Path]) -> Parts:
     steps = np.array(gaps, dtype=np.float64)
     if (steps < 0).any():
         raise DataError(f"{card.name}: a gap is negative")
-    user = np.repeat(np.arange(len(users)), counts)
+    owner = np.repeat(np.arange(len(users)), counts)
     total = np.cumsum(steps)
-    starts = np.cumsum([0, *counts[:-1]])
+    time = total - total[np.cumsum([0, *counts[:-1]])][owner]
     item, names = pd.factorize(np.array(items, dtype=object))
-    rows = Rows(card.name, user, users, item.astype(np.int64), names.tolist(), total - total[starts][user])
+    rows = Rows(card.name, owner, users, item.astype(np.int64), names.tolist(), time)
     attributes = _of_role(card, paths, "items")
     if attributes is None:
         return Parts(rows, clock="own")
@@ -241,8 +241,8 @@ def _in_folder(folder: Path) -> tuple[Path, Path | None, Path | None]:
     by_name = {path.name: path for path in files}
     for suffix in (".dat", ".csv", ".csv.gz", ".parquet"):
         if f"ratings{suffix}" in by_name:
-            beside = (by_name.get(f"{name}{suffix}") for name in ("movies", "users"))
-            return by_name[f"ratings{suffix}"], *beside
+            movies, users = (by_name.get(f"{name}{suffix}") for name in ("movies", "users"))
+            return by_name[f"ratings{suffix}"], movies, users
     tables = [path for path in files if path.name.endswith(".inter")]
     tables = tables or [path for path in files if path.name.endswith(_TABLES)]
     if len(tables) != 1:

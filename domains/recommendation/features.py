@@ -48,7 +48,7 @@ class Features:
                 f"the events have {shortened(names)}"
             )
         if len(lacking):
-            some = shortened([names[place] for place in lacking])
+            some = shortened([names[place] for place in lacking.tolist()])
             notes.append(f"{self.source}: lacks {len(lacking):,} of {len(names):,} {self.what}: {some}")
             frame = self.frame.reindex(row).reset_index(drop=True)
             tags = [name for name, dtype in self.frame.dtypes.items() if dtype == np.int8]
