@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
@@ -102,9 +103,7 @@ def assemble(
         clock=parts.clock,
         left_out=tuple(left),
     )
-    notes += _notes(found)
-    object.__setattr__(found, "notes", tuple(notes))
-    return found
+    return dataclasses.replace(found, notes=(*notes, *_notes(found)))
 
 
 def _usable(rows: Rows, left: list[LeftOut]) -> NDArray[np.bool_]:

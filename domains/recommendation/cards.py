@@ -200,11 +200,11 @@ READERS: dict[str, Callable[[Card, dict[str, Path]], Parts]] = {
 def _dated(items: Features | None) -> Features | None:
     """With the year of each film as a number, from a column of its own or the end of the titles."""
     if items is not None and "release_year" in items.frame:
-        years = pd.to_numeric(items.frame["release_year"], errors="coerce").astype("float64")
+        years = pd.to_numeric(items.frame["release_year"], errors="coerce").to_numpy(np.float64)
         frame = items.frame.assign(release_year=years).rename(columns={"release_year": "year"})
         return dataclasses.replace(items, frame=frame)
     if items is not None and "title" in items.frame:
-        dated = items.frame["title"].astype("str").str.contains(r"\(\d{4}\)\s*$")
+        dated = items.frame["title"].astype("string").str.contains(r"\(\d{4}\)\s*$").fillna(False)
         return with_year(items) if dated.mean() > 0.5 else items
     return items
 

@@ -53,8 +53,11 @@ class Features:
             frame = self.frame.reindex(row).reset_index(drop=True)
             tags = [name for name, dtype in self.frame.dtypes.items() if dtype == np.int8]
             frame[tags] = frame[tags].fillna(0).astype(np.int8)
-            return frame
-        return self.frame.iloc[row].reset_index(drop=True)
+        else:
+            frame = self.frame.iloc[row].reset_index(drop=True)
+        words = [name for name, dtype in frame.dtypes.items() if dtype.kind == "O"]
+        frame[words] = frame[words].astype(object).where(frame[words].notna(), None)
+        return frame
 
 
 def read_features(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from mambakit.core.errors import DataError
@@ -45,10 +46,11 @@ def read_users(path: Path) -> Features:
 
 def with_year(features: Features) -> Features:
     """Titles like ``Heat (1995)`` parted into ``Heat`` and the number 1995 in a column ``year``."""
-    titles = features.frame["title"].astype("str")
+    titles = features.frame["title"].astype("string")
     parts = titles.str.extract(r"^(?P<title>.*?)\s*\((?P<year>\d{4})\)\s*$")
     frame = features.frame.assign(title=parts["title"].fillna(titles).astype(object))
-    frame.insert(1, "year", pd.to_numeric(parts["year"]).astype("float64"))
+    years = pd.to_numeric(parts["year"]).to_numpy(dtype=np.float64, na_value=np.nan)
+    frame.insert(1, "year", years)
     return Features(features.source, features.names, frame, features.what)
 
 

@@ -55,7 +55,8 @@ def test_items_without_an_event_join_when_asked_to():
 def test_lacking_and_repeated_rows():
     found = read_interactions(EVENTS, item_features=ITEMS.iloc[:1])
     assert found.item_features is not None
-    assert found.item_features["title"].tolist()[1] == "Ants"
+    assert found.item_features["title"].tolist() == [None, "Ants", None]
+    assert found.item_features["price"].isna().tolist() == [True, False, True]
     assert found.item_features["genres=love"].tolist() == [0, 1, 0]
     assert "lacks 2 of 3 items: b, c" in found.report()
     with pytest.raises(DataError, match="'a' has more than one row"):
