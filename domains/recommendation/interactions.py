@@ -4,10 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """Rows of a table that are not used: a sentence says why."""
+
+    reason: str
+    n_rows: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,6 +36,10 @@ class Interactions:
         item_features: What is known of the items, row i of ``items[i]``: numbers, or categories as str; a
             column ``title`` is text. None where nothing is.
         user_features: The same of the users.
+        clock: ``"shared"`` where all users' times count from one moment; ``"own"`` where each user's count
+            from the user's first event, so that no two users' can be compared.
+        left_out: Rows of the table that are not used, and why.
+        notes: Further sentences a person should see.
     """
 
     users: NDArray[np.str_]
@@ -36,6 +49,9 @@ class Interactions:
     time: NDArray[np.float64]
     item_features: pd.DataFrame | None = None
     user_features: pd.DataFrame | None = None
+    clock: Literal["shared", "own"] = "shared"
+    left_out: tuple[LeftOut, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.item)
@@ -55,6 +71,11 @@ class Interactions:
         """``(n_users + 1,)``: the events of user u are ``offsets[u]`` to ``offsets[u + 1]``."""
         counts = np.bincount(self.user, minlength=self.n_users)
         return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+
+    def report(self) -> str:
+        """A line a reason to leave rows out and a line a note; empty if there is nothing to say."""
+        lines = [f"left out {one.n_rows:,} rows: {one.reason}" for one in self.left_out]
+        return "\n".join(f"note: {line}" for line in [*lines, *self.notes])
 
 
 @dataclass(frozen=True, eq=False)
