@@ -4,6 +4,9 @@ A user is one hash, the record in the field ``record`` and an empty field for th
 a server that runs out of memory drops both or none. Lua scripts, which Redis runs one at a time, compare and
 write (https://redis.io/docs/latest/develop/programmability/eval-intro/). How much outlives a crash of the
 server is up to its persistence (``appendonly yes``). Keys begin with ``mambakit:``; one server, no cluster.
+
+If an answer is lost, the client asks again and hears that the event has been applied: it counts once, but
+nobody is told that it was new.
 """
 
 from __future__ import annotations

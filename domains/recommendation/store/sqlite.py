@@ -224,6 +224,12 @@ class SqliteStore(Store):
                 finally:
                     connection.close()  # which moves all of the WAL into the file
             os.link(beside, self._path)
+            if self._durable and os.name == "posix":
+                folder = os.open(self._path.parent, os.O_RDONLY)
+                try:
+                    os.fsync(folder)  # its new name too
+                finally:
+                    os.close(folder)
         except FileExistsError:
             pass  # someone else was quicker
         except OSError as error:

@@ -59,6 +59,14 @@ def test_the_same_file_by_its_url(path: Path, monkeypatch: pytest.MonkeyPatch) -
         assert store.get("u3") is not None, "it stays where it was when the process changes its folder"
 
 
+def test_a_file_of_an_odd_name(tmp_path: Path) -> None:
+    for _ in range(2):
+        with open_store(tmp_path / "ä b#c?d=%20.db", MODEL) as store:
+            store.update("42", "a", lambda past: b"state")
+            assert len(store) == 1
+    assert [one.name for one in tmp_path.iterdir()] == ["ä b#c?d=%20.db"]
+
+
 @pytest.mark.parametrize("share", [0.03, 0.5, 0.9])
 def test_a_file_cut_short(path: Path, share: float) -> None:
     os.truncate(path, int(share * path.stat().st_size))
