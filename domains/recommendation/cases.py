@@ -97,16 +97,5 @@ def cases_of(
     )
 
 
-def histories_of(
-    interactions: Interactions, events: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """What each event's user had before it: rows (into ``events``, non-decreasing) and items."""
-    first = interactions.offsets[interactions.user[events]]
-    length = events - first
-    row = np.repeat(np.arange(len(events)), length)
-    before = np.cumsum(length) - length
-    return row, interactions.item[np.arange(length.sum()) + (first - before)[row]]
-
-
 def _range(low: int, high: int | None) -> str:
     return f"{low}+" if high is None else f"{low}-{high - 1}"

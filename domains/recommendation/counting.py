@@ -37,3 +37,20 @@ def users_by_items(interactions: Interactions, split: Split) -> sparse.csr_matri
     found = sparse.coo_matrix((np.ones(len(item), dtype=np.float32), (user, item)), shape=shape).tocsr()
     found.data[:] = 1.0
     return found
+
+
+def events_before(
+    interactions: Interactions, events: NDArray[np.int64], most: int | None = None
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The events that each event's user had before it, the last ``most`` of them.
+
+    Returns:
+        Rows into ``events``, non-decreasing, and the events before, in order: ``(n_pairs,)`` int64 each.
+    """
+    first = interactions.offsets[interactions.user[events]]
+    if most is not None:
+        first = np.maximum(first, events - most)
+    length = events - first
+    row = np.repeat(np.arange(len(events)), length)
+    before = np.cumsum(length) - length
+    return row, np.arange(len(row)) + (first - before)[row]

@@ -12,24 +12,19 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from mambakit.core.cli import format_table
-from mambakit.core.errors import DataError, UsageError
+from mambakit.core.errors import UsageError
 from mambakit.domains.recommendation import list_metrics, metrics
-from mambakit.domains.recommendation.cases import GROUPINGS, Cases, cases_of, histories_of
+from mambakit.domains.recommendation.cases import GROUPINGS, Cases, cases_of
 from mambakit.domains.recommendation.counting import item_counts, users_by_items
 from mambakit.domains.recommendation.interactions import Interactions, Split
 from mambakit.domains.recommendation.intervals import Interval, mean_over_users
+from mambakit.domains.recommendation.ranking import FILTERS, Sampled, ranked
 from mambakit.domains.recommendation.scoring import Scorer
 
-FILTERS = ("unfiltered", "filtered")
 RANK_METRICS = {"hr": metrics.hits, "ndcg": metrics.ndcg, "mrr": metrics.reciprocal_ranks}
-# Scores held at once: cases x items; a few times that is needed for their order
-_MOST_NUMBERS = 8_000_000
-_MOST_CASES = 1024
 
 
 @dataclass(frozen=True)
@@ -90,7 +85,7 @@ class Evaluation:
         for row in self.rows:
             line = {"scorer": row["scorer"], "filter": row["filter"]}
             for name, value in row.items():
-                if name.endswith(f"@{k}") or f"@{k}/" in name and not name.endswith(("-lo", "-hi")):
+                if name.endswith(f"@{k}") or (f"@{k}/" in name and not name.endswith(("-lo", "-hi"))):
                     line[name] = shown(row, name, value)
             lines.append(line)
         return format_table(lines)
@@ -133,7 +128,7 @@ def evaluate(
     list_length: int = 10,
     most: int | None = None,
     catalogue: NDArray[np.bool_] | None = None,
-    sampled: Sequence[tuple[int, metrics.Negatives]] = (),
+    sampled: Sequence[Sampled] = (),
     level: float = 0.95,
     interval: Interval = "normal",
     seed: int = 0,
@@ -170,7 +165,17 @@ def evaluate(
     groups: list[pd.DataFrame] = []
     ranks: dict[tuple[str, str], NDArray[np.float64]] = {}
     for name, scorer in scorers.items():
-        found = _ranked(name, scorer, interactions, cases, columns, list_length, sampled, lists.counts, seed)
+        found = ranked(
+            name,
+            scorer,
+            interactions,
+            cases,
+            columns=columns,
+            list_length=list_length,
+            sampled=sampled,
+            counts=lists.counts,
+            seed=seed,
+        )
         for column in FILTERS:
             own = ranks[name, column] = found.ranks[column]
             label: dict[str, object] = {"scorer": name, "filter": column}
@@ -204,93 +209,6 @@ def shown(row: Mapping[str, object], name: str, value: Any) -> str:
     if not isinstance(low, float) or not isinstance(high, float) or np.isnan(low):
         return f"{value:.{digits}f}"
     return f"{value:.{digits}f} ±{(high - low) / 2:.{digits}f}"
-
-
-@dataclass
-class _Ranked:
-    """Of one scorer, by filter."""
-
-    ranks: dict[str, NDArray[np.float64]]
-    lists: dict[str, NDArray[np.int64]]
-    sampled: dict[str, dict[tuple[int, metrics.Negatives], NDArray[np.float64]]]
-
-
-@torch.no_grad()
-def _ranked(
-    name: str,
-    scorer: Scorer,
-    interactions: Interactions,
-    cases: Cases,
-    columns: NDArray[np.int64],
-    list_length: int,
-    sampled: Sequence[tuple[int, metrics.Negatives]],
-    counts: NDArray[np.int64],
-    seed: int,
-) -> _Ranked:
-    n = len(cases.event)
-    found = _Ranked(
-        {column: np.empty(n) for column in FILTERS},
-        {column: np.empty((n, list_length), dtype=np.int64) for column in FILTERS},
-        {column: {wanted: np.empty(n) for wanted in sampled} for column in FILTERS},
-    )
-    size = max(1, min(_MOST_CASES, _MOST_NUMBERS // interactions.n_items))
-    place = np.full(interactions.n_items, -1)
-    place[columns] = np.arange(len(columns))
-    for start in range(0, n, size):
-        part = slice(start, start + size)
-        events = cases.event[part]
-        scores = _checked(name, scorer.scores(interactions, events), interactions, events)
-        row, item = histories_of(interactions, events)
-        kept = place[item] >= 0
-        row, item = row[kept], place[item[kept]]
-        device = scores.device
-        if len(columns) < interactions.n_items:
-            scores = scores[:, torch.from_numpy(columns).to(device)]
-        target = torch.from_numpy(place[cases.target[part]]).to(device)
-        seen = (torch.from_numpy(row).to(device), torch.from_numpy(item).to(device))
-        pair = metrics.target_ranks(scores, target, seen)
-        masked = scores.clone()
-        masked[seen] = -torch.inf
-        rows = torch.arange(len(events), device=device)
-        masked[rows, target] = scores[rows, target]
-        for column, ranks, shown_scores in zip(FILTERS, pair, (scores, masked), strict=True):
-            found.ranks[column][part] = ranks.cpu().numpy()
-            top = metrics.top_items(shown_scores, list_length).cpu().numpy()
-            found.lists[column][part] = np.where(top >= 0, columns[top], -1)
-        for wanted in sampled:
-            _rank_sampled(found, wanted, scores, target, seen, events, counts[columns], seed, part)
-    return found
-
-
-def _rank_sampled(
-    found: _Ranked,
-    wanted: tuple[int, metrics.Negatives],
-    scores: Tensor,
-    target: Tensor,
-    seen: tuple[Tensor, Tensor],
-    events: NDArray[np.int64],
-    counts: NDArray[np.int64],
-    seed: int,
-    part: slice,
-) -> None:
-    """The same negatives for every scorer: they are drawn with the event's own seed."""
-    n_negatives, kind = wanted
-    weights = counts.astype(np.float64) if kind == "popularity" else None
-    rows, items = (one.cpu().numpy() for one in seen)
-    bounds = np.searchsorted(rows, np.arange(len(events) + 1))
-    for column in FILTERS:
-        for i, event in enumerate(events):
-            allowed = np.ones(scores.shape[1], dtype=bool)
-            if column == "filtered":
-                allowed[items[bounds[i] : bounds[i + 1]]] = False
-            own = int(target[i])
-            allowed[own] = False
-            drawn = metrics.sample_negatives(
-                allowed, n_negatives, weights=weights, seed=[seed, int(event)]
-            )
-            among = torch.from_numpy(np.r_[own, drawn]).to(scores.device)
-            rank, _ = metrics.target_ranks(scores[i, among][None], among.new_zeros(1))
-            found.sampled[column][wanted][part.start + i] = float(rank)
 
 
 class _ListMeasures:
@@ -368,23 +286,12 @@ def _by_group(
     return pd.DataFrame(found)
 
 
-def _checked(name: str, scores: Tensor, interactions: Interactions, events: NDArray[np.int64]) -> Tensor:
-    expected = (len(events), interactions.n_items)
-    if tuple(scores.shape) != expected:
-        raise DataError(f"{name}: expected scores of shape {expected}, got {tuple(scores.shape)}")
-    bad = scores.isnan().any(1).nonzero()
-    if len(bad):
-        user = interactions.users[interactions.user[events[int(bad[0, 0])]]]
-        raise DataError(f"{name}: a score of user {str(user)!r} is NaN, which has no place in a ranking")
-    return scores
-
-
 def _check(
     scorers: Mapping[str, Scorer],
     ks: Sequence[int],
     list_length: int,
     most: int | None,
-    sampled: Sequence[tuple[int, metrics.Negatives]],
+    sampled: Sequence[Sampled],
     level: float,
 ) -> None:
     if not scorers:
