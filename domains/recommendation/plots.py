@@ -14,6 +14,11 @@ from mambakit.domains.recommendation.ranking import FILTERS
 
 COLORS = ("#1668b8", "#c2571a", "#4a8f3c", "#8a94a0", "#8a4fb0", "#b8860b", "#c0392b")
 TITLES = {"unfiltered": "all items", "filtered": "without items seen before"}
+LABELS = {
+    "history": "events before the case; below, the number of cases",
+    "gap": "time since the event before; below, the number of cases",
+    "target": "whether the target was seen in training; below, the number of cases",
+}
 
 
 def ndcg_figure(evaluation: Evaluation, longest: int = 50) -> Figure:
@@ -34,8 +39,8 @@ def ndcg_figure(evaluation: Evaluation, longest: int = 50) -> Figure:
             axis.plot(ks, values, color=color, linewidth=2.0 if first else 1.3, label=name)
         axis.set_title(f"NDCG@k, {TITLES[column]}", fontsize=10, loc="left")
         axis.set_xlabel("k")
-        axis.set_ylim(bottom=0)
         _tidy(axis)
+    axes[0].set_ylim(bottom=0)  # once both are drawn: it ends the scaling of the shared axis
     _legend(figure, axes[0])
     return figure
 
@@ -63,18 +68,13 @@ def groups_figure(evaluation: Evaluation, by: str = "history", metric: str = "")
     width = 0.8 / len(evaluation.scorers)
     for axis, column in zip(axes, FILTERS, strict=True):
         for i, (name, color) in enumerate(zip(evaluation.scorers, cycle(COLORS), strict=False)):
-            own = (
-                groups[(groups.scorer == name) & (groups["filter"] == column)].set_index("group").loc[labels]
-            )
-            reach = (
-                (own[f"{metric}-hi"] - own[metric]).fillna(0.0),
-                (own[metric] - own[f"{metric}-lo"]).fillna(0.0),
-            )
+            mine = (groups.scorer == name) & (groups["filter"] == column)
+            own = groups[mine].set_index("group").loc[labels]
+            low, high = (own[f"{metric}-{end}"].fillna(own[metric]) for end in ("lo", "hi"))
+            reach = np.stack([own[metric] - low, high - own[metric]])
             at = np.arange(len(labels)) + (i - (len(evaluation.scorers) - 1) / 2) * width
             bar = {"elinewidth": 0.8, "ecolor": "#22303c"}
-            axis.bar(
-                at, own[metric], width, yerr=np.stack(reach[::-1]), color=color, label=name, error_kw=bar
-            )
+            axis.bar(at, own[metric], width, yerr=reach, color=color, label=name, error_kw=bar)
         counts = own.cases.tolist()
         axis.set_xticks(range(len(labels)), [f"{a}\n{n:,}" for a, n in zip(labels, counts, strict=True)])
         axis.set_title(f"{_upper(metric)}, {TITLES[column]}", fontsize=10, loc="left")
@@ -83,13 +83,6 @@ def groups_figure(evaluation: Evaluation, by: str = "history", metric: str = "")
     axes[0].set_ylim(bottom=0)
     _legend(figure, axes[0])
     return figure
-
-
-LABELS = {
-    "history": "events before the case; below, the number of cases",
-    "gap": "time since the event before; below, the number of cases",
-    "target": "whether the target was seen in training; below, the number of cases",
-}
 
 
 def _upper(metric: str) -> str:

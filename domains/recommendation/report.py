@@ -1,4 +1,4 @@
-"""The report of an evaluation: one HTML file with the numbers of both columns, by kind of case, and pictures."""
+"""The report of an evaluation: both columns' numbers, by kind of case too, and pictures, in one HTML file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from mambakit.domains.recommendation.evaluation import Evaluation, shown
 ACCURACY_NOTE = (
     "Every case is ranked among all items (unfiltered), and without the items that its user had before "
     "(filtered; a target that was seen stays). hr: share of targets in the first k, which is recall with one "
-    "target. ndcg: 1 / log2(1 + rank), mrr: 1 / rank, both within k. Tied items share the mean of their places."
+    "target. ndcg: 1 / log2(1 + rank), mrr: 1 / rank, both within k. Tied items share the mean of their "
+    "places."
 )
 LISTS_NOTE = (
     "coverage: share of the catalogue in some list. gini: 0 all items alike, 1 one only. novelty: bits of "
