@@ -14,6 +14,7 @@ from pandas.tseries.frequencies import to_offset
 from torch import Tensor
 
 from mambakit.core.adapters import SampleError, Tokenizer, Tokens
+from mambakit.domains.timeseries.tables.stamps import month_day
 from mambakit.domains.timeseries.tables.table import Series, next_stamps
 from mambakit.domains.timeseries.tokenizer import scale_of
 
@@ -266,10 +267,7 @@ class RowTokenizer(Tokenizer[Series]):
         """Steps since the row before; 1 throughout where the series is regular."""
         gaps = np.ones(len(stamps), dtype=np.float32)
         if not frequency and len(stamps) > 1:
-            numbers = (
-                stamps.as_unit("ns").asi8 / 1e9 if isinstance(stamps, pd.DatetimeIndex) else stamps.to_numpy()
-            )
-            gaps[1:] = np.diff(numbers) / self.step_s
+            gaps[1:] = _gaps(stamps) / self.step_s
         return gaps
 
     def encode(self, sample: Series) -> Tokens:
@@ -367,11 +365,18 @@ def _robust(values: NDArray[np.float64]) -> tuple[float, float]:
     return float(mean), max(float(deviation), _LEAST_UNIT)
 
 
+def _gaps(stamps: pd.Index) -> NDArray[np.float64]:
+    """From each stamp to the next: seconds of dates, of any year; else in their own measure."""
+    if not isinstance(stamps, pd.DatetimeIndex):
+        return np.diff(stamps.to_numpy()).astype(np.float64)
+    return np.diff(stamps.asi8) / {"s": 1e0, "ms": 1e3, "us": 1e6, "ns": 1e9}[stamps.unit]
+
+
 def _step_seconds(stamps: pd.Index, frequency: str) -> float:
     """Length of a step; of integers and irregular stamps in their own measure."""
     if not isinstance(stamps, pd.DatetimeIndex):
-        return float(np.median(np.diff(stamps.to_numpy()))) if len(stamps) > 1 else 1.0
+        return float(np.median(_gaps(stamps))) if len(stamps) > 1 else 1.0
     if len(stamps) > 1:
-        return max(float(np.median(np.diff(stamps.as_unit("ns").asi8))) / 1e9, 1e-9)
-    offset = to_offset(frequency or "D")
+        return max(float(np.median(_gaps(stamps))), 1e-9)
+    offset = to_offset((frequency.partition("-")[0] if month_day(frequency) else frequency) or "D")
     return float((pd.Timestamp("2024-01-01") + 1 * offset - pd.Timestamp("2024-01-01")).total_seconds())
