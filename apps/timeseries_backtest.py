@@ -224,12 +224,13 @@ def _trained_stream(
     from mambakit.core.training import RunFolder
     from mambakit.domains.timeseries.calibration import calibrate_stream
     from mambakit.domains.timeseries.evaluation import data_before
-    from mambakit.domains.timeseries.stream.data import make_store
-    from mambakit.domains.timeseries.stream.training import train_stream
+    from mambakit.domains.timeseries.stream.training import lay_out, train_stream
 
     before = data_before(histories, name=name, **facts)
+    laid_out = lay_out(before.series, before.bounds, before.season_length)
     options: dict[str, Any] = {
         **sizes,
+        "laid_out": laid_out,
         "season_length": before.season_length,
         "mixed": False,
         "model_config": PRESET_STREAM,
@@ -240,7 +241,7 @@ def _trained_stream(
         model, _ = train_stream(before.series, before.bounds, RunFolder(folder), **options)
     if calibrate:
         try:
-            calibrate_stream(model, make_store(model.tokenizer, before.series, before.bounds))
+            calibrate_stream(model, laid_out.store)
         except DataError as error:
             print(f"note: the intervals are not calibrated: {error}", file=sys.stderr)
     return model

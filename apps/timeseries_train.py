@@ -171,6 +171,7 @@ def train(
     settings["season_length"] = loaded.season_length
     everything = {**settings, "missing": missing, "mix": mix, "columns": columns, "irregular": irregular}
     forecaster: Forecasting
+    store: Store | None = None
     if chosen == "window":
         from mambakit.domains.timeseries.training import train_forecaster
 
@@ -181,10 +182,11 @@ def train(
             train_config=config,
         )  # fmt: skip
     else:
-        from mambakit.domains.timeseries.stream.training import train_stream
+        from mambakit.domains.timeseries.stream.training import lay_out, train_stream
 
         config = own_defaults(config, PRESET_TRAIN, PRESET_STREAM_TRAIN)
         run.start({**everything, "model": stream, "loss": stream_loss, "train": config}, seed=config.seed)
+        laid_out = lay_out(loaded.series, loaded.bounds, loaded.season_length)
         forecaster, result = train_stream(
             loaded.series,
             loaded.bounds,
@@ -196,8 +198,10 @@ def train(
             model_config=stream,
             loss_config=stream_loss,
             train_config=config,
+            laid_out=laid_out,
         )
-    _finish(forecaster, loaded, run, result, settings, device=device, json=json)
+        store = laid_out.store
+    _finish(forecaster, loaded, run, result, settings, store=store, device=device, json=json)
 
 
 _train = train  # inside it the name is that of the training options
@@ -255,19 +259,18 @@ def _finish(
     result: FitResult,
     settings: dict[str, Any],
     *,
+    store: Store | None,
     device: str,
     json: bool,
 ) -> None:
-    """Calibrate, save, measure on the test rows, report."""
+    """Calibrate, save, measure on the test rows, report; a network that reads row by row needs its store."""
     from mambakit.domains.timeseries import report
     from mambakit.domains.timeseries.calibration import calibrate_model, calibrate_stream, validation_rows
-    from mambakit.domains.timeseries.stream.data import make_store
     from mambakit.domains.timeseries.stream.network import StreamForecaster
 
-    store: Store | None = None
     try:
         if isinstance(forecaster, StreamForecaster):
-            store = make_store(forecaster.tokenizer, data.series, data.bounds)
+            assert store is not None
             calibrate_stream(forecaster, store)
         else:
             held_out, sizes = validation_rows(data, settings["horizon"])

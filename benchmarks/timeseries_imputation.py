@@ -164,13 +164,14 @@ def trained(name: str, data: Any, seed: int, arguments: argparse.Namespace) -> t
         made = []
         for part in np.array_split(np.arange(len(windows)), -(-len(windows) // 32)):
             place = torch.from_numpy(starts[part])[:, None] + torch.arange(LENGTH)
-            flat = (store.first[None, :, None] + place[:, None]).flatten(0, 1)  # [b*c, l]
+            place = place.repeat_interleave(n, 0)  # [b*c, l]
+            which = torch.arange(n).repeat(len(part))
             values = torch.from_numpy(windows[part]).float().transpose(1, 2).flatten(0, 1)
             read = Read(
                 values,
-                store.past[flat],
-                store.known[flat],
-                store.elapsed[flat],
+                store.past[store.first[which][:, None] + place],
+                store.known(which, place),
+                store.elapsed(which, place),
                 store.static.repeat(len(part), 1),
                 store.series.repeat(len(part)),
             )

@@ -1,6 +1,7 @@
 """Peak memory of reading and training on a table of ten million rows, the whole process counted.
 
     python benchmarks/timeseries_memory.py --write
+    python benchmarks/timeseries_memory.py --lookback 720 --write
 
 10,000 hourly series of 1,000 rows in a Parquet file, the network's frozen preset with one member, some steps
 of training with validation on 512 series. Windows are numbers: nothing grows with lookback times windows.
@@ -40,6 +41,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--series", type=int, default=10_000)
     parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--lookback", type=int, default=168)
     parser.add_argument("--write", action="store_true")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -61,7 +63,7 @@ def main() -> int:
             data.series,
             data.bounds,
             RunFolder(Path(folder) / "run"),
-            lookback=168,
+            lookback=arguments.lookback,
             horizon=24,
             season_length=data.season_length,
             mixed=False,
@@ -75,7 +77,8 @@ def main() -> int:
     if arguments.write:
         from rows import row, write_rows
 
-        what = f"timeseries-memory/{n}-rows/train/peak-mib"
+        size = f"{n}-rows" if arguments.lookback == 168 else f"{n}-rows-L{arguments.lookback}"
+        what = f"timeseries-memory/{size}/train/peak-mib"
         write_rows("timeseries-memory", [row(what, round(found), "MiB")])
     return 0
 

@@ -60,6 +60,12 @@ class Backbone(nn.Module):
         self.auxiliary = Held()
         self._names = [str(i) for i in range(len(layers))]
         self._scales = [config.scale_of(layer) for layer in layers]
+        mixing = [
+            name
+            for name, block in zip(self._names, self._blocks(), strict=True)
+            if block.mixes_time or isinstance(block, GraphMix)
+        ]
+        self._last_mixing = mixing[-1] if mixing else ""
         self._uses_context = any(block.uses_context for block in self._blocks())
         self.uses_elapsed = any(block.uses_elapsed for block in self._blocks())
         self._uses_edges = any(isinstance(block, GraphMix) for block in self._blocks())
@@ -97,6 +103,7 @@ class Backbone(nn.Module):
         edges: Tensor | None = None,
         edge_features: Tensor | None = None,
         elapsed: Tensor | None = None,
+        keep: Tensor | None = None,
     ) -> tuple[Tensor, State]:
         """Run a sequence, or the next piece of one.
 
@@ -119,21 +126,27 @@ class Backbone(nn.Module):
                 numbers: ``backbone(adapter.embed(batch), **batch.layout(), elapsed=batch.elapsed(unit))``.
                 Layers that read backwards or in other orders work out the gaps between the tokens as they
                 read them. On a GPU the values are not read back: negative ones or NaN go unnoticed there.
+            keep: ``(n,)`` int64, the only tokens whose output is wanted, in any order: what comes after the
+                last layer that mixes tokens is computed for them alone. Not with padded or packed rows.
 
         Returns:
-            ``y`` like ``x``, zero at padding, and the state after each row's last real token.
+            ``y`` like ``x`` (with ``keep`` ``(batch, n, d_model)``), zero at padding, and the state after
+            each row's last real token.
 
         Raises:
             ValueError: On a wrong shape, lengths outside ``0..length``, a state of another batch size or
                 backbone, ``lengths`` together with ``seq_idx``, another ``padding``, edges that leave their
                 sequence, edges where no layer uses them or none where one does, ``elapsed`` where no layer
-                has a step size, or one that is negative, infinite or NaN.
+                has a step size, or one that is negative, infinite or NaN, or ``keep`` with ``lengths`` or
+                ``seq_idx``.
             TypeError: If ``elapsed`` is not a tensor of floats.
             RuntimeError: If a state is given and a layer is not causal.
         """
         batch, length = check_input(x, self.d_model)
         if padding not in ("right", "left"):
             raise ValueError(f"padding: expected 'right' or 'left', got {padding!r}")
+        if keep is not None and (lengths is not None or seq_idx is not None):
+            raise ValueError("keep: only of whole rows; leave lengths and seq_idx out")
         self._check_state(state)
         self._check_elapsed(elapsed, x)
         back = pads = None
@@ -149,9 +162,12 @@ class Backbone(nn.Module):
             elapsed = None if elapsed is None else elapsed.masked_fill(pads[..., 0], 0.0)
         context = self._context(x, edges, edge_features, seq_idx, lengths, elapsed)
         states: dict[str, Any] = {}
+        x = x if keep is None or self._last_mixing else x.index_select(1, keep)
         for name, norm, block, scale in zip(self._names, self.norms, self.blocks, self._scales, strict=True):
             past = None if state is None else state[name]
             y, states[name] = block(norm(x), past, seq_idx, lengths, context)
+            if keep is not None and name == self._last_mixing:
+                x, y = x.index_select(1, keep), y.index_select(1, keep)
             x = x + self.dropout(y if scale == 1.0 else scale * y)
         if context is not None:
             self.auxiliary.value = torch.stack(context.losses).sum() if context.losses else None

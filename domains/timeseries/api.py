@@ -31,9 +31,9 @@ from mambakit.domains.timeseries.config import (
     season_of,
 )
 from mambakit.domains.timeseries.model import load_stream
-from mambakit.domains.timeseries.stream.data import Bounds, make_store
+from mambakit.domains.timeseries.stream.data import Bounds
 from mambakit.domains.timeseries.stream.network import StreamForecaster
-from mambakit.domains.timeseries.stream.training import train_stream
+from mambakit.domains.timeseries.stream.training import lay_out, train_stream
 from mambakit.domains.timeseries.tables.series import Columns, Series, Table
 from mambakit.domains.timeseries.tables.table import read_table
 
@@ -325,7 +325,9 @@ class Forecaster:
             bounds.append((n - held, n, n))
         season = self._season(series)
         lookback = self.input_size or max(2, min(7 * season if season > 1 else 96, 336))
+        laid_out = lay_out(series, bounds, season)
         options: dict[str, Any] = {
+            "laid_out": laid_out,
             "model_config": self.model_config,
             "loss_config": self.loss_config,
             "train_config": self.train_config,
@@ -335,7 +337,7 @@ class Forecaster:
                 series, bounds, RunFolder(Path(folder) / "run"), lookback=lookback, horizon=self.h,
                 season_length=season, mixed=False, **options,
             )  # fmt: skip
-        calibrate_stream(model, make_store(model.tokenizer, series, bounds))
+        calibrate_stream(model, laid_out.store)
         return model
 
 

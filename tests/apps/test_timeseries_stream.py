@@ -119,3 +119,59 @@ def test_gaps_are_filled_and_anomalies_scored(
     assert whole.y_hat[whole.filled].notna().all()
     assert main(["anomalies", *common, "--normal", "150", "--output", str(tmp_path / "scores.csv")]) == 0
     assert {"score", "anomaly"} <= set(pd.read_csv(tmp_path / "scores.csv").columns)
+
+
+def wide_table(path: Path, n_rows: int = 160, seed: int = 0) -> Path:
+    """Three hourly series, the second a row behind the first."""
+    rng = np.random.default_rng(seed)
+    a = rng.normal(size=n_rows).cumsum()
+    frame = pd.DataFrame({"ds": pd.date_range("2024-01-01", periods=n_rows, freq="h"), "a": a})
+    frame["b"], frame["c"] = np.roll(a, 1), 20 + rng.normal(size=n_rows)
+    frame.to_csv(path, index=False)
+    return path
+
+
+def test_series_that_are_read_together_need_each_other(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, folder = wide_table(tmp_path / "wide.csv"), str(tmp_path / "run")
+    words = ["train", "--data", str(data), "--network", "stream", "--mix", "true", "--horizon", "4"]
+    assert main([*words, "--lookback", "12", "--output", folder, *SMALL, "--json"]) == 0
+    results = json.loads(capsys.readouterr().out)["results"]
+    assert all(np.isfinite(row["mae"]) for row in results)
+
+    def forecast_of(frame: pd.DataFrame) -> pd.DataFrame:
+        frame.to_csv(tmp_path / "history.csv", index=False)
+        words = ["forecast", "--model", folder, "--input", str(tmp_path / "history.csv"), "--json"]
+        assert main(words) == 0
+        return pd.DataFrame(json.loads(capsys.readouterr().out)).pivot(
+            index="ds", columns="unique_id", values="y_hat"
+        )
+
+    history = pd.read_csv(data)
+    before = forecast_of(history)
+    after = forecast_of(history.assign(a=history.a + np.where(history.index > 140, 3.0, 0.0)))
+    assert (before.b != after.b).all()  # a's last rows say something of b
+    history.drop(columns="b").to_csv(tmp_path / "history.csv", index=False)
+    assert main(["forecast", "--model", folder, "--input", str(tmp_path / "history.csv")]) == 1
+    assert "'b' is missing" in capsys.readouterr().err
+
+
+def test_a_backtest_trains_anew_at_every_origin(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = wide_table(tmp_path / "wide.csv", n_rows=90)
+    words = ["backtest", "--data", str(data), "--network", "stream", "--horizon", "4", "--windows", "2"]
+    words += ["--lookback", "12", "--levels", "80", "--baselines", "naive", "--train.max_steps", "1"]
+    tables = {}
+    for refit in ("0", "1"):
+        output = tmp_path / f"{refit}.csv"
+        more = ["--refit", refit, "--output", str(output), "--device", "cpu", "--json"]
+        assert main([*words, *more]) == 0
+        assert json.loads(capsys.readouterr().out)["refit"] == int(refit)
+        tables[refit] = pd.read_csv(output).set_index(["unique_id", "ds"])
+    once, anew = tables["0"], tables["1"]
+    assert len(once) == 3 * 2 * 4
+    assert (anew["mambakit-lo-80"] <= anew["mambakit-hi-80"]).all()
+    first = once.cutoff == once.cutoff.min()
+    # trained on the same rows before the first origin, on more of them before the second
+    np.testing.assert_allclose(once.mambakit[first], anew.mambakit[first], rtol=1e-4)
+    assert not np.allclose(once.mambakit[~first], anew.mambakit[~first], rtol=1e-4)

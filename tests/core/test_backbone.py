@@ -228,3 +228,19 @@ def test_export_sees_through_blocks_and_state(layers):
             torch.testing.assert_close(graph.module()(x)[0], backbone(x)[0])
         _, state = graph.module()(x)
         torch.testing.assert_close(backbone.step(x[:, 0], state)[0], backbone(x[:, :1], state)[0][:, 0])
+
+
+@pytest.mark.parametrize("layers", [["mamba2", "mlp"], ["mlp", "mamba1"], ["mlp"], HYBRID.layers], ids=str)
+def test_keep_is_the_output_of_some_tokens(layers):
+    options = {kind: HYBRID.block_options[kind] for kind in HYBRID.block_options if kind in layers}
+    backbone = build(BackboneConfig(d_model=16, layers=layers, block_options=options))
+    keep = torch.tensor([8, 0, 3, 3])
+    whole, kept = sample().requires_grad_(), sample().requires_grad_()
+    y, state = backbone(whole)
+    some, other = backbone(kept, keep=keep)
+    torch.testing.assert_close(some, y[:, keep])
+    torch.testing.assert_close(dict(state.tensors()), dict(other.tensors()))
+    grads = [torch.autograd.grad(out.square().sum(), x)[0] for out, x in ((y[:, keep], whole), (some, kept))]
+    torch.testing.assert_close(*grads)
+    with pytest.raises(ValueError, match="keep: only of whole rows"):
+        backbone(kept, keep=keep, lengths=torch.tensor([9, 9, 9, 9]))

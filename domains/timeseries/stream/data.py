@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from mambakit.domains.timeseries.data import as_is
 from mambakit.domains.timeseries.stream.network import StreamForecaster
 from mambakit.domains.timeseries.stream.parts import Origin, Read
-from mambakit.domains.timeseries.stream.rows import RowTokenizer
+from mambakit.domains.timeseries.stream.rows import RowTokenizer, waves
 from mambakit.domains.timeseries.tables.table import Series
 
 Bounds = tuple[int, int, int]
@@ -29,27 +29,39 @@ _MOST_SERIES = 64
 class Store:
     """All rows, one series below the other, ready to move to a device.
 
+    A row holds no more than what can't be worked out when it is read: 4 bytes of a regular series without
+    covariates, whose calendar follows from its first stamp. Nothing writes into the rows, so a copy shares
+    them.
+
     Attributes:
         values: ``(total,)`` float32, NaN where missing.
         past: ``(total, n_past)``.
-        known: ``(total, n_known)``.
-        elapsed: ``(total,)``.
+        future: ``(total, n_future)``.
+        gaps: ``(total,)``, steps since the row before; ``(0,)`` where that is 1 throughout.
+        clock: ``(total,)`` int64, local time in microseconds, if a calendar is read and a series does not
+            tick evenly; else ``(0,)``.
         static: ``(n_series, n_static)``.
         series: ``(n_series,)`` int64, the place of each among those learned of.
         first: ``(n_series,)`` int64, its first row.
         length: ``(n_series,)`` int64, its rows.
+        begin, tick: ``(n_series,)`` int64: local time of its first row, and from one row to the next.
+        periods: ``(n_cycles,)`` int64, of the calendar.
         bounds: ``(n_series, 3)`` int64: where validation begins, where test begins, where test ends.
         offset, unit: ``(n_series,)`` float64: what was taken from the values, and what they were divided by.
     """
 
     values: Tensor
     past: Tensor
-    known: Tensor
-    elapsed: Tensor
+    future: Tensor
+    gaps: Tensor
+    clock: Tensor
     static: Tensor
     series: Tensor
     first: Tensor
     length: Tensor
+    begin: Tensor
+    tick: Tensor
+    periods: Tensor
     bounds: Tensor
     offset: Tensor
     unit: Tensor
@@ -59,8 +71,33 @@ class Store:
         floats = ("offset", "unit")  # some devices have no float64
         return replace(self, **{k: v.to(device) for k, v in vars(self).items() if k not in floats})
 
+    def __deepcopy__(self, memo: object) -> Store:
+        return self  # averaged weights copy the task that reads from it
+
     def __len__(self) -> int:
         return len(self.first)
+
+    def known(self, which: Tensor, place: Tensor) -> Tensor:
+        """What is known ahead of some rows, ``(rows, n, n_known)``: covariates, then the calendar.
+
+        Args:
+            which: ``(rows,)`` series.
+            place: ``(rows, n)`` rows of them, which must exist.
+        """
+        flat = self.first[which][:, None] + place
+        if not len(self.periods):
+            return self.future[flat]
+        if len(self.clock):
+            clock = self.clock[flat]
+        else:
+            clock = self.begin[which][:, None] + self.tick[which][:, None] * place
+        return torch.cat([self.future[flat], waves(clock, self.periods)], -1)
+
+    def elapsed(self, which: Tensor, place: Tensor) -> Tensor:
+        """Steps since the row before, ``(rows, n)``; arguments as of ``known``."""
+        if not len(self.gaps):
+            return self.values.new_ones(place.shape)
+        return self.gaps[self.first[which][:, None] + place]
 
 
 def make_store(tokenizer: RowTokenizer, series: Sequence[Series], bounds: Sequence[Bounds]) -> Store:
@@ -72,28 +109,37 @@ def make_store(tokenizer: RowTokenizer, series: Sequence[Series], bounds: Sequen
     total = sum(len(one.values) for one in series)
     values = np.empty(total, dtype=np.float32)
     past = np.empty((total, tokenizer.past.width), dtype=np.float32)
-    known = np.empty((total, tokenizer.n_known), dtype=np.float32)
-    elapsed = np.empty(total, dtype=np.float32)
+    future = np.empty((total, tokenizer.future.width), dtype=np.float32)
+    gaps = np.empty(0 if all(one.frequency for one in series) else total, dtype=np.float32)
+    clocks = [tokenizer.clock(one.stamps) for one in series] if tokenizer.cycles else []
+    uneven = any(len(one) > 2 and (np.diff(one, 2) != 0).any() for one in clocks)
     static, index, offset, unit, first = [], [], [], [], 0
     for one in series:
-        rows = tokenizer.rows(one)
+        rows = tokenizer.rows(one, calendar=False)
         at = slice(first, first + len(one.values))
-        values[at], past[at], known[at], elapsed[at] = rows.values, rows.past, rows.known, rows.elapsed
+        values[at], past[at], future[at] = rows.values, rows.past, rows.known
+        if len(gaps):
+            gaps[at] = rows.elapsed
         static.append(rows.static)
         index.append(rows.index)
         offset.append(rows.offset)
         unit.append(rows.unit)
         first = at.stop
     lengths = torch.tensor([len(one.values) for one in series])
+    nothing = np.zeros(0, dtype=np.int64)
     return Store(
         torch.from_numpy(values),
         torch.from_numpy(past),
-        torch.from_numpy(known),
-        torch.from_numpy(elapsed),
+        torch.from_numpy(future),
+        torch.from_numpy(gaps),
+        torch.from_numpy(np.concatenate(clocks) if uneven else nothing),
         torch.from_numpy(np.stack(static)),
         torch.tensor(index),
         lengths.cumsum(0) - lengths,
         lengths,
+        torch.tensor([int(one[0]) if len(one) else 0 for one in clocks], dtype=torch.int64),
+        torch.tensor([int(one[1] - one[0]) if len(one) > 1 else 0 for one in clocks], dtype=torch.int64),
+        torch.tensor(tokenizer.periods, dtype=torch.int64),
         torch.tensor(bounds).view(-1, 3),
         torch.tensor(offset, dtype=torch.float64),
         torch.tensor(unit, dtype=torch.float64),
@@ -128,24 +174,35 @@ def cut(
         horizon: Steps ahead.
         end: ``(rows,)`` row of the series from which on there are no targets.
     """
+    read, known, target = _stretch(store, which, start, length, horizon, end)
+    steps = origins[:, None] + 1 + torch.arange(horizon, device=which.device)  # [o, h]
+    return Window(read, known[:, steps], target[:, steps])
+
+
+def _stretch(
+    store: Store, which: Tensor, start: Tensor, length: int, horizon: int, end: Tensor
+) -> tuple[Read, Tensor, Tensor]:
+    """Windows, and what is known and what is to be forecast of each of their rows and the horizon's.
+
+    ``(rows, length + horizon, n_known)`` and ``(rows, length + horizon)``; arguments as ``cut``'s.
+    """
     offsets = torch.arange(length + horizon, device=which.device)
     place = start[:, None] + offsets
     begun = place >= 0
     inside = begun & (place < store.length[which][:, None])
-    flat = store.first[which][:, None] + place.clamp(min=0).minimum(store.length[which][:, None] - 1)
+    there = place.clamp(min=0).minimum(store.length[which][:, None] - 1)
+    flat = store.first[which][:, None] + there
     values = torch.where(inside, store.values[flat], torch.nan)
-    known = torch.where(begun[..., None], store.known[flat], 0.0)
-    steps = origins[:, None] + 1 + torch.arange(horizon, device=which.device)  # [o, h]
-    target = torch.where(place[:, steps] < end[:, None, None], values[:, steps], torch.nan)
+    known = torch.where(begun[..., None], store.known(which, there), 0.0)
     read = Read(
         values[:, :length],
         store.past[flat[:, :length]],
         known[:, :length],
-        torch.where(begun[:, :length], store.elapsed[flat[:, :length]], 0.0),
+        torch.where(begun[:, :length], store.elapsed(which, there[:, :length]), 0.0),
         store.static[which],
         store.series[which],
     )
-    return Window(read, known[:, steps], target)
+    return read, known, torch.where(place < end[:, None], values, torch.nan)
 
 
 def windows_of(
@@ -292,22 +349,23 @@ def _through(
         origins = (here - position).to(device)
         start = torch.full_like(rows, position)
         inside_end = end.to(device)
-        window = cut(store, rows, start, n, origins[:0], horizon, inside_end)
-        origin, state = model.read(window.read, state, origins=origins)
+        read, known, goal = _stretch(store, rows, start, n, horizon, inside_end)
+        origin, state = model.read(read, state, origins=origins)
         for i in range(0, len(here), at_once):
             few = slice(i, i + at_once)
-            ahead = cut(store, rows, start, n, origins[few], horizon, inside_end)
+            steps = origins[few, None] + 1 + torch.arange(horizon, device=device)
+            ahead = known[:, steps]
             part = Origin(
                 [hidden[:, few] for hidden in origin.hidden],
                 *(getattr(origin, name)[:, few] for name in ("mean", "deviation", "recent", "known")),
             )
-            quantiles = model.ahead(part, ahead.ahead, ahead.read.series)
-            linear = model.plain(part, ahead.ahead, ahead.read.series)
+            quantiles = model.ahead(part, ahead, read.series)
+            linear = model.plain(part, ahead, read.series)
             step = here[few][None] + 1
             late = (step < begin[:, None]) | (step + horizon > end[:, None]) & (begin + horizon <= end)[
                 :, None
             ]
-            target = torch.where(late.to(device)[..., None], torch.nan, ahead.target)
+            target = torch.where(late.to(device)[..., None], torch.nan, goal[:, steps])
             yield Found(which, here[few], quantiles, linear, target)
         position += n
 

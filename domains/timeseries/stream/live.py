@@ -29,6 +29,7 @@ from mambakit.domains.timeseries.forecasts import Forecast
 from mambakit.domains.timeseries.stream.forecasting import made_forecast, read_all, roll
 from mambakit.domains.timeseries.stream.network import StreamForecaster
 from mambakit.domains.timeseries.stream.rows import Rows
+from mambakit.domains.timeseries.tables.stamps import offset_of
 from mambakit.domains.timeseries.tables.table import Series, next_stamps
 
 _STATE_FILE, _SERIES_FILE = "stream.safetensors", "stream.json"
@@ -282,7 +283,7 @@ class LiveSeries:
         """The stamps from the last one's successor on; skipped ones are in it."""
         begin = stamps[0] if place.last is None else next_stamps(place.last, self._frequency, 1)[0]
         if isinstance(stamps, pd.DatetimeIndex):
-            grid: pd.Index = pd.date_range(begin, stamps[-1], freq=self._frequency)
+            grid: pd.Index = pd.date_range(begin, stamps[-1], freq=offset_of(self._frequency))
         else:
             grid = pd.RangeIndex(int(begin), int(stamps[-1]) + 1, int(self._frequency))
         stray = ~stamps.isin(grid)

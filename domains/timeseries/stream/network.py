@@ -82,8 +82,12 @@ class RowNetwork(nn.Module):
         lengths: Tensor | None,
         *,
         from_end: bool = False,
+        at: Tensor | None = None,
     ) -> tuple[Tensor, State]:
-        """Hidden states ``(rows, length, d_model)`` of features ``(rows, length, context * d_row)``."""
+        """Hidden states ``(rows, length, d_model)`` of features ``(rows, length, context * d_row)``.
+
+        With ``at`` ``(n,)`` of those rows alone, ``(rows, n, d_model)``.
+        """
         length = features.shape[1]
         beside = self.names(read.series)
         if self.static is not None:
@@ -100,13 +104,15 @@ class RowNetwork(nn.Module):
                 y, states[str(i)] = layer.step(x[:, 0], past, elapsed=gap)
                 y = y[:, None]
             else:
-                y, states[str(i)] = layer(x, past, lengths=lengths, elapsed=gaps)
+                keep = at if i == len(self.over_time) - 1 else None
+                y, states[str(i)] = layer(x, past, lengths=lengths, elapsed=gaps, keep=keep)
+                x = x if keep is None else x.index_select(1, keep)
             x = x + y
             if len(self.across):
                 n = self.config.n_mixed
                 at_once = x.unflatten(0, (-1, n)).transpose(1, 2).flatten(0, 1)  # [b*l, c, d]
                 y, _ = self.across[i](at_once)
-                x = x + y.unflatten(0, (-1, length)).transpose(1, 2).flatten(0, 1)
+                x = x + y.unflatten(0, (-1, x.shape[1])).transpose(1, 2).flatten(0, 1)
         return x, State.of(**states)
 
     def quantiles(self, hidden: Tensor, origin: Origin, ahead: Tensor, unit: Tensor) -> Tensor:
@@ -206,14 +212,19 @@ class StreamForecaster(nn.Module, HubModel):
         """
         config = self.config
         rows, length = read.values.shape
+        only = None  # where hidden states are wanted and nowhere else
         if passed is None:
-            passed = self.walk(read, state, lengths, hidden_too=hidden_too)
+            if not keep_state and lengths is None and length > 1:
+                only = origins if origins is not None and origins.dim() == 1 else None
+            passed = self.walk(read, state, lengths, hidden_too=hidden_too, at=only)
         begin = self.init_state(rows, read.values.device) if state is None else state
         if origins is None:
             last = lengths - 1 if lengths is not None else torch.full((rows,), length - 1)
             origins = last.to(read.values.device)[:, None]
         at = origins.expand(rows, -1) if origins.dim() == 1 else origins  # [rows, o]
-        hidden = [x.gather(1, at[..., None].expand(-1, -1, x.shape[-1])) for x in passed.hidden]
+        hidden = passed.hidden
+        if only is None:
+            hidden = [x.gather(1, at[..., None].expand(-1, -1, x.shape[-1])) for x in hidden]
         values = torch.cat([begin["values"], read.values], 1)
         known = torch.cat([begin["known"], read.known[..., : config.n_future]], 1)
         lookback = torch.arange(config.lookback, device=at.device)
@@ -247,10 +258,12 @@ class StreamForecaster(nn.Module, HubModel):
         *,
         hidden_too: bool = True,
         from_end: bool = False,
+        at: Tensor | None = None,
     ) -> Passed:
         """What is known at every row of a piece; arguments as ``read``'s.
 
         ``from_end`` says that the piece was turned round (``imputer.turned``) and is read from its end.
+        With ``at`` ``(n,)`` hidden states are found for those rows alone, ``(rows, n, d_model)``.
         """
         there, context = read.values.isfinite(), self.config.model.context
         sums = None if state is None else state["sums"]
@@ -261,12 +274,13 @@ class StreamForecaster(nn.Module, HubModel):
         else:
             before = state["features"]
         joined = torch.cat([before, features], 1)
-        seen = joined.unfold(1, context, 1).transpose(-1, -2).flatten(-2)
         hidden, after = [], {}
-        for i, member in enumerate(self.members if hidden_too else ()):
-            past = None if state is None else state[f"member{i}"]
-            x, after[f"member{i}"] = member(seen, read, past, lengths, from_end=from_end)
-            hidden.append(x)
+        if hidden_too:
+            seen = joined.unfold(1, context, 1).transpose(-1, -2).flatten(-2)
+            for i, member in enumerate(self.members):
+                past = None if state is None else state[f"member{i}"]
+                x, after[f"member{i}"] = member(seen, read, past, lengths, from_end=from_end, at=at)
+                hidden.append(x)
         end = features.new_full((len(features),), features.shape[1], dtype=torch.int64)
         end = end if lengths is None else lengths.to(end.device)
         return Passed(level, hidden, State.of(sums=sums, features=_tail(joined, end, context - 1), **after))

@@ -11,8 +11,10 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 from pandas.tseries.frequencies import to_offset
+from torch import Tensor
 
 from mambakit.core.adapters import SampleError, Tokenizer, Tokens
+from mambakit.domains.timeseries.tables.stamps import month_day
 from mambakit.domains.timeseries.tables.table import Series, next_stamps
 from mambakit.domains.timeseries.tokenizer import scale_of
 
@@ -196,10 +198,11 @@ class RowTokenizer(Tokenizer[Series]):
         self._fitted = True
         return self
 
-    def rows(self, sample: Series, *, ahead: int = 0, beyond: int = 0) -> Rows:
+    def rows(self, sample: Series, *, ahead: int = 0, beyond: int = 0, calendar: bool = True) -> Rows:
         """The arrays of a series, and of so many steps after it.
 
         Covariates must be known for ``ahead`` steps; for ``beyond`` further ones the last row's stand in.
+        Without ``calendar`` the known channels are the covariates alone.
 
         Raises:
             SampleError: If covariates that the model needs are missing, known ones for ``ahead`` steps too.
@@ -221,7 +224,8 @@ class RowTokenizer(Tokenizer[Series]):
         known = self.future.encode(sample.future, n + ahead, where)
         if beyond:
             known = np.concatenate([known, np.repeat(known[-1:], beyond, axis=0)])
-        known = np.concatenate([known, self.calendar(stamps)], axis=1) if self.cycles else known
+        if calendar and self.cycles:
+            known = np.concatenate([known, self.calendar(stamps)], axis=1)
         static = pd.DataFrame([dict(sample.static)]) if self.static.names else None
         return Rows(
             ((values - offset) / unit).astype(np.float32),
@@ -247,19 +251,23 @@ class RowTokenizer(Tokenizer[Series]):
 
     def calendar(self, stamps: pd.Index) -> NDArray[np.float32]:
         """Sine and cosine of the place in each cycle, ``(length, 2 * n_cycles)``, by local time."""
+        return waves(torch.tensor(self.clock(stamps)), torch.tensor(self.periods)).numpy()
+
+    def clock(self, stamps: pd.Index) -> NDArray[np.int64]:
+        """What the clock on the wall shows at each stamp, in microseconds."""
         naive = stamps.tz_localize(None) if stamps.tz is not None else stamps
-        seconds = naive.as_unit("ns").asi8 / 1e9
-        angles = [2 * np.pi * (seconds % _CYCLES[name][0]) / _CYCLES[name][0] for name in self.cycles]
-        return np.stack([f(angle) for angle in angles for f in (np.sin, np.cos)], axis=1).astype(np.float32)
+        return np.asarray(naive.as_unit("us").asi8)
+
+    @property
+    def periods(self) -> list[int]:
+        """Length of each cycle of the calendar in microseconds."""
+        return [round(_CYCLES[name][0] * 1e6) for name in self.cycles]
 
     def elapsed(self, stamps: pd.Index, frequency: str) -> NDArray[np.float32]:
         """Steps since the row before; 1 throughout where the series is regular."""
         gaps = np.ones(len(stamps), dtype=np.float32)
         if not frequency and len(stamps) > 1:
-            numbers = (
-                stamps.as_unit("ns").asi8 / 1e9 if isinstance(stamps, pd.DatetimeIndex) else stamps.to_numpy()
-            )
-            gaps[1:] = np.diff(numbers) / self.step_s
+            gaps[1:] = _gaps(stamps) / self.step_s
         return gaps
 
     def encode(self, sample: Series) -> Tokens:
@@ -338,6 +346,17 @@ class RowTokenizer(Tokenizer[Series]):
         return made
 
 
+def waves(clock: Tensor, periods: Tensor) -> Tensor:
+    """Sine and cosine of the place in each cycle, ``(..., 2 * n_cycles)`` float32.
+
+    Args:
+        clock: ``(...)`` int64 microseconds.
+        periods: ``(n_cycles,)`` int64 microseconds.
+    """
+    angle = 2 * torch.pi * (clock[..., None].remainder(periods).double() / periods)
+    return torch.stack([angle.sin(), angle.cos()], -1).flatten(-2).float()
+
+
 def _robust(values: NDArray[np.float64]) -> tuple[float, float]:
     there = values[np.isfinite(values)]
     if not len(there):
@@ -346,11 +365,18 @@ def _robust(values: NDArray[np.float64]) -> tuple[float, float]:
     return float(mean), max(float(deviation), _LEAST_UNIT)
 
 
+def _gaps(stamps: pd.Index) -> NDArray[np.float64]:
+    """From each stamp to the next: seconds of dates, of any year; else in their own measure."""
+    if not isinstance(stamps, pd.DatetimeIndex):
+        return np.diff(stamps.to_numpy()).astype(np.float64)
+    return np.diff(stamps.asi8) / {"s": 1e0, "ms": 1e3, "us": 1e6, "ns": 1e9}[stamps.unit]
+
+
 def _step_seconds(stamps: pd.Index, frequency: str) -> float:
     """Length of a step; of integers and irregular stamps in their own measure."""
     if not isinstance(stamps, pd.DatetimeIndex):
-        return float(np.median(np.diff(stamps.to_numpy()))) if len(stamps) > 1 else 1.0
+        return float(np.median(_gaps(stamps))) if len(stamps) > 1 else 1.0
     if len(stamps) > 1:
-        return max(float(np.median(np.diff(stamps.as_unit("ns").asi8))) / 1e9, 1e-9)
-    offset = to_offset(frequency or "D")
+        return max(float(np.median(_gaps(stamps))), 1e-9)
+    offset = to_offset((frequency.partition("-")[0] if month_day(frequency) else frequency) or "D")
     return float((pd.Timestamp("2024-01-01") + 1 * offset - pd.Timestamp("2024-01-01")).total_seconds())

@@ -65,7 +65,7 @@ class StreamLoss(nn.Module):
             read: The fields of a ``Read``.
         """
         piece = Read(*read)
-        passed = self.model.walk(piece)
+        passed = self.model.walk(piece) if self.impute_weight else None
         origin, _ = self.model.read(piece, origins=origins, keep_state=False, passed=passed)
         unit = self.model.unit_of(origin, piece.series)
         there = target.isfinite()
@@ -77,7 +77,7 @@ class StreamLoss(nn.Module):
         for member, state in zip(self.model.members, origin.hidden, strict=True):
             loss = member.head.losses(member.outlook(state, origin, ahead, unit), goal).mean(-1)
             losses.append((loss * counted).sum() / there.sum().clamp(min=1))
-        if self.impute_weight:
+        if passed is not None:
             n = len(hidden)
             start = Passed(
                 Level(*(x[:n] for x in passed.level)), [x[:n] for x in passed.hidden], passed.state

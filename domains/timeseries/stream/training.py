@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -35,6 +36,37 @@ _RIDGE = 1e-6
 _LEAST_BATCH = 8
 
 
+class LaidOut(NamedTuple):
+    """Series as the network reads them: what training, calibrating and measuring share.
+
+    Attributes:
+        tokenizer: Fitted on the rows before each series' validation part.
+        store: All rows.
+    """
+
+    tokenizer: RowTokenizer
+    store: Store
+
+
+def lay_out(series: Sequence[Series], bounds: Sequence[Bounds], season_length: int) -> LaidOut:
+    """Fits the tokenizer and lays out the rows; arguments as ``train_stream``'s.
+
+    Raises:
+        SampleError: If the series differ in their covariates.
+    """
+    tokenizer = RowTokenizer(series[0].frequency, season_length).fit(
+        dataclasses.replace(
+            one,
+            values=one.values[: end[0]],
+            stamps=one.stamps[: end[0]],
+            past=None if one.past is None else one.past.iloc[: end[0]],
+            future=None if one.future is None else one.future.iloc[: end[0]],
+        )
+        for one, end in zip(series, bounds, strict=True)
+    )
+    return LaidOut(tokenizer, make_store(tokenizer, series, bounds))
+
+
 def train_stream(
     series: Sequence[Series],
     bounds: Sequence[Bounds],
@@ -47,6 +79,7 @@ def train_stream(
     model_config: StreamModelConfig,
     loss_config: StreamLossConfig,
     train_config: TrainConfig,
+    laid_out: LaidOut | None = None,
 ) -> tuple[StreamForecaster, FitResult]:
     """Trains on the rows before each series' validation part, keeps the weights of the least validation loss.
 
@@ -59,6 +92,7 @@ def train_stream(
         season_length: Rows in a season; 1 for none.
         mixed: Read the series of a row together; they must share their stamps.
         model_config, loss_config, train_config: What to train and how.
+        laid_out: What ``lay_out`` made of the series, if the caller wants their rows afterwards too.
 
     Returns:
         The forecaster in evaluation mode on the CPU, and how the training went.
@@ -67,17 +101,7 @@ def train_stream(
         DataError: If nothing can be learned from the series.
         UserError: If training fails, or the run folder holds another run.
     """
-    tokenizer = RowTokenizer(series[0].frequency, season_length).fit(
-        dataclasses.replace(
-            one,
-            values=one.values[: end[0]],
-            stamps=one.stamps[: end[0]],
-            past=None if one.past is None else one.past.iloc[: end[0]],
-            future=None if one.future is None else one.future.iloc[: end[0]],
-        )
-        for one, end in zip(series, bounds, strict=True)
-    )
-    store = make_store(tokenizer, series, bounds)
+    tokenizer, store = laid_out or lay_out(series, bounds, season_length)
     config = StreamConfig(
         lookback=lookback,
         horizon=horizon,

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from mambakit.core.errors import DataError
 from mambakit.domains.timeseries.tables.regular import FEW, common_frequency, fitting, frequencies, positions
-from mambakit.domains.timeseries.tables.stamps import daylight_hint, fixed_step
+from mambakit.domains.timeseries.tables.stamps import daylight_hint, fixed_step, offset_of
 
 # A typing error in one stamp must not fill the memory with missing rows.
 _LONGEST = 10_000
@@ -283,7 +283,7 @@ def _placed(
 def _grid(stamps: pd.Index, frequency: str, length: int) -> pd.Index:
     if not isinstance(stamps, pd.DatetimeIndex):
         return pd.Index(np.arange(length, dtype=np.int64) * int(frequency) + int(stamps[0]))
-    return pd.date_range(stamps[0], periods=length, freq=frequency).as_unit(stamps.unit)
+    return pd.date_range(stamps[0], periods=length, freq=offset_of(frequency)).as_unit(stamps.unit)
 
 
 def _as_dates(stamps: Any) -> str:

@@ -15,7 +15,9 @@ from mambakit.domains.timeseries.tables.stamps import (
     calendar_frequency,
     clock,
     fixed_step,
+    month_day,
     month_name,
+    offset_of,
     step_name,
     ticks,
 )
@@ -90,13 +92,20 @@ def _fixed(stamps: pd.DatetimeIndex, firsts: Ints, steps: Ints) -> list[str]:
 
 
 def _months(stamps: pd.DatetimeIndex) -> str:
-    """The name of a step of whole months whose stamps all begin or all end one; empty if they don't."""
+    """The name of a step of whole months whose stamps have one place in them; empty if they don't."""
+    numbers = stamps.year.to_numpy() * 12 + stamps.month.to_numpy()
+    step = int(np.gcd.reduce(np.diff(numbers)))
+    if not step:
+        return ""
     if stamps.is_month_start.all() or stamps.is_month_end.all():
-        numbers = stamps.year.to_numpy() * 12 + stamps.month.to_numpy()
-        step = int(np.gcd.reduce(np.diff(numbers)))
-        if step:
-            return month_name(step, int(stamps.month[0]), end=bool(stamps.is_month_end[0]))
-    return ""
+        return month_name(step, int(stamps.month[0]), end=bool(stamps.is_month_end[0]))
+    day = int(stamps.day.max())
+    return f"{step if step > 1 else ''}MS-{day}" if _on_day(stamps, day).all() else ""
+
+
+def _on_day(stamps: pd.DatetimeIndex, day: int) -> NDArray[np.bool_]:
+    """Which stamps have that day of the month, or its last if it is too short."""
+    return stamps.day.to_numpy() == np.minimum(day, stamps.days_in_month.to_numpy())
 
 
 def common_frequency(found: list[str], lengths: Ints) -> str | None:
@@ -137,6 +146,8 @@ def positions(stamps: pd.Index, offsets: Ints, frequency: str) -> tuple[Ints, ND
         on_day = (
             own.day_of_week < 5
             if kind == "B"
+            else _on_day(own, month_day(frequency))
+            if month_day(frequency)
             else own.is_month_start
             if kind.endswith("S")
             else own.is_month_end
@@ -149,7 +160,7 @@ def positions(stamps: pd.Index, offsets: Ints, frequency: str) -> tuple[Ints, ND
         return place, (rest != 0) | ~np.asarray(on_day) | (inside != inside[firsts])
     place = np.empty(len(own), dtype=np.int64)  # rarer ones, series by series
     for first, end in itertools.pairwise(offsets):
-        grid = pd.date_range(own[first], own[end - 1], freq=frequency)
+        grid = pd.date_range(own[first], own[end - 1], freq=offset_of(frequency))
         place[first:end] = grid.get_indexer(own[first:end])
     return place, place < 0
 

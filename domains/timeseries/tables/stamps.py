@@ -32,6 +32,26 @@ def calendar_frequency(stamps: pd.DatetimeIndex) -> str | None:
     return None
 
 
+def month_day(frequency: str) -> int:
+    """The day of the month that a step of months has in its name: 15 of ``MS-15``; 0 if it has none."""
+    anchor = frequency.partition("-")[2]
+    return int(anchor) if anchor.isdigit() else 0
+
+
+def offset_of(frequency: str) -> pd.DateOffset:
+    """A step as pandas' offset: an alias, or months between stamps of one day, as ``MS-15`` or ``3MS-15``.
+
+    The 29th to 31st are the last day of a month that is too short for them.
+
+    Raises:
+        ValueError: If it is neither.
+    """
+    day = month_day(frequency)
+    if not day:
+        return to_offset(frequency)
+    return pd.DateOffset(months=to_offset(frequency.partition("-")[0]).n, day=day)
+
+
 def fixed_step(frequency: str) -> pd.Timedelta | None:
     """The length of a step that always has the same; None for months, business days and the like."""
     name = frequency.partition("-")[0]
@@ -75,7 +95,7 @@ def next_stamps(last: Any, frequency: str, n: int) -> pd.Index:
     if not isinstance(last, pd.Timestamp):
         step = int(frequency)
         return pd.Index(np.arange(1, n + 1) * step + int(last))
-    return pd.date_range(last, periods=n + 1, freq=frequency)[1:] if n else pd.DatetimeIndex([])
+    return pd.date_range(last, periods=n + 1, freq=offset_of(frequency))[1:] if n else pd.DatetimeIndex([])
 
 
 def step_numbers(stamps: pd.Index, frequency: str) -> NDArray[np.int64]:
@@ -91,7 +111,8 @@ def step_numbers(stamps: pd.Index, frequency: str) -> NDArray[np.int64]:
         naive = clock(stamps, absolute=False)
         if _period(frequency) == "B":
             return business_days(naive)
-        return naive.to_period(_period(frequency)).asi8 // to_offset(frequency).n
+        n = to_offset(frequency.partition("-")[0] if month_day(frequency) else frequency).n
+        return naive.to_period(_period(frequency)).asi8 // n
     own = clock(stamps, absolute=step < pd.Timedelta(days=1))
     return own.asi8 // ticks(step, own.unit)
 

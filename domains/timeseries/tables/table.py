@@ -37,6 +37,7 @@ from pathlib import Path
 import pandas as pd
 
 from mambakit.core.errors import DataError, UsageError
+from mambakit.domains.timeseries.tables.frames import give_back
 from mambakit.domains.timeseries.tables.reading import read_long, read_wide, take_in
 from mambakit.domains.timeseries.tables.regular import infer_frequency
 from mambakit.domains.timeseries.tables.series import TIME_NAMES, Columns, LeftOut, Missing, Series, Table
@@ -96,20 +97,25 @@ def read_table(
     if static_table is not None:  # its columns stand there, not in the table
         chosen = dataclasses.replace(chosen, static=())
     taken = take_in(source, chosen, name)
-    if taken.wide:
-        if future_table is not None or static_table is not None:
-            raise UsageError("future_table, static_table: a wide table, a column a series, has no covariates")
-        return read_wide(taken, missing=missing, irregular=irregular)
-    if static_table is not None and not taken.columns.id:
+    if taken.wide and (future_table is not None or static_table is not None):
+        raise UsageError("future_table, static_table: a wide table, a column a series, has no covariates")
+    if not taken.wide and static_table is not None and not taken.columns.id:
         raise UsageError(f"static_table: the table has no column {chosen.id!r} to find its rows by")
-    return read_long(
-        taken,
-        missing=missing,
-        irregular=irregular,
-        future_table=future_table,
-        static_table=static_table,
-        static_names=static_names,
-    )
+    if taken.wide:
+        made = read_wide(taken, missing=missing, irregular=irregular)
+    else:
+        made = read_long(
+            taken,
+            missing=missing,
+            irregular=irregular,
+            future_table=future_table,
+            static_table=static_table,
+            static_names=static_names,
+        )
+    del taken
+    if not isinstance(source, pd.DataFrame):
+        give_back()
+    return made
 
 
 def series_of(

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mambakit.core.errors import DataError
+from mambakit.domains.timeseries.config import season_of
 from mambakit.domains.timeseries.tables.regular import positions
 from mambakit.domains.timeseries.tables.stamps import next_stamps, step_numbers
 from mambakit.domains.timeseries.tables.table import read_table
@@ -40,6 +41,30 @@ def test_finds_the_step_and_fills_gaps(step: str, zone: str | None):
     np.testing.assert_array_equal(place, np.arange(60))
     assert not stray.any()
     np.testing.assert_array_equal(np.diff(step_numbers(whole.stamps, step)), 1)
+
+
+@pytest.mark.parametrize(("day", "step"), [(15, "MS-15"), (30, "MS-30"), (15, "3MS-15"), (15, "12MS-15")])
+@pytest.mark.parametrize("zone", [None, BERLIN])
+def test_one_day_of_every_month_is_a_step(day: int, step: str, zone: str | None):
+    n_months = int(step.partition("MS")[0] or 1)
+    months = pd.period_range("2023-01", periods=60 * n_months, freq="M")[::n_months]
+    days = np.minimum(day, months.days_in_month) - 1  # no 30th in February
+    stamps = pd.DatetimeIndex(months.to_timestamp() + pd.to_timedelta(days, "D") + pd.Timedelta("9h"))
+    stamps = stamps.tz_localize(zone)
+    whole = read_table(frame_of(stamps)).series[0]
+    assert whole.frequency == step
+    kept = np.ones(60, dtype=bool)
+    kept[[20, 21, 40]] = False
+    gappy = read_table(frame_of(stamps[kept])).series[0]
+    assert gappy.frequency == step
+    assert gappy.stamps.equals(whole.stamps)
+    np.testing.assert_array_equal(gappy.values[kept], np.arange(60 - 3))
+    np.testing.assert_array_equal(np.diff(step_numbers(stamps, step)), 1)
+    assert next_stamps(stamps[9], step, 5).tolist() == stamps[10:15].tolist()
+    assert season_of(step) == (12 // n_months)
+    moved = stamps[:30].append(stamps[30:31] + pd.Timedelta("1D")).append(stamps[31:])
+    with pytest.raises(DataError, match="irregular"):
+        read_table(frame_of(moved))
 
 
 @settings(max_examples=15, deadline=None)
