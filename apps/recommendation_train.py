@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from mambakit.domains.recommendation.evaluation import Evaluation
     from mambakit.domains.recommendation.interactions import Interactions, Split
     from mambakit.domains.recommendation.model import Recommender
+    from mambakit.domains.recommendation.scoring import Scorer
 
 SplitKind = Literal["leave-one-out", "time"]
 _SPLIT_FILE = "split.json"
@@ -159,8 +160,8 @@ def read(data: str, columns: Columns, **options: Any) -> Interactions:
 
     given = columns if columns != Columns() else None
     interactions = load_interactions(data, columns=given, **options)
-    for note in interactions.notes:
-        print(f"note: {note}", file=sys.stderr)
+    if said := interactions.report():
+        print(said, file=sys.stderr)
     return interactions
 
 
@@ -200,7 +201,7 @@ def measure(model: Recommender, interactions: Interactions, split: Split, device
     from mambakit.domains.recommendation.evaluation import evaluate as ranked
 
     model = model.to(resolve_device(device)).eval()
-    scorers = {
+    scorers: dict[str, Scorer] = {
         "mambakit": model,
         "item neighbours": ItemKNN(interactions, split),
         "bigram": Bigram(interactions, split),

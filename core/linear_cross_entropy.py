@@ -51,7 +51,7 @@ def linear_cross_entropy(
     if torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)
         x, weight = x.to(dtype), weight.to(dtype)
-    loss: Tensor = _LinearCrossEntropy.apply(x, weight, target, bias, block)  # type: ignore[no-untyped-call]
+    loss: Tensor = _LinearCrossEntropy.apply(x, weight, target, bias, block)
     return loss
 
 

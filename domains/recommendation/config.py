@@ -20,7 +20,7 @@ class ModelConfig:
     """Width of the stack and of the items' vectors."""
     blocks: list[str] = field(default_factory=lambda: ["mamba2", "mlp"])
     """Kinds of block in a layer; they must be causal, and recurrent for a state of fixed size."""
-    n_layers: int = 2
+    n_layers: int = 4
     """How many times they are stacked."""
     d_state: int = 32
     """State size of the Mamba blocks."""

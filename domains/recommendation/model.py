@@ -83,7 +83,8 @@ class Recommender(nn.Module, HubModel):
 
     def catalogue(self, hidden_ids: Tensor | None = None) -> Catalogue:
         """All items; of those in ``hidden_ids``, ``(n_items,)`` bool, only what their features say."""
-        vectors, bias = self.ids.weight[: self.config.n_items], self.bias
+        vectors: Tensor = self.ids.weight[: self.config.n_items]
+        bias: Tensor = self.bias
         if self.item_table is None or self.word_bias is None:
             return Catalogue(vectors, bias)
         said = _mean_of(self.item_table, self.item_words)

@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from mambakit.core.errors import UsageError
+from mambakit.core.training.curves import tidy
 from mambakit.domains.recommendation import metrics
 from mambakit.domains.recommendation.evaluation import Evaluation
 from mambakit.domains.recommendation.ranking import FILTERS
@@ -39,7 +40,7 @@ def ndcg_figure(evaluation: Evaluation, longest: int = 50) -> Figure:
             axis.plot(ks, values, color=color, linewidth=2.0 if first else 1.3, label=name)
         axis.set_title(f"NDCG@k, {TITLES[column]}", fontsize=10, loc="left")
         axis.set_xlabel("k")
-        _tidy(axis)
+        tidy(axis)
     axes[0].set_ylim(bottom=0)  # once both are drawn: it ends the scaling of the shared axis
     _legend(figure, axes[0])
     return figure
@@ -79,7 +80,7 @@ def groups_figure(evaluation: Evaluation, by: str = "history", metric: str = "")
         axis.set_xticks(range(len(labels)), [f"{a}\n{n:,}" for a, n in zip(labels, counts, strict=True)])
         axis.set_title(f"{_upper(metric)}, {TITLES[column]}", fontsize=10, loc="left")
         axis.set_xlabel(LABELS[by])
-        _tidy(axis)
+        tidy(axis)
     axes[0].set_ylim(bottom=0)
     _legend(figure, axes[0])
     return figure
@@ -93,10 +94,3 @@ def _upper(metric: str) -> str:
 def _legend(figure, axis) -> None:  # type: ignore[no-untyped-def]  # matplotlib has no types
     handles, labels = axis.get_legend_handles_labels()
     figure.legend(handles, labels, fontsize=8, loc="outside upper right", frameon=False, ncols=6)
-
-
-def _tidy(axis) -> None:  # type: ignore[no-untyped-def]
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.grid(axis="y", color="#e6e9ed", linewidth=0.7)
-    axis.set_axisbelow(True)
-    axis.tick_params(labelsize=8)

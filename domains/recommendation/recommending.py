@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -122,18 +123,15 @@ def on_catalogue(model: Recommender, interactions: Interactions) -> tuple[Intera
     place = np.array([index.get(str(name), -1) for name in interactions.items], dtype=np.int64)
     item = place[interactions.item]
     known = item >= 0
-    return (
-        Interactions(
-            interactions.users,
-            np.array(model.tokenizer.items),
-            interactions.user[known],
-            item[known],
-            interactions.time[known],
-            None,
-            interactions.user_features,
-        ),
-        int((~known).sum()),
+    found = dataclasses.replace(
+        interactions,
+        items=np.array(model.tokenizer.items),
+        user=interactions.user[known],
+        item=item[known],
+        time=interactions.time[known],
+        item_features=None,
     )
+    return found, int((~known).sum())
 
 
 def _table(

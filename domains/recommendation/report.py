@@ -1,4 +1,4 @@
-"""The report of an evaluation: both columns' numbers, by kind of case too, and pictures, in one HTML file."""
+"""Reports, of a training run and of an evaluation: both columns' numbers, by kind of case too, and pictures, in one HTML file."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from mambakit.core.training import Report
+from mambakit.core.training import FitResult, Report, RunFolder
+from mambakit.core.training.curves import Panel, learning_figure
 from mambakit.domains.recommendation import plots
 from mambakit.domains.recommendation.evaluation import Evaluation, shown
+from mambakit.domains.recommendation.interactions import Interactions
+from mambakit.domains.recommendation.model import Recommender
 
 ACCURACY_NOTE = (
     "Every case is ranked among all items (unfiltered), and without the items that its user had before "
@@ -27,6 +30,55 @@ SAMPLED_NOTE = (
     "of two recommenders round (Krichene & Rendle 2020)."
 )
 _LISTS = ("coverage", "gini", "novelty", "popularity", "diversity", "feature-diversity")
+
+
+def write(
+    run: RunFolder,
+    model: Recommender,
+    interactions: Interactions,
+    result: FitResult,
+    evaluation: Evaluation,
+    name: str,
+) -> None:
+    """Writes ``report.html`` and the pictures of a run.
+
+    Args:
+        run: Its folder.
+        model: The trained recommender.
+        interactions: All events.
+        result: How training went.
+        evaluation: What was measured on the test events.
+        name: Of the data.
+    """
+    report = Report(f"Recommending from {name}")
+    report.add_metrics(
+        {
+            "users": interactions.n_users,
+            "items": interactions.n_items,
+            "events": len(interactions),
+            "parameters": sum(parameter.numel() for parameter in model.parameters()),
+            "best validation NDCG@10": round(result.best_score, 4),
+            "repeat shift": round(float(model.repeat_shift), 2),
+            "training seconds": round(result.seconds, 1),
+        }
+    )
+    add_evaluation(report, evaluation)
+    report.add_heading("Training")
+    figure = learning_figure(
+        run.metrics_path,
+        (
+            Panel("training loss", ("train/loss",)),
+            Panel("validation NDCG@10", ("val/ndcg@10/unfiltered", "val/ndcg@10/filtered"), "max"),
+        ),
+    )
+    run.save_picture(figure, "learning_curve")
+    report.add_figure(figure)
+    report.add_text(
+        f"Stopped by: {result.stopped}, after {result.epochs} epochs and {result.steps} steps. The weights "
+        "kept are those of the best validation NDCG@10; test events were ranked once, at the end."
+    )
+    report.add_code(run.config_path.read_text(encoding="utf-8"))
+    report.write(run.report_path)
 
 
 def add_evaluation(report: Report, evaluation: Evaluation) -> None:

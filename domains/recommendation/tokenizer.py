@@ -58,7 +58,7 @@ class Words:
         if features is None:
             return self
         for name in features.columns:
-            if pd.api.types.is_numeric_dtype(features[name]):
+            if pd.api.types.is_numeric_dtype(features[name]) and not _is_tag(features[name]):
                 found = features[name].dropna().quantile(np.linspace(0, 1, _NUMBER_BINS + 1)[1:-1])
                 self.edges[str(name)] = sorted(set(found.astype(float)))
         counts = Counter(word for row in self._spelled(features) for word in set(row))
@@ -87,10 +87,16 @@ class Words:
         if name in self.edges:
             bins = np.searchsorted(self.edges[name], values.astype(float), side="right")
             return [[f"{name}={b}"] if there else [] for b, there in zip(bins, values.notna(), strict=True)]
+        if _is_tag(values):
+            return [[name] if there else [] for there in values]
         texts = ["" if missing else str(v) for v, missing in zip(values, values.isna(), strict=True)]
         if name == _TITLE:
             return [[f"title:{w}" for w in re.findall(r"\w+", text.lower())] for text in texts]
-        return [[f"{name}={part}" for part in text.split("|") if part] for text in texts]
+        return [[f"{name}={text}"] if text else [] for text in texts]
+
+
+def _is_tag(values: pd.Series) -> bool:
+    return values.dtype == np.int8  # as features are read: 0 or 1, from lists such as Comedy|Drama
 
 
 class EventTokenizer(Tokenizer[History]):
@@ -103,7 +109,7 @@ class EventTokenizer(Tokenizer[History]):
     """
 
     kind = "recommendation-events"
-    lossy = "items outside the catalogue, and fractions of gaps"  # type: ignore[assignment]
+    lossy = "items outside the catalogue, and fractions of gaps"
 
     def __init__(
         self,
