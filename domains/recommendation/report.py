@@ -1,4 +1,4 @@
-"""Reports, of a training run and of an evaluation: both columns' numbers, by kind of case too, and pictures, in one HTML file."""
+"""Reports of a training run and of an evaluation: both columns, kinds of case, pictures; one HTML file."""
 
 from __future__ import annotations
 
