@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
 
-_TRAIN, _VALIDATION, _KEPT = "#8a94a0", "#1668b8", "#c2571a"
+_TRAIN, _KEPT = "#8a94a0", "#c2571a"
+_VALIDATION = ("#1668b8", "#4a8f3c", "#8a4fb0")
 
 
 class Panel(NamedTuple):
@@ -34,9 +36,10 @@ def learning_figure(metrics_csv: Path, panels: Sequence[Panel]) -> Figure:
         rows = list(csv.DictReader(stream))
     figure = Figure(figsize=(5 * len(panels), 3.4), layout="constrained")
     for axis, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        colors = cycle(_VALIDATION)
         for name in panel.names:
             pairs = [(int(row["step"]), float(row[name])) for row in rows if row.get(name)]
-            color = _VALIDATION if name.startswith("val") else _TRAIN
+            color = next(colors) if name.startswith("val") else _TRAIN
             steps, values = [step for step, _ in pairs], [value for _, value in pairs]
             axis.plot(steps, values, color=color, marker="o", markersize=3.5, label=name.replace("/", " "))
         if panel.best and pairs:

@@ -16,6 +16,7 @@ from mambakit.domains.recommendation.interactions import Interactions
 from mambakit.domains.recommendation.tokenizer import EventTokenizer, gap_bins, gaps_of
 
 NO_TARGET = -1
+_CONTEXT_ROW = 512
 
 
 class Batch(NamedTuple):
@@ -83,38 +84,24 @@ class Histories(Dataset[Batch]):
 
     def __getitems__(self, pieces: Sequence[NDArray[np.int64]]) -> Batch:
         given = np.stack(pieces)
-        length = given[:, 2] - given[:, 1]
-        row, start, n_rows = _packed(length, self.row_length)
-        shape = (n_rows, self.row_length)
-        values = np.zeros((*shape, 2), dtype=np.int64)
-        target = np.full(shape, NO_TARGET, dtype=np.int64)
-        number = np.zeros(shape, dtype=np.int32)
-        used = np.zeros(n_rows, dtype=np.int64)
-        count = np.zeros(n_rows, dtype=np.int32)
-        for (user, begin, end), r, s in zip(given, row, start, strict=True):
-            place = slice(s, s + end - begin)
-            target[r, place] = self.item[begin:end]
-            values[r, s + 1 : place.stop, 0] = self.item[begin : end - 1]
-            values[r, s + 1 : place.stop, 1] = self.bins[begin : end - 1]
-            whole = begin == self.begin[user]
-            values[r, s] = (self.start, 0) if whole else (self.item[begin - 1], self.bins[begin - 1])
-            number[r, s:] = count[r]
-            count[r] += 1
-            used[r] = place.stop
-            number[r, place.stop :] = count[r]
-        whole = given[:, 1] == self.begin[given[:, 0]]
-        order = np.lexsort((start, row))
-        words = self.words[given[order][whole[order], 0]]
-        tokens = TokenBatch.trusted(
-            values=torch.from_numpy(values),
-            lengths=torch.from_numpy(used),
-            time=None,
-            modality=None,
-            seq_idx=torch.from_numpy(number),
-            padding="right",
-            _spans=torch.from_numpy(np.stack([row, start, length], 1)),
+        user, first, last = given.T
+        whole = first == self.begin[user]
+        # what is read is one event behind what is foretold
+        read = pack_events(
+            self.item,
+            self.bins,
+            np.where(whole, first, first - 1),
+            last - 1,
+            whole,
+            self.start,
+            self.row_length,
         )
-        return Batch(tokens, torch.from_numpy(target), torch.from_numpy(words))
+        target = np.full(read.values.shape[:2], NO_TARGET, dtype=np.int64)
+        for (row, start, length), a in zip(read.spans.tolist(), first, strict=True):
+            target[row, start : start + length] = self.item[a : a + length]
+        order = np.lexsort((read.spans[:, 1].numpy(), read.spans[:, 0].numpy()))
+        words = self.words[user[order][whole[order]]]
+        return Batch(read, torch.from_numpy(target), torch.from_numpy(words))
 
     def loader(self, batch_size: int) -> DataLoader[Batch]:
         """Batches of so many pieces, cut and shuffled anew each epoch."""
@@ -138,19 +125,6 @@ def _as_it_is(batch: Batch) -> Batch:
     return batch
 
 
-def _packed(length: NDArray[np.int64], width: int) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
-    """Row and start of each sequence, first fit, and the number of rows."""
-    used: list[int] = []
-    row, start = np.zeros(len(length), dtype=np.int64), np.zeros(len(length), dtype=np.int64)
-    for i, n in enumerate(length.tolist()):
-        place = next((r for r, taken in enumerate(used) if taken + n <= width), len(used))
-        if place == len(used):
-            used.append(0)
-        row[i], start[i] = place, used[place]
-        used[place] += n
-    return row, start, len(used)
-
-
 def context_batch(
     interactions: Interactions,
     users: NDArray[np.int64],
@@ -158,7 +132,7 @@ def context_batch(
     tokenizer: EventTokenizer,
     history: int | None,
 ) -> tuple[TokenBatch, NDArray[np.int64]]:
-    """Histories of some users up to some place, padded on the right, and the users whose START is in it.
+    """Histories of some users up to some place, packed, and the users of each START, row by row.
 
     Args:
         interactions: All events.
@@ -170,12 +144,56 @@ def context_batch(
     first = interactions.offsets[users]
     begin = first if history is None else np.maximum(first, ends - history)
     whole = begin == first
-    length = ends - begin + whole
+    longest = int((ends - begin + whole).max(initial=1))
     bins = gap_bins(gaps_of(interactions))
-    values = np.zeros((len(ends), max(1, int(length.max(initial=1))), 2), dtype=np.int64)
-    for i, (a, b, w) in enumerate(zip(begin, ends, whole, strict=True)):
+    batch = pack_events(
+        interactions.item, bins, begin, ends, whole, tokenizer.start, max(_CONTEXT_ROW, longest)
+    )
+    order = np.lexsort((batch.spans[:, 1].numpy(), batch.spans[:, 0].numpy()))
+    return batch, users[order][whole[order]]
+
+
+def pack_events(
+    item: NDArray[np.int64],
+    bins: NDArray[np.int64],
+    begin: NDArray[np.int64],
+    end: NDArray[np.int64],
+    whole: NDArray[np.bool_],
+    start: int,
+    width: int,
+) -> TokenBatch:
+    """Stretches of events as packed rows of item and gap, each in the first row that has room.
+
+    Args:
+        item, bins: Of all events.
+        begin, end: The stretches, ``(n,)`` each.
+        whole: Which of them begin with START.
+        start: The index of START.
+        width: Positions of a row.
+    """
+    length = end - begin + whole
+    used: list[int] = []
+    spans = np.zeros((len(begin), 3), dtype=np.int64)
+    for i, n in enumerate(length.tolist()):
+        row = next((r for r, taken in enumerate(used) if taken + n <= width), len(used))
+        if row == len(used):
+            used.append(0)
+        spans[i] = row, used[row], n
+        used[row] += n
+    values = np.zeros((max(1, len(used)), width, 2), dtype=np.int64)
+    number = np.zeros(values.shape[:2], dtype=np.int32)
+    for (row, at, n), a, b, w in zip(spans, begin, end, whole, strict=True):
         if w:
-            values[i, 0] = tokenizer.start, 0
-        values[i, int(w) : length[i], 0] = interactions.item[a:b]
-        values[i, int(w) : length[i], 1] = bins[a:b]
-    return TokenBatch(torch.from_numpy(values), torch.from_numpy(length)), users[whole]
+            values[row, at] = start, 0
+        values[row, at + int(w) : at + n, 0] = item[a:b]
+        values[row, at + int(w) : at + n, 1] = bins[a:b]
+        number[row, at + n :] += 1
+    return TokenBatch.trusted(
+        values=torch.from_numpy(values),
+        lengths=torch.tensor(used or [0]),
+        time=None,
+        modality=None,
+        seq_idx=torch.from_numpy(number),
+        padding="right",
+        _spans=torch.from_numpy(spans),
+    )

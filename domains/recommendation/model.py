@@ -188,7 +188,8 @@ class Recommender(nn.Module, HubModel):
                 )
             ).to(device)
         hidden, _ = self(batch.to(device), catalogue, words)
-        return hidden[torch.arange(len(users), device=device), (batch.lengths - 1).to(device)]
+        last = batch.spans.sum(1) - batch.spans[:, 0] - 1
+        return hidden[batch.spans[:, 0].to(device), last.to(device)]
 
     def save_extra(self, folder: Path) -> None:
         """The tokenizer beside the weights."""

@@ -266,15 +266,20 @@ def test_other_tables_are_put_on_the_catalogue() -> None:
 
 def test_words_of_features() -> None:
     table = pd.DataFrame(
-        {"title": ["A red lamp", "red Lamp", None], "genre": ["x|y", "x", "y"], "price": [1.0, np.nan, 9.0]}
+        {
+            "title": ["A red lamp", "red Lamp", None],
+            "maker": ["x", "x", "y"],
+            "genre=new": np.array([1, 0, 1], dtype=np.int8),
+            "price": [1.0, np.nan, 9.0],
+        }
     )
     words = Words().fit(table)
-    assert {"title:red", "title:lamp", "genre=x", "genre=y"} <= set(words.index)
+    assert {"title:red", "title:lamp", "maker=x", "genre=new"} <= set(words.index)
     assert "title:a" not in words.index  # in one row alone, so that no other item is known by it
     encoded = words.encode(table, 3)
-    assert set(encoded[1][encoded[1] > 0]) == {words.index[w] for w in ("title:red", "title:lamp", "genre=x")}
-    new = words.encode(pd.DataFrame({"title": ["lamp?"], "genre": ["z"], "price": [3.0]}), 1)
-    assert words.index["title:lamp"] in new
+    assert set(encoded[1][encoded[1] > 0]) == {words.index[w] for w in ("title:red", "title:lamp", "maker=x")}
+    new = table.assign(title="lamp?", maker="z")
+    assert words.index["title:lamp"] in words.encode(new, 3)[0]
 
 
 def test_learns_the_circle(tmp_path: Path) -> None:
