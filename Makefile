@@ -41,7 +41,13 @@ demo: $(READY)
 	$(BIN)/mambakit timeseries evaluate --data co2 --model $(DEMO)/timeseries
 	$(BIN)/mambakit timeseries forecast --input co2 --model $(DEMO)/timeseries \
 		--output $(DEMO)/forecast.csv --plot $(DEMO)/forecast.png
-	@echo "report: $(abspath $(DEMO))/timeseries/report.html"
+	$(BIN)/mambakit recommendation train --data simulated-shop --model.d_model 64 --model.n_layers 2 \
+		--max-time $(TRAIN_TIME) --output $(DEMO)/recommendation
+	$(BIN)/mambakit recommendation recommend --model $(DEMO)/recommendation --input simulated-shop \
+		--output $(DEMO)/top.parquet
+	$(BIN)/mambakit recommendation update --model $(DEMO)/recommendation --store $(DEMO)/states.db \
+		--user ada --item i007 --time 2026-11-22T10:00:00Z
+	@echo "reports: $(abspath $(DEMO))/timeseries/report.html $(abspath $(DEMO))/recommendation/report.html"
 
 # a file goes to one worker, so that what its tests share is made once
 test: $(READY)

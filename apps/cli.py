@@ -11,6 +11,12 @@ from mambakit.core.cli import did_you_mean
 # Apps are imported when they are called: `mambakit --help` must not wait for torch.
 
 
+def _recommendation(argv: Sequence[str]) -> int:
+    from mambakit.apps.recommendation import main
+
+    return main(argv)
+
+
 def _timeseries(argv: Sequence[str]) -> int:
     from mambakit.apps.timeseries import main
 
@@ -30,6 +36,7 @@ def _info(argv: Sequence[str]) -> int:
 
 
 APPS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
+    "recommendation": (_recommendation, "recommend the next item: train, evaluate, recommend, update"),
     "timeseries": (_timeseries, "forecast time series: train, evaluate, forecast, backtest"),
     "data": (_data, "data sets by name: list, show, fetch"),
     "info": (_info, "versions, devices, and which backend each op would use here"),

@@ -19,13 +19,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from mambakit.apps.shared import check_suffix, numbers_of, write_table
 from mambakit.apps.timeseries_anomalies import anomalies
 from mambakit.apps.timeseries_backtest import backtest
 from mambakit.apps.timeseries_classify import classify
 from mambakit.apps.timeseries_embed import embed
 from mambakit.apps.timeseries_evaluate import evaluate
 from mambakit.apps.timeseries_impute import impute
-from mambakit.apps.timeseries_output import check_suffix, input_of, numbers_of, write_table
+from mambakit.apps.timeseries_output import input_of
 from mambakit.apps.timeseries_stream import stream
 from mambakit.apps.timeseries_train import train
 from mambakit.core.cli import print_json, run_app

@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from mambakit.apps.timeseries_output import check_suffix, input_of, write_table
+from mambakit.apps.shared import check_suffix, write_table
+from mambakit.apps.timeseries_output import input_of
 from mambakit.core.cli import format_table, print_json
 from mambakit.core.errors import DataError, UsageError
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from mambakit.apps.timeseries_output import check_suffix, write_table
+from mambakit.apps.shared import check_suffix, write_table
 from mambakit.core.cli import format_table, print_json
 from mambakit.core.errors import UsageError
 from mambakit.core.training import TrainConfig

@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-from mambakit.apps.timeseries_output import check_suffix, input_of, refuse_given, write_table
+from mambakit.apps.shared import check_suffix, refuse_given, write_table
+from mambakit.apps.timeseries_output import input_of
 from mambakit.core.cli import print_json
 from mambakit.domains.timeseries.tables.series import Columns, Missing
 

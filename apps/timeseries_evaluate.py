@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mambakit.apps.timeseries_output import print_rows, refuse_given, some
+from mambakit.apps.shared import refuse_given, some
+from mambakit.apps.timeseries_output import print_rows
 from mambakit.core.cli import print_json
 from mambakit.core.errors import DataError
 from mambakit.domains.timeseries.tables.series import Columns, Missing

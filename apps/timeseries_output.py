@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mambakit.apps.shared import some
 from mambakit.core.cli import format_table
 from mambakit.core.errors import UsageError
-from mambakit.core.training import TrainConfig
 from mambakit.domains.timeseries.config import ModelConfig
 
 if TYPE_CHECKING:
@@ -22,16 +21,6 @@ if TYPE_CHECKING:
 COLUMNS = ("forecaster", "mse", "mae", "mase", "smape", "wql", "msis", "coverage", "owa")
 
 
-def train_config(config: TrainConfig, seed: int, device: str, max_time: str | None) -> TrainConfig:
-    """The nested options; the flags that every app has come before them where they are given."""
-    return dataclasses.replace(
-        config,
-        seed=seed or config.seed,
-        device=config.device if device == "auto" else device,
-        max_time=max_time or config.max_time,
-    )
-
-
 def check_window(lookback: int, horizon: int, model: ModelConfig) -> None:
     """Refuse a window that the network cannot have."""
     for name, value in (("horizon", horizon), ("lookback", lookback)):
@@ -39,27 +28,6 @@ def check_window(lookback: int, horizon: int, model: ModelConfig) -> None:
             raise UsageError(f"{name}: expected at least 1, got {value}")
     if lookback % model.patch_length:
         raise UsageError(f"lookback: expected a multiple of {model.patch_length}, got {lookback}")
-
-
-def refuse_given(
-    verb: Callable[..., object], values: Mapping[str, Any], names: Sequence[str], why: str
-) -> None:
-    """Refuse parameters of a verb that mean nothing here, where their values are not the defaults."""
-    defaults = inspect.signature(verb).parameters
-    given = [name for name in names if values[name] != defaults[name].default]
-    if given:
-        nested = [dataclasses.is_dataclass(defaults[name].default) for name in given]
-        flags = [
-            f"--{name}.*" if inner else f"--{name.replace('_', '-')}"
-            for name, inner in zip(given, nested, strict=True)
-        ]
-        raise UsageError(f"{', '.join(flags)}: {why}")
-
-
-def check_suffix(flag: str, path: Path | None, allowed: tuple[str, ...]) -> None:
-    """Refuse a file name that says no format we write."""
-    if path is not None and path.suffix.lower() not in allowed:
-        raise UsageError(f"{flag}: expected a name that ends in {' or '.join(allowed)}, got {path}")
 
 
 def warn_of_strangers(forecaster: WindowForecaster, series: Sequence[Any]) -> None:
@@ -117,15 +85,6 @@ def input_of(
     return series
 
 
-def write_table(frame: Any, path: Path) -> None:
-    """CSV or Parquet, by the name."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix.lower() == ".parquet":
-        frame.to_parquet(path, index=False)
-    else:
-        frame.to_csv(path, index=False)
-
-
 def print_rows(rows: Sequence[dict[str, object]], title: str) -> None:
     """A title and a table of forecasters; the columns in one order, ``coverage-80`` after ``coverage``."""
     found = {name for row in rows for name in row}
@@ -133,25 +92,3 @@ def print_rows(rows: Sequence[dict[str, object]], title: str) -> None:
     columns = sorted(found, key=lambda name: (order.get(name.partition("-")[0], len(order)), name))
     print(title)
     print(format_table(rows, columns))
-
-
-def some(names: Sequence[str]) -> str:
-    """The first five names, and how many more."""
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-
-
-def words_of(text: str) -> list[str]:
-    """The words between commas."""
-    return [word.strip() for word in text.split(",") if word.strip()]
-
-
-def numbers_of(flag: str, text: str) -> list[float]:
-    """The numbers between commas.
-
-    Raises:
-        UsageError: If one isn't.
-    """
-    try:
-        return [float(word) for word in words_of(text)]
-    except ValueError:
-        raise UsageError(f"{flag}: expected numbers between commas, such as 80,95, got {text!r}") from None

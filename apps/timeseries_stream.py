@@ -41,10 +41,10 @@ def stream(
         tail -f prices.csv | mambakit timeseries stream --model runs/np --state live --horizon 24
         mambakit timeseries stream --model runs/co2 --input co2.csv --every 0
     """
+    from mambakit.core.data.frames import read_frame
     from mambakit.core.training import resolve_device
     from mambakit.domains.timeseries.model import load_stream
     from mambakit.domains.timeseries.stream.live import LiveSeries
-    from mambakit.domains.timeseries.tables.frames import read_frame
 
     if every < 0:
         raise UsageError(f"every: expected 0 or more, got {every}")

@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from mambakit.apps.shared import refuse_given, train_config
 from mambakit.apps.timeseries_evaluate import measure, print_table, results_of
-from mambakit.apps.timeseries_output import check_window, refuse_given, train_config
+from mambakit.apps.timeseries_output import check_window
 from mambakit.core.cli import print_json
 from mambakit.core.errors import DataError, UsageError
 from mambakit.core.training import TrainConfig

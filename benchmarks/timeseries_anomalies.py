@@ -8,13 +8,14 @@ fifth of them, and scores the rest; labels are read after that. One design for a
 adjusted; every metric is over the rows after the training rows.
 
 How the score was designed: by average precision on known anomalies put at random into five other series
-(``timeseries_anomaly_design.py``). It was looked at here in between, four times. Of an earlier score, the mean of
-the forecasts' surprise alone, variants were measured here too, and three things changed: a score belongs to
-the middle of the rows that it is of, these are a horizon of rows (both are best on the five as well), and
-forecasts made from within a gap are not counted (there are none in the five). It was below the z-score on
-the ambient temperature. The four parts of today's were chosen on the five and then measured here; what was
-settled later was settled on the five (a cap, how far an anomaly is learned from), by what is known as rows
-come in (the window of the level), or by thresholds from training rows (Student's t of a short past).
+(``timeseries_anomaly_design.py``). It was looked at here four times in between. Of an earlier score, the
+mean of the forecasts' surprise alone, variants were measured here too, and three things changed: a score
+belongs to the middle of the rows that it is of, these are a horizon of rows (both are best on the five as
+well), and forecasts made from within a gap are not counted (there are none in the five). It was below the
+z-score on the ambient temperature. The four parts of today's were chosen on the five and then measured
+here; what was settled later was settled on the five (a cap, how far an anomaly is learned from), by what is
+known as rows come in (the window of the level), or by thresholds from training rows (Student's t of a short
+past).
 
 ``moving z-score, best`` is the best of five windows, alone and smoothed as ours over 24 and 48 rows, chosen
 by the labels: a bound on what it can do, not a method.

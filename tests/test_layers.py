@@ -22,6 +22,7 @@ OWNERS: dict[str, set[str | None]] = {
     "soundfile": {"speech"},
     "gymnasium": {"robotics"},
     "mujoco": {"robotics"},
+    "redis": {"recommendation"},
     "transformers": set(),
     "mambapy": set(),
 }

@@ -76,7 +76,8 @@ class Card:
     embedded: str | None = None
     """Provider inside a dependency (``statsmodels.co2``); None for data sets that are downloaded."""
     layout: str = "wide"
-    """``wide``, a column a series; ``long``, a row a series and stamp; ``rows``, a row a series."""
+    """``wide``, a column a series; ``long``, a row a series and stamp; ``rows``, a row a series; ``pairs``,
+    lines of user and item; ``sequences``, a line a user."""
     id_column: str | None = None
     """The series' names, where a file holds several."""
     time_parts: tuple[str, ...] = ()
@@ -96,7 +97,10 @@ class Card:
     horizon: int | None = None
     """So many rows at the end of each series are test, and as many before them validation."""
     roles: dict[str, str] = field(default_factory=dict)
-    """Of files that hold something else than rows: ``test``, ``future``, ``labels`` or ``extra``."""
+    """Of files that hold something else than rows: ``test``, ``future``, ``labels``, ``extra``, ``items``,
+    ``users``, ``times``, ``item_names`` or ``user_names``."""
+    counts: dict[str, int] = field(default_factory=dict)
+    """Of interactions: ``users``, ``items`` and ``events``."""
     text: str = ""
     """The Markdown below the head."""
     head: dict[str, Any] = field(default_factory=dict, repr=False)
@@ -188,6 +192,7 @@ def parse_card(text: str, source: str = "card") -> Card:
         fractions=dict(facts.get("fractions", {})),
         horizon=facts.get("horizon"),
         roles=dict(facts.get("roles", {})),
+        counts=dict(facts.get("counts", {})),
         text=body.strip() + "\n",
         head=head,
     )
@@ -201,6 +206,7 @@ def render_card(card: Card) -> str:
         ("home", card.homepage),
         ("version", card.version),
         ("rows", f"{card.rows:,}" if card.rows else None),
+        *((what, f"{count:,}") for what, count in card.counts.items()),
         ("columns", ", ".join(card.columns)),
         ("classes", ", ".join(card.classes)),
         ("frequency", card.frequency),

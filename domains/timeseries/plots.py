@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
@@ -11,6 +10,8 @@ import numpy as np
 from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
 
+from mambakit.core.training import curves
+from mambakit.core.training.curves import Panel
 from mambakit.domains.timeseries.forecasts import Forecast
 from mambakit.domains.timeseries.tables.table import Series
 
@@ -79,27 +80,10 @@ def learning_figure(metrics_csv: Path) -> Figure:
     Args:
         metrics_csv: A run folder's ``metrics.csv``.
     """
-    with metrics_csv.open(encoding="utf-8") as stream:
-        rows = list(csv.DictReader(stream))
-    figure = Figure(figsize=(10, 3.4), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    for axis, names, label in (
-        (left, ("train/loss", "val/loss"), "pinball loss"),
-        (right, ("val/mse",), "validation MSE, scaled values"),
-    ):
-        for name, color in zip(names, (GREY, OURS), strict=False):
-            pairs = [(int(row["step"]), float(row[name])) for row in rows if row.get(name)]
-            color = OURS if name.startswith("val") else color
-            steps, values = [step for step, _ in pairs], [value for _, value in pairs]
-            axis.plot(steps, values, color=color, marker="o", markersize=3.5, label=name.replace("/", " "))
-            if name == "val/mse" and pairs:
-                best = int(np.argmin(values))
-                axis.plot(steps[best], values[best], "o", color=OTHERS[0], markersize=7, label="kept")
-        axis.set_xlabel("optimizer steps")
-        axis.set_title(label, fontsize=10, loc="left")
-        axis.legend(fontsize=8, frameon=False)
-        tidy(axis)
-    return figure
+    loss = Panel("pinball loss", ("train/loss", "val/loss"))
+    return curves.learning_figure(
+        metrics_csv, (loss, Panel("validation MSE, scaled values", ("val/mse",), "min"))
+    )
 
 
 def horizon_figure(mse_by_step: Mapping[str, Sequence[float]], units: str = "scaled values") -> Figure:
@@ -124,10 +108,7 @@ def horizon_figure(mse_by_step: Mapping[str, Sequence[float]], units: str = "sca
 
 
 def tidy(axis, stamps=None) -> None:  # type: ignore[no-untyped-def]  # matplotlib's axes have no types
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.grid(axis="y", color="#e6e9ed", linewidth=0.7)
-    axis.set_axisbelow(True)
-    axis.tick_params(labelsize=8)
+    curves.tidy(axis)
     if stamps is not None and hasattr(stamps, "tz"):
         locator = AutoDateLocator(minticks=3, maxticks=7)
         axis.xaxis.set_major_locator(locator)

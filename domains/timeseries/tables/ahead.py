@@ -11,8 +11,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from mambakit.domains.timeseries.tables.covariates import id_codes, read_side
-from mambakit.domains.timeseries.tables.series import Columns, Series, shortened
+from mambakit.core.data.frames import id_codes, shortened
+from mambakit.domains.timeseries.tables.covariates import read_side
+from mambakit.domains.timeseries.tables.series import Columns, Series
 
 
 @dataclass

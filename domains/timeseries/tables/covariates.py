@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,29 +10,16 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from mambakit.core.data.frames import (
+    clean_names,
+    covariate_of,
+    find_column,
+    id_texts,
+    read_columns,
+    shortened,
+)
 from mambakit.core.errors import DataError
-from mambakit.domains.timeseries.tables.frames import clean_names, covariate_of, read_columns
 from mambakit.domains.timeseries.tables.layout import Faults, Layout
-from mambakit.domains.timeseries.tables.series import shortened
-
-
-def find_column(name: str, columns: Sequence[str], source: str, what: str = "column", hint: str = "") -> str:
-    """The column of that name; upper and lower case matter only where two differ in nothing else.
-
-    Raises:
-        DataError: If there is none; close names are listed.
-    """
-    if name in columns:
-        return name
-    alike = [one for one in columns if one.lower() == name.lower()]
-    if len(alike) == 1:
-        return alike[0]
-    if alike:
-        raise DataError(f"{source}: {what} {name!r} could be {' or '.join(map(repr, alike))}; rename one")
-    close = difflib.get_close_matches(name.lower(), [one.lower() for one in columns], n=1)
-    meant = next((one for one in columns if close and one.lower() == close[0]), None)
-    hint = f"did you mean {meant!r}? " if meant else hint
-    raise DataError(f"{source}: {what} {name!r} is missing; {hint}found: {shortened(list(columns))}")
 
 
 def read_side(source: Path | str | pd.DataFrame, names: Sequence[str], called: str) -> pd.DataFrame:
@@ -144,24 +130,3 @@ def static_table_of(
             found[one][name] = (float("nan") if value is None else float(value)) if numeric else value
     lacking = [faults.names[one] for one in np.flatnonzero(row < 0).tolist()]
     return found, (f"{source} lacks {len(lacking)} series: {shortened(lacking)}" if lacking else "")
-
-
-def id_texts(column: pd.Series) -> NDArray[np.object_]:
-    """Identifiers as text; whole numbers without a decimal point, None where one is missing."""
-    codes, names = id_codes(column)
-    return np.array([*names, None], dtype=object)[codes]
-
-
-def id_codes(column: pd.Series) -> tuple[NDArray[np.int64], list[str]]:
-    """Each row's series by number, in order of appearance (-1: none named), and their names."""
-    codes, uniques = pd.factorize(column)
-    values = np.asarray(uniques, dtype=object).tolist()
-    names = [str(int(one)) if isinstance(one, float) and one.is_integer() else str(one) for one in values]
-    again, kept = pd.factorize(np.array(names, dtype=object)) if names else (np.zeros(0, dtype=np.int64), [])
-    again = np.where([name == "" for name in names], -1, again) if "" in names else again
-    if len(kept) == len(names) and "" not in names:
-        return codes.astype(np.int64, copy=False), names
-    merged = np.append(again, -1)[codes]
-    left, own = np.unique(merged[merged >= 0], return_inverse=True)
-    merged[merged >= 0] = own
-    return merged.astype(np.int64), [str(kept[i]) for i in left]

@@ -12,11 +12,17 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from mambakit.core.data.frames import (
+    clean_names,
+    find_column,
+    id_codes,
+    numbers_of,
+    read_columns,
+    shortened,
+)
 from mambakit.core.errors import DataError
 from mambakit.domains.timeseries.tables.ahead import Ahead, append_future
 from mambakit.domains.timeseries.tables.covariates import (
-    find_column,
-    id_codes,
     read_side,
     spread_frame,
     static_of,
@@ -24,7 +30,6 @@ from mambakit.domains.timeseries.tables.covariates import (
     typed,
 )
 from mambakit.domains.timeseries.tables.filling import fill_frame, fill_values
-from mambakit.domains.timeseries.tables.frames import clean_names, numbers_of, read_columns
 from mambakit.domains.timeseries.tables.layout import Faults, Layout, gap_sentence, lay_out
 from mambakit.domains.timeseries.tables.series import (
     TIME_NAMES,
@@ -33,7 +38,6 @@ from mambakit.domains.timeseries.tables.series import (
     Missing,
     Series,
     Table,
-    shortened,
 )
 from mambakit.domains.timeseries.tables.stamps import parse_stamps
 

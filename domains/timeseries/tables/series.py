@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from mambakit.core.data.frames import shortened
 from mambakit.core.errors import UsageError
 
 Missing = Literal["mask", "error", "interpolate"]
@@ -124,8 +125,3 @@ class Table:
         """The same as a CSV file."""
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         self.left_out_frame().to_csv(path, index=False)
-
-
-def shortened(names: Sequence[str]) -> str:
-    """Some of many names."""
-    return ", ".join(map(str, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

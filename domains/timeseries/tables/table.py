@@ -36,8 +36,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from mambakit.core.data.frames import give_back
 from mambakit.core.errors import DataError, UsageError
-from mambakit.domains.timeseries.tables.frames import give_back
 from mambakit.domains.timeseries.tables.reading import read_long, read_wide, take_in
 from mambakit.domains.timeseries.tables.regular import infer_frequency
 from mambakit.domains.timeseries.tables.series import TIME_NAMES, Columns, LeftOut, Missing, Series, Table

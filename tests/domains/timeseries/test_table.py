@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from mambakit.core.data.frames import read_frame
 from mambakit.core.errors import DataError, UsageError
 from mambakit.domains.timeseries.config import season_of
-from mambakit.domains.timeseries.tables.frames import read_frame
 from mambakit.domains.timeseries.tables.table import (
     infer_frequency,
     next_stamps,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import difflib
 import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,6 +16,8 @@ from numpy.typing import NDArray
 from mambakit.core.errors import DataError
 
 _READERS = {".csv": "csv", ".txt": "csv", ".gz": "csv", ".parquet": "parquet", ".pq": "parquet"}
+_ATOMIC = (".inter", ".item", ".user")  # RecBole's tables: parted by tabs, a quote is a letter
+_READERS |= dict.fromkeys(_ATOMIC, "csv")
 # What stands for a missing number in a text column; pyarrow's own list for numbers, which is pandas' too.
 _MISSING = ("", "na", "n/a", "nan", "null", "none", "-nan", "#n/a", "#na", "<na>", "1.#qnan", "1.#ind")
 _BLOCK = 16 << 20
@@ -80,6 +83,25 @@ def clean_names(names: Sequence[object], source: str) -> list[str]:
     return clean
 
 
+def find_column(name: str, columns: Sequence[str], source: str, what: str = "column", hint: str = "") -> str:
+    """The column of that name; upper and lower case matter only where two differ in nothing else.
+
+    Raises:
+        DataError: If there is none; close names are listed.
+    """
+    if name in columns:
+        return name
+    alike = [one for one in columns if one.lower() == name.lower()]
+    if len(alike) == 1:
+        return alike[0]
+    if alike:
+        raise DataError(f"{source}: {what} {name!r} could be {' or '.join(map(repr, alike))}; rename one")
+    close = difflib.get_close_matches(name.lower(), [one.lower() for one in columns], n=1)
+    meant = next((one for one in columns if close and one.lower() == close[0]), None)
+    hint = f"did you mean {meant!r}? " if meant else hint
+    raise DataError(f"{source}: {what} {name!r} is missing; {hint}found: {shortened(list(columns))}")
+
+
 def numbers_of(column: pd.Series) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     """A column as float64, NaN where nothing is, and which rows hold something that is no number."""
     if pd.api.types.is_numeric_dtype(column.dtype) and not isinstance(column.dtype, pd.CategoricalDtype):
@@ -112,6 +134,32 @@ def covariate_of(column: pd.Series) -> pd.Series:
     return pd.Series(pd.Categorical.from_codes(place[codes], categories=known), name=column.name)
 
 
+def id_texts(column: pd.Series) -> NDArray[np.object_]:
+    """Identifiers as text; whole numbers without a decimal point, None where one is missing."""
+    codes, names = id_codes(column)
+    return np.array([*names, None], dtype=object)[codes]
+
+
+def id_codes(column: pd.Series) -> tuple[NDArray[np.int64], list[str]]:
+    """Each row's series by number, in order of appearance (-1: none named), and their names."""
+    codes, uniques = pd.factorize(column)
+    values = np.asarray(uniques, dtype=object).tolist()
+    names = [str(int(one)) if isinstance(one, float) and one.is_integer() else str(one) for one in values]
+    again, kept = pd.factorize(np.array(names, dtype=object)) if names else (np.zeros(0, dtype=np.int64), [])
+    again = np.where([name == "" for name in names], -1, again) if "" in names else again
+    if len(kept) == len(names) and "" not in names:
+        return codes.astype(np.int64, copy=False), names
+    merged = np.append(again, -1)[codes]
+    left, own = np.unique(merged[merged >= 0], return_inverse=True)
+    merged[merged >= 0] = own
+    return merged.astype(np.int64), [str(kept[i]) for i in left]
+
+
+def shortened(names: Sequence[str]) -> str:
+    """Some of many names."""
+    return ", ".join(map(str, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
 def _read_csv(path: Path, choose: Choose) -> tuple[pd.DataFrame, list[str]]:
     import pyarrow as pa
     import pyarrow.csv as pc
@@ -122,7 +170,8 @@ def _read_csv(path: Path, choose: Choose) -> tuple[pd.DataFrame, list[str]]:
     text = pa.dictionary(pa.int32(), pa.string())
     options = {"include_columns": wanted, "auto_dict_encode": True, "auto_dict_max_cardinality": 1 << 20}
     reading = pc.ReadOptions(column_names=names, skip_rows=1, block_size=_BLOCK)
-    parsing = pc.ParseOptions(delimiter=delimiter)
+    atomic = path.suffix.lower() in _ATOMIC
+    parsing = pc.ParseOptions(delimiter="\t" if atomic else delimiter, quote_char=False if atomic else '"')
     types = dict.fromkeys(texts, text) | {name: pa.float64() for name in numbers}
     try:
         table = pc.read_csv(path, reading, parsing, pc.ConvertOptions(column_types=types, **options))

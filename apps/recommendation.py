@@ -1,0 +1,107 @@
+"""Sequential recommendation.
+
+mambakit recommendation train --data ml-latest-small --output runs/ml
+mambakit recommendation evaluate --model runs/ml --data ml-latest-small --json
+mambakit recommendation recommend --model runs/ml --input histories.csv --k 10 --output top.parquet
+mambakit recommendation update --model runs/ml --store state.db --user 42 --item 318 --time 2026-11-22
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from mambakit.apps.recommendation_train import evaluate, load_model, read, train
+from mambakit.apps.recommendation_update import update
+from mambakit.apps.shared import check_suffix, words_of, write_table
+from mambakit.core.cli import print_json, run_app
+from mambakit.core.errors import DataError
+from mambakit.domains.recommendation.naming import Columns
+
+
+def recommend(
+    *,
+    model: Path,
+    input: str,
+    k: int = 10,
+    users: str | None = None,
+    output: Path | None = None,
+    filter_seen: bool = True,
+    allow: Path | None = None,
+    deny: Path | None = None,
+    min_popularity: int = 0,
+    columns: Columns = Columns(),  # noqa: B008  (frozen)
+    user_features: Path | None = None,
+    device: str = "auto",
+    json: bool = False,
+) -> None:
+    """Recommends items to every user of a table, also to users that the model has never seen.
+
+    Events with items outside the model's catalogue are left out, and counted.
+
+    Args:
+        model: Folder of the saved model; nothing else is needed.
+        input: CSV, Parquet or .inter file of histories (user, item, timestamp), or a card's name.
+        k: Items for each user.
+        users: Names between commas; all users by default.
+        output: CSV or Parquet with user, rank, item and score; standard output by default.
+        filter_seen: Leave out what the user has had.
+        allow: Text file with an item a line: only these.
+        deny: Text file with an item a line: none of these.
+        min_popularity: Only items with at least so many training events.
+        columns: Which column is what.
+        user_features: CSV, Parquet or .user file with a row a user.
+        device: auto, cpu, cuda or mps.
+        json: Print JSON for machines.
+
+    Examples:
+        mambakit recommendation recommend --model runs/ml --input histories.csv --k 10 --output top.parquet
+        mambakit recommendation recommend --model runs/ml --input ml-latest-small --users 42,43 --json
+    """
+    from mambakit.domains.recommendation import recommending
+
+    check_suffix("output", output, (".csv", ".parquet"))
+    recommender = load_model(model, device)
+    given, unknown = recommending.on_catalogue(recommender, read(input, columns, user_features=user_features))
+    if unknown:
+        print(f"note: {unknown} events with items outside the catalogue are left out", file=sys.stderr)
+    shown = recommending.Shown(
+        filter_seen=filter_seen,
+        allow=None if allow is None else _lines(allow),
+        deny=() if deny is None else _lines(deny),
+        min_popularity=min_popularity,
+    )
+    chosen = None if users is None else words_of(users)
+    frame = recommending.recommend(recommender, given, k, users=chosen, shown=shown)
+    if json:
+        print_json(frame.to_dict(orient="records"))
+    if output is not None:
+        write_table(frame, output)
+        print(f"{frame['user'].nunique()} users, {len(frame)} rows: {output}", file=sys.stderr)
+    elif not json:
+        print(frame.to_csv(index=False), end="")
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return [line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: can't be read as text with an item a line: {error}") from None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs ``mambakit recommendation ...``; returns the exit status."""
+    verbs: dict[str, Callable[..., object]] = {
+        "train": train,
+        "evaluate": evaluate,
+        "recommend": recommend,
+        "update": update,
+    }
+    text = __doc__ or ""
+    description, _, examples = text.partition("\n\n")
+    return run_app("mambakit recommendation", verbs, argv, description, examples)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,210 @@
+"""Training and measuring a recommender: what `mambakit recommendation train` and `evaluate` do."""
+
+from __future__ import annotations
+
+import json as jsonlib
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from mambakit.apps.shared import train_config
+from mambakit.core.cli import print_json
+from mambakit.core.errors import UsageError
+from mambakit.core.training import TrainConfig
+from mambakit.domains.recommendation.config import (
+    PRESET_LOSS,
+    PRESET_MODEL,
+    PRESET_TRAIN,
+    LossConfig,
+    ModelConfig,
+)
+from mambakit.domains.recommendation.naming import Columns
+
+if TYPE_CHECKING:
+    from mambakit.domains.recommendation.evaluation import Evaluation
+    from mambakit.domains.recommendation.interactions import Interactions, Split
+    from mambakit.domains.recommendation.model import Recommender
+    from mambakit.domains.recommendation.scoring import Scorer
+
+SplitKind = Literal["leave-one-out", "time"]
+_SPLIT_FILE = "split.json"
+
+
+def train(
+    *,
+    data: str = "simulated-shop",
+    output: Path = Path("runs/recommendation"),
+    split: SplitKind = "leave-one-out",
+    validation_at: str | None = None,
+    test_at: str | None = None,
+    columns: Columns = Columns(),  # noqa: B008  (frozen)
+    item_features: Path | None = None,
+    user_features: Path | None = None,
+    min_item_events: int = 0,
+    min_user_events: int = 0,
+    seed: int = 0,
+    device: str = "auto",
+    max_time: str | None = None,
+    overwrite: bool = False,
+    model: ModelConfig = PRESET_MODEL,
+    loss: LossConfig = PRESET_LOSS,
+    train: TrainConfig = PRESET_TRAIN,
+    json: bool = False,
+) -> None:
+    """Trains a Mamba recommender and measures it beside popularity, bigrams and item neighbours.
+
+    The output folder holds the run (config, metrics, checkpoints, pictures, report.html) and the model.
+
+    Args:
+        data: A card's name (`mambakit data list`), a CSV, Parquet or RecBole .inter file of user, item and
+            timestamp, or a folder of such files.
+        output: Folder for the run and the model; a killed run continues in it.
+        split: leave-one-out foretells each user's last two events; time all events after a moment.
+        validation_at: With time, the first moment of validation: an ISO date or seconds.
+        test_at: With time, the first moment of test.
+        columns: Which column of a file is what; found by the usual names where not given.
+        item_features: CSV, Parquet or .item file with a row an item: what new items are known by.
+        user_features: CSV, Parquet or .user file with a row a user.
+        min_item_events: Leave out items with fewer events.
+        min_user_events: Leave out users with fewer events.
+        seed: Seed of weights, shuffling and dropout.
+        device: auto, cpu, cuda or mps.
+        max_time: Stop training after so long, such as 90s or 10m.
+        overwrite: Remove another run in the output folder first.
+        model: The network; blocks [attention, mlp] is SASRec's.
+        loss: What training minimises, and how histories are cut.
+        train: The training options.
+        json: Print JSON for machines.
+
+    Examples:
+        mambakit recommendation train --data ml-latest-small --output runs/ml
+        mambakit recommendation train --data events.csv --columns.item sku --item-features items.csv
+        mambakit recommendation train --data ml-1m --model.n_layers 4 --loss.loss sampled-softmax
+    """
+    from mambakit.core.training import RunFolder
+    from mambakit.domains.recommendation import report
+    from mambakit.domains.recommendation.training import train_recommender
+
+    source = {"item_features": item_features, "user_features": user_features}
+    counts = {"min_item_events": min_item_events, "min_user_events": min_user_events}
+    interactions = read(data, columns, **source, **counts)
+    spec = {"split": split, "validation_at": validation_at, "test_at": test_at, **counts}
+    parts = split_of(interactions, spec)
+    config = train_config(train, seed, device, max_time)
+    run = RunFolder(output, overwrite=overwrite)
+    run.start(
+        {"data": data, **spec, "columns": columns, "model": model, "loss": loss, "train": config},
+        seed=config.seed,
+    )
+    recommender, result = train_recommender(
+        interactions, parts, run, model_config=model, loss_config=loss, train_config=config
+    )
+    recommender.save_pretrained(run.path)
+    (run.path / _SPLIT_FILE).write_text(jsonlib.dumps(spec, indent=2) + "\n", "utf-8")
+    evaluation = measure(recommender, interactions, parts, device)
+    report.write(run, recommender, interactions, result, evaluation, data)
+    if json:
+        print_json(
+            {"data": data, "validation_ndcg@10": result.best_score, "model": run.path, **evaluation.to_dict()}
+        )
+    else:
+        print(evaluation.text())
+        print(f"model: {run.path}\nreport: {run.report_path}")
+
+
+def evaluate(
+    *,
+    model: Path,
+    data: str,
+    columns: Columns = Columns(),  # noqa: B008  (frozen)
+    item_features: Path | None = None,
+    user_features: Path | None = None,
+    device: str = "auto",
+    json: bool = False,
+) -> None:
+    """Ranks each test event's item among all items, by a saved model and by its baselines.
+
+    The split is that of the training. Seen items are ranked in one column and left out in the other.
+
+    Args:
+        model: Folder of the saved model.
+        data: The card, file or folder that it was trained on.
+        columns: Which column is what, as in training.
+        item_features: As in training.
+        user_features: As in training.
+        device: auto, cpu, cuda or mps.
+        json: Print JSON for machines.
+
+    Examples:
+        mambakit recommendation evaluate --model runs/ml --data ml-latest-small --json
+    """
+    recommender = load_model(model, device)
+    spec = read_split(model)
+    counts = {name: spec[name] for name in ("min_item_events", "min_user_events")}
+    interactions = read(data, columns, item_features=item_features, user_features=user_features, **counts)
+    if [str(name) for name in interactions.items] != recommender.tokenizer.items:
+        raise UsageError(
+            f"data: {data} has another catalogue ({interactions.n_items} items) than the model was trained "
+            f"on ({recommender.config.n_items}); evaluate on the data of the training, or train anew"
+        )
+    evaluation = measure(recommender, interactions, split_of(interactions, spec), device)
+    if json:
+        print_json({"data": data, "model": model, **evaluation.to_dict()})
+    else:
+        print(evaluation.text())
+
+
+def read(data: str, columns: Columns, **options: Any) -> Interactions:
+    """The interactions of a card, file or folder; what was left out goes to stderr."""
+    from mambakit.domains.recommendation.cards import load_interactions
+
+    given = columns if columns != Columns() else None
+    interactions = load_interactions(data, columns=given, **options)
+    if said := interactions.report():
+        print(said, file=sys.stderr)
+    return interactions
+
+
+def split_of(interactions: Interactions, spec: dict[str, Any]) -> Split:
+    """The split that a model was trained on."""
+    from mambakit.domains.recommendation.data import leave_one_out, time_split
+
+    moments = (spec["validation_at"], spec["test_at"])
+    if spec["split"] == "time":
+        return time_split(interactions, *moments)
+    if moments != (None, None):
+        raise UsageError("validation_at, test_at: these are for --split time")
+    return leave_one_out(interactions)
+
+
+def read_split(folder: Path) -> dict[str, Any]:
+    """What a model's folder says of its split."""
+    path = folder / _SPLIT_FILE
+    if not path.exists():
+        raise UsageError(f"model: {folder} has no {_SPLIT_FILE}, so its split is not known; train it anew")
+    spec: dict[str, Any] = jsonlib.loads(path.read_text("utf-8"))
+    return spec
+
+
+def load_model(folder: Path, device: str) -> Recommender:
+    """A saved model on a device."""
+    from mambakit.core.training import resolve_device
+    from mambakit.domains.recommendation.model import Recommender
+
+    return Recommender.from_pretrained(folder).to(resolve_device(device)).eval()
+
+
+def measure(model: Recommender, interactions: Interactions, split: Split, device: str) -> Evaluation:
+    """The model beside its baselines on the test events."""
+    from mambakit.core.training import resolve_device
+    from mambakit.domains.recommendation.baselines import Bigram, ItemKNN, Popularity
+    from mambakit.domains.recommendation.evaluation import evaluate as ranked
+
+    model = model.to(resolve_device(device)).eval()
+    scorers: dict[str, Scorer] = {
+        "mambakit": model,
+        "item neighbours": ItemKNN(interactions, split),
+        "bigram": Bigram(interactions, split),
+        "popularity": Popularity(interactions, split),
+    }
+    return ranked(scorers, interactions, split)

@@ -1,0 +1,74 @@
+"""What the apps share: flags checked and combined, tables in files."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mambakit.core.errors import UsageError
+from mambakit.core.training import TrainConfig
+
+
+def train_config(config: TrainConfig, seed: int, device: str, max_time: str | None) -> TrainConfig:
+    """The nested options; the flags that every app has come before them where they are given."""
+    return dataclasses.replace(
+        config,
+        seed=seed or config.seed,
+        device=config.device if device == "auto" else device,
+        max_time=max_time or config.max_time,
+    )
+
+
+def refuse_given(
+    verb: Callable[..., object], values: Mapping[str, Any], names: Sequence[str], why: str
+) -> None:
+    """Refuse parameters of a verb that mean nothing here, where their values are not the defaults."""
+    defaults = inspect.signature(verb).parameters
+    given = [name for name in names if values[name] != defaults[name].default]
+    if given:
+        nested = [dataclasses.is_dataclass(defaults[name].default) for name in given]
+        flags = [
+            f"--{name}.*" if inner else f"--{name.replace('_', '-')}"
+            for name, inner in zip(given, nested, strict=True)
+        ]
+        raise UsageError(f"{', '.join(flags)}: {why}")
+
+
+def check_suffix(flag: str, path: Path | None, allowed: tuple[str, ...]) -> None:
+    """Refuse a file name that says no format we write."""
+    if path is not None and path.suffix.lower() not in allowed:
+        raise UsageError(f"{flag}: expected a name that ends in {' or '.join(allowed)}, got {path}")
+
+
+def write_table(frame: Any, path: Path) -> None:
+    """CSV or Parquet, by the name."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix.lower() == ".parquet":
+        frame.to_parquet(path, index=False)
+    else:
+        frame.to_csv(path, index=False)
+
+
+def some(names: Sequence[str]) -> str:
+    """The first five names, and how many more."""
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def words_of(text: str) -> list[str]:
+    """The words between commas."""
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def numbers_of(flag: str, text: str) -> list[float]:
+    """The numbers between commas.
+
+    Raises:
+        UsageError: If one isn't.
+    """
+    try:
+        return [float(word) for word in words_of(text)]
+    except ValueError:
+        raise UsageError(f"{flag}: expected numbers between commas, such as 80,95, got {text!r}") from None

@@ -1,0 +1,110 @@
+"""What a recommender is made of, and the preset that it is trained with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from mambakit.core.errors import UsageError
+from mambakit.core.training import TrainConfig
+
+Loss = Literal["cross-entropy", "sampled-softmax", "gbce", "bce"]
+TimeUse = Literal["none", "gaps", "dt", "both"]
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The shape of the network; the defaults are the preset."""
+
+    d_model: int = 128
+    """Width of the stack and of the items' vectors."""
+    blocks: list[str] = field(default_factory=lambda: ["mamba2", "mlp"])
+    """Kinds of block in a layer; they must be causal, and recurrent for a state of fixed size."""
+    n_layers: int = 4
+    """How many times they are stacked."""
+    d_state: int = 32
+    """State size of the Mamba blocks."""
+    head_dim: int = 16
+    """Channels a head of the Mamba blocks."""
+    dropout: float = 0.3
+    """Share of each block's output that is dropped while training."""
+    embedding_dropout: float = 0.2
+    """Share of the input's channels that is dropped while training."""
+    time: TimeUse = "gaps"
+    """What the time between events does: embedded by its logarithm (gaps), drives dt, both, or none."""
+
+    def __post_init__(self) -> None:
+        for name in ("d_model", "n_layers", "d_state", "head_dim"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        for name in ("dropout", "embedding_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UsageError(f"{name}: expected a share from 0 to below 1, got {getattr(self, name)}")
+        if self.time not in ("none", "gaps", "dt", "both"):
+            raise UsageError(f"time: expected none, gaps, dt or both, got {self.time!r}")
+
+
+@dataclass(frozen=True)
+class RecommenderConfig:
+    """A network and the catalogue that it is for: what ``config.json`` holds."""
+
+    n_items: int
+    """Items that it learns of."""
+    n_item_words: int = 0
+    """Different words that describe items: categories, binned numbers, words of titles."""
+    n_user_words: int = 0
+    """Different words that describe users."""
+    gap_unit: float = 1.0
+    """Seconds of an ordinary gap between events."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """The shape of the network."""
+
+    def __post_init__(self) -> None:
+        if self.n_items < 1:
+            raise UsageError(f"n_items: expected at least 1, got {self.n_items}")
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """What training minimises, and over what."""
+
+    loss: Loss = "cross-entropy"
+    """cross-entropy over all items; sampled-softmax, with log Q correction (Bengio & Senecal 2008); gbce
+    (Petrov & Macdonald 2023) or bce with sampled items (Kang & McAuley 2018)."""
+    max_length: int = 200
+    """Events of a piece of history that is read at once; longer histories are cut, each time elsewhere."""
+    n_negatives: int = 256
+    """Items that are drawn beside the right ones, for all but cross-entropy."""
+    popularity_power: float = 0.5
+    """They are drawn by popularity to this power in sampled-softmax; elsewhere all alike."""
+    gbce_t: float = 0.75
+    """Calibration of gbce: 0 is bce, 1 corrects for the sampling altogether."""
+    id_dropout: float = 0.05
+    """Share of items that a step knows by their features alone, where there are some, as it does new ones."""
+    row_length: int = 512
+    """Positions of a row into which histories are packed."""
+
+    def __post_init__(self) -> None:
+        if self.loss not in ("cross-entropy", "sampled-softmax", "gbce", "bce"):
+            raise UsageError(f"loss: expected cross-entropy, sampled-softmax, gbce or bce, got {self.loss!r}")
+        for name in ("max_length", "n_negatives", "row_length"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        for name in ("gbce_t", "id_dropout"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UsageError(f"{name}: expected a share from 0 to 1, got {getattr(self, name)}")
+
+
+PRESET_MODEL = ModelConfig()
+PRESET_LOSS = LossConfig()
+# Chosen by validation NDCG on ML-1M and Amazon Beauty.
+PRESET_TRAIN = TrainConfig(
+    max_epochs=60,
+    batch_size=128,
+    lr=2e-3,
+    weight_decay=0.01,
+    warmup_fraction=0.05,
+    final_lr_fraction=0.01,
+    ema_decay=0.998,
+    patience=10,
+)

@@ -1,0 +1,56 @@
+"""What is counted in the events that are learned from: items, pairs of items, and who had what."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+
+from mambakit.domains.recommendation.interactions import Interactions, Split
+
+
+def training_events(interactions: Interactions, split: Split) -> NDArray[np.bool_]:
+    """Which events are learned from, ``(n_events,)``."""
+    return np.arange(len(interactions)) < split.train_end[interactions.user]
+
+
+def item_counts(interactions: Interactions, split: Split) -> NDArray[np.int64]:
+    """Training events of each item, ``(n_items,)``."""
+    items = interactions.item[training_events(interactions, split)]
+    return np.bincount(items, minlength=interactions.n_items).astype(np.int64)
+
+
+def transitions(interactions: Interactions, split: Split) -> sparse.csr_matrix:
+    """How often item j came straight after item i in training, ``(n_items, n_items)`` float64 at (i, j)."""
+    known = training_events(interactions, split)
+    pairs = known[1:] & (interactions.user[1:] == interactions.user[:-1])
+    before, after = interactions.item[:-1][pairs], interactions.item[1:][pairs]
+    n = interactions.n_items
+    return sparse.coo_matrix((np.ones(len(after)), (before, after)), shape=(n, n)).tocsr()
+
+
+def users_by_items(interactions: Interactions, split: Split) -> sparse.csr_matrix:
+    """1 where a user had an item in training, however often, ``(n_users, n_items)`` float32."""
+    known = training_events(interactions, split)
+    user, item = interactions.user[known], interactions.item[known]
+    shape = (interactions.n_users, interactions.n_items)
+    found = sparse.coo_matrix((np.ones(len(item), dtype=np.float32), (user, item)), shape=shape).tocsr()
+    found.data[:] = 1.0
+    return found
+
+
+def events_before(
+    interactions: Interactions, events: NDArray[np.int64], most: int | None = None
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The events that each event's user had before it, the last ``most`` of them.
+
+    Returns:
+        Rows into ``events``, non-decreasing, and the events before, in order: ``(n_pairs,)`` int64 each.
+    """
+    first = interactions.offsets[interactions.user[events]]
+    if most is not None:
+        first = np.maximum(first, events - most)
+    length = events - first
+    row = np.repeat(np.arange(len(events)), length)
+    before = np.cumsum(length) - length
+    return row, np.arange(len(row)) + (first - before)[row]

@@ -1,0 +1,254 @@
+"""The recommender: a causal state-space model over events; the next item by its vector.
+
+item vector = own vector + mean of its features' vectors        (new items have the second part alone)
+START (+ the user's features), event, event, ... -> causal blocks -> hidden state behind every event
+score of an item = hidden . item vector + its bias              (weights tied: Press & Wolf 2017)
+                   + repeat shift, if the user has had it       (one number, fitted on validation events)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from mambakit.core.adapters import TokenBatch
+from mambakit.core.backbone import Backbone, BackboneConfig
+from mambakit.core.hub import HubModel
+from mambakit.core.state import State
+from mambakit.domains.recommendation.config import RecommenderConfig
+from mambakit.domains.recommendation.histories import context_batch
+from mambakit.domains.recommendation.interactions import Interactions
+from mambakit.domains.recommendation.tokenizer import N_GAP_BINS, EventTokenizer, bin_elapsed
+
+_CASES_AT_ONCE = 256
+_HEAD = 32
+
+
+class Catalogue(NamedTuple):
+    """Items as the network sees them: vectors ``(n_items, d_model)`` and biases ``(n_items,)``."""
+
+    vectors: Tensor
+    bias: Tensor
+
+
+class Recommender(nn.Module, HubModel):
+    """Scores of all items as the next one, after every event of a history.
+
+    Args:
+        config: The network and the catalogue it is for.
+
+    Attributes:
+        tokenizer: From histories to ids; saved beside the weights.
+        item_words: ``(n_items, most)`` int64, what describes each item.
+        popularity: ``(n_items,)`` int64, training events of each.
+    """
+
+    item_words: Tensor
+    repeat_shift: Tensor
+    popularity: Tensor
+    elapsed_of: Tensor
+
+    def __init__(self, config: RecommenderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.tokenizer = EventTokenizer()
+        model, d = config.model, config.model.d_model
+        self.ids = nn.Embedding(config.n_items + 2, d)
+        self.bias = nn.Parameter(torch.zeros(config.n_items))
+        self.gaps = nn.Embedding(N_GAP_BINS, d) if model.time in ("gaps", "both") else None
+        words = (config.n_item_words, config.n_user_words)
+        self.item_table, self.user_table = (
+            nn.Embedding(n + 1, d, padding_idx=0) if n else None for n in words
+        )
+        self.word_bias = nn.Parameter(torch.zeros(d)) if config.n_item_words else None
+        for table in (self.ids, self.gaps, self.item_table, self.user_table):
+            if table is not None:
+                nn.init.normal_(table.weight, std=0.02)
+                if table.padding_idx is not None:
+                    nn.init.zeros_(table.weight[0])
+        self.backbone = Backbone(_backbone(config))
+        self.dropout = nn.Dropout(model.embedding_dropout)
+        self.register_buffer(
+            "item_words", torch.zeros(config.n_items, 0, dtype=torch.int64), persistent=False
+        )
+        self.register_buffer("repeat_shift", torch.zeros(()))
+        self.register_buffer("popularity", torch.zeros(config.n_items, dtype=torch.int64))
+        self.register_buffer("elapsed_of", torch.from_numpy(bin_elapsed(config.gap_unit)), persistent=False)
+
+    def catalogue(self, hidden_ids: Tensor | None = None) -> Catalogue:
+        """All items; of those in ``hidden_ids``, ``(n_items,)`` bool, only what their features say."""
+        vectors: Tensor = self.ids.weight[: self.config.n_items]
+        bias: Tensor = self.bias
+        if self.item_table is None or self.word_bias is None:
+            return Catalogue(vectors, bias)
+        said = _mean_of(self.item_table, self.item_words)
+        if hidden_ids is not None:
+            shown = ~hidden_ids
+            vectors, bias = vectors * shown[:, None], bias * shown
+        return Catalogue(vectors + said, bias + said @ self.word_bias)
+
+    def forward(
+        self,
+        batch: TokenBatch,
+        catalogue: Catalogue,
+        user_words: Tensor | None = None,
+        state: State | None = None,
+    ) -> tuple[Tensor, State]:
+        """Hidden states behind every event, ``(batch, length, d_model)``, and the state after the last.
+
+        Args:
+            batch: Ids of items and gaps, ``(batch, length, 2)``.
+            catalogue: From ``catalogue``.
+            user_words: ``(starts, most)``, what describes the user of each START, row by row.
+            state: What came before.
+        """
+        x = self._embed(batch.values, catalogue, user_words)
+        elapsed = None
+        if self.config.model.time in ("dt", "both"):
+            elapsed = self.elapsed_of[batch.values[..., 1]]
+        return self.backbone(self.dropout(x), state, **batch.layout(), elapsed=elapsed)
+
+    def step(self, event: Tensor, catalogue: Catalogue, state: State) -> tuple[Tensor, State]:
+        """One more event of each history, ``(batch, 2)``: hidden states ``(batch, d_model)`` and states."""
+        x = self._embed(event[:, None], catalogue, None)[:, 0]
+        elapsed = self.elapsed_of[event[:, 1]] if self.config.model.time in ("dt", "both") else None
+        return self.backbone.step(x, state, elapsed=elapsed)
+
+    def init_state(self, batch: int) -> State:
+        """The state before START."""
+        return self.backbone.init_state(batch, self.ids.weight.device, self.ids.weight.dtype)
+
+    @torch.no_grad()
+    def scores(
+        self, interactions: Interactions, events: NDArray[np.int64], *, history: int | None = None
+    ) -> Tensor:
+        """``(len(events), n_items)`` float32 on the CPU; see ``Scorer``.
+
+        Args:
+            interactions: All events, with the catalogue that it was trained on.
+            events: Events to be foretold.
+            history: Events that are read before each at most; None for all.
+        """
+        self.eval()
+        catalogue, found = self.catalogue(), []
+        for part in np.array_split(events, max(1, -(-len(events) // _CASES_AT_ONCE))):
+            users = interactions.user[part]
+            hidden = self.hidden(interactions, users, part, catalogue, history=history)
+            found.append(self.score(hidden, catalogue, seen_before(interactions, users, part)).cpu())
+        return torch.cat(found) if found else torch.zeros(0, self.config.n_items)
+
+    def score(
+        self, hidden: Tensor, catalogue: Catalogue, seen: tuple[NDArray[np.int64], NDArray[np.int64]]
+    ) -> Tensor:
+        """``(n, n_items)`` float32: scores behind hidden states ``(n, d_model)``.
+
+        Args:
+            hidden: From ``hidden`` or ``step``.
+            catalogue: From ``catalogue``.
+            seen: Places ``(row, item)`` of what each user has had.
+        """
+        score = (hidden @ catalogue.vectors.T).float() + catalogue.bias
+        if float(self.repeat_shift):
+            at = tuple(torch.from_numpy(one).to(score.device) for one in seen)
+            score[at] = score[at] + self.repeat_shift
+        return score
+
+    def hidden(
+        self,
+        interactions: Interactions,
+        users: NDArray[np.int64],
+        ends: NDArray[np.int64],
+        catalogue: Catalogue,
+        *,
+        history: int | None = None,
+    ) -> Tensor:
+        """Hidden states behind the history of each user up to an event, ``(len(users), d_model)``.
+
+        Args:
+            interactions: All events.
+            users: ``(n,)``.
+            ends: One past the last event that is read of each, ``(n,)``.
+            catalogue: From ``catalogue``.
+            history: Events that are read of each at most; None for all.
+        """
+        device = self.ids.weight.device
+        batch, whole = context_batch(interactions, users, ends, self.tokenizer, history)
+        words = None
+        if self.user_table is not None:
+            words = torch.from_numpy(
+                self.tokenizer.user_words.encode(
+                    None if interactions.user_features is None else interactions.user_features.iloc[whole],
+                    len(whole),
+                )
+            ).to(device)
+        hidden, _ = self(batch.to(device), catalogue, words)
+        last = batch.spans.sum(1) - batch.spans[:, 0] - 1
+        return hidden[batch.spans[:, 0].to(device), last.to(device)]
+
+    def save_extra(self, folder: Path) -> None:
+        """The tokenizer beside the weights."""
+        self.tokenizer.save(folder)
+        np.save(folder / "item_words.npy", self.item_words.cpu().numpy(), allow_pickle=False)
+
+    def load_extra(self, folder: Path) -> None:
+        """Reads the tokenizer."""
+        self.tokenizer = EventTokenizer.load(folder)
+        words = np.load(folder / "item_words.npy", allow_pickle=False)
+        self.item_words = torch.from_numpy(words).to(self.ids.weight.device)
+
+    def _embed(self, values: Tensor, catalogue: Catalogue, user_words: Tensor | None) -> Tensor:
+        table = torch.cat([catalogue.vectors, self.ids.weight[self.config.n_items :]])
+        x = nn.functional.embedding(values[..., 0], table)
+        if self.gaps is not None:
+            x = x + self.gaps(values[..., 1])
+        if user_words is not None and self.user_table is not None:
+            starts = values[..., 0] == self.config.n_items
+            said = torch.zeros_like(x)
+            said[starts] = _mean_of(self.user_table, user_words).to(x.dtype)
+            x = x + said
+        return x * self.config.model.d_model**0.5
+
+
+def seen_before(
+    interactions: Interactions, users: NDArray[np.int64], ends: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Places ``(row, item)`` of what each user has had before an event, ``ends`` being places of events."""
+    first = interactions.offsets[users]
+    counts = ends - first
+    rows = np.repeat(np.arange(len(ends)), counts)
+    ahead = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    return rows, interactions.item[ahead + np.repeat(first, counts)]
+
+
+def _mean_of(table: nn.Embedding, words: Tensor) -> Tensor:
+    """Sum of the words' vectors over the root of their number, ``(n, d)``: as large as one of them."""
+    there = (words > 0).sum(1, keepdim=True).clamp(min=1)
+    return table(words).sum(1) / there.sqrt()
+
+
+def _backbone(config: RecommenderConfig) -> BackboneConfig:
+    model = config.model
+    options: dict[str, dict[str, object]] = {}
+    for kind in model.blocks:
+        if kind.startswith("mamba2"):
+            options[kind] = {"d_state": model.d_state, "head_dim": model.head_dim}
+        elif kind.startswith("mamba1"):
+            options[kind] = {"d_state": model.d_state}
+        elif kind.startswith("attention"):
+            options[kind] = {"n_heads": max(1, model.d_model // _HEAD)}
+    return BackboneConfig(
+        d_model=model.d_model,
+        layers=_repeated(model.blocks, model.n_layers),
+        dropout=model.dropout,
+        block_options=options,
+    )
+
+
+def _repeated(blocks: Sequence[str], n_layers: int) -> list[str]:
+    return list(blocks) * n_layers

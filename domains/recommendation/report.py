@@ -1,0 +1,155 @@
+"""Reports of a training run and of an evaluation: both columns, kinds of case, pictures; one HTML file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pandas as pd
+
+from mambakit.core.training import FitResult, Report, RunFolder
+from mambakit.core.training.curves import Panel, learning_figure
+from mambakit.domains.recommendation import plots
+from mambakit.domains.recommendation.evaluation import Evaluation, shown
+from mambakit.domains.recommendation.interactions import Interactions
+from mambakit.domains.recommendation.model import Recommender
+
+ACCURACY_NOTE = (
+    "Every case is ranked among all items (unfiltered), and without the items that its user had before "
+    "(filtered; a target that was seen stays). hr: share of targets in the first k, which is recall with one "
+    "target. ndcg: 1 / log2(1 + rank), mrr: 1 / rank, both within k. Tied items share the mean of their "
+    "places."
+)
+LISTS_NOTE = (
+    "coverage: share of the catalogue in some list. gini: 0 all items alike, 1 one only. novelty: bits of "
+    "surprise at an item, log2(users / its users). popularity: mean training events of an item; ratio: that "
+    "over the targets' own. diversity: 1 - mean cosine of a list's pairs, by who had them, or by features."
+)
+SAMPLED_NOTE = (
+    "Ranked among sampled negatives, for comparison with older papers only: such numbers can turn the order "
+    "of two recommenders round (Krichene & Rendle 2020)."
+)
+_LISTS = ("coverage", "gini", "novelty", "popularity", "diversity", "feature-diversity")
+
+
+def write(
+    run: RunFolder,
+    model: Recommender,
+    interactions: Interactions,
+    result: FitResult,
+    evaluation: Evaluation,
+    name: str,
+) -> None:
+    """Writes ``report.html`` and the pictures of a run.
+
+    Args:
+        run: Its folder.
+        model: The trained recommender.
+        interactions: All events.
+        result: How training went.
+        evaluation: What was measured on the test events.
+        name: Of the data.
+    """
+    report = Report(f"Recommending from {name}")
+    report.add_metrics(
+        {
+            "users": interactions.n_users,
+            "items": interactions.n_items,
+            "events": len(interactions),
+            "parameters": sum(parameter.numel() for parameter in model.parameters()),
+            "best validation NDCG@10": round(result.best_score, 4),
+            "repeat shift": round(float(model.repeat_shift), 2),
+            "training seconds": round(result.seconds, 1),
+        }
+    )
+    add_evaluation(report, evaluation)
+    report.add_heading("Training")
+    figure = learning_figure(
+        run.metrics_path,
+        (
+            Panel("training loss", ("train/loss",)),
+            Panel("validation NDCG@10", ("val/ndcg@10/unfiltered", "val/ndcg@10/filtered"), "max"),
+        ),
+    )
+    run.save_picture(figure, "learning_curve")
+    report.add_figure(figure)
+    report.add_text(
+        f"Stopped by: {result.stopped}, after {result.epochs} epochs and {result.steps} steps. The weights "
+        "kept are those of the best validation NDCG@10; test events were ranked once, at the end."
+    )
+    report.add_code(run.config_path.read_text(encoding="utf-8"))
+    report.write(run.report_path)
+
+
+def add_evaluation(report: Report, evaluation: Evaluation) -> None:
+    """Adds the tables and pictures of an evaluation to a report.
+
+    Args:
+        report: To add to.
+        evaluation: What was measured.
+    """
+    share = f"± is half of the {100 * evaluation.settings['level']:g} % interval over users."
+    report.add_heading(f"Accuracy on {evaluation.which} events")
+    report.add_table(_table(evaluation, _is_accuracy), f"{ACCURACY_NOTE} {share}")
+    for why, n in evaluation.left_out.items():
+        report.add_text(f"left out: {n:,} events: {why}")
+    report.add_figure(plots.ndcg_figure(evaluation))
+    if any(name.startswith("sampled-") for name in evaluation.rows[0]):
+        report.add_table(_table(evaluation, lambda name: name.startswith("sampled-")), SAMPLED_NOTE)
+    report.add_heading("By kind of case")
+    report.add_figure(plots.groups_figure(evaluation, "history"))
+    report.add_figure(
+        plots.groups_figure(evaluation, "gap"),
+        "tied: at the same time as the event before, so that their order is the table's; unknown: no times.",
+    )
+    report.add_table(_group_table(evaluation), "cold: no training event has the target.")
+    report.add_heading("What the lists are like")
+    report.add_table(_table(evaluation, _is_of_lists), LISTS_NOTE)
+
+
+def write_evaluation(
+    path: Path, evaluation: Evaluation, *, title: str, settings: Mapping[str, object] | None = None
+) -> Path:
+    """Writes the report of an evaluation as one HTML file.
+
+    Args:
+        path: The file.
+        evaluation: What was measured.
+        title: Its heading.
+        settings: What it was run with.
+
+    Returns:
+        The path.
+    """
+    report = Report(title)
+    counts = {"cases": len(evaluation.cases), "users": int(evaluation.cases.user.nunique())}
+    report.add_metrics({**counts, "items": evaluation.n_items, **(settings or {})})
+    add_evaluation(report, evaluation)
+    return report.write(path)
+
+
+def _is_accuracy(name: str) -> bool:
+    return name.partition("@")[0] in ("hr", "ndcg", "mrr")
+
+
+def _is_of_lists(name: str) -> bool:
+    return name.partition("@")[0] in (*_LISTS, "popularity-ratio")
+
+
+def _table(evaluation: Evaluation, wanted) -> pd.DataFrame:  # type: ignore[no-untyped-def]
+    lines = []
+    for row in evaluation.rows:
+        names = [name for name in row if wanted(name) and not name.endswith(("-lo", "-hi"))]
+        label = {"scorer": row["scorer"], "filter": row["filter"]}
+        lines.append({**label, **{name: shown(row, name, row[name]) for name in names}})
+    return pd.DataFrame(lines)
+
+
+def _group_table(evaluation: Evaluation) -> pd.DataFrame:
+    k = 10 if 10 in evaluation.ks else evaluation.ks[-1]
+    names = [f"{name}@{k}" for name in ("hr", "ndcg", "mrr")]
+    lines = []
+    for row in evaluation.groups.to_dict(orient="records"):
+        label = {name: row[name] for name in ("by", "group", "cases", "scorer", "filter")}
+        lines.append({**label, **{name: shown(row, name, row[name]) for name in names}})
+    return pd.DataFrame(lines)
