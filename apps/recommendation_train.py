@@ -63,7 +63,7 @@ def train(
         validation_at: With time, the first moment of validation: an ISO date or seconds.
         test_at: With time, the first moment of test.
         columns: Which column of a file is what; found by the usual names where not given.
-        item_features: CSV, Parquet or .item file with a row an item: what new items are known by.
+        item_features: CSV, Parquet or .item file with a row an item.
         user_features: CSV, Parquet or .user file with a row a user.
         min_item_events: Leave out items with fewer events.
         min_user_events: Leave out users with fewer events.

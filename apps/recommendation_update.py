@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from pathlib import Path
 
 from mambakit.apps.recommendation_train import load_model
@@ -33,9 +34,10 @@ def update(
         model: Folder of the saved model.
         store: Where the states are: a path (SQLite), or redis://host:port/0.
         user: Whose event it is; a new one begins without a history.
-        item: Its item; one outside the catalogue is read as an unknown item.
+        item: Its item; one outside the catalogue is counted, and changes nothing else.
         time: When: an ISO date, or seconds since 1970.
-        event: What tells the event from all others of the user; item and time by default.
+        event: What tells the event from all others of the user; item and time by default, so that without a
+            time it must be given.
         k: Items to recommend.
         filter_seen: Leave out what the user has had.
         new_store: Begin the store anew for this model; the states of another are dropped.
@@ -53,11 +55,15 @@ def update(
     recommender = load_model(model, device)
     if not 1 <= k <= recommender.config.n_items:
         raise UsageError(f"k: expected 1 to {recommender.config.n_items}, the items there are, got {k}")
+    if time is None and event is None:
+        raise UsageError("event: without --time, --event must tell this event from its repeats")
     seconds = math.nan if time is None else moment(time, "time")
+    if recommender.user_table is not None:
+        print("note: the model reads features of users, which update does not have", file=sys.stderr)
     live = LiveRecommender(recommender)
     with open_store(store, live.fingerprint, anew=new_store) as states:
         outcome = states.update(
-            user, event or f"{item}@{time or ''}", lambda past: live.moved(past, item, seconds), time=seconds
+            user, event or f"{item}@{seconds}", lambda past: live.moved(past, item, seconds), time=seconds
         )
         now = live.read(outcome.record.state, f"the state of user {user!r}")
     best = live.top(now, k, filter_seen=filter_seen)

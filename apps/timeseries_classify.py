@@ -128,7 +128,7 @@ def train_classify(
     run = RunFolder(output, overwrite=overwrite)
     settings: dict[str, Any] = {"task": "classify", "data": data, "test": test}
     options = {"model": model, "augment": augment, "selection": selection, "train": config}
-    run.start({**settings, **options}, seed=seed)
+    run.start({**settings, **options}, seed=seed or train.seed)
     classifier, result = train_classifier(
         known,
         run,

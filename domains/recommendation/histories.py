@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from mambakit.core.adapters import TokenBatch
+from mambakit.core.errors import UsageError
 from mambakit.domains.recommendation.interactions import Interactions
 from mambakit.domains.recommendation.tokenizer import EventTokenizer, gap_bins, gaps_of
 
@@ -73,12 +74,10 @@ class Histories(Dataset[Batch]):
         ahead = np.arange(len(user)) - np.repeat(np.cumsum(self.n_pieces) - self.n_pieces, self.n_pieces)
         slack = self.n_pieces * self.max_length - (self.end - self.begin)
         moved = (torch.rand(len(self.begin)).numpy() * (slack + 1)).astype(np.int64).clip(max=slack)
-        # the first piece is shorter by what the cuts move; it keeps at least one target
-        moved = np.minimum(moved, self.max_length - 1)
+        # the first piece is shorter by what the cuts move
         first = self.begin[user] + ahead * self.max_length - moved[user]
         last = np.minimum(first + self.max_length, self.end[user])
         pieces = np.stack([user, np.maximum(first, self.begin[user]), last], 1)
-        pieces = pieces[pieces[:, 1] < pieces[:, 2]]
         order: NDArray[np.int64] = pieces[torch.randperm(len(pieces)).numpy()]
         return order
 
@@ -140,17 +139,35 @@ def context_batch(
         ends: One past the last event of each history, ``(n,)`` into the events.
         tokenizer: Of the catalogue.
         history: Events of each at most, the last ones; None for all. A cut history has no START.
+
+    Raises:
+        UsageError: If ``history`` is below 1.
     """
+    if history is not None and history < 1:
+        raise UsageError(f"history: expected at least 1 event, or None for all, got {history}")
     first = interactions.offsets[users]
     begin = first if history is None else np.maximum(first, ends - history)
     whole = begin == first
     longest = int((ends - begin + whole).max(initial=1))
-    bins = gap_bins(gaps_of(interactions))
+    events = stretches(begin, ends)
+    own = np.cumsum(ends - begin)
     batch = pack_events(
-        interactions.item, bins, begin, ends, whole, tokenizer.start, max(_CONTEXT_ROW, longest)
+        interactions.item[events],
+        gap_bins(gaps_of(interactions, events)),
+        own - (ends - begin),
+        own,
+        whole,
+        tokenizer.start,
+        max(_CONTEXT_ROW, longest),
     )
     order = np.lexsort((batch.spans[:, 1].numpy(), batch.spans[:, 0].numpy()))
     return batch, users[order][whole[order]]
+
+
+def stretches(begin: NDArray[np.int64], end: NDArray[np.int64]) -> NDArray[np.int64]:
+    """``begin[0], begin[0] + 1, ..., end[0] - 1, begin[1], ...``."""
+    counts = end - begin
+    return np.arange(counts.sum()) + np.repeat(begin - (np.cumsum(counts) - counts), counts)
 
 
 def pack_events(

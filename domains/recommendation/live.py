@@ -44,7 +44,8 @@ class UserState(NamedTuple):
 class LiveRecommender:
     """Moves users' states by events and recommends from them.
 
-    What it says equals what the whole history at once gives (``Recommender.scores``), up to rounding.
+    What it says equals what the whole history at once gives (``Recommender.scores``), up to rounding, of
+    users without features: those are not read here.
 
     Args:
         model: A trained recommender.
@@ -95,28 +96,31 @@ class LiveRecommender:
 
         Args:
             user: Before it; None for a new user.
-            item: Its name; one that is not in the catalogue is read as an unknown item.
+            item: Its name; one that is not in the catalogue changes nothing, as ``recommend`` leaves it out.
             time: Seconds of the event; NaN where not known.
 
         Raises:
             DataError: If the event is before the last one.
         """
-        first = user is None
         user = user or self.begin()
         if time < user.time:
             raise DataError(
                 f"time: the event of item {item!r} at {time} s is before the user's last at {user.time} s; "
                 "send events in the order of time"
             )
-        gap = (time - user.time) if not first else (math.nan if math.isnan(time) else -1.0)
-        index = self.model.tokenizer.index.get(item, self.model.tokenizer.unknown)
+        index = self.model.tokenizer.index.get(item)
+        if index is None:
+            return user
+        gap = time - user.time
+        if not len(user.seen):
+            gap = math.nan if math.isnan(time) else -1.0
         device = user.hidden.device
         event = torch.tensor([[index, int(gap_bins(np.array([gap]))[0])]], device=device)
         hidden, state = self.model.step(event, self.catalogue, user.state)
         seen = user.seen
-        if index < self.model.config.n_items and not bool((seen == index).any()):
+        if not bool((seen == index).any()):
             seen = torch.cat([seen, torch.tensor([index], device=device)])
-        return UserState(state, hidden, seen, time if not math.isnan(time) else user.time)
+        return UserState(state, hidden, seen, time)
 
     @torch.no_grad()
     def top(

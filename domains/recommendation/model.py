@@ -1,6 +1,6 @@
 """The recommender: a causal state-space model over events; the next item by its vector.
 
-item vector = own vector + mean of its features' vectors        (new items have the second part alone)
+item vector = own vector + sum of its features' vectors / root of their number
 START (+ the user's features), event, event, ... -> causal blocks -> hidden state behind every event
 score of an item = hidden . item vector + its bias              (weights tied: Press & Wolf 2017)
                    + repeat shift, if the user has had it       (one number, fitted on validation events)
@@ -19,14 +19,16 @@ from torch import Tensor, nn
 
 from mambakit.core.adapters import TokenBatch
 from mambakit.core.backbone import Backbone, BackboneConfig
+from mambakit.core.errors import UsageError
 from mambakit.core.hub import HubModel
 from mambakit.core.state import State
 from mambakit.domains.recommendation.config import RecommenderConfig
-from mambakit.domains.recommendation.histories import context_batch
+from mambakit.domains.recommendation.histories import context_batch, stretches
 from mambakit.domains.recommendation.interactions import Interactions
 from mambakit.domains.recommendation.tokenizer import N_GAP_BINS, EventTokenizer, bin_elapsed
 
-_CASES_AT_ONCE = 256
+_CASES_AT_ONCE = 512
+_SCORES_AT_ONCE = 1 << 26
 _HEAD = 32
 
 
@@ -72,7 +74,14 @@ class Recommender(nn.Module, HubModel):
                 nn.init.normal_(table.weight, std=0.02)
                 if table.padding_idx is not None:
                     nn.init.zeros_(table.weight[0])
-        self.backbone = Backbone(_backbone(config))
+        try:
+            self.backbone = Backbone(_backbone(config))
+        except ValueError as error:
+            raise UsageError(f"model: {error}") from None
+        if not self.backbone.causal:
+            raise UsageError(f"blocks: {model.blocks} read ahead; a recommender's blocks must be causal")
+        if model.time in ("dt", "both") and not self.backbone.uses_elapsed:
+            raise UsageError(f"time: {model.time} drives dt, which none of the blocks {model.blocks} has")
         self.dropout = nn.Dropout(model.embedding_dropout)
         self.register_buffer(
             "item_words", torch.zeros(config.n_items, 0, dtype=torch.int64), persistent=False
@@ -137,7 +146,7 @@ class Recommender(nn.Module, HubModel):
         """
         self.eval()
         catalogue, found = self.catalogue(), []
-        for part in np.array_split(events, max(1, -(-len(events) // _CASES_AT_ONCE))):
+        for part in in_chunks(events, self.config.n_items):
             users = interactions.user[part]
             hidden = self.hidden(interactions, users, part, catalogue, history=history)
             found.append(self.score(hidden, catalogue, seen_before(interactions, users, part)).cpu())
@@ -153,7 +162,8 @@ class Recommender(nn.Module, HubModel):
             catalogue: From ``catalogue``.
             seen: Places ``(row, item)`` of what each user has had.
         """
-        score = (hidden @ catalogue.vectors.T).float() + catalogue.bias
+        with torch.autocast(hidden.device.type, enabled=False):  # ranks want all digits
+            score = hidden.float() @ catalogue.vectors.float().T + catalogue.bias.float()
         if float(self.repeat_shift):
             at = tuple(torch.from_numpy(one).to(score.device) for one in seen)
             score[at] = score[at] + self.repeat_shift
@@ -220,16 +230,21 @@ def seen_before(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Places ``(row, item)`` of what each user has had before an event, ``ends`` being places of events."""
     first = interactions.offsets[users]
-    counts = ends - first
-    rows = np.repeat(np.arange(len(ends)), counts)
-    ahead = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-    return rows, interactions.item[ahead + np.repeat(first, counts)]
+    rows = np.repeat(np.arange(len(ends)), ends - first)
+    return rows, interactions.item[stretches(first, ends)]
+
+
+def in_chunks(cases: NDArray[np.int64], n_items: int) -> list[NDArray[np.int64]]:
+    """Cases, so many at once that the scores of all items fit: 64 million, of 512 cases at most."""
+    at_once = max(1, min(_CASES_AT_ONCE, _SCORES_AT_ONCE // max(1, n_items)))
+    return np.array_split(cases, max(1, -(-len(cases) // at_once)))
 
 
 def _mean_of(table: nn.Embedding, words: Tensor) -> Tensor:
     """Sum of the words' vectors over the root of their number, ``(n, d)``: as large as one of them."""
     there = (words > 0).sum(1, keepdim=True).clamp(min=1)
-    return table(words).sum(1) / there.sqrt()
+    total = nn.functional.embedding_bag(words, table.weight, mode="sum", padding_idx=0)
+    return total / there.sqrt()
 
 
 def _backbone(config: RecommenderConfig) -> BackboneConfig:

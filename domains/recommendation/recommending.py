@@ -14,9 +14,7 @@ from torch import Tensor
 
 from mambakit.core.errors import DataError, UsageError
 from mambakit.domains.recommendation.interactions import Interactions
-from mambakit.domains.recommendation.model import Recommender, seen_before
-
-_USERS_AT_ONCE = 512
+from mambakit.domains.recommendation.model import Recommender, in_chunks, seen_before
 
 
 @dataclass(frozen=True)
@@ -104,7 +102,7 @@ def recommend(
         chosen = np.array([place[name] for name in users], dtype=np.int64)
     catalogue, tables = model.eval().catalogue(), []
     hidden_items = torch.from_numpy(~kept).to(catalogue.bias.device)
-    for part in np.array_split(chosen, max(1, -(-len(chosen) // _USERS_AT_ONCE))):
+    for part in in_chunks(chosen, interactions.n_items):
         ends = interactions.offsets[part + 1]
         hidden = model.hidden(interactions, part, ends, catalogue, history=history)
         score = model.score(hidden, catalogue, seen_before(interactions, part, ends))

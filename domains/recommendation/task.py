@@ -11,13 +11,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mambakit.core.auxiliary import auxiliary_loss
+from mambakit.core.errors import UserError
 from mambakit.core.training import TrainConfig
 from mambakit.core.training.optim import configure_optimizer
 from mambakit.domains.recommendation.config import LossConfig
 from mambakit.domains.recommendation.histories import NO_TARGET, Batch
 from mambakit.domains.recommendation.interactions import Interactions
 from mambakit.domains.recommendation.losses import next_item_loss, popularity_odds
-from mambakit.domains.recommendation.model import Recommender, seen_before
+from mambakit.domains.recommendation.model import Recommender, in_chunks, seen_before
 
 _K = 10
 
@@ -67,7 +68,7 @@ class RecommenderTask(pl.LightningModule):
 
     def validation_step(self, nothing: Any, batch_idx: int) -> None:
         """NDCG and hit rate among the first ten, seen items left out and not."""
-        ranks = ranks_of(self.model, self._interactions, self._validation, self.loss_config.max_length)
+        ranks = ranks_of(self.model, self._interactions, self._validation)
         scores: dict[str, Tensor] = {}
         for name, rank in ranks.items():
             hit = (rank <= _K).float()
@@ -90,19 +91,22 @@ class RecommenderTask(pl.LightningModule):
 
 
 @torch.no_grad()
-def ranks_of(
-    model: Recommender, interactions: Interactions, events: NDArray[np.int64], history: int | None
-) -> dict[str, Tensor]:
+def ranks_of(model: Recommender, interactions: Interactions, events: NDArray[np.int64]) -> dict[str, Tensor]:
     """The rank of each event's item among all, ``unfiltered`` and ``filtered`` of seen ones, ``(n,)``.
 
     1 is the best; items of equal score share their mean rank.
+
+    Raises:
+        UserError: If scores are no numbers.
     """
     found: dict[str, list[Tensor]] = {"unfiltered": [], "filtered": []}
     catalogue = model.catalogue()
-    for part in np.array_split(events, max(1, -(-len(events) // 512))):
+    for part in in_chunks(events, interactions.n_items):
         users = interactions.user[part]
-        hidden = model.hidden(interactions, users, part, catalogue, history=history)
-        score = (hidden @ catalogue.vectors.T.to(hidden.dtype)).float() + catalogue.bias
+        hidden = model.hidden(interactions, users, part, catalogue)
+        score = model.score(hidden, catalogue, seen_before(interactions, users, part))
+        if not bool(score.isfinite().all()):
+            raise UserError("the scores of validation events are no longer numbers; try a lower lr")
         target = torch.from_numpy(interactions.item[part]).to(score.device)[:, None]
         own = score.gather(1, target)
         row, item = (torch.from_numpy(one).to(score.device) for one in seen_before(interactions, users, part))

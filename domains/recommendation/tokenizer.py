@@ -19,6 +19,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from mambakit.core.adapters import SampleError, Tokenizer, Tokens
+from mambakit.core.errors import DataError
 from mambakit.domains.recommendation.interactions import Interactions
 
 N_GAP_BINS = 36
@@ -85,7 +86,13 @@ class Words:
 
     def _column(self, name: str, values: pd.Series) -> list[list[str]]:
         if name in self.edges:
-            bins = np.searchsorted(self.edges[name], values.astype(float), side="right")
+            try:
+                numbers = values.astype(float)
+            except (TypeError, ValueError):
+                raise DataError(
+                    f"features: column {name!r} held numbers in training, but text here"
+                ) from None
+            bins = np.searchsorted(self.edges[name], numbers, side="right")
             return [[f"{name}={b}"] if there else [] for b, there in zip(bins, values.notna(), strict=True)]
         if _is_tag(values):
             return [[name] if there else [] for there in values]
@@ -161,8 +168,10 @@ class EventTokenizer(Tokenizer[History]):
         steps = np.diff(time)
         if (steps < 0).any():
             at = int(np.flatnonzero(steps < 0)[0]) + 1
-            raise SampleError(f"time: event {at} ({items[at]}) is before event {at - 1}; sort events by time")
-        gaps = np.concatenate([[-1.0], np.diff(time)])[: len(items)]
+            raise SampleError(
+                f"time: event {at} ({sample.items[at]}) is before event {at - 1}; sort events by time"
+            )
+        gaps = np.concatenate([[-1.0 if np.isfinite(time[:1]).all() else np.nan], steps])[: len(items)]
         bins = np.concatenate([[0], gap_bins(gaps)])
         values = np.stack([np.array([self.start, *items]), bins], 1)
         return Tokens(torch.from_numpy(values))
@@ -197,12 +206,18 @@ def gap_bins(gaps: NDArray[np.float64]) -> NDArray[np.int64]:
     return np.where(np.isnan(gaps), 0, np.where(gaps < 0, _FIRST, bins)).astype(np.int64)
 
 
-def gaps_of(interactions: Interactions) -> NDArray[np.float64]:
-    """Seconds since the user's event before, ``(n_events,)``; -1 for the first, NaN where not known."""
-    gaps = np.diff(interactions.time, prepend=np.nan)
-    begins = interactions.offsets[:-1][np.diff(interactions.offsets) > 0]
-    gaps[begins] = np.where(np.isnan(interactions.time[begins]), np.nan, -1.0)
-    return gaps
+def gaps_of(interactions: Interactions, events: NDArray[np.int64] | None = None) -> NDArray[np.float64]:
+    """Seconds since the user's event before; -1 for the first, NaN where not known.
+
+    Args:
+        interactions: All events.
+        events: Of which, places of events; all by default.
+    """
+    places = np.arange(len(interactions)) if events is None else events
+    time = interactions.time[places]
+    gaps = time - interactions.time[places - 1]
+    first = interactions.offsets[interactions.user[places]] == places
+    return np.where(first, np.where(np.isnan(time), np.nan, -1.0), gaps)
 
 
 def bin_elapsed(unit: float) -> NDArray[np.float32]:

@@ -12,7 +12,7 @@ from mambakit.core.training import FitResult, RunFolder, TrainConfig, fit, resol
 from mambakit.domains.recommendation.config import LossConfig, ModelConfig, RecommenderConfig
 from mambakit.domains.recommendation.histories import Histories
 from mambakit.domains.recommendation.interactions import Interactions, Split
-from mambakit.domains.recommendation.model import Recommender, seen_before
+from mambakit.domains.recommendation.model import Recommender, in_chunks, seen_before
 from mambakit.domains.recommendation.task import RecommenderTask
 from mambakit.domains.recommendation.tokenizer import EventTokenizer
 
@@ -71,10 +71,10 @@ def train_recommender(
     )
     validation = _some(split.validation)
     trained = np.arange(len(interactions)) < np.repeat(split.train_end, np.diff(interactions.offsets))
+    learned = interactions.item[trained]
+    model.popularity += torch.from_numpy(np.bincount(learned, minlength=interactions.n_items))
     result = fit(
-        RecommenderTask(
-            model, interactions, interactions.item[trained], validation, train_config, loss_config
-        ),
+        RecommenderTask(model, interactions, learned, validation, train_config, loss_config),
         histories.loader(train_config.batch_size),
         DataLoader([0]),  # type: ignore[arg-type]  # validation finds its events itself
         train_config,
@@ -83,14 +83,12 @@ def train_recommender(
         mode="max",
     )
     model = model.to(resolve_device(train_config.device)).eval()
-    fit_repeat_shift(model, interactions, validation, loss_config.max_length)
+    fit_repeat_shift(model, interactions, validation)
     return model.cpu(), result
 
 
 @torch.no_grad()
-def fit_repeat_shift(
-    model: Recommender, interactions: Interactions, events: np.ndarray, history: int
-) -> None:
+def fit_repeat_shift(model: Recommender, interactions: Interactions, events: NDArray[np.int64]) -> None:
     """Set what is added to the score of items that a user has had, by the likelihood of some events.
 
     With w it, the expected number of repeats is sum_i p_i(w), p_i the softmax's share of the seen items of
@@ -98,20 +96,21 @@ def fit_repeat_shift(
     half of one that is none, so that w stays finite where nothing ever repeats.
     """
     model.repeat_shift.zero_()
-    odds, repeats = [], 0
-    for part in np.array_split(events, max(1, -(-len(events) // 512))):
-        score = model.scores(interactions, part, history=history)
+    odds, repeats = [], []
+    for part in in_chunks(events, interactions.n_items):
+        score = model.scores(interactions, part)
         seen = torch.zeros_like(score, dtype=torch.bool)
         row, item = seen_before(interactions, interactions.user[part], part)
         seen[torch.from_numpy(row), torch.from_numpy(item)] = True
-        repeats += int(seen[torch.arange(len(part)), torch.from_numpy(interactions.item[part])].sum())
+        repeats.append(seen[torch.arange(len(part)), torch.from_numpy(interactions.item[part])])
         inside = score.masked_fill(~seen, -torch.inf).logsumexp(1)
         odds.append(inside - score.masked_fill(seen, -torch.inf).logsumexp(1))
     log_odds = torch.cat(odds).double()
-    log_odds = log_odds[log_odds.isfinite()]
+    counted = log_odds.isfinite()  # neither nothing seen nor everything
+    log_odds = log_odds[counted]
     if not len(log_odds):
         return
-    wanted = (repeats + 0.5) * len(log_odds) / (len(log_odds) + 1)
+    wanted = (int(torch.cat(repeats)[counted].sum()) + 0.5) * len(log_odds) / (len(log_odds) + 1)
     low, high = -_FARTHEST_SHIFT, _FARTHEST_SHIFT
     for _ in range(60):
         middle = (low + high) / 2

@@ -111,6 +111,7 @@ def test_updates_say_what_the_whole_history_says(
         (["recommend", "--users", "nobody"], 2, "users: 'nobody'"),
         (["recommend", "--min-popularity", "9999"], 2, "the catalogue is empty"),
         (["recommend", "--output", "top.xlsx"], 2, "output: expected a name that ends in .csv or .parquet"),
+        (["update"], 2, "without --time, --event must tell"),
         (["update", "--k", "0"], 2, "k: expected 1 to 15"),
         (["update", "--time", "soon"], 2, "time: expected seconds or an ISO date"),
     ],

@@ -5,6 +5,7 @@ It is about Exp(1), with mean 1, where the distribution is right.
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Sequence
 
@@ -41,7 +42,9 @@ def surprise(value: Tensor, quantiles: Tensor, levels: Sequence[float]) -> Tenso
     inside = level[above - 1] + share * (level[above] - level[above - 1])
     inside = -(2 * inside.minimum(1 - inside)).log()
     first, last = quantiles[..., :1], quantiles[..., -1:]
-    middle = quantiles[..., n // 2, None]
+    beside = min(max(bisect.bisect_left(levels, 0.5), 1), n - 1)
+    portion = (0.5 - levels[beside - 1]) / (levels[beside] - levels[beside - 1])
+    middle = quantiles[..., beside - 1, None].lerp(quantiles[..., beside, None], portion)
     beyond = []
     for edge, gap, tail in ((first, first - value, levels[0]), (last, value - last, 1 - levels[-1])):
         scale = ((edge - middle).abs() / math.log(0.5 / tail)).clamp(min=_LEAST_SPREAD)
@@ -52,7 +55,9 @@ def surprise(value: Tensor, quantiles: Tensor, levels: Sequence[float]) -> Tenso
 
 
 class Usual:
-    """Normal distribution of a number over its past, weights falling to 1/e over MEMORY rows (West 1979).
+    """Normal distribution of a number over its past, weights falling to 1/e over some rows (West 1979).
+
+    These are MEMORY rows, or eight windows where that is more.
 
     Of few independent rows the next one is Student's t with ``independent - 1`` degrees of freedom.
 
@@ -79,7 +84,7 @@ class Usual:
             t = (x - self.mean) / deviation
             x = self.mean + min(max(t, -_MOST_LEARNED), _MOST_LEARNED) * deviation
             found = _tail(t, self.weight / self.window, above)
-        keep = 1 - 1 / MEMORY
+        keep = 1 - 1 / max(MEMORY, 8 * self.window)
         self.weight = keep * self.weight + 1
         change = x - self.mean
         self.mean += change / self.weight

@@ -41,7 +41,7 @@ class Guess(NamedTuple):
 
     Attributes:
         shift: What it adds to the straight line.
-        spread: Its standard deviation; zero where nothing was fitted.
+        spread: Its standard deviation; zero where nothing was fitted, or nothing is missing.
     """
 
     shift: Tensor
@@ -120,7 +120,7 @@ class Neighbours(nn.Module):
 
         Every pair of places counts where both are observed, and those equally far apart count together.
         """
-        n = len(self.covariance)
+        n = len(self.covariance)  # no window, as where series are short, leaves the line
         sums = torch.zeros(n, n, dtype=torch.float64)
         counts = torch.zeros(n, n, dtype=torch.float64)
         for part in windows:
@@ -130,6 +130,8 @@ class Neighbours(nn.Module):
             x = x.nan_to_num(0.0)
             sums += x.T @ x
             counts += there.T @ there
+        if not counts.any():
+            return
         found = self._by_distance(sums) / self._by_distance(counts).clamp(min=1)
         # pairs counted apart need not make a covariance: its negative directions are taken out
         values, vectors = torch.linalg.eigh((found + found.T) / 2)

@@ -96,7 +96,7 @@ def test_quantiles_of_heavy_tails_are_honest(tmp_path: Path) -> None:
     target = torch.cat([one.target for one in found], 1)
     below = target[..., None] < torch.cat([one.quantiles for one in found], 1)
     shares = below[target.isfinite()].double().mean(0)
-    np.testing.assert_allclose(shares, model.levels, atol=0.07)  # of one short series learned
+    np.testing.assert_allclose(shares, model.levels, atol=0.1)  # of one short series learned
 
 
 def test_a_window_of_distributions(data: SeriesData, tmp_path: Path) -> None:
