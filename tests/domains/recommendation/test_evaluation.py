@@ -93,7 +93,7 @@ def test_cases_without_a_past_and_users_with_several(interactions_of, table_scor
 @pytest.fixture(scope="module")
 def larger(interactions_of, last_out):
     rng = np.random.default_rng(0)
-    histories = [np.minimum(rng.geometric(0.05, rng.integers(3, 40)), 60) - 1 for _ in range(120)]
+    histories = [np.minimum(rng.geometric(0.05, rng.integers(3, 40)), 60) - 1 for _ in range(80)]
     times = [np.cumsum(rng.integers(0, 2, len(one))) for one in histories]
     features = pd.DataFrame({"genre": [f"g{i % 7}" for i in range(60)]})
     interactions = interactions_of(histories, n_items=60, times=times, features=features)
@@ -136,7 +136,7 @@ def test_chunks_and_drawn_users_change_nothing_of_a_case(larger, monkeypatch):
         evaluate(three(*larger), interactions, split, most=30, seed=seed) for seed in (1, 1, 2)
     )
     assert some.cases.event.tolist() == again.cases.event.tolist() != other.cases.event.tolist()
-    assert some.left_out == {"the user was not drawn": 90}
+    assert some.left_out == {"the user was not drawn": 50}
     kept = whole.cases.event.isin(some.cases.event).to_numpy()
     for key, ranks in some.ranks.items():
         assert ranks.tolist() == whole.ranks[key][kept].tolist()
@@ -151,7 +151,7 @@ def test_large_catalogues_are_asked_for_in_small_chunks(interactions_of, last_ou
             self.most = max(self.most, len(events) * interactions.n_items)
             return torch.zeros(len(events), interactions.n_items)
 
-    interactions = interactions_of([[0, 1, 2]] * 60, n_items=400_000)
+    interactions = interactions_of([[0, 1, 2]] * 30, n_items=400_000)
     wide = Wide()
     found = evaluate({"wide": wide}, interactions, last_out(interactions), ks=(1,))
     assert wide.most <= 8_000_000
@@ -193,7 +193,7 @@ def test_json_text_and_report(larger, tmp_path):
         ("popularity", "filtered"),
     ]
     assert said["results"][0]["hr@10"] == found.rows[0]["hr@10"]
-    assert (said["cases"], said["items"], said["left_out"]) == (50, 60, {"the user was not drawn": 70})
+    assert (said["cases"], said["items"], said["left_out"]) == (50, 60, {"the user was not drawn": 30})
     row = found.rows[0]
     half = (row["ndcg@10-hi"] - row["ndcg@10-lo"]) / 2
     assert f"{row['ndcg@10']:.4f} ±{half:.4f}" in found.text().splitlines()[2]
@@ -201,7 +201,7 @@ def test_json_text_and_report(larger, tmp_path):
     path = report.write_evaluation(tmp_path / "report.html", found, title="Three <counters>")
     html = path.read_text("utf-8")
     assert html.count("data:image/png") == 3
-    for words in ("Three &lt;counters&gt;", "feature-diversity@10", "Krichene", "left out: 70 events"):
+    for words in ("Three &lt;counters&gt;", "feature-diversity@10", "Krichene", "left out: 30 events"):
         assert words in html
     with pytest.raises(UsageError, match="expected one of gap, target, history, got 'age'"):
         plots.groups_figure(found, "age")
