@@ -148,6 +148,8 @@ def test_another_catalogue_and_a_damaged_store_are_refused(
         "u",
         "--item",
         "i1",
+        "--time",
+        "5",
     ]
     assert main(words) == 1
     assert "bad.db" in capsys.readouterr().err
