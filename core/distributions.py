@@ -155,7 +155,7 @@ def student_t_quantile(level: NDArray[np.float64], df: NDArray[np.float64]) -> N
 
     Args:
         level: Inside (0, 1).
-        df: Degrees of freedom.
+        df: Degrees of freedom, at least 2; of fewer the far tails come out too short.
     """
     level, df = np.broadcast_arrays(np.asarray(level, np.float64), np.asarray(df, np.float64))
     sign, above = np.sign(level - 0.5), np.abs(level - 0.5)
