@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from pathlib import Path
 from typing import Any
 
-from mambakit.apps.shared import check_suffix, write_table
+from mambakit.apps.shared import check_suffix, train_config, write_table
 from mambakit.core.cli import format_table, print_json
 from mambakit.core.errors import UsageError
 from mambakit.core.training import TrainConfig
@@ -113,12 +112,7 @@ def train_classify(
     from mambakit.domains.timeseries.classification.training import train_classifier
     from mambakit.domains.timeseries.tables.labelled import load_labelled, require_labels
 
-    config = dataclasses.replace(
-        train,
-        seed=seed or train.seed,
-        device=train.device if device == "auto" else device,
-        max_time=max_time or train.max_time,
-    )
+    config = train_config(train, seed, device, max_time)
     known = load_labelled(data, "train")
     is_card = not Path(data).exists() and not Path(data).suffix
     asked = load_labelled(test or data, "test") if test or is_card else None
@@ -128,7 +122,7 @@ def train_classify(
     run = RunFolder(output, overwrite=overwrite)
     settings: dict[str, Any] = {"task": "classify", "data": data, "test": test}
     options = {"model": model, "augment": augment, "selection": selection, "train": config}
-    run.start({**settings, **options}, seed=seed or train.seed)
+    run.start({**settings, **options}, seed=config.seed)
     classifier, result = train_classifier(
         known,
         run,

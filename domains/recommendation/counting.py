@@ -50,7 +50,10 @@ def events_before(
     first = interactions.offsets[interactions.user[events]]
     if most is not None:
         first = np.maximum(first, events - most)
-    length = events - first
-    row = np.repeat(np.arange(len(events)), length)
-    before = np.cumsum(length) - length
-    return row, np.arange(len(row)) + (first - before)[row]
+    return np.repeat(np.arange(len(events)), events - first), stretches(first, events)
+
+
+def stretches(begin: NDArray[np.int64], end: NDArray[np.int64]) -> NDArray[np.int64]:
+    """``begin[0], begin[0] + 1, ..., end[0] - 1, begin[1], ...``."""
+    counts = end - begin
+    return np.arange(counts.sum()) + np.repeat(begin - (np.cumsum(counts) - counts), counts)

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from mambakit.core.adapters import TokenBatch
 from mambakit.core.errors import UsageError
+from mambakit.domains.recommendation.counting import stretches
 from mambakit.domains.recommendation.interactions import Interactions
 from mambakit.domains.recommendation.tokenizer import EventTokenizer, gap_bins, gaps_of
 
@@ -162,12 +163,6 @@ def context_batch(
     )
     order = np.lexsort((batch.spans[:, 1].numpy(), batch.spans[:, 0].numpy()))
     return batch, users[order][whole[order]]
-
-
-def stretches(begin: NDArray[np.int64], end: NDArray[np.int64]) -> NDArray[np.int64]:
-    """``begin[0], begin[0] + 1, ..., end[0] - 1, begin[1], ...``."""
-    counts = end - begin
-    return np.arange(counts.sum()) + np.repeat(begin - (np.cumsum(counts) - counts), counts)
 
 
 def pack_events(

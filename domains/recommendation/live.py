@@ -55,6 +55,10 @@ class LiveRecommender:
         self.model = model.eval()
         with torch.no_grad():
             self.catalogue: Catalogue = model.catalogue()
+            start = torch.tensor([[model.tokenizer.start, 0]], device=self.catalogue.bias.device)
+            hidden, state = model.step(start, self.catalogue, model.init_state(1))
+        no_items = torch.zeros(0, dtype=torch.int64, device=hidden.device)
+        self._nothing = UserState(state, hidden, no_items, math.nan)
         self.fingerprint = fingerprint(model, model.tokenizer.state())
 
     def moved(self, past: Record | None, item: str, time: float = math.nan) -> bytes:
@@ -76,19 +80,15 @@ class LiveRecommender:
         Raises:
             DataError: If it is none, or one of another model.
         """
-        nothing = self.begin()
+        nothing = self._nothing
         clock = torch.tensor([math.nan], dtype=torch.float64)
         like = State.of(network=nothing.state, hidden=nothing.hidden, seen=nothing.seen[None], time=clock)
         found = decode_state(encoded, like, self.catalogue.bias.device, what)
         return UserState(found["network"], found["hidden"], found["seen"][0], float(found["time"]))
 
-    @torch.no_grad()
     def begin(self) -> UserState:
         """A user without events."""
-        model = self.model
-        start = torch.tensor([[model.tokenizer.start, 0]], device=self.catalogue.bias.device)
-        hidden, state = model.step(start, self.catalogue, model.init_state(1))
-        return UserState(state, hidden, torch.zeros(0, dtype=torch.int64, device=hidden.device), math.nan)
+        return self._nothing
 
     @torch.no_grad()
     def after(self, user: UserState | None, item: str, time: float = math.nan) -> UserState:

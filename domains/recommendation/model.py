@@ -23,7 +23,8 @@ from mambakit.core.errors import UsageError
 from mambakit.core.hub import HubModel
 from mambakit.core.state import State
 from mambakit.domains.recommendation.config import RecommenderConfig
-from mambakit.domains.recommendation.histories import context_batch, stretches
+from mambakit.domains.recommendation.counting import stretches
+from mambakit.domains.recommendation.histories import context_batch
 from mambakit.domains.recommendation.interactions import Interactions
 from mambakit.domains.recommendation.tokenizer import N_GAP_BINS, EventTokenizer, bin_elapsed
 

@@ -105,9 +105,9 @@ def recommend(
     for part in in_chunks(chosen, interactions.n_items):
         ends = interactions.offsets[part + 1]
         hidden = model.hidden(interactions, part, ends, catalogue, history=history)
-        score = model.score(hidden, catalogue, seen_before(interactions, part, ends))
+        row, item = seen_before(interactions, part, ends)
+        score = model.score(hidden, catalogue, (row, item))
         if shown.filter_seen:
-            row, item = seen_before(interactions, part, ends)
             score[torch.from_numpy(row), torch.from_numpy(item)] = -torch.inf
         score[:, hidden_items] = -torch.inf
         best = score.topk(k)

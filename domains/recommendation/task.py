@@ -18,6 +18,7 @@ from mambakit.domains.recommendation.config import LossConfig
 from mambakit.domains.recommendation.histories import NO_TARGET, Batch
 from mambakit.domains.recommendation.interactions import Interactions
 from mambakit.domains.recommendation.losses import next_item_loss, popularity_odds
+from mambakit.domains.recommendation.metrics import target_ranks
 from mambakit.domains.recommendation.model import Recommender, in_chunks, seen_before
 
 _K = 10
@@ -104,15 +105,13 @@ def ranks_of(model: Recommender, interactions: Interactions, events: NDArray[np.
     for part in in_chunks(events, interactions.n_items):
         users = interactions.user[part]
         hidden = model.hidden(interactions, users, part, catalogue)
-        score = model.score(hidden, catalogue, seen_before(interactions, users, part))
+        seen = seen_before(interactions, users, part)
+        score = model.score(hidden, catalogue, seen)
         if not bool(score.isfinite().all()):
             raise UserError("the scores of validation events are no longer numbers; try a lower lr")
-        target = torch.from_numpy(interactions.item[part]).to(score.device)[:, None]
-        own = score.gather(1, target)
-        row, item = (torch.from_numpy(one).to(score.device) for one in seen_before(interactions, users, part))
-        for name, out in found.items():
-            if name == "filtered":
-                score[row, item] = -torch.inf
-                score.scatter_(1, target, own)
-            out.append(1 + (score > own).sum(1) + ((score == own).sum(1) - 1) / 2)
+        target, row, item = (
+            torch.from_numpy(one).to(score.device) for one in (interactions.item[part], *seen)
+        )
+        for out, ranks in zip(found.values(), target_ranks(score, target, (row, item)), strict=True):
+            out.append(ranks)
     return {name: torch.cat(parts) for name, parts in found.items()}

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 from mambakit.core.errors import DataError
 from mambakit.core.training import FitResult, RunFolder, TrainConfig, fit, resolve_device, seed_everything
 from mambakit.domains.recommendation.config import LossConfig, ModelConfig, RecommenderConfig
+from mambakit.domains.recommendation.counting import item_counts, training_events
 from mambakit.domains.recommendation.histories import Histories
 from mambakit.domains.recommendation.interactions import Interactions, Split
 from mambakit.domains.recommendation.model import Recommender, in_chunks, seen_before
@@ -70,9 +71,8 @@ def train_recommender(
         row_length=loss_config.row_length,
     )
     validation = _some(split.validation)
-    trained = np.arange(len(interactions)) < np.repeat(split.train_end, np.diff(interactions.offsets))
-    learned = interactions.item[trained]
-    model.popularity += torch.from_numpy(np.bincount(learned, minlength=interactions.n_items))
+    learned = interactions.item[training_events(interactions, split)]
+    model.popularity += torch.from_numpy(item_counts(interactions, split))
     result = fit(
         RecommenderTask(model, interactions, learned, validation, train_config, loss_config),
         histories.loader(train_config.batch_size),

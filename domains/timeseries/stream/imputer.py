@@ -219,13 +219,8 @@ class ImputationHead(nn.Module):
 
     @torch.no_grad()
     def _begin_at_the_line(self) -> None:
-        levels = torch.tensor(self.head.quantiles, dtype=torch.float64)
-        gaps = torch.special.ndtri(levels).diff()
-        raw = torch.log(torch.expm1(gaps)).float()  # softplus undone
-        bias, anchor = torch.zeros(len(levels)), self.head.anchor
-        bias[:anchor], bias[anchor + 1 :] = raw[:anchor], raw[anchor:]
         self.head.proj.weight.zero_()
-        self.head.proj.bias.copy_(bias)
+        self.head.begin_at_normal(1.0)
 
 
 def reach_of(config: StreamConfig) -> int:
