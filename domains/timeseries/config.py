@@ -16,13 +16,14 @@ _LONGEST_SEASON = 1440
 # Weights a step that a linear map may have: with more covariates it sees them ahead only, or not at all.
 MOST_LINEAR = 4096
 Output = Literal["quantiles", "normal", "student-t"]
+VIEWS = ("window", "window-level", "anchor", "anchor-level")
 
 
 @dataclass(frozen=True)
 class ModelConfig:
     """The shape of the network; the defaults are the frozen preset."""
 
-    members: int = 3
+    members: int = 4
     """Networks, begun and trained apart, whose forecasts are averaged; each costs as much as the first."""
     patch_length: int = 16
     """Rows in a token; the lookback is a multiple of it."""
@@ -48,6 +49,12 @@ class ModelConfig:
     """Learn a pattern a series and season, taken out before the network and put back behind it."""
     use_linear: bool = True
     """Add a linear map from lookback to horizon, begun at its least-squares solution."""
+    use_phase: bool = True
+    """Tell the network the season's phase."""
+    views: list[str] = field(default_factory=lambda: ["window", "anchor-level", "anchor", "window-level"])
+    """How the members read, in turn, for errors that differ: the window as it is, or what closed-form
+    forecasts leave of it, ``anchor``, which they then correct; with ``-level`` they are also told the mean
+    and deviation that the window is normalised by."""
 
     def __post_init__(self) -> None:
         for name in ("members", "patch_length"):
@@ -57,6 +64,12 @@ class ModelConfig:
             raise UsageError(f"quantiles: expected levels inside (0, 1), got {self.quantiles}")
         if self.output not in get_args(Output):
             raise UsageError(f"output: expected one of {', '.join(get_args(Output))}, got {self.output!r}")
+        if not self.views or any(view not in VIEWS for view in self.views):
+            raise UsageError(f"views: expected some of {', '.join(VIEWS)}, got {self.views}")
+
+    def view(self, member: int) -> str:
+        """How one member reads."""
+        return self.views[member % len(self.views)]
 
 
 @dataclass(frozen=True)

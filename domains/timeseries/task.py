@@ -42,7 +42,8 @@ class ForecastLoss(nn.Module):
         """
         losses = []
         for i, member in enumerate(self.model.members):
-            said = member.outlook(history[i], phase[i], series if series.dim() == 1 else series[i])
+            window = history[i], phase[i], series if series.dim() == 1 else series[i]
+            said = member.outlook(*window, self.model.anchor(*window))
             by_step = member.head.losses(said, future[i]).mean((0, 2, 3))
             losses.append((by_step * self.step_weight).mean())
         return torch.stack(losses).sum() + auxiliary_loss(self.model)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mambakit.core.training import FitResult, RunFolder, TrainConfig, fit, resolve_device, seed_everything
-from mambakit.domains.timeseries.baselines import least_squares, linear
+from mambakit.domains.timeseries.baselines import least_squares
 from mambakit.domains.timeseries.config import (
     LEAST_EPOCH,
     LEAST_STEPS,
@@ -129,9 +129,11 @@ def train_forecaster(
     device = resolve_device(train_config.device)
     device = torch.device("cpu") if device.type == "mps" else device  # which has no float64
     weight = least_squares_of(data, values, lookback=lookback, horizon=horizon, device=device)
+    model.anchor.fit(data, values.to(device))
+    model.anchor.cpu()
     with torch.no_grad():
         for member in model.members:
-            if member.linear is not None:
+            if member.linear is not None and not member.anchored:
                 member.linear.copy_(weight)
     train = Windows(data, "train", lookback=lookback, horizon=horizon)
     validation = Windows(data, "validation", lookback=lookback, horizon=horizon)
@@ -145,22 +147,20 @@ def train_forecaster(
         monitor="val/mse",
     )
     model = model.to(device).eval()
-    _blend(model, values.to(device), validation, weight)
+    _blend(model, values.to(device), validation)
     return model.cpu(), result
 
 
 @torch.no_grad()
-def _blend(model: WindowForecaster, values: Values, windows: Windows, weight: Tensor) -> None:
-    """Give the model its least-squares map, and the weight beside it of least squared validation error."""
+def _blend(model: WindowForecaster, values: Values, windows: Windows) -> None:
+    """Give the model the weight beside its closed-form forecasts of least squared validation error."""
     config = model.config
     model.trust.fill_(1.0)
-    model.least_squares.copy_(weight)
-    plain = linear(weight)
     along, across = 0.0, 0.0
     for starts in windows.batches(_VALIDATION_BATCH):
         batch = values.cut(starts.to(values.rows.device), config.lookback, config.horizon)
         ours = model.point(model(batch.history, batch.phase, batch.series))
-        base = plain(batch.history)
+        base = model.anchor(batch.history, batch.phase, batch.series)[0].transpose(1, 2)
         along += float(((ours - base) * (batch.future - base)).double().sum())
         across += float((ours - base).double().square().sum())
     model.trust.fill_(min(1.0, max(0.0, along / across)) if across > 0 else 1.0)

@@ -1,19 +1,24 @@
 """The forecaster: a linear map, and a Mamba-2 over time and across series that corrects it.
 
+half the members correct closed-form forecasts and read what those leave of a window (anchor.Anchor), half
+read it as it is; of each, half are told the mean and deviation that come next
 normalise each window by its own mean and deviation            (RevIN: Kim et al. 2022, without affine)
 take out the seasonal pattern learned for the series           (CycleNet: Lin et al. 2024, eq. 3)
 + linear map lookback -> horizon, begun at least squares
 + patches -> Mamba-2 over time -> one vector a series
+  + the season's phase, as sines and cosines
   -> Mamba-2 both ways across the series -> quantiles        (series as tokens: S-Mamba, Wang 2024)
 put the seasonal pattern and the normalisation back
-average the members: such networks begun and trained apart     (ensembles: Lakshminarayanan et al. 2017)
-average with the least-squares map alone, by the weight that validation gives (stacking: Wolpert 1992)
+average the members, which err in different ways               (ensembles: Lakshminarayanan et al. 2017)
+average with the closed-form forecasts alone, by the weight that validation gives (stacking: Wolpert 1992)
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -23,13 +28,33 @@ from mambakit.core.adapters import TokenBatch
 from mambakit.core.backbone import Backbone, BackboneConfig
 from mambakit.core.distributions import forecast_head
 from mambakit.core.hub import HubModel
-from mambakit.domains.timeseries.baselines import linear
+from mambakit.domains.timeseries.anchor import Anchor, Anchored
 from mambakit.domains.timeseries.config import ForecasterConfig
 from mambakit.domains.timeseries.tokenizer import PatchAdapter, PatchTokenizer
 
 _EPSILON = 1e-5
 # Quantiles begin as those of a normal distribution with this deviation, in window deviations.
 _FIRST_SPREAD = 0.6
+# Waves a season that tell the phase.
+_HARMONICS = 4
+
+
+class _Reading(NamedTuple):
+    """A window as a member reads it.
+
+    Attributes:
+        x: The lookback less what is expected of it, spread and season, ``(batch, n_series, lookback)``.
+        expected: Added to the forecasts, ``(batch, n_series, horizon or 1)``.
+        deviation: What they are multiplied by before, ``(batch, n_series, 1)``.
+        season: ``(batch, n_series, lookback + horizon)``.
+        vectors: ``(batch, n_series, d_series)``.
+    """
+
+    x: Tensor
+    expected: Tensor
+    deviation: Tensor
+    season: Tensor | None
+    vectors: Tensor
 
 
 class Network(nn.Module):
@@ -37,11 +62,13 @@ class Network(nn.Module):
 
     Args:
         config: The network and the data it is for.
+        view: How it reads, one of ``config.VIEWS``.
     """
 
-    def __init__(self, config: ForecasterConfig) -> None:
+    def __init__(self, config: ForecasterConfig, view: str = "window") -> None:
         super().__init__()
         self.config = config
+        self.anchored = view.startswith("anchor")
         model, lookback, horizon = config.model, config.lookback, config.horizon
         names = config.n_series + 1  # the last one stands for every unknown series
         if model.use_season and config.season_length > 1:
@@ -65,6 +92,9 @@ class Network(nn.Module):
         self.name_table = nn.Embedding(names, model.d_series)
         nn.init.normal_(self.name_table.weight, std=0.02)
         self.name_table.weight._no_weight_decay = True  # type: ignore[attr-defined]
+        with_phase = model.use_phase and config.season_length > 1
+        self.phase_map = nn.Linear(2 * _HARMONICS, model.d_series) if with_phase else None
+        self.level_map = nn.Linear(2, model.d_series) if view.endswith("level") else None
         self.across_series = Backbone(_backbone(config, model.d_series, model.series_blocks, both_ways=True))
         self.dropout = nn.Dropout(model.dropout)
         self.head = forecast_head(
@@ -74,38 +104,48 @@ class Network(nn.Module):
         with torch.no_grad():
             self.head.proj.weight.zero_()
 
-    def forward(self, history: Tensor, phase: Tensor, series: Tensor) -> Tensor:
-        """As ``WindowForecaster``'s, of this member alone."""
-        return self.head.to_quantiles(self.outlook(history, phase, series))
+    def forward(self, history: Tensor, phase: Tensor, series: Tensor, anchor: Anchored) -> Tensor:
+        """As ``WindowForecaster``'s, of this member alone, beside what its anchor makes of the window."""
+        return self.head.to_quantiles(self.outlook(history, phase, series, anchor))
 
-    def outlook(self, history: Tensor, phase: Tensor, series: Tensor) -> Tensor:
+    def outlook(self, history: Tensor, phase: Tensor, series: Tensor, anchor: Anchored) -> Tensor:
         """What the head says, ``(batch, horizon, n_series, ...)``; arguments as ``forward``'s."""
-        x, mean, deviation, season = self._normalised(history, phase, series)
-        y = self.head(self.dropout(self._features(x, series)))  # [b, c, h, q]
+        read = self._read(history, phase, series, anchor)
+        y = self.head(self.dropout(read.vectors))  # [b, c, h, q]
         if self.linear is not None:
-            y = self.head.moved(y, x @ self.linear)
-        if season is not None:
-            y = self.head.moved(y, season[..., self.config.lookback :])
-        return self.head.moved(y, mean, deviation).transpose(1, 2)
+            y = self.head.moved(y, read.x @ self.linear)
+        if read.season is not None:
+            y = self.head.moved(y, read.season[..., self.config.lookback :])
+        return self.head.moved(y, read.expected, read.deviation).transpose(1, 2)
 
-    def embed(self, history: Tensor, phase: Tensor, series: Tensor) -> Tensor:
+    def embed(self, history: Tensor, phase: Tensor, series: Tensor, anchor: Anchored) -> Tensor:
         """What the head reads, ``(batch, n_series, d_series)``; arguments as ``forward``'s."""
-        return self._features(self._normalised(history, phase, series)[0], series)
+        return self._read(history, phase, series, anchor).vectors
 
-    def _normalised(
-        self, history: Tensor, phase: Tensor, series: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """The lookback ``(batch, n_series, lookback)`` less its level, spread and season, and those."""
+    def _read(self, history: Tensor, phase: Tensor, series: Tensor, anchor: Anchored) -> _Reading:
         x = history.transpose(1, 2)  # [b, c, l]
         mean = x.mean(-1, keepdim=True)
         deviation = (x.var(-1, keepdim=True, unbiased=False) + _EPSILON).sqrt()
-        x = (x - mean) / deviation
+        expected, x = anchor if self.anchored else (mean, x - mean)
+        x = x / deviation
         season = self._season(phase, series)
         if season is not None:
             x = x - season[..., : self.config.lookback]
-        return x, mean, deviation, season
+        vectors = self._features(x, series, self._known(mean, deviation, phase))
+        return _Reading(x, expected, deviation, season, vectors)
 
-    def _features(self, x: Tensor, series: Tensor) -> Tensor:
+    def _known(self, mean: Tensor, deviation: Tensor, phase: Tensor) -> list[Tensor]:
+        """What is told beside the normalised window, each ``(batch, 1 or n_series, d_series)``."""
+        told = []
+        if self.level_map is not None:
+            told.append(self.level_map(torch.cat([mean, deviation.log()], -1)))
+        if self.phase_map is not None:
+            waves = torch.arange(1, _HARMONICS + 1, device=phase.device)
+            angle = phase[:, None, None] * waves * (2 * math.pi / self.config.season_length)
+            told.append(self.phase_map(torch.cat([angle.sin(), angle.cos()], -1)))
+        return told
+
+    def _features(self, x: Tensor, series: Tensor, known: Sequence[Tensor]) -> Tensor:
         """One vector for each series, ``(batch, n_series, d_series)``, from its normalised lookback."""
         batch, n_series, _ = x.shape
         if self.over_time is not None and self.adapter is not None:
@@ -115,6 +155,8 @@ class Network(nn.Module):
             read, _ = self.over_time(self.adapter.embed(tokens))
             x = read.reshape(batch, n_series, -1)
         vectors = self.to_series(x) + self.name_table(series)
+        for one in known:
+            vectors = vectors + one
         return self.across_series(vectors)[0]
 
     def _season(self, phase: Tensor, series: Tensor) -> Tensor | None:
@@ -131,7 +173,7 @@ class Network(nn.Module):
 
 
 class WindowForecaster(nn.Module, HubModel):
-    """Quantile forecasts of all series of a window: the mean of the members', beside least squares.
+    """Quantile forecasts of all series of a window: the mean of the members', beside closed-form forecasts.
 
     Args:
         config: The network and the data it is for.
@@ -146,12 +188,11 @@ class WindowForecaster(nn.Module, HubModel):
         self.tokenizer = PatchTokenizer(config.model.patch_length)
         self.unknown = config.n_series
         self.members = nn.ModuleList(  # type: ignore[assignment]
-            Network(config) for _ in range(config.model.members)
+            Network(config, config.model.view(i)) for i in range(config.model.members)
         )
-        # What least squares alone says, and how far the network is trusted beside it: set after training.
-        self.least_squares: Tensor
+        # What closed form says, fitted before training, and how far the network is trusted beside it, after.
+        self.anchor = Anchor(config)
         self.trust: Tensor
-        self.register_buffer("least_squares", torch.zeros(config.lookback, config.horizon))
         self.register_buffer("trust", torch.ones(()))
 
     @property
@@ -184,14 +225,17 @@ class WindowForecaster(nn.Module, HubModel):
                 f"history: expected shape (batch, lookback={self.config.lookback}, n_series), "
                 f"got {tuple(history.shape)}"
             )
-        y: Tensor = sum(member(history, phase, series) for member in self.members) / len(self.members)
-        plain = linear(self.least_squares)(history)
+        anchor = self.anchor(history, phase, series)
+        parts = [member(history, phase, series, anchor) for member in self.members]
+        y: Tensor = sum(parts[1:], parts[0]) / len(parts)
+        plain = anchor[0].transpose(1, 2)
         # the levels move together: the spread stays the network's
         return y + (1 - self.trust) * (plain - self.point(y))[..., None]
 
     def embed(self, history: Tensor, phase: Tensor, series: Tensor) -> Tensor:
         """What the members' heads read, one behind the other, ``(batch, n_series, members * d_series)``."""
-        return torch.cat([member.embed(history, phase, series) for member in self.members], -1)
+        anchor = self.anchor(history, phase, series)
+        return torch.cat([member.embed(history, phase, series, anchor) for member in self.members], -1)
 
     def point(self, quantiles: Tensor) -> Tensor:
         """The point forecast: the mean over the levels, which for a skewed outcome is nearer the mean."""

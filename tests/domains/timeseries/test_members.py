@@ -14,7 +14,6 @@ from mambakit.core.blocks import MoE
 from mambakit.core.errors import UsageError
 from mambakit.core.training import FitResult, GraphedLoss
 from mambakit.domains.timeseries.backtesting.backtest import backtest
-from mambakit.domains.timeseries.baselines import linear
 from mambakit.domains.timeseries.config import ForecasterConfig, LossConfig, ModelConfig
 from mambakit.domains.timeseries.data import SeriesData, Windows, series_in, split_series
 from mambakit.domains.timeseries.evaluation import evaluate
@@ -48,16 +47,16 @@ def test_forecasts_are_the_mean_of_the_members(pair, data):
     batch = make_values(data, model.tokenizer).cut(torch.tensor([340, 360]), 48, 24)
     window = (batch.history, batch.phase, batch.series)
     with torch.no_grad():
-        one, other = (member(*window) for member in model.members)
+        anchor = model.anchor(*window)
+        one, other = (member(*window, anchor) for member in model.members)
         whole, trusting, plain = (
             make(*window) for make in (model, with_trust(model, 1.0), with_trust(model, 0.0))
         )
     assert (one - other).abs().max() > 1e-3  # they are not the same network twice
     mean = (one + other) / 2
     torch.testing.assert_close(trusting, mean)
-    least_squares = linear(model.least_squares)(batch.history)
-    torch.testing.assert_close(model.point(plain), least_squares, rtol=1e-4, atol=1e-4)
-    # least squares moves all levels alike; what lies between them is the members' own
+    torch.testing.assert_close(model.point(plain), anchor[0].transpose(1, 2), rtol=1e-4, atol=1e-4)
+    # closed form moves all levels alike; what lies between them is the members' own
     torch.testing.assert_close(whole.diff(dim=-1), mean.diff(dim=-1), rtol=1e-3, atol=1e-5)
 
 
@@ -158,6 +157,34 @@ def test_series_apart_are_trained_by_several_members(train, tmp_path, wide_table
     model, _ = train(apart, tmp_path / "run", members=2, max_steps=10)
     made = forecast(model, series_in(apart), 24)
     assert all(np.isfinite(one.quantiles).all() for one in made)
+
+
+def test_members_read_in_turn(pair):
+    found = [(member.anchored, member.level_map is not None) for member in pair[0].members]
+    assert found == [(False, False), (True, True)]
+
+
+def test_only_those_told_of_the_level_see_it():
+    torch.manual_seed(0)
+    small = ModelConfig(patch_length=8, d_time=16, d_series=16, head_dim=8, members=4)
+    model = WindowForecaster(ForecasterConfig(lookback=16, horizon=4, n_series=3, model=small)).eval()
+    for member in model.members:
+        torch.nn.init.normal_(member.head.proj.weight)
+    history, rest = torch.randn(5, 16, 3), (torch.zeros(5, dtype=torch.int64), torch.arange(3))
+
+    def forecast(member, level):
+        window = history + level, *rest
+        return member(*window, model.anchor(*window)) - level
+
+    with torch.no_grad():
+        moved = [float((forecast(one, 3.0) - forecast(one, 0.0)).abs().max()) for one in model.members]
+    for i, by in enumerate(moved):
+        assert by > 1e-2 if small.view(i).endswith("level") else by < 1e-4
+
+
+def test_refuses_a_view_there_is_not():
+    with pytest.raises(UsageError, match=r"views: expected some of window, .* got \['sideways'\]"):
+        ModelConfig(views=["sideways"])
 
 
 def test_refuses_no_members():
