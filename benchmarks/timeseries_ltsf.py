@@ -71,7 +71,7 @@ def run_job(job: dict[str, Any]) -> dict[str, Any]:
         )
     trained = time.monotonic() - began
     found: dict[str, Any] = {**job, "validation": result.best_score, "epochs": result.epochs}
-    found["weights"] = [round(float(one), 2) for one in model.weights]
+    found["trust"] = float(model.trust)
     split = "test" if job["test"] else "validation"
     values = make_values(data, model.tokenizer)
     sizes = {"lookback": job["lookback"], "horizon": horizon}
@@ -129,7 +129,7 @@ def run_all(
         found.append(one)
         said = (
             one.get("error")
-            or f"validation {one['validation']:.4f} weights {one['weights']} {one['seconds']}"
+            or f"validation {one['validation']:.4f} trust {one['trust']:.2f} {one['seconds']}"
         )
         print(
             f"{time.time() - began:6.1f} s  {one['set']:<8} L={one['lookback']:<3} H={one['horizon']:<3} "

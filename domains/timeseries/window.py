@@ -9,8 +9,8 @@ take out the seasonal pattern learned for the series           (CycleNet: Lin et
   + the season's phase, as sines and cosines
   -> Mamba-2 both ways across the series -> quantiles        (series as tokens: S-Mamba, Wang 2024)
 put the seasonal pattern and the normalisation back
-average the members, which err in different ways, and the closed-form forecasts, by the weights that
-validation gives                                               (stacked regressions: Breiman 1996)
+average the members, which err in different ways               (ensembles: Lakshminarayanan et al. 2017)
+average with the closed-form forecasts alone, by the weight that validation gives (stacking: Wolpert 1992)
 """
 
 from __future__ import annotations
@@ -173,16 +173,12 @@ class Network(nn.Module):
 
 
 class WindowForecaster(nn.Module, HubModel):
-    """Quantile forecasts of all series of a window: the members' and closed-form ones, averaged.
+    """Quantile forecasts of all series of a window: the mean of the members', beside closed-form forecasts.
 
     Args:
         config: The network and the data it is for.
-
-    Attributes:
-        weights: ``(1 + members,)``, of the closed-form forecasts and of each member; they sum to 1.
     """
 
-    weights: Tensor
     tokenizer: PatchTokenizer
     members: Sequence[Network]
 
@@ -194,9 +190,10 @@ class WindowForecaster(nn.Module, HubModel):
         self.members = nn.ModuleList(  # type: ignore[assignment]
             Network(config, config.model.view(i)) for i in range(config.model.members)
         )
-        self.anchor = Anchor(config)  # fitted before training; the weights are chosen after it
-        n = config.model.members
-        self.register_buffer("weights", torch.tensor([0.0] + [1 / n] * n))
+        # What closed form says, fitted before training, and how far the network is trusted beside it, after.
+        self.anchor = Anchor(config)
+        self.trust: Tensor
+        self.register_buffer("trust", torch.ones(()))
 
     @property
     def levels(self) -> tuple[float, ...]:
@@ -229,23 +226,11 @@ class WindowForecaster(nn.Module, HubModel):
                 f"got {tuple(history.shape)}"
             )
         anchor = self.anchor(history, phase, series)
-        closed, each = self.weights[0], self.weights[1:]
-        # where closed form has all the weight, the spread is that of all members
-        each = torch.where(closed < 1, each / each.sum().clamp(min=1e-12), 1 / len(each))
-        parts = [
-            share * member(history, phase, series, anchor)
-            for share, member in zip(each, self.members, strict=True)
-        ]
-        y: Tensor = sum(parts[1:], parts[0])
+        parts = [member(history, phase, series, anchor) for member in self.members]
+        y: Tensor = sum(parts[1:], parts[0]) / len(parts)
         plain = anchor[0].transpose(1, 2)
         # the levels move together: the spread stays the network's
-        return y + closed * (plain - self.point(y))[..., None]
-
-    def points(self, history: Tensor, phase: Tensor, series: Tensor) -> Tensor:
-        """Point forecasts of closed form and of each member, ``(1 + members, batch, horizon, n_series)``."""
-        anchor = self.anchor(history, phase, series)
-        parts = [self.point(member(history, phase, series, anchor)) for member in self.members]
-        return torch.stack([anchor[0].transpose(1, 2), *parts])
+        return y + (1 - self.trust) * (plain - self.point(y))[..., None]
 
     def embed(self, history: Tensor, phase: Tensor, series: Tensor) -> Tensor:
         """What the members' heads read, one behind the other, ``(batch, n_series, members * d_series)``."""

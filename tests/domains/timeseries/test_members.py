@@ -31,59 +31,49 @@ def pair(
     return train(data, tmp_path_factory.mktemp("pair") / "run", members=2, max_steps=60)
 
 
-def weighted(model: WindowForecaster, *weights: float) -> WindowForecaster:
-    """The model with other weights of closed form and of its members."""
+def with_trust(model: WindowForecaster, trust: float) -> WindowForecaster:
     model = copy.deepcopy(model)
-    model.weights.copy_(torch.tensor(weights))
+    model.trust.fill_(trust)
     return model
 
 
-def validation_mse(model: WindowForecaster, data: SeriesData, *weights: float) -> float:
-    values, model = make_values(data, model.tokenizer), weighted(model, *weights)
+def validation_mse(model: WindowForecaster, data: SeriesData, trust: float) -> float:
+    values, model = make_values(data, model.tokenizer), with_trust(model, trust)
     return evaluate(model, data, "validation", values=values, lookback=48, horizon=24).rows[0]["mse"]
 
 
-def test_forecasts_are_the_weighted_mean_of_the_members_and_closed_form(pair, data):
+def test_forecasts_are_the_mean_of_the_members(pair, data):
     model, _ = pair
     batch = make_values(data, model.tokenizer).cut(torch.tensor([340, 360]), 48, 24)
     window = (batch.history, batch.phase, batch.series)
     with torch.no_grad():
         anchor = model.anchor(*window)
         one, other = (member(*window, anchor) for member in model.members)
-        found = {w: weighted(model, *w)(*window) for w in ((0, 0.3, 0.7), (0.4, 0.15, 0.45), (1, 0, 0))}
+        whole, trusting, plain = (
+            make(*window) for make in (model, with_trust(model, 1.0), with_trust(model, 0.0))
+        )
     assert (one - other).abs().max() > 1e-3  # they are not the same network twice
-    closed = anchor[0].transpose(1, 2)
-    torch.testing.assert_close(found[0, 0.3, 0.7], 0.3 * one + 0.7 * other)
-    both = found[0.4, 0.15, 0.45]
-    point = 0.4 * closed + 0.6 * model.point(0.25 * one + 0.75 * other)
-    torch.testing.assert_close(model.point(both), point, rtol=1e-4, atol=1e-5)
+    mean = (one + other) / 2
+    torch.testing.assert_close(trusting, mean)
+    torch.testing.assert_close(model.point(plain), anchor[0].transpose(1, 2), rtol=1e-4, atol=1e-4)
     # closed form moves all levels alike; what lies between them is the members' own
-    torch.testing.assert_close(
-        both.diff(dim=-1), (0.25 * one + 0.75 * other).diff(dim=-1), rtol=1e-3, atol=1e-5
-    )
-    alone = found[1, 0, 0]
-    torch.testing.assert_close(model.point(alone), closed, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(alone.diff(dim=-1), ((one + other) / 2).diff(dim=-1), rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(whole.diff(dim=-1), mean.diff(dim=-1), rtol=1e-3, atol=1e-5)
 
 
-def test_weights_are_those_of_least_validation_error(pair, data):
+def test_weights_and_trust_are_chosen_for_the_mean(pair, data):
     model, result = pair
-    assert result.best_score == pytest.approx(validation_mse(model, data, 0, 0.5, 0.5), rel=1e-4)
-    weights = model.weights.tolist()
-    assert min(weights) >= 0
-    assert sum(weights) == pytest.approx(1)
-    best = validation_mse(model, data, *weights)
-    for more in range(3):
-        for less in range(3):
-            other = list(weights)
-            moved = min(0.1, other[less])
-            other[more] += moved
-            other[less] -= moved
-            if more != less and moved > 1e-3:
-                assert validation_mse(model, data, *other) > best
-    alone = [validation_mse(model, data, *np.eye(3)[i]) for i in range(3)]
-    assert best <= min(alone) * (1 + 1e-6)
-    assert result.best_score < np.mean(alone[1:])
+    assert result.best_score == pytest.approx(validation_mse(model, data, 1.0), rel=1e-4)
+    trust = float(model.trust)
+    best = validation_mse(model, data, trust)
+    for other in (trust - 0.1, trust + 0.1):
+        if 0 <= other <= 1:
+            assert validation_mse(model, data, other) > best
+    alone = []
+    for member in model.members:
+        single = copy.deepcopy(model)
+        single.members = torch.nn.ModuleList([member])
+        alone.append(validation_mse(single, data, 1.0))
+    assert result.best_score < np.mean(alone)
 
 
 def test_a_member_is_trained_as_if_it_were_alone(train, data, tmp_path):
