@@ -5,9 +5,11 @@
 
 Leave-one-out with stable ties, all items ranked, seen items both kept and left out. The network is trained on
 each user's events but the last two, its weights are chosen by validation NDCG@10, and the test events are
-ranked once. ``SASRec`` is the same code with attention. Histories are cut to 200 events (Beauty: 50)
-in training, and read whole in evaluation. Runs with ``--set`` or ``--validation-only`` write no rows;
-others write results/recommendation.json.
+ranked once. ``SASRec`` and ``GRU4Rec`` are the same code with other blocks (domains/recommendation/peers.py).
+Histories are cut to 200 events (Beauty: 50) in training, and read whole in evaluation. ``seconds_to_best`` is
+the training time until the epoch of the weights kept, validation left out, compilation included; its row is
+written with ``--jobs 1`` only, where no other job shares the machine. Runs with ``--set`` or
+``--validation-only`` write no rows; others write results/recommendation.json.
 """
 
 from __future__ import annotations
@@ -19,11 +21,21 @@ import multiprocessing
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-CUTS = {"ml-1m": 200, "amazon-beauty": 50}
-SASREC = ["attention", "mlp"]
+# What differs from the preset on each set, for all networks alike: PART.FIELD of model, loss and train.
+SETTINGS: dict[str, dict[str, Any]] = {
+    "ml-1m": {},
+    "amazon-beauty": {
+        "loss.max_length": 50,
+        "model.dropout": 0.5,
+        "model.embedding_dropout": 0.5,
+        "train.weight_decay": 0.1,
+    },
+}
+NETWORKS = {"mambakit": None, "SASRec": "sasrec", "GRU4Rec": "gru4rec"}
 # NDCG@10 / HR@10 under the same protocol: what data/recommendation's sources state.
 PUBLISHED = {
     "ml-1m": {
@@ -52,6 +64,7 @@ def run_job(job: dict[str, Any]) -> dict[str, Any]:
     from mambakit.domains.recommendation.config import PRESET_LOSS, PRESET_MODEL, PRESET_TRAIN
     from mambakit.domains.recommendation.data import leave_one_out
     from mambakit.domains.recommendation.evaluation import evaluate
+    from mambakit.domains.recommendation.peers import peer_config
     from mambakit.domains.recommendation.training import train_recommender
 
     torch.set_num_threads(1)
@@ -59,14 +72,15 @@ def run_job(job: dict[str, Any]) -> dict[str, Any]:
     split = leave_one_out(interactions)
     configs: dict[str, Any] = {
         "model": PRESET_MODEL,
-        "loss": dataclasses.replace(PRESET_LOSS, max_length=CUTS[job["set"]]),
+        "loss": PRESET_LOSS,
         "train": dataclasses.replace(PRESET_TRAIN, seed=job["seed"], device=job["device"]),
     }
-    for change, value in job["changes"].items():
+    for change, value in {**SETTINGS[job["set"]], **job["changes"]}.items():
         part, _, field = change.partition(".")
         configs[part] = dataclasses.replace(configs[part], **{field: value})
-    if job["network"] == "SASRec":
-        configs["model"] = dataclasses.replace(configs["model"], blocks=SASREC)
+    peer = NETWORKS[job["network"]]
+    if peer is not None:
+        configs["model"] = peer_config(peer, configs["model"])
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         model, result = train_recommender(
@@ -80,7 +94,14 @@ def run_job(job: dict[str, Any]) -> dict[str, Any]:
     seconds = time.monotonic() - began
     model = model.to(resolve_device(job["device"]))
     measured = evaluate({job["network"]: model}, interactions, split, which=job["which"])
-    found = {"validation": result.best_score, "epochs": result.epochs, "seconds": round(seconds, 1)}
+    found = {
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "validation": result.best_score,
+        "epochs": result.epochs,
+        "steps_to_best": result.steps_to_best,
+        "seconds_to_best": result.seconds_to_best,
+        "seconds": round(seconds, 1),
+    }
     return {**job, **found, "rows": {str(row["filter"]): row for row in measured.rows}}
 
 
@@ -101,40 +122,47 @@ def counted(name: str) -> dict[str, dict[str, dict[str, Any]]]:
     return found
 
 
-def result_rows(name: str, done: list[dict[str, Any]], seeds: list[int]) -> list[dict[str, Any]]:
-    """Rows of one set: ours beside SASRec, what counts, and what is published."""
+def result_rows(
+    name: str, done: list[dict[str, Any]], seeds: list[int], *, timed: bool
+) -> list[dict[str, Any]]:
+    """Rows of one set: ours beside other networks, what counts, and what is published."""
     from rows import row
 
-    baselines, made = counted(name), []
+    def beside(what: str, unit: str, values: dict[str, list[float]], digits: int, **more: float) -> Any:
+        own = values.pop("mambakit")
+        peers = {key: round(statistics.mean(one), digits) for key, one in values.items() if one}
+        return row(
+            f"recommendation/{name}/{what}",
+            round(statistics.mean(own), digits),
+            unit,
+            peers={**peers, **more},
+            spread=round(statistics.pstdev(own), digits),
+            seeds=seeds,
+        )
+
+    def of_jobs(value: Callable[[dict[str, Any]], float]) -> dict[str, list[float]]:
+        return {one: [value(job) for job in done if job["network"] == one] for one in NETWORKS}
+
+    baselines = counted(name)
+    made = []
     for which in ("unfiltered", "filtered"):
         for place, metric in enumerate(("ndcg@10", "hr@10")):
-            values = {
-                network: [job["rows"][which][metric] for job in done if job["network"] == network]
-                for network in ("mambakit", "SASRec")
-            }
-            peers = {"SASRec": round(statistics.mean(values["SASRec"]), 4)} if values["SASRec"] else {}
-            peers |= {key: round(one[metric], 4) for key, one in baselines[which].items()}
-            peers |= {key: pair[place] for key, pair in PUBLISHED[name][which].items()}
-            made.append(
-                row(
-                    f"recommendation/{name}/{metric}/{which}",
-                    round(statistics.mean(values["mambakit"]), 4),
-                    "of test events",
-                    peers=peers,
-                    spread=round(statistics.pstdev(values["mambakit"]), 4),
-                    seeds=seeds,
-                )
-            )
+            more = {key: round(one[metric], 4) for key, one in baselines[which].items()}
+            more |= {key: pair[place] for key, pair in PUBLISHED[name][which].items()}
+            values = of_jobs(lambda job, which=which, metric=metric: job["rows"][which][metric])
+            made.append(beside(f"{metric}/{which}", "of test events", values, 4, **more))
+    made.append(beside("parameters", "parameters", of_jobs(lambda job: job["parameters"]), 0))
+    if timed:
+        times = of_jobs(lambda job: job["seconds_to_best"])
+        made.append(beside("seconds-to-best", "s of training", times, 1))
     return made
 
 
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--sets", nargs="+", default=list(CUTS), choices=list(CUTS))
-    parser.add_argument(
-        "--networks", nargs="+", default=["mambakit", "SASRec"], choices=["mambakit", "SASRec"]
-    )
+    parser.add_argument("--sets", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
+    parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--jobs", type=int, default=1, help="processes at once")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda")
@@ -164,7 +192,8 @@ def main() -> None:
                 which: {metric: round(one[metric], 4) for metric in ("hr@10", "ndcg@10")}
                 for which, one in job["rows"].items()
             }
-            kept = ("set", "network", "seed", "which", "validation", "epochs", "seconds")
+            kept = ("set", "network", "seed", "which", "parameters", "validation", "epochs")
+            kept += ("steps_to_best", "seconds_to_best", "seconds")
             print(json.dumps({**{key: job[key] for key in kept}, **shown}), flush=True)
     if changes or arguments.validation_only or "mambakit" not in arguments.networks:
         return
@@ -172,7 +201,8 @@ def main() -> None:
 
     rows = []
     for name in arguments.sets:
-        rows += result_rows(name, [job for job in done if job["set"] == name], arguments.seeds)
+        own = [job for job in done if job["set"] == name]
+        rows += result_rows(name, own, arguments.seeds, timed=arguments.jobs == 1)
     print(write_rows("recommendation", rows))
 
 

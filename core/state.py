@@ -272,8 +272,9 @@ class State(Mapping[str, StateItem]):
         try:
             with safetensors.safe_open(str(path), framework="pt", device=str(device)) as file:
                 for name in json.loads((file.metadata() or {})[_NAMES_KEY]):
-                    empty = name.endswith(".")
-                    _insert(tree, name.rstrip(".").split("."), {} if empty else file.get_tensor(name))
+                    # a copy, as memory aligned otherwise gives matrix products another last digit
+                    item = {} if name.endswith(".") else file.get_tensor(name).clone()
+                    _insert(tree, name.rstrip(".").split("."), item)
         except (safetensors.SafetensorError, KeyError, json.JSONDecodeError) as error:
             raise ValueError(f"path: {path} is not a saved state ({error})") from error
         return cls.from_dict(tree)

@@ -12,6 +12,7 @@ from mambakit.core.blocks.mamba2 import Mamba2
 from mambakit.core.blocks.mlp import MLP
 from mambakit.core.blocks.moe import MoE
 from mambakit.core.blocks.norm import RMSNorm
+from mambakit.core.blocks.recurrent import GRU, LSTM
 from mambakit.core.blocks.registry import (
     BLOCKS,
     block_class,
@@ -25,6 +26,8 @@ from mambakit.core.blocks.zamba import Zamba
 
 __all__ = [
     "BLOCKS",
+    "GRU",
+    "LSTM",
     "MLP",
     "Attention",
     "Bidirectional",

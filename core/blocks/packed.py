@@ -21,7 +21,8 @@ class Packed:
     Attributes:
         count: Number of sequences.
         lengths: Their tokens, ``(count,)`` int64.
-        first: Number of each row's first sequence, ``(batch,)``.
+        start: Where each begins in the flattened rows, ``(count,)``.
+        first, last: Number of each row's first and last sequence, ``(batch,)``.
     """
 
     def __init__(self, seq_idx: Tensor) -> None:
@@ -29,14 +30,14 @@ class Packed:
         opens[:, 1:] = seq_idx[:, 1:] != seq_idx[:, :-1]
         number = opens.flatten().cumsum(0).view_as(seq_idx) - 1
         self._shape = seq_idx.shape
-        self._start = opens.flatten().nonzero().squeeze(1)  # in the flattened rows
-        self._last = number[:, -1]
+        self.start = opens.flatten().nonzero().squeeze(1)
+        self.last = number[:, -1]
         self._places: list[Tensor] = []
         self._order: list[Tensor] = []
         self.first = number[:, 0]
-        self.count = len(self._start)
+        self.count = len(self.start)
         end = torch.tensor([seq_idx.numel()], device=seq_idx.device)
-        self.lengths = torch.cat([self._start, end]).diff()
+        self.lengths = torch.cat([self.start, end]).diff()
 
     def groups(self) -> Iterator[Tensor]:
         """Numbers of sequences to run together: padded to the longest of them, no group more than doubles."""
@@ -56,7 +57,7 @@ class Packed:
         ``(batch, length)`` as right-padded rows."""
         lengths = self.lengths[members]
         t = torch.arange(int(lengths.max()), device=x.device)
-        places = self._start[members][:, None] + t
+        places = self.start[members][:, None] + t
         real = t < lengths[:, None]
         self._order.append(members)
         self._places.append(places[real])
@@ -78,4 +79,4 @@ class Packed:
     def last_of(self, states: State) -> State:
         """The states of each row's last sequence, from those of all sequences in the groups' order."""
         where = torch.cat(self._order).argsort()
-        return states.index_select(where[self._last])
+        return states.index_select(where[self.last])

@@ -102,6 +102,27 @@ def take(x: Tensor, index: Tensor | None) -> Tensor:
     return x.gather(1, index[..., None].expand(-1, -1, x.shape[2]))
 
 
+def time_major(starts: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """How ``torch.nn.utils.rnn.PackedSequence`` orders the tokens of sequences: by time, the longest first.
+
+    Args:
+        starts: Where each sequence begins in the flattened rows, ``(n,)``.
+        lengths: Its tokens, ``(n,)`` int64, 0 too.
+
+    Returns:
+        The place of each token ``(n_tokens,)``; how many sequences have a token at each time, ``(longest,)``
+        on the CPU; and the numbers of the sequences that have any, longest first.
+    """
+    number = torch.arange(len(lengths), device=lengths.device).repeat_interleave(lengths)
+    t = torch.arange(len(number), device=lengths.device) - (lengths.cumsum(0) - lengths)[number]
+    longest_first = lengths.argsort(descending=True, stable=True)
+    rank = longest_first.argsort()
+    order = (t * len(lengths) + rank[number]).argsort()
+    batch_sizes = t.bincount().cpu()
+    alive = longest_first[: int(batch_sizes[0])] if len(batch_sizes) else longest_first[:0]
+    return (starts[number] + t)[order], batch_sizes, alive
+
+
 def left_padding_index(lengths: Tensor, length: int) -> tuple[Tensor, Tensor]:
     """Indices for ``take`` that turn left-padded rows into right-padded ones, and back."""
     t = torch.arange(length, device=lengths.device)

@@ -93,14 +93,16 @@ class StopOnNaN(Callback):
 class MetricsFile(Callback):
     """Writes ``metrics.csv``: one row a validation, with everything the task logged.
 
-    A resumed run drops the rows after the checkpoint it resumes from. The file is written anew each time,
-    by one rename, because a later row may have columns that the first had not.
+    ``seconds`` is all the time since the run began, ``training_seconds`` that without validation. A resumed
+    run drops the rows after the checkpoint it resumes from. The file is written anew each time, by one
+    rename, because a later row may have columns that the first had not.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.rows: list[dict[str, Any]] = []
         self.began = time.monotonic()
+        self.validating = self.validation_began = 0.0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.began = time.monotonic()
@@ -108,20 +110,30 @@ class MetricsFile(Callback):
             with self.path.open(newline="", encoding="utf-8") as stream:
                 self.rows = [row for row in csv.DictReader(stream) if int(row["step"]) <= trainer.global_step]
         if self.rows:
-            self.began -= float(self.rows[-1]["seconds"])
+            seconds = float(self.rows[-1]["seconds"])
+            self.began -= seconds
+            self.validating = seconds - float(self.rows[-1].get("training_seconds") or seconds)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._add(trainer)  # after validation: only now are the epoch's training means known
 
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if pl_module.device.type == "cuda":  # steps not yet computed are training's
+            torch.cuda.synchronize(pl_module.device)
+        self.validation_began = time.monotonic()
+
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not trainer.sanity_checking and trainer.state.fn == "fit":
+            self.validating += time.monotonic() - self.validation_began
             self._add(trainer)
 
     def _add(self, trainer: pl.Trainer) -> None:
+        seconds = time.monotonic() - self.began
         row: dict[str, Any] = {
             "epoch": trainer.current_epoch,
             "step": trainer.global_step,
-            "seconds": f"{time.monotonic() - self.began:.2f}",
+            "seconds": f"{seconds:.2f}",
+            "training_seconds": f"{seconds - self.validating:.2f}",
             "lr": f"{trainer.optimizers[0].param_groups[0]['lr']:.6g}",
         }
         row.update({name: f"{float(value):.8g}" for name, value in sorted(trainer.callback_metrics.items())})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import datetime
 import logging
 import signal
@@ -42,6 +43,10 @@ class FitResult:
     """Wall-clock time of this call; a resumed run adds that of its earlier parts."""
     stopped: Literal["epochs", "steps", "patience", "time"]
     """What ended it."""
+    steps_to_best: int | None = None
+    """Optimizer steps until the weights kept; None of a run that an older version finished."""
+    seconds_to_best: float | None = None
+    """Wall-clock time until then, without validation, of all parts of a resumed run."""
 
 
 def fit(
@@ -127,6 +132,7 @@ def fit(
         seconds = time.monotonic() - began
         score, checkpoint = _keep_best(task, trainer, best, val_loader, monitor, run)
     task.eval()
+    to_best = _way_to_best(run.metrics_path, monitor, mode) or (trainer.global_step, seconds)
     result = FitResult(
         best_score=score,
         best_checkpoint=checkpoint,
@@ -134,6 +140,8 @@ def fit(
         steps=trainer.global_step,
         seconds=seconds,
         stopped=_why_stopped(trainer, stopping, config),
+        steps_to_best=to_best[0],
+        seconds_to_best=to_best[1],
     )
     run.finish(asdict(result))
     return result
@@ -161,6 +169,17 @@ def _keep_best(
     metrics = trainer.validate(task, val_loader, verbose=False)[0]
     trainer.save_checkpoint(run.checkpoints / "best.ckpt")
     return float(metrics[monitor]), "checkpoints/best.ckpt"
+
+
+def _way_to_best(metrics_csv: Path, monitor: str, mode: Literal["min", "max"]) -> tuple[int, float] | None:
+    """Steps and training seconds until the first best validation, if there was any."""
+    with metrics_csv.open(newline="", encoding="utf-8") as stream:
+        rows = [row for row in csv.DictReader(stream) if row.get(monitor)]
+    if not rows:
+        return None
+    choose = min if mode == "min" else max
+    best = choose(rows, key=lambda row: float(row[monitor]))
+    return int(best["step"]), float(best["training_seconds"] or best["seconds"])
 
 
 def _take_up_finished(task: pl.LightningModule, run: RunFolder) -> FitResult:

@@ -26,6 +26,8 @@ class ModelConfig:
     """State size of the Mamba blocks."""
     head_dim: int = 16
     """Channels a head of the Mamba blocks."""
+    d_hidden: int | None = None
+    """Width of the state of gru and lstm blocks; d_model by default."""
     dropout: float = 0.3
     """Share of each block's output that is dropped while training."""
     embedding_dropout: float = 0.2
@@ -37,6 +39,8 @@ class ModelConfig:
         for name in ("d_model", "n_layers", "d_state", "head_dim"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        if self.d_hidden is not None and self.d_hidden < 1:
+            raise UsageError(f"d_hidden: expected at least 1, got {self.d_hidden}")
         for name in ("dropout", "embedding_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise UsageError(f"{name}: expected a share from 0 to below 1, got {getattr(self, name)}")

@@ -1,9 +1,9 @@
 """Accuracy of full rankings: the rank of each target among all items, and what is read from it.
 
 A rank counts from 1; items of the same score share the mean of their places, so that neither a constant
-scorer nor the order of the items gains anything. A rank is within the first ``k`` if it is below ``k + 1``:
-of two that share places 10 and 11 both are within 10. Functions of ranks give one number a case, whose mean
-over cases is the metric.
+scorer nor the order of the items gains anything. A rank is within the first ``k`` if it is below ``k + 1``
+(``within``, in training's validation and in evaluation alike): of two that share places 10 and 11, rank 10.5,
+both are within 10. Functions of ranks give one number a case, whose mean over cases is the metric.
 
 Metrics among sampled negatives are no estimates of these: they can turn the order of two recommenders round
 (Krichene & Rendle 2020, "On Sampled Metrics for Item Recommendation", KDD). They are made only for comparison
@@ -83,9 +83,14 @@ def top_items(scores: Tensor, k: int) -> Tensor:
     return found
 
 
+def within(ranks: Array, k: int) -> NDArray[np.bool_]:
+    """Whether a rank is among the first ``k``: a shared one if the mean of its places is below ``k + 1``."""
+    return ranks < k + 1
+
+
 def hits(ranks: Array, k: int) -> Array:
     """Hit rate: 1 where the target is among the first ``k``, else 0; one target's recall is the same."""
-    return (ranks < k + 1).astype(np.float64)
+    return within(ranks, k).astype(np.float64)
 
 
 def ndcg(ranks: Array, k: int) -> Array:
@@ -93,12 +98,12 @@ def ndcg(ranks: Array, k: int) -> Array:
 
     Järvelin & Kekäläinen 2002; the best gain that is possible is 1, so nothing else is to be divided by.
     """
-    return np.where(ranks < k + 1, 1 / np.log2(1 + ranks), 0.0)
+    return np.where(within(ranks, k), 1 / np.log2(1 + ranks), 0.0)
 
 
 def reciprocal_ranks(ranks: Array, k: int) -> Array:
     """``1 / rank`` within ``k``, else 0: its mean is MRR@k (Voorhees 1999)."""
-    return np.where(ranks < k + 1, 1 / ranks, 0.0)
+    return np.where(within(ranks, k), 1 / ranks, 0.0)
 
 
 def recall(ranks: Array, k: int) -> Array:
@@ -114,7 +119,7 @@ def recall(ranks: Array, k: int) -> Array:
         ``(n,)``; NaN for a case without a target.
     """
     n_targets = np.isfinite(ranks).sum(1)
-    found = (ranks < k + 1).sum(1)
+    found = within(ranks, k).sum(1)
     return np.divide(found, n_targets, out=np.full(len(ranks), np.nan), where=n_targets > 0)
 
 

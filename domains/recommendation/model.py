@@ -22,7 +22,7 @@ from mambakit.core.backbone import Backbone, BackboneConfig
 from mambakit.core.errors import UsageError
 from mambakit.core.hub import HubModel
 from mambakit.core.state import State
-from mambakit.domains.recommendation.config import RecommenderConfig
+from mambakit.domains.recommendation.config import ModelConfig, RecommenderConfig
 from mambakit.domains.recommendation.counting import stretches
 from mambakit.domains.recommendation.histories import context_batch
 from mambakit.domains.recommendation.interactions import Interactions
@@ -76,7 +76,7 @@ class Recommender(nn.Module, HubModel):
                 if table.padding_idx is not None:
                     nn.init.zeros_(table.weight[0])
         try:
-            self.backbone = Backbone(_backbone(config))
+            self.backbone = Backbone(backbone_config(model))
         except ValueError as error:
             raise UsageError(f"model: {error}") from None
         if not self.backbone.causal:
@@ -248,8 +248,8 @@ def _mean_of(table: nn.Embedding, words: Tensor) -> Tensor:
     return total / there.sqrt()
 
 
-def _backbone(config: RecommenderConfig) -> BackboneConfig:
-    model = config.model
+def backbone_config(model: ModelConfig) -> BackboneConfig:
+    """The stack of blocks of a network."""
     options: dict[str, dict[str, object]] = {}
     for kind in model.blocks:
         if kind.startswith("mamba2"):
@@ -258,6 +258,8 @@ def _backbone(config: RecommenderConfig) -> BackboneConfig:
             options[kind] = {"d_state": model.d_state}
         elif kind.startswith("attention"):
             options[kind] = {"n_heads": max(1, model.d_model // _HEAD)}
+        elif kind.startswith(("gru", "lstm")):
+            options[kind] = {"d_hidden": model.d_hidden}
     return BackboneConfig(
         d_model=model.d_model,
         layers=_repeated(model.blocks, model.n_layers),

@@ -18,7 +18,7 @@ ACCURACY_NOTE = (
     "Every case is ranked among all items (unfiltered), and without the items that its user had before "
     "(filtered; a target that was seen stays). hr: share of targets in the first k, which is recall with one "
     "target. ndcg: 1 / log2(1 + rank), mrr: 1 / rank, both within k. Tied items share the mean of their "
-    "places."
+    "places, and are within k if it is below k + 1."
 )
 LISTS_NOTE = (
     "coverage: share of the catalogue in some list. gini: 0 all items alike, 1 one only. novelty: bits of "

@@ -18,7 +18,7 @@ from mambakit.domains.recommendation.config import LossConfig
 from mambakit.domains.recommendation.histories import NO_TARGET, Batch
 from mambakit.domains.recommendation.interactions import Interactions
 from mambakit.domains.recommendation.losses import next_item_loss, popularity_odds
-from mambakit.domains.recommendation.metrics import target_ranks
+from mambakit.domains.recommendation.metrics import hits, ndcg, target_ranks
 from mambakit.domains.recommendation.model import Recommender, in_chunks, seen_before
 
 _K = 10
@@ -70,12 +70,11 @@ class RecommenderTask(pl.LightningModule):
     def validation_step(self, nothing: Any, batch_idx: int) -> None:
         """NDCG and hit rate among the first ten, seen items left out and not."""
         ranks = ranks_of(self.model, self._interactions, self._validation)
-        scores: dict[str, Tensor] = {}
+        scores: dict[str, float] = {}
         for name, rank in ranks.items():
-            hit = (rank <= _K).float()
-            scores[f"val/hr@10/{name}"] = hit.mean()
-            scores[f"val/ndcg@10/{name}"] = (hit / torch.log2(rank + 1)).mean()
-        scores["val/ndcg"] = scores["val/ndcg@10/filtered"]
+            scores[f"val/hr@{_K}/{name}"] = float(hits(rank.cpu().numpy(), _K).mean())
+            scores[f"val/ndcg@{_K}/{name}"] = float(ndcg(rank.cpu().numpy(), _K).mean())
+        scores["val/ndcg"] = scores[f"val/ndcg@{_K}/filtered"]
         self.log_dict(scores, batch_size=1)
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:

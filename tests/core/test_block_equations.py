@@ -66,6 +66,30 @@ def test_mamba1_by_its_equations():
     torch.testing.assert_close(state["conv"], past[:, 5:].transpose(1, 2), atol=1e-12, rtol=0)
 
 
+@pytest.mark.parametrize("kind", ["gru", "lstm"])
+def test_recurrences_by_their_equations(kind):
+    """Cho et al. 2014, equations 5 to 8, with the reset behind the product; Gers et al. 2000."""
+    torch.manual_seed(0)
+    block, x = build_block(kind, 16, {"d_hidden": 6}).double(), sample()
+    in_weight, weight, in_bias, bias = block.rnn.parameters()
+    h = c = torch.zeros(2, 6, dtype=torch.float64)
+    ys = []
+    for t in range(5):
+        of_x = (x[:, t] @ in_weight.T + in_bias).split(6, dim=-1)
+        of_h = (h @ weight.T + bias).split(6, dim=-1)
+        if kind == "gru":
+            reset, update = (torch.sigmoid(a + b) for a, b in zip(of_x[:2], of_h[:2], strict=True))
+            h = (1 - update) * torch.tanh(of_x[2] + reset * of_h[2]) + update * h
+        else:
+            enter, forget, new, leave = (a + b for a, b in zip(of_x, of_h, strict=True))
+            c = torch.sigmoid(forget) * c + torch.sigmoid(enter) * torch.tanh(new)
+            h = torch.sigmoid(leave) * torch.tanh(c)
+        ys.append(h @ block.out_proj.weight.T + block.out_proj.bias)
+    y, state = block(x)
+    torch.testing.assert_close(y, torch.stack(ys, 1), atol=1e-12, rtol=0)
+    torch.testing.assert_close(state["hidden"], h, atol=1e-12, rtol=0)
+
+
 @pytest.mark.parametrize("n_kv_heads", [1, 2, 4])
 @pytest.mark.parametrize("causal", [True, False])
 def test_attention_by_its_equations(n_kv_heads, causal):

@@ -5,6 +5,8 @@ import torch
 
 from mambakit.core.blocks import (
     BLOCKS,
+    GRU,
+    LSTM,
     MLP,
     Attention,
     Bidirectional,
@@ -35,6 +37,8 @@ SMALL = {
     "sliding_attention": {"n_heads": 2, "window": 3},
     "conv_attention": {"n_heads": 2, "d_conv": 3},
     "moe": {"n_experts": 3},
+    "gru": {"d_hidden": 12},
+    "lstm": {},
     "conv": {"width": 3},
     "zamba": {"n_heads": 2},
     "sequence_scan": {"inner": "mamba1", "size": 3},
@@ -47,6 +51,8 @@ CAUSAL = [
     "sliding_attention",
     "conv_attention",
     "moe",
+    "gru",
+    "lstm",
     "conv",
     "zamba",
 ]
@@ -75,6 +81,8 @@ def test_kinds_and_classes():
         "sliding_attention": SlidingAttention,
         "moe": MoE,
         "conv": ConvModule,
+        "gru": GRU,
+        "lstm": LSTM,
         "conv_attention": ConvAttention,
         "graph": GraphMix,
         "zamba": Zamba,
@@ -131,6 +139,7 @@ def test_sizes_that_do_not_divide():
         ("mamba2", {"head_dim": 0}, "head_dim: expected at least 1"),
         ("mamba2", {"head_dim": 8, "A_init_range": (0, 1)}, "A_init_range: expected 0 < low <= high"),
         ("mlp", {"d_hidden": 0}, "expected at least 1"),
+        ("gru", {"d_hidden": 0}, "expected at least 1, got 16 and 0"),
         ("bidirectional", {"merge": "max"}, "merge: expected one of sum, mean, concat, gated, got 'max'"),
         ("bidirectional", {"share": True}, "share: expected one of none, projections, all, got True"),
         ("bidirectional", {"inner": "rnn"}, "no block is called 'rnn'"),
@@ -260,11 +269,12 @@ def test_autocast(kind):
             block.step(x[:, 0], state)
     torch.testing.assert_close(y.float(), expected, atol=0.03 * expected.abs().max().item(), rtol=0.05)
     for name, tensor in state.tensors():
-        if name in ("conv", "ssm"):
+        if name in ("conv", "ssm", "hidden", "cell"):
             assert tensor.dtype == torch.float32
 
 
-@pytest.mark.parametrize("kind", [kind for kind in CAUSAL if kind != "zamba"])  # a composite, and slow
+# zamba is a composite, and slow; dynamo does not trace torch's recurrent modules, it runs them between graphs
+@pytest.mark.parametrize("kind", [kind for kind in CAUSAL if kind not in ("zamba", "gru", "lstm")])
 def test_dynamo_traces_it_in_one_graph(kind):
     torch.manual_seed(0)
     torch._dynamo.reset()  # graphs of one function are counted over all blocks

@@ -33,6 +33,7 @@ STACKS = {
     "mamba2": (["mamba2"], False),
     "hybrid": (["mamba1", "mlp", "attention", "mamba2"], False),
     "mixed": (["zamba@a", "conv", "sliding_attention", "conv_attention", "zamba@a"], False),
+    "recurrent": (["gru", "lstm"], False),
     "both-ways": (["mamba2", "attention", "mamba1"], True),
 }
 STREAMING = [name for name, (_, both_ways) in STACKS.items() if not both_ways]

@@ -68,6 +68,10 @@ CASES = {
         "moe",
         {"n_experts": 4, "top_k": 1, "normalize_gates": False, "d_hidden": 8, "d_shared": 8},
     ),
+    "gru": ("gru", {}),
+    "gru-wide": ("gru", {"d_hidden": 24, "bias": False}),
+    "lstm": ("lstm", {}),
+    "lstm-narrow": ("lstm", {"d_hidden": 5, "bias": False}),
     "conv": ("conv", {"width": 4}),
     "conv-both-ways": ("conv", {"width": 5, "causal": False, "norm": "layer", "expand": 2}),
     "zamba": ("zamba", {"n_heads": 2, "inner_options": {"d_state": 4}}),
@@ -94,6 +98,7 @@ CASES = {
         "sequence_scan",
         {"size": 2, "inner": "bidirectional", "inner_options": {"inner": "mamba1"}},
     ),
+    "bidirectional-gru": ("bidirectional", {"inner": "gru", "merge": "concat"}),
 }
 LOCAL = {"sequence-windows", "sequence-dilated"}  # their first token does not see the last one
 # nothing here is a whole grid, and a graph's edges lie in a sequence
@@ -112,6 +117,7 @@ STACKS = {
     "stack-mamba2": (["mamba2", "mlp"], 2, False),
     "stack-hybrid": (["mamba1", "mlp", "attention", "mamba2"], 1, False),
     "stack-shared": (["zamba@a", "moe", "attention@b", "attention@b", "zamba@a"], 1, False),
+    "stack-recurrent": (["gru", "mlp", "lstm"], 1, False),
     "stack-both-ways": (["mamba2", "attention", "mlp"], 1, True),
     "stack-everything-both-ways": (["conv", "sliding_attention", "moe", "zamba"], 1, True),
 }
@@ -377,7 +383,7 @@ def test_states_are_kept_in_float32_at_least(name, dtype):
     assert y.dtype == dtype
     start = module.init_state(3)
     for (key, tensor), (_, first) in zip(state.tensors(), start.tensors(), strict=True):
-        if key.split(".")[-1] in ("conv", "ssm"):
+        if key.split(".")[-1] in ("conv", "ssm", "hidden", "cell"):
             assert tensor.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
         assert tensor.dtype == first.dtype
     y_step, _ = module.step(x[:, 0], start)
@@ -385,7 +391,9 @@ def test_states_are_kept_in_float32_at_least(name, dtype):
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-@pytest.mark.parametrize("name", ["mamba1", "mamba2-groups", "bidirectional-concat", "stack-hybrid"])
+@pytest.mark.parametrize(
+    "name", ["mamba1", "mamba2-groups", "bidirectional-concat", "stack-hybrid", "stack-recurrent"]
+)
 def test_sequences_longer_than_a_chunk(name, dtype):
     """Lengths around the chunks of 32 and 64 that the scans work in."""
     module, x = build(name, dtype), sample(batch=2, length=151, dtype=dtype)

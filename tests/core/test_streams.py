@@ -37,7 +37,10 @@ def model(*layers: str, learned: bool = False) -> LanguageModel:
         "zamba": {"n_heads": 2, "inner_options": {"d_state": 4}},
     }
     config = BackboneConfig(
-        8, list(layers), block_options={kind: options[kind] for kind in layers}, learn_initial_state=learned
+        8,
+        list(layers),
+        block_options={kind: options.get(kind, {}) for kind in layers},
+        learn_initial_state=learned,
     )
     module = LanguageModel(LanguageModelConfig(N_IDS, config)).double()
     with torch.no_grad():
@@ -232,6 +235,7 @@ def run(module: LanguageModel, *, detach: bool) -> tuple[Tensor, dict[tuple[int,
 LAYERS = [
     (["conv_attention", "sliding_attention", "zamba"], True),
     (["mamba2"], True),
+    (["gru", "lstm"], False),
     (["mamba1", "attention", "mamba2"], True),
     (["mamba2", "attention"], False),
 ]

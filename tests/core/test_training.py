@@ -111,6 +111,7 @@ class TestFit:
     def test_keeps_the_best_weights_and_stops_early(self, tmp_path: Path) -> None:
         class Worsening(Line):  # type: ignore[misc, valid-type]
             def validation_step(self, batch: Any, index: int) -> None:
+                time.sleep(0.02)
                 self.log("val/loss", float(abs(self.current_epoch - 2)))
                 self.log("net", self.net[0].weight.detach().sum())
 
@@ -119,8 +120,12 @@ class TestFit:
         task = Worsening(config)
         result = fit(task, *loaders(), config, RunFolder(tmp_path))
         assert (result.best_score, result.epochs, result.stopped) == (0.0, 6, "patience")
-        at_best = float(metrics_of(tmp_path)[2]["net"])
-        assert task.net[0].weight.sum().item() == pytest.approx(at_best, rel=1e-5)
+        at_best = metrics_of(tmp_path)[2]
+        assert task.net[0].weight.sum().item() == pytest.approx(float(at_best["net"]), rel=1e-5)
+        assert result.steps_to_best == int(at_best["step"]) == 24
+        assert result.seconds_to_best == float(at_best["training_seconds"])
+        validated = 3 * 8 * 0.02  # epochs, batches
+        assert 0 < result.seconds_to_best < float(at_best["seconds"]) - validated + 0.02
 
     def test_same_seed_same_run(self, tmp_path: Path) -> None:
         first, _ = run_fit(tmp_path / "a", dropout=0.2)
@@ -154,6 +159,7 @@ class TestFit:
     def test_stops_after_max_steps(self, tmp_path: Path) -> None:
         _, result = run_fit(tmp_path, dataclasses.replace(CONFIG, max_steps=11))
         assert (result.steps, result.stopped) == (11, "steps")
+        assert result.steps_to_best == 8  # the only validation was after the first epoch
         assert result.best_checkpoint == "checkpoints/best.ckpt"
 
     def test_stops_after_max_time_in_the_first_epoch(self, tmp_path: Path) -> None:
