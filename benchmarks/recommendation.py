@@ -18,6 +18,7 @@ import argparse
 import dataclasses
 import json
 import multiprocessing
+import os
 import statistics
 import tempfile
 import time
@@ -27,9 +28,10 @@ from typing import Any
 
 # What differs from the preset on each set, for all networks alike: PART.FIELD of model, loss and train.
 SETTINGS: dict[str, dict[str, Any]] = {
-    "ml-1m": {},
+    "ml-1m": {"model.d_model": 192},
     "amazon-beauty": {
         "loss.max_length": 50,
+        "model.n_layers": 2,
         "model.dropout": 0.5,
         "model.embedding_dropout": 0.5,
         "train.weight_decay": 0.1,
@@ -57,6 +59,8 @@ PUBLISHED = {
 
 def run_job(job: dict[str, Any]) -> dict[str, Any]:
     """Trains one network on one set with one seed and ranks the events of a split."""
+    if job["gpu"] is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = job["gpu"]
     import torch
 
     from mambakit.core.training import RunFolder, resolve_device
@@ -166,6 +170,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--jobs", type=int, default=1, help="processes at once")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda")
+    parser.add_argument("--gpus", nargs="*", default=[], help="which accelerators the processes share")
     parser.add_argument("--set", dest="given", nargs="*", default=[], metavar="PART.FIELD=JSON")
     parser.add_argument("--validation-only", action="store_true", help="rank no test event")
     arguments = parser.parse_args()
@@ -184,6 +189,8 @@ def main() -> None:
         for network in arguments.networks
         for seed in arguments.seeds
     ]
+    for i, job in enumerate(jobs):
+        job["gpu"] = arguments.gpus[i % len(arguments.gpus)] if arguments.gpus else None
     done = []
     with multiprocessing.get_context("spawn").Pool(arguments.jobs, maxtasksperchild=1) as pool:
         for job in pool.imap_unordered(run_job, jobs):
