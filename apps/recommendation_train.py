@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json as jsonlib
+import shutil
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,10 +19,12 @@ from mambakit.domains.recommendation.config import (
     PRESET_TRAIN,
     LossConfig,
     ModelConfig,
+    Peer,
 )
 from mambakit.domains.recommendation.naming import Columns
 
 if TYPE_CHECKING:
+    from mambakit.core.training import FitResult, RunFolder
     from mambakit.domains.recommendation.evaluation import Evaluation
     from mambakit.domains.recommendation.interactions import Interactions, Split
     from mambakit.domains.recommendation.model import Recommender
@@ -28,6 +32,7 @@ if TYPE_CHECKING:
 
 SplitKind = Literal["leave-one-out", "time"]
 _SPLIT_FILE = "split.json"
+_BASELINES = "baselines"
 
 
 def train(
@@ -46,6 +51,7 @@ def train(
     device: str = "auto",
     max_time: str | None = None,
     overwrite: bool = False,
+    baselines: list[Peer] | None = None,
     model: ModelConfig = PRESET_MODEL,
     loss: LossConfig = PRESET_LOSS,
     train: TrainConfig = PRESET_TRAIN,
@@ -70,7 +76,9 @@ def train(
         seed: Seed of weights, shuffling and dropout.
         device: auto, cpu, cuda or mps.
         max_time: Stop training after so long, such as 90s or 10m.
-        overwrite: Remove another run in the output folder first.
+        overwrite: Remove another run in the output folder first, with its baselines.
+        baselines: Networks to train too, into OUTPUT/baselines, with the same data, loss and budget:
+            sasrec, gru4rec. They can be added to a run that has finished.
         model: The network; blocks [attention, mlp] is SASRec's.
         loss: What training minimises, and how histories are cut.
         train: The training options.
@@ -80,9 +88,11 @@ def train(
         mambakit recommendation train --data ml-latest-small --output runs/ml
         mambakit recommendation train --data events.csv --columns.item sku --item-features items.csv
         mambakit recommendation train --data ml-1m --model.n_layers 4 --loss.loss sampled-softmax
+        mambakit recommendation train --data ml-latest-small --output runs/ml --baselines sasrec gru4rec
     """
     from mambakit.core.training import RunFolder
     from mambakit.domains.recommendation import report
+    from mambakit.domains.recommendation.peers import PEERS, peer_config
     from mambakit.domains.recommendation.training import train_recommender
 
     source = {"item_features": item_features, "user_features": user_features}
@@ -91,17 +101,28 @@ def train(
     spec = {"split": split, "validation_at": validation_at, "test_at": test_at, **counts}
     parts = split_of(interactions, spec)
     config = train_config(train, seed, device, max_time)
-    run = RunFolder(output, overwrite=overwrite)
-    run.start(
-        {"data": data, **spec, "columns": columns, "model": model, "loss": loss, "train": config},
-        seed=config.seed,
-    )
-    recommender, result = train_recommender(
-        interactions, parts, run, model_config=model, loss_config=loss, train_config=config
-    )
-    recommender.save_pretrained(run.path)
-    (run.path / _SPLIT_FILE).write_text(jsonlib.dumps(spec, indent=2) + "\n", "utf-8")
-    evaluation = measure(recommender, interactions, parts, device)
+
+    def trained(folder: Path, network: ModelConfig) -> tuple[RunFolder, Recommender, FitResult]:
+        run = RunFolder(folder, overwrite=overwrite)
+        run.start(
+            {"data": data, **spec, "columns": columns, "model": network, "loss": loss, "train": config},
+            seed=config.seed,
+        )
+        recommender, result = train_recommender(
+            interactions, parts, run, model_config=network, loss_config=loss, train_config=config
+        )
+        recommender.save_pretrained(run.path)
+        (run.path / _SPLIT_FILE).write_text(jsonlib.dumps(spec, indent=2) + "\n", "utf-8")
+        return run, recommender, result
+
+    run, recommender, result = trained(output, model)
+    for peer in PEERS:
+        if peer in (baselines or ()):
+            print(f"baseline: {PEERS[peer]}", file=sys.stderr)
+            trained(output / _BASELINES / peer, peer_config(peer, model))
+        elif overwrite:  # one of the run that was here
+            shutil.rmtree(output / _BASELINES / peer, ignore_errors=True)
+    evaluation = measure(recommender, interactions, parts, device, load_peers(output, device))
     report.write(run, recommender, interactions, result, evaluation, data)
     if json:
         print_json(
@@ -124,7 +145,8 @@ def evaluate(
 ) -> None:
     """Ranks each test event's item among all items, by a saved model and by its baselines.
 
-    The split is that of the training. Seen items are ranked in one column and left out in the other.
+    Networks that were trained beside the model (train --baselines) are among them. The split is that of the
+    training. Seen items are ranked in one column and left out in the other.
 
     Args:
         model: Folder of the saved model.
@@ -147,7 +169,8 @@ def evaluate(
             f"data: {data} has another catalogue ({interactions.n_items} items) than the model was trained "
             f"on ({recommender.config.n_items}); evaluate on the data of the training, or train anew"
         )
-    evaluation = measure(recommender, interactions, split_of(interactions, spec), device)
+    peers = load_peers(model, device)
+    evaluation = measure(recommender, interactions, split_of(interactions, spec), device, peers)
     if json:
         print_json({"data": data, "model": model, **evaluation.to_dict()})
     else:
@@ -194,7 +217,23 @@ def load_model(folder: Path, device: str) -> Recommender:
     return Recommender.from_pretrained(folder).to(resolve_device(device)).eval()
 
 
-def measure(model: Recommender, interactions: Interactions, split: Split, device: str) -> Evaluation:
+def load_peers(folder: Path, device: str) -> dict[str, Recommender]:
+    """The networks that were trained beside a model, by the names they are known by."""
+    from mambakit.domains.recommendation.peers import PEERS
+
+    places = {name: folder / _BASELINES / peer for peer, name in PEERS.items()}
+    return {
+        name: load_model(place, device) for name, place in places.items() if (place / _SPLIT_FILE).exists()
+    }
+
+
+def measure(
+    model: Recommender,
+    interactions: Interactions,
+    split: Split,
+    device: str,
+    peers: Mapping[str, Recommender],
+) -> Evaluation:
     """The model beside its baselines on the test events."""
     from mambakit.core.training import resolve_device
     from mambakit.domains.recommendation.baselines import Bigram, ItemKNN, Popularity
@@ -203,6 +242,7 @@ def measure(model: Recommender, interactions: Interactions, split: Split, device
     model = model.to(resolve_device(device)).eval()
     scorers: dict[str, Scorer] = {
         "mambakit": model,
+        **peers,
         "item neighbours": ItemKNN(interactions, split),
         "bigram": Bigram(interactions, split),
         "popularity": Popularity(interactions, split),

@@ -19,7 +19,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, get_type_hints
+from typing import TYPE_CHECKING, Any, NoReturn, get_args, get_origin, get_type_hints
 
 from mambakit.core.errors import UsageError, UserError
 
@@ -40,9 +40,10 @@ def run_app(
 
     A verb is a function with annotated parameters. Keyword-only parameters, and those with a default,
     become flags (``max_time`` is ``--max-time``; a nested dataclass gives ``--train.lr``); a parameter
-    before the ``*`` without a default is positional. A bool is a switch: ``--json``. Every verb also has
-    ``--config FILE.yaml`` (values that the command line overrides), ``--print_config`` and ``--help``;
-    lines after ``Examples:`` in its docstring close its help.
+    before the ``*`` without a default is positional. A bool is a switch: ``--json``. A list takes all words
+    up to the next flag: ``--lags 1 7``. Every verb also has ``--config FILE.yaml`` (values that the command
+    line overrides), ``--print_config`` and ``--help``; lines after ``Examples:`` in its docstring close its
+    help.
 
     Args:
         prog: What the user typed to come here, such as ``mambakit timeseries``.
@@ -216,23 +217,36 @@ def _parameter_help(verb: Verb, name: str) -> str:
 
 
 def _normalised(parser: ArgumentParser, argv: Sequence[str]) -> list[str]:
-    """Hyphens in flag names as underscores, and a switch without a value as ``--flag=true``."""
-    switches = {
-        option
+    """Hyphens in flag names as underscores, a bare switch as ``--flag=true``, a list's words in brackets."""
+    hints = {
+        option: getattr(action, "_typehint", None)
         for action in parser._actions
-        if getattr(action, "_typehint", None) is bool
         for option in action.option_strings
     }
     words: list[str] = []
-    for position, word in enumerate(argv):
+    rest = list(argv)
+    while rest:
+        word = rest.pop(0)
         if word.startswith("--") and len(word) > 2:
             flag, equals, value = word.partition("=")
             word = "--" + flag[2:].replace("-", "_") + equals + value
-            following = argv[position + 1].lower() if position + 1 < len(argv) else ""
-            if word in switches and following not in ("true", "false"):
+            following = rest[0].lower() if rest else ""
+            if hints.get(word) is bool and following not in ("true", "false"):
                 word += "=true"
+            elif (
+                _is_list(hints.get(word))
+                and following not in ("", "null")
+                and not following.startswith(("[", "--"))
+            ):
+                n = next((i for i, one in enumerate(rest) if one.startswith("--")), len(rest))
+                word += f"=[{','.join(rest[:n])}]"
+                del rest[:n]
         words.append(word)
     return words
+
+
+def _is_list(hint: Any) -> bool:
+    return any(get_origin(one) is list for one in (hint, *get_args(hint)))
 
 
 def _one_sentence(message: str, parser: ArgumentParser) -> str:

@@ -10,6 +10,7 @@ from mambakit.core.training import TrainConfig
 
 Loss = Literal["cross-entropy", "sampled-softmax", "gbce", "bce"]
 TimeUse = Literal["none", "gaps", "dt", "both"]
+Peer = Literal["sasrec", "gru4rec"]
 
 
 @dataclass(frozen=True)

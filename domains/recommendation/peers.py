@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Literal
 
 import torch
 
 from mambakit.core.backbone import Backbone
-from mambakit.domains.recommendation.config import ModelConfig
+from mambakit.domains.recommendation.config import ModelConfig, Peer
 from mambakit.domains.recommendation.model import backbone_config
 
-Peer = Literal["sasrec", "gru4rec"]
 PEERS: dict[Peer, str] = {"sasrec": "SASRec", "gru4rec": "GRU4Rec"}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,9 @@ import pytest
 from mambakit.apps.recommendation import main
 
 SMALL = ["--model.d_model", "16", "--model.n_layers", "1", "--model.d_state", "8", "--model.head_dim", "8"]
+
+BUDGET = ["--train.max_epochs", "5", "--train.lr", "1e-2", "--train.ema_decay", "0.8"]
+COUNTED = {"mambakit", "bigram", "item neighbours", "popularity"}
 
 
 def events(n_users: int = 60, n_items: int = 15) -> pd.DataFrame:
@@ -37,7 +41,7 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def model(table: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "shop"
     words = ["train", "--data", str(table), "--output", str(folder), "--device", "cpu", *SMALL]
-    assert main([*words, "--train.max_epochs", "5", "--train.lr", "1e-2", "--train.ema_decay", "0.8"]) == 0
+    assert main([*words, *BUDGET]) == 0
     return folder
 
 
@@ -54,7 +58,31 @@ def test_evaluates_beside_the_baselines(model: Path, table: Path, capsys: pytest
     found = json.loads(capsys.readouterr().out)
     rows = {(row["scorer"], row["filter"]): row for row in found["results"]}
     assert rows["mambakit", "unfiltered"]["ndcg@10"] > rows["popularity", "unfiltered"]["ndcg@10"]
-    assert {name for name, _ in rows} == {"mambakit", "bigram", "item neighbours", "popularity"}
+    assert {name for name, _ in rows} == COUNTED
+
+
+def test_networks_of_others_are_added_to_a_finished_run(
+    model: Path, table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = shutil.copytree(model, tmp_path / "shop")
+    given = ["--data", str(table), "--device", "cpu", "--json"]
+    words = ["train", *given, "--output", str(folder), *SMALL, *BUDGET, "--baselines", "gru4rec", "sasrec"]
+    assert main(words) == 0
+    out, err = capsys.readouterr()
+    assert err.count("finished: its best weights are loaded") == 1  # ours was not trained again
+    trained = json.loads(out)["results"]
+    for name in ("sasrec", "gru4rec"):
+        rows = (folder / "baselines" / name / "metrics.csv").read_text("utf-8").splitlines()
+        assert len(rows) == 6  # the same budget
+    assert main(["evaluate", "--model", str(folder), *given]) == 0
+    assert json.loads(capsys.readouterr().out)["results"] == trained
+    rows = {(row["scorer"], row["filter"]): row for row in trained}
+    assert len(rows) == 12
+    assert all(rows[name, "unfiltered"]["hr@10"] > 0.5 for name in ("SASRec", "GRU4Rec"))
+    assert len({rows[name, "unfiltered"]["ndcg@10"] for name in ("mambakit", "SASRec", "GRU4Rec")}) == 3
+    assert "GRU4Rec" in (folder / "report.html").read_text("utf-8")
+    assert main([*words[:-3], "--overwrite"]) == 0
+    assert {row["scorer"] for row in json.loads(capsys.readouterr().out)["results"]} == COUNTED
 
 
 def test_recommends_to_users_never_seen(model: Path, tmp_path: Path) -> None:

@@ -119,6 +119,23 @@ class TestFlags:
         assert run("show", "thing", "--json", "false") == 0
         assert CALLS[0]["json"] is False
 
+    @pytest.mark.parametrize(
+        ("words", "lags"),
+        [
+            (["--lags", "1", "7"], [1, 7]),
+            (["--lags", "3"], [3]),
+            (["--lags=[3]"], [3]),
+            (["--lags", "[1, 2]"], [1, 2]),
+            (["--lags", "-1", "2"], [-1, 2]),
+            (["--lags", "null"], None),
+        ],
+    )
+    def test_a_list_takes_the_words_up_to_the_next_flag(
+        self, words: list[str], lags: list[int] | None
+    ) -> None:
+        assert run("train", *words, "--data", "x") == 0
+        assert CALLS[-1]["lags"] == lags
+
     def test_config_file_below_flags(self, tmp_path: Path) -> None:
         path = tmp_path / "run.yaml"
         path.write_text("data: from-file\nhorizon: 12\ntrain:\n  lr: 0.5\n")
