@@ -250,6 +250,11 @@ def _chosen(
     if filter_seen:
         shown[seen] = False
     if items is None:
+        if not shown.any():
+            raise UsageError(
+                f"filter_seen: the user has had all {len(score):,} items, so none is left to recommend; ask "
+                "for an item, or turn filter_seen off"
+            )
         if not 1 <= k <= shown.sum():
             raise UsageError(f"k: expected 1 to {shown.sum()}, the items that may be shown, got {k}")
         order = np.argsort(np.where(shown, -score, np.inf), kind="stable")[:k]

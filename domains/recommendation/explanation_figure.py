@@ -60,7 +60,7 @@ def explanation_figure(found: Explanation, titles: Mapping[str, str] | None = No
     axes[0].set_yticks(at, rows, fontsize=8)
     for label in axes[0].get_yticklabels():
         label.set_parse_math(False)  # a dollar sign is one
-    axes[0].invert_yaxis()
+    axes[0].set_ylim(len(rows) - 0.4, -0.6)  # the first event is at the top
     more = len(found.items) - k
     method = found.method.replace("-", " ", 1) if found.method == "hidden-attention" else found.method
     figure.suptitle(

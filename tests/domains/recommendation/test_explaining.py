@@ -155,11 +155,12 @@ def test_features_of_users_are_no_events(interactions_of: Callable[..., Interact
 @pytest.mark.parametrize(
     ("user", "options", "error", "message"),
     [
-        ("who", {}, UsageError, "user: 'who' is not among the 2 users of the input"),
+        ("who", {}, UsageError, "user: 'who' is not among the 3 users of the input"),
         ("u0", {"items": ["i99"]}, UsageError, "item: 'i99' is not in the model's catalogue of 9 items"),
         ("u0", {"k": 7}, UsageError, "k: expected 1 to 6, the items that may be shown, got 7"),
         ("u0", {"k": 0}, UsageError, "k: expected 1 to 6"),
         ("u0", {"method": "guess"}, UsageError, "method: expected one of hidden-attention, gradients"),
+        ("u2", {}, UsageError, "filter_seen: the user has had all 9 items, so none is left"),
         ("u1", {}, DataError, "user 'u1' has no event with an item of the catalogue of 9 items"),
     ],
 )
@@ -170,7 +171,7 @@ def test_what_cannot_be_explained_is_said(
     message: str,
     interactions_of: Callable[..., Interactions],
 ) -> None:
-    events = interactions_of([[1, 2, 3, 2], []], N_ITEMS)
+    events = interactions_of([[1, 2, 3, 2], [], list(range(N_ITEMS))], N_ITEMS)
     with pytest.raises(error, match=message):
         explain(recommender(), events, user, **options)
 
