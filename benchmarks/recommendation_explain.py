@@ -4,8 +4,8 @@
         --model.n_layers 2 --train.batch_size 32 --train.max_epochs 30
     python benchmarks/recommendation_explain.py --model runs/shop --data simulated-shop --users 150 --write
 
-The published figures of ml-100k are of the same network with --train.batch_size 16, stopped in the ninth of 25
-epochs (NDCG@10 0.12 on its test events).
+The published figures of ml-100k are of the same network with --train.batch_size 16, stopped in the ninth of
+25 epochs (NDCG@10 0.12 on its test events).
 
 For the best item for each of some users (one not had yet, as recommended), events are ranked by what a method
 says they add, beside the latest first and random orders. Those ranked first are taken out of the history, as
