@@ -3,6 +3,7 @@
 mambakit recommendation train --data ml-latest-small --output runs/ml
 mambakit recommendation evaluate --model runs/ml --data ml-latest-small --json
 mambakit recommendation recommend --model runs/ml --input histories.csv --k 10 --output top.parquet
+mambakit recommendation explain --model runs/ml --input histories.csv --user 42 --plot why.png
 mambakit recommendation update --model runs/ml --store state.db --user 42 --item 318 --time 2026-11-22
 """
 
@@ -12,6 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from mambakit.apps.recommendation_explain import explain
 from mambakit.apps.recommendation_train import evaluate, load_model, read, train
 from mambakit.apps.recommendation_update import update
 from mambakit.apps.shared import check_suffix, words_of, write_table
@@ -96,6 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "train": train,
         "evaluate": evaluate,
         "recommend": recommend,
+        "explain": explain,
         "update": update,
     }
     text = __doc__ or ""

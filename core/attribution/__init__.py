@@ -6,6 +6,7 @@ from mambakit.core.attribution.gradients import (
     gradient_times_input,
     integrated_gradients,
 )
+from mambakit.core.attribution.held import coefficients_held
 from mambakit.core.attribution.hidden_attention import HiddenAttention, hidden_attention
 from mambakit.core.attribution.layers import (
     attention_rollout,
@@ -23,6 +24,7 @@ __all__ = [
     "IntegratedGradients",
     "attention_rollout",
     "attribute",
+    "coefficients_held",
     "contributions_of_layers",
     "deletion_insertion",
     "gradient_times_input",

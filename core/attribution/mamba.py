@@ -100,8 +100,8 @@ def mamba_terms(block: Mamba1 | Mamba2, request: Request) -> Terms:
     z = tokens_at(z, queries)
     out_weight = None
     if request.fold_gate:
-        y = _scanned(block, arguments, ssm_state, seq_idx)
-        factor = _gate(block, tokens_at(y.flatten(2), queries).to(dtype), z.to(dtype))
+        y = scanned(block, arguments, ssm_state, seq_idx)
+        factor = gate_of(block, tokens_at(y.flatten(2), queries).to(dtype), z.to(dtype))
         factor = factor[..., channels].transpose(1, 2)[..., None]  # [b, c, q, 1]
         matrix, state_matrix = matrix * factor, state_matrix * factor
         beside = None if beside is None else beside * factor
@@ -130,7 +130,7 @@ def _convolved(
     return y
 
 
-def _scanned(
+def scanned(
     block: Mamba1 | Mamba2, arguments: dict[str, Any], state: Tensor | None, seq_idx: Tensor | None
 ) -> Tensor:
     """The scan's output, without the gate."""
@@ -138,7 +138,7 @@ def _scanned(
     return scan(**arguments, initial_state=state, seq_idx=seq_idx)
 
 
-def _gate(block: Mamba1 | Mamba2, y: Tensor, z: Tensor) -> Tensor:
+def gate_of(block: Mamba1 | Mamba2, y: Tensor, z: Tensor) -> Tensor:
     """What the scan's ``y`` is multiplied by on its way to out_proj, all ``(batch, n_queries,
     d_inner)``."""
     factor = F.silu(z)

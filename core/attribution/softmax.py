@@ -86,7 +86,7 @@ class _Recorded(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if func is F.scaled_dot_product_attention:
-            bound = _SOFTMAX_ATTENTION.bind(*args, **(kwargs or {}))
+            bound = SOFTMAX_ATTENTION.bind(*args, **(kwargs or {}))
             bound.apply_defaults()
             self.calls.append(bound)
         return func(*args, **(kwargs or {}))
@@ -105,4 +105,4 @@ def _signature(
     """Of ``F.scaled_dot_product_attention``, which is built in and has none to read."""
 
 
-_SOFTMAX_ATTENTION = inspect.signature(_signature)
+SOFTMAX_ATTENTION = inspect.signature(_signature)

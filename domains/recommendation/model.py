@@ -190,17 +190,17 @@ class Recommender(nn.Module, HubModel):
         """
         device = self.ids.weight.device
         batch, whole = context_batch(interactions, users, ends, self.tokenizer, history)
-        words = None
-        if self.user_table is not None:
-            words = torch.from_numpy(
-                self.tokenizer.user_words.encode(
-                    None if interactions.user_features is None else interactions.user_features.iloc[whole],
-                    len(whole),
-                )
-            ).to(device)
+        words = None if self.user_table is None else self.words_of(interactions, whole)
         hidden, _ = self(batch.to(device), catalogue, words)
         last = batch.spans.sum(1) - batch.spans[:, 0] - 1
         return hidden[batch.spans[:, 0].to(device), last.to(device)]
+
+    def words_of(self, interactions: Interactions, users: NDArray[np.int64]) -> Tensor:
+        """``(len(users), most)`` int64, what describes these users, as ``forward`` takes it."""
+        features = interactions.user_features
+        chosen = None if features is None else features.iloc[users]
+        words = self.tokenizer.user_words.encode(chosen, len(users))
+        return torch.from_numpy(words).to(self.ids.weight.device)
 
     def save_extra(self, folder: Path) -> None:
         """The tokenizer beside the weights."""
