@@ -18,6 +18,7 @@ from mambakit.domains.timeseries.stream.forecasting import sample_paths
 from mambakit.domains.timeseries.stream.live import LiveSeries
 from mambakit.domains.timeseries.stream.network import StreamForecaster
 from mambakit.domains.timeseries.stream.rows import RowTokenizer
+from mambakit.domains.timeseries.stream.running import LEAST, running_level
 from mambakit.domains.timeseries.tables.table import Series
 
 MODEL = StreamModelConfig(members=2, context=3, d_model=16, head_dim=8, d_state=8, n_layers=1, d_ahead=8)
@@ -205,3 +206,28 @@ def test_values_before_an_origin_alone_matter() -> None:
         short = [dataclasses.replace(s, values=s.values[:n], stamps=s.stamps[:n]) for s in (one, other)]
         made, wanted = (forecast(model, [s], 6)[0] for s in short)
         assert_same(made, wanted, 0)
+
+
+@pytest.mark.parametrize("pieces", [[1] * 40, [13, 27], [40]])
+def test_level_and_spread_outlast_a_gap(pieces: list[int]) -> None:
+    values = torch.full((1, 40), torch.nan)
+    values[0, :5] = torch.tensor([3.0, 5.0, 4.0, 6.0, 2.0])
+    values[0, 30:] = 4.0 + torch.arange(10)
+    elapsed = torch.full_like(values, 4.0)
+    elapsed[0, 5:] = 32.0  # eight memories a row: nothing of a weight would be left before the next value
+    sums, found, begin = None, [], 0
+    for n in pieces:
+        part = slice(begin, begin + n)
+        level, sums = running_level(
+            values[:, part], values[:, part].isfinite(), elapsed[:, part], sums, memory=4.0
+        )
+        found.append(torch.stack([*level], -1)[0])
+        begin += n
+    mean, deviation, z, shift, growth = torch.cat(found).T
+    weights = torch.exp(-torch.arange(5.0)).flip(0)
+    wanted = (weights * values[0, :5]).sum() / weights.sum()
+    torch.testing.assert_close(mean[4:30], wanted.expand(26))
+    torch.testing.assert_close(deviation[5:30], deviation[4].expand(25))
+    assert deviation[4] > 1.0
+    assert float(growth[30].abs()) < 2.0  # the first value after the gap is measured by the spread before it
+    torch.testing.assert_close(deviation[30], ((4.0 - wanted) ** 2 + LEAST**2).sqrt())
