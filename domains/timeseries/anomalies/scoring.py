@@ -27,7 +27,7 @@ from mambakit.domains.timeseries.anomalies.parts import PARTS, RowScorer, Scored
 from mambakit.domains.timeseries.anomalies.surprise import surprise
 from mambakit.domains.timeseries.stream.network import StreamForecaster
 from mambakit.domains.timeseries.stream.parts import Read
-from mambakit.domains.timeseries.stream.rows import Rows
+from mambakit.domains.timeseries.stream.rows import Begun, Rows
 from mambakit.domains.timeseries.tables.table import Series
 
 RATE = 1e-3
@@ -71,7 +71,7 @@ class StreamScorer:
         shape = (config.n_mixed, config.horizon, config.horizon, len(model.levels))
         self._made = torch.full(shape, torch.nan, device=device)  # forecasts of the last k rows
         self._ids: list[str] = []
-        self._scale: list[tuple[float, float]] = []
+        self._begun = [Begun()] * config.n_mixed
         self._waiting: list[list[tuple[Any, ...]]] = [[] for _ in range(config.n_mixed)]
 
     def update(self, series: Sequence[Series]) -> pd.DataFrame:
@@ -112,12 +112,11 @@ class StreamScorer:
         for i, one in enumerate(series):
             if not len(one.values):
                 raise DataError(f"series {one.unique_id!r} has no new rows")
-            rows = tokenizer.rows(one, ahead=config.horizon)
-            if not self._ids:
-                self._scale.append((rows.offset, rows.unit))
-            offset, unit = self._scale[i]
-            values = ((np.asarray(one.values, np.float64) - offset) / unit).astype(np.float32)
-            made.append(replace(rows, values=values, offset=offset, unit=unit))
+            made.append(tokenizer.rows(one, ahead=config.horizon, begun=self._begun[i]))
+        self._begun = [
+            begun.after(np.asarray(one.values, np.float64))
+            for begun, one in zip(self._begun, series, strict=True)
+        ]
         self._ids = names
         return made
 

@@ -215,6 +215,20 @@ def test_row_by_row_equals_all_at_once():
     assert whole["score"].notna().sum() > 60
 
 
+@pytest.mark.parametrize("sizes", [(90,), (1,) * 90])
+def test_the_unit_of_an_unseen_series_does_not_matter(sizes: tuple[int, ...]):
+    model, one = untrained(wave(90)), wave(90, "new", seed=1)
+    one.values[:3] = one.values[3]
+    wanted = anomaly_scores(model, [one], normal=90)["score"]
+    tiny = dataclasses.replace(one, values=1e-7 * one.values)
+    scorer, parts, first = StreamScorer(model), [], 0
+    for size in sizes:
+        parts.append(scorer.update([piece(tiny, first, first + size)]))
+        first += size
+    made = pd.concat([*parts, scorer.finish()])["score"].to_numpy(float)
+    np.testing.assert_allclose(made, wanted, rtol=5e-3)
+
+
 def test_nothing_looks_further_ahead_than_the_smoothing(trained: StreamForecaster):
     one, other = wave(), wave()
     other.values[300:] += 50

@@ -231,3 +231,19 @@ def test_level_and_spread_outlast_a_gap(pieces: list[int]) -> None:
     assert deviation[4] > 1.0
     assert float(growth[30].abs()) < 2.0  # the first value after the gap is measured by the spread before it
     torch.testing.assert_close(deviation[30], ((4.0 - wanted) ** 2 + LEAST**2).sqrt())
+
+
+@pytest.mark.parametrize("scale", [1e-9, 1e-6, 1e12])
+def test_the_unit_of_an_unseen_series_does_not_matter(scale: float) -> None:
+    model = model_of([series_of("a", 1, covariates=False)])
+    one = dataclasses.replace(series_of("new", 2, covariates=False))
+    one.values[:4] = one.values[4]  # nothing says how great its changes will be
+    wanted = forecast(model, [one], 6)[0]
+    assert np.ptp(wanted.quantiles) > 1
+    other = dataclasses.replace(one, values=scale * one.values)
+    made = forecast(model, [other], 6)[0]
+    live = LiveSeries(model)
+    for n in range(N_ROWS):
+        live.update(rows_of(other, n, n + 1))
+    for found in (made, live.forecast(6)[0]):
+        assert_same(dataclasses.replace(found, quantiles=found.quantiles / scale), wanted, 1e-3)
