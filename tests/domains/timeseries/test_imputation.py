@@ -173,7 +173,7 @@ def test_a_series_without_a_value_is_named() -> None:
     whole = waves()
     nothing = dataclasses.replace(whole[1], values=np.full(60, np.nan))
     model = untrained(whole)
-    with pytest.raises(DataError, match="series 's1' has no value at all: there is nothing to fill it from"):
+    with pytest.raises(DataError, match="series 's1' has no value at all: there is nothing to read"):
         impute(model, [whole[0], nothing])
     left_out: list[tuple[str, str]] = []
     frame = impute(model, [whole[0], nothing], left_out=left_out)

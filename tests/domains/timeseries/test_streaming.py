@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +12,10 @@ import pandas as pd
 import pytest
 import torch
 
+from mambakit.apps.timeseries import main
 from mambakit.core.errors import DataError
 from mambakit.domains.timeseries.config import StreamConfig, StreamModelConfig
+from mambakit.domains.timeseries.data import SeriesData
 from mambakit.domains.timeseries.forecasting import forecast
 from mambakit.domains.timeseries.forecasts import Forecast
 from mambakit.domains.timeseries.stream.forecasting import sample_paths
@@ -20,6 +24,7 @@ from mambakit.domains.timeseries.stream.network import StreamForecaster
 from mambakit.domains.timeseries.stream.rows import RowTokenizer
 from mambakit.domains.timeseries.stream.running import LEAST, running_level
 from mambakit.domains.timeseries.tables.table import Series
+from mambakit.domains.timeseries.window import WindowForecaster
 
 MODEL = StreamModelConfig(members=2, context=3, d_model=16, head_dim=8, d_state=8, n_layers=1, d_ahead=8)
 N_ROWS, AHEAD = 40, 9
@@ -247,3 +252,24 @@ def test_the_unit_of_an_unseen_series_does_not_matter(scale: float) -> None:
         live.update(rows_of(other, n, n + 1))
     for found in (made, live.forecast(6)[0]):
         assert_same(dataclasses.replace(found, quantiles=found.quantiles / scale), wanted, 1e-3)
+
+
+def test_the_order_of_a_file_s_series_does_not_matter(
+    tmp_path: Path, trained: tuple[WindowForecaster, Path], data: SeriesData, capsys: pytest.CaptureFixture[str]
+) -> None:
+    series = [series_of(name, i, covariates=False) for i, name in enumerate("abc")]
+    windows = copy.deepcopy(trained[0])
+    windows.trust.fill_(1.0)
+    for model, ones in ((model_of(series, mixed=True), series), (windows, data.series)):
+        model.save_pretrained(tmp_path / "model")
+        found = []
+        for name, order in (("one", ones), ("other", ones[::-1])):
+            frames = [
+                pd.DataFrame({"unique_id": one.unique_id, "ds": one.stamps, "y": one.values}) for one in order
+            ]
+            table = tmp_path / f"{name}.csv"
+            pd.concat(frames).to_csv(table, index=False)
+            words = ["evaluate", "--model", str(tmp_path / "model"), "--data", str(table), "--device", "cpu"]
+            assert main([*words, "--json"]) == 0
+            found.append(json.loads(capsys.readouterr().out)["results"][0])
+        assert found[0]["mse"] == pytest.approx(found[1]["mse"], rel=1e-5)
