@@ -277,6 +277,21 @@ def test_series_read_together_are_scored_together():
         anomaly_scores(model, [pair[0], piece(pair[1], 1, 80)])
 
 
+def test_a_series_that_can_t_be_scored_is_said_and_the_rest_are_scored():
+    good, short = wave(90, "good"), wave(40, "short")
+    empty = dataclasses.replace(wave(90, "empty"), values=np.full(90, np.nan))
+    model, options = untrained(good), {"normal": 90, "rate": 0.2}
+    left_out: list[tuple[str, str]] = []
+    table = anomaly_scores(model, [short, good, empty], **options, left_out=left_out)
+    pd.testing.assert_frame_equal(table, anomaly_scores(model, [good], **options))
+    assert [name for name, _ in left_out] == ["short", "empty"]
+    assert all(f"series {name!r} has" in reason for name, reason in left_out)
+    with pytest.raises(DataError, match="series 'short' has 28 scored rows"):
+        anomaly_scores(model, [short, good], **options)
+    with pytest.raises(DataError, match="series 'short' has 28 scored rows"):
+        anomaly_scores(model, [short, empty], **options, left_out=[])
+
+
 def test_wrong_calls_say_what_is_wrong():
     one = wave(60)
     model = untrained(one)
