@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 _NOTE = (
     "mse, mae: of values scaled by the training rows. smape in %. mase: against the seasonal step of the "
-    "training rows. wql: weighted quantile loss. coverage: of the interval between the outermost levels."
+    "training rows. wql: weighted quantile loss. coverage: of the interval between the outermost levels, "
+    "and of the calibrated one that promises as much."
 )
 
 

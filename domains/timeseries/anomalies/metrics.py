@@ -88,7 +88,7 @@ def found_top_1(
         UsageError: If no row that is searched has a score.
     """
     if not (~np.isnan(score[least:])).any():
-        raise UsageError(f"score: expected one that is not NaN from row {least} on, got none in {len(score)} rows")
+        raise UsageError(f"score: expected one that is not NaN from row {least} on, got {len(score)} rows")
     best = least + int(np.nanargmax(score[least:]))
     return begin - tolerance <= best < end + tolerance
 

@@ -100,7 +100,9 @@ class RowScorer:
             keep = 1 - 1 / MEMORY
             self.step_total, self.step_count = keep * self.step_total + step, keep * self.step_count + 1
         place = self.rows % self.season
-        self.recent[:, [place, place + self.season]] = np.array([[self.leads.add(surprises)], [value], [step]])
+        self.recent[:, [place, place + self.season]] = np.array(
+            [[self.leads.add(surprises)], [value], [step]]
+        )
         self.rows += 1
         return self._score(self.rows - 1 - self.wait) if self.rows > self.wait else None
 

@@ -255,7 +255,10 @@ def test_the_unit_of_an_unseen_series_does_not_matter(scale: float) -> None:
 
 
 def test_the_order_of_a_file_s_series_does_not_matter(
-    tmp_path: Path, trained: tuple[WindowForecaster, Path], data: SeriesData, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    trained: tuple[WindowForecaster, Path],
+    data: SeriesData,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     series = [series_of(name, i, covariates=False) for i, name in enumerate("abc")]
     windows = copy.deepcopy(trained[0])
@@ -273,3 +276,17 @@ def test_the_order_of_a_file_s_series_does_not_matter(
             assert main([*words, "--json"]) == 0
             found.append(json.loads(capsys.readouterr().out)["results"][0])
         assert found[0]["mse"] == pytest.approx(found[1]["mse"], rel=1e-5)
+
+
+def test_long_series_are_read_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    series = [series_of(name, i, covariates=False) for i, name in enumerate("abc")]
+    model = model_of(series)
+    wanted = forecast(model, series, 6)
+    read: list[int] = []
+    monkeypatch.setattr("mambakit.domains.timeseries.stream.forecasting._MOST_ROWS", 2 * N_ROWS)
+    monkeypatch.setattr(model, "read", lambda piece, *given, _read=model.read: (
+        read.append(piece.values.numel()) or _read(piece, *given)
+    ))  # fmt: skip
+    for made, one in zip(forecast(model, series, 6), wanted, strict=True):
+        assert_same(made, one)
+    assert read == [2 * N_ROWS, N_ROWS]
