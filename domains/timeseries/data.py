@@ -99,8 +99,8 @@ class SeriesData:
         """
         place = {name: i for i, name in enumerate(self.ids)}
         chosen = [place[name] for name in ids]
-        series, bounds = ([one[i] for i in chosen] for one in (self.series, self.bounds))
-        return replace(self, series=tuple(series), bounds=tuple(bounds))
+        series, bounds = tuple(self.series[i] for i in chosen), tuple(self.bounds[i] for i in chosen)
+        return replace(self, series=series, bounds=bounds)
 
 
 def split_series(
@@ -237,8 +237,8 @@ def require_aligned(series: Sequence[Series]) -> None:
     for one in series[1:]:
         if not one.stamps.equals(series[0].stamps):
             raise DataError(
-                f"series {one.unique_id!r} has other stamps than {series[0].unique_id!r}, but the model reads "
-                "them together; give it all with the same stamps, or train without --mix true"
+                f"series {one.unique_id!r} has other stamps than {series[0].unique_id!r}, but the model "
+                "reads them together; give it all with the same stamps, or train without --mix true"
             )
 
 

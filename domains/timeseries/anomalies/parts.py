@@ -81,7 +81,7 @@ class RowScorer:
     def __init__(self, n_leads: int, smooth: int, season: int = 1) -> None:
         self.leads = Leads(n_leads)
         self.smooth, self.wait, self.season = smooth, smooth // 2, max(season, smooth)
-        # leads, value and step of the last season's rows, each written twice: they lie in one piece at the end
+        # leads, value and step of the last season's rows, each written twice, so that they lie in one piece
         self.recent = np.full((3, 2 * self.season), math.nan)
         self.rows = 0
         self.last = math.nan
@@ -99,10 +99,9 @@ class RowScorer:
         if not math.isnan(step):
             keep = 1 - 1 / MEMORY
             self.step_total, self.step_count = keep * self.step_total + step, keep * self.step_count + 1
-        place = self.rows % self.season
-        self.recent[:, [place, place + self.season]] = np.array(
-            [[self.leads.add(surprises)], [value], [step]]
-        )
+        place, lead = self.rows % self.season, self.leads.add(surprises)
+        for at in (place, place + self.season):
+            self.recent[:, at] = lead, value, step
         self.rows += 1
         return self._score(self.rows - 1 - self.wait) if self.rows > self.wait else None
 

@@ -44,7 +44,7 @@ class _Place:
     state: State | None = None
     last: Any = None
     n_rows: int = 0
-    begun: Begun = Begun()
+    begun: Begun = field(default_factory=Begun)
     constant: float | None = None
     static: dict[str, Any] = field(default_factory=dict)
 

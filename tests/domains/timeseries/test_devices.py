@@ -44,7 +44,7 @@ def no_float64(monkeypatch: pytest.MonkeyPatch) -> NoFloat64:
 
 
 class NoFloat64(TorchFunctionMode):
-    """As if all tensors lay on such a device but those that were made on the host or came there by ``cpu``."""
+    """All tensors lay on such a device but those that were made on the host or went there by ``cpu``."""
 
     def __init__(self) -> None:
         super().__init__()

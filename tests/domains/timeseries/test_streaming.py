@@ -228,7 +228,7 @@ def test_level_and_spread_outlast_a_gap(pieces: list[int]) -> None:
         )
         found.append(torch.stack([*level], -1)[0])
         begin += n
-    mean, deviation, z, shift, growth = torch.cat(found).T
+    mean, deviation, _, _, growth = torch.cat(found).T
     weights = torch.exp(-torch.arange(5.0)).flip(0)
     wanted = (weights * values[0, :5]).sum() / weights.sum()
     torch.testing.assert_close(mean[4:30], wanted.expand(26))
