@@ -27,7 +27,8 @@ def anomalies(
 
     Each value is compared with all forecasts made of it, from one row to a whole horizon before, and the
     level and the steps around it with those of the past. The score is about 1 for rows as usual; a row is
-    flagged above what the share `rate` of normal rows exceeds. Missing values have no score.
+    flagged above what the share `rate` of normal rows exceeds. Missing values have no score. A series that
+    can't be scored is said, and the rest are scored.
 
     Args:
         model: Folder of a saved model that reads row by row (train --network stream).
@@ -62,10 +63,16 @@ def anomalies(
     given, trained = series[0].frequency, forecaster.tokenizer.frequency
     if given != trained:
         raise DataError(f"{input} has the step {given!r}, but the model was trained on {trained!r}")
-    table = anomaly_scores(forecaster.eval(), series, normal=normal, rate=rate, smooth=smooth)
+    left_out: list[tuple[str, str]] = []
+    table = anomaly_scores(
+        forecaster.eval(), series, normal=normal, rate=rate, smooth=smooth, left_out=left_out
+    )
+    for _, reason in left_out:
+        print(f"left out: {reason}", file=sys.stderr)
+    n_series = len(series) - len(left_out)
     if output is not None:
         write_table(table, output)
-        print(f"{len(series)} series, {len(table)} rows: {output}", file=sys.stderr)
+        print(f"{n_series} series, {len(table)} rows: {output}", file=sys.stderr)
     if plot is not None:
         plot.parent.mkdir(parents=True, exist_ok=True)
         anomaly_figure(table).savefig(plot, dpi=130)
@@ -75,7 +82,8 @@ def anomalies(
         print_json(
             {
                 "input": input,
-                "series": len(series),
+                "series": n_series,
+                "left_out": dict(left_out),
                 "rows": len(table),
                 "flagged": int(table["anomaly"].sum()),
                 "alarms": found.astype({"begin": str, "end": str}).to_dict(orient="records"),

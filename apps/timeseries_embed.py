@@ -37,9 +37,11 @@ def embed(
         model: Folder of a saved forecaster or classifier; nothing else is needed.
         input: As for forecast, or for a classifier as for classify.
         output: CSV or Parquet with unique_id, ds of the row and e0, e1, ...; standard output by default.
-        every: Embed after every so many rows too, counted back from the last: no row sees a later one.
+        every: Embed after every so many rows too, counted back from the last: no row sees a later one. A
+            window model passes over windows with a gap, of all series where it reads them together; a stream
+            model reads on through gaps, and remembers what was before.
         pool: Of a stream model: last is the state after the row, mean the mean of the states since the
-            embedding before.
+            embedding before, those in a gap among them.
         unnamed: Read every series as one unknown so far, so that its name says nothing.
         columns: Which column is what; covariates are found by the names they had in training.
         static_table: CSV or Parquet with a row a series.

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 _NOTE = (
     "mse, mae: of values scaled by the training rows. smape in %. mase: against the seasonal step of the "
-    "training rows. wql: weighted quantile loss. coverage: of the interval between the outermost levels."
+    "training rows. wql: weighted quantile loss. coverage: of the interval between the outermost levels, "
+    "and of the calibrated one that promises as much."
 )
 
 
@@ -58,7 +59,7 @@ def evaluate(
     """
     given = dict(locals())
     from mambakit.domains.timeseries.classification.network import SeriesClassifier
-    from mambakit.domains.timeseries.data import load_data
+    from mambakit.domains.timeseries.data import load_data, require_aligned
     from mambakit.domains.timeseries.model import kind_of, load_forecaster
     from mambakit.domains.timeseries.window import WindowForecaster
 
@@ -90,6 +91,9 @@ def evaluate(
             f"{data} has other series than the model was trained on ({known}); to measure a model on new "
             "series, use backtest"
         )
+    loaded = loaded.in_order(list(forecaster.tokenizer.ids))
+    if not isinstance(forecaster, WindowForecaster) and forecaster.config.n_mixed > 1:
+        require_aligned(loaded.series)
     evaluation = measure(forecaster, loaded, device)
     if json:
         print_json({"data": data, "horizon": config.horizon, **results_of(evaluation)})

@@ -18,14 +18,10 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import multiprocessing
-import os
-import queue
 import statistics
 import sys
 import tempfile
 import time
-import traceback
 from pathlib import Path
 from typing import Any
 
@@ -82,62 +78,15 @@ def run_job(job: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def work(jobs: Any, results: Any, deadline: float, gpu: str | None) -> None:
-    """One process, on one GPU: takes jobs until none is left or the time is up."""
-    if gpu is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
-    while time.time() < deadline:
-        try:
-            job = jobs.get_nowait()
-        except queue.Empty:
-            return
-        try:
-            results.put(run_job(job))
-        except Exception:  # noqa: BLE001  the other jobs go on; the error is printed and counted
-            results.put({**job, "error": traceback.format_exc()})
-
-
-def run_all(
-    jobs: list[dict[str, Any]], n_processes: int, gpus: list[str], seconds: float, stop_after: float
-) -> list[dict[str, Any]]:
-    """All jobs over some processes that share the accelerators; those still running are stopped."""
-    context = multiprocessing.get_context("spawn")
-    waiting, results = context.Queue(), context.Queue()
-    for job in jobs:
-        waiting.put(job)
-    time.sleep(0.5)
-    began = time.time()
-    processes = [
-        context.Process(
-            target=work, args=(waiting, results, began + seconds, gpus[i % len(gpus)] if gpus else None)
-        )
-        for i in range(min(n_processes, len(jobs)))
-    ]
-    for process in processes:
-        process.start()
-    found: list[dict[str, Any]] = []
-    while any(process.is_alive() for process in processes) or not results.empty():
-        if time.time() - began > stop_after:
-            for process in processes:
-                process.terminate()
-            waiting.cancel_join_thread()
-            break
-        try:
-            one = results.get(timeout=1)
-        except queue.Empty:
-            continue
-        found.append(one)
-        said = (
-            one.get("error")
-            or f"validation {one['validation']:.4f} trust {one['trust']:.2f} {one['seconds']}"
-        )
-        print(
-            f"{time.time() - began:6.1f} s  {one['set']:<8} L={one['lookback']:<3} H={one['horizon']:<3} "
-            f"seed {one['seed']} {one['changes'] or ''} {said}",
-            file=sys.stderr,
-            flush=True,
-        )
-    return found
+def tell(one: dict[str, Any], seconds: float) -> None:
+    """A line on stderr of a run that ended."""
+    said = one.get("error") or f"validation {one['validation']:.4f} trust {one['trust']:.2f} {one['seconds']}"
+    print(
+        f"{seconds:6.1f} s  {one['set']:<8} L={one['lookback']:<3} H={one['horizon']:<3} "
+        f"seed {one['seed']} {one['changes'] or ''} {said}",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 def rows_of(
@@ -209,6 +158,8 @@ def main() -> int:
     changes = {name: json.loads(value) for name, _, value in (c.partition("=") for c in arguments.changes)}
     test = not (arguments.validation_only or changes)
 
+    from processes import run_all
+
     from mambakit.core.data import fetch, load_card
 
     for name in arguments.sets:
@@ -227,7 +178,8 @@ def main() -> int:
         for lookback in sorted(arguments.lookbacks, reverse=True)
         for horizon in sorted(arguments.horizons, reverse=True)
     ]
-    found = run_all(jobs, arguments.jobs, arguments.gpus, arguments.seconds, arguments.stop_after)
+    limits = {"seconds": arguments.seconds, "stop_after": arguments.stop_after}
+    found = run_all(run_job, jobs, arguments.jobs, tell=tell, gpus=arguments.gpus, **limits)
     failed = [one for one in found if "error" in one]
     n_done = len(found)
     found = [one for one in found if "error" not in one]

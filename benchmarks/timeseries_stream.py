@@ -14,12 +14,10 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import multiprocessing
 import statistics
 import sys
 import tempfile
 import time
-import traceback
 from pathlib import Path
 from typing import Any
 
@@ -209,12 +207,9 @@ def rows_of(found: list[dict[str, Any]], command: str) -> list[dict[str, Any]]:
     return made
 
 
-def work(job: dict[str, Any], results: Any) -> None:
-    """One process."""
-    try:
-        results.put(run_job(job))
-    except Exception:  # noqa: BLE001  the other jobs go on; the error is printed and counted
-        results.put({**job, "error": traceback.format_exc()})
+def tell(one: dict[str, Any], seconds: float) -> None:
+    """A line of a run that ended."""
+    print(one.get("error") or json.dumps({**one, "changes": one["changes"] or None}), flush=True)
 
 
 def main() -> int:
@@ -234,22 +229,9 @@ def main() -> int:
         for name in sorted(arguments.sets)
         for seed in arguments.seeds
     ]
-    context = multiprocessing.get_context("spawn")
-    results = context.Queue()
-    waiting, live, found = list(jobs), [], []
-    while len(found) < len(jobs):
-        live = [process for process in live if process.is_alive()]
-        while waiting and len(live) < arguments.jobs:
-            live.append(context.Process(target=work, args=(waiting.pop(0), results)))
-            live[-1].start()
-        try:
-            one = results.get(timeout=1)
-        except Exception:  # noqa: BLE001  nothing has come yet
-            if not live and not waiting:
-                break
-            continue
-        found.append(one)
-        print(one.get("error") or json.dumps({**one, "changes": one["changes"] or None}), flush=True)
+    from processes import run_all
+
+    found = run_all(run_job, jobs, arguments.jobs, tell=tell)
     failed = [one for one in found if "error" in one] or len(found) < len(jobs)
     if test and found:
         from rows import write_rows

@@ -94,7 +94,8 @@ class DistributionHead(nn.Module):
             middle, half = (_HEAVIEST + _LIGHTEST) / 2, (_HEAVIEST - _LIGHTEST) / 2
             tail = (1 / output[..., 2, None] - middle) / half
             powers = tail ** torch.arange(_DEGREE + 1, device=output.device)
-            standard = standard * (powers @ self._growth.to(output)).exp()
+            with torch.autocast(output.device.type, enabled=False):  # a product of bfloat16 has three digits
+                standard = standard * (powers @ self._growth.to(output)).exp()
         return output[..., 0, None] + output[..., 1, None] * standard
 
     def moved(self, output: Tensor, shift: Tensor, scale: Tensor | None = None) -> Tensor:

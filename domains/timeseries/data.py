@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -90,6 +90,17 @@ class SeriesData:
     def mixed(self) -> bool:
         """Whether a window holds several series."""
         return len(self.groups[0].ids) > 1
+
+    def in_order(self, ids: Sequence[str]) -> SeriesData:
+        """The series ``ids`` alone, in that order: a model knows a series by its place.
+
+        Raises:
+            KeyError: If there is no series of a name.
+        """
+        place = {name: i for i, name in enumerate(self.ids)}
+        chosen = [place[name] for name in ids]
+        series, bounds = tuple(self.series[i] for i in chosen), tuple(self.bounds[i] for i in chosen)
+        return replace(self, series=series, bounds=bounds)
 
 
 def split_series(
@@ -214,6 +225,20 @@ def require_complete(series: Sequence[Series]) -> None:
             raise DataError(
                 f"series {series[0].unique_id!r} has the step {series[0].frequency!r}, but {one.unique_id!r} "
                 f"has {one.frequency!r}; one model reads one step"
+            )
+
+
+def require_aligned(series: Sequence[Series]) -> None:
+    """Refuses series that a model which reads them together can't read.
+
+    Raises:
+        DataError: If two have different stamps.
+    """
+    for one in series[1:]:
+        if not one.stamps.equals(series[0].stamps):
+            raise DataError(
+                f"series {one.unique_id!r} has other stamps than {series[0].unique_id!r}, but the model "
+                "reads them together; give it all with the same stamps, or train without --mix true"
             )
 
 

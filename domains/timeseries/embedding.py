@@ -22,7 +22,7 @@ from torch import Tensor
 
 from mambakit.core.errors import UsageError
 from mambakit.domains.timeseries.classification.network import SeriesClassifier, in_order
-from mambakit.domains.timeseries.forecasting import last_windows, readable, readings
+from mambakit.domains.timeseries.forecasting import last_windows, read_together, readable, readings
 from mambakit.domains.timeseries.forecasts import until
 from mambakit.domains.timeseries.stream.forecasting import as_read, batches, rows_of
 from mambakit.domains.timeseries.stream.network import StreamForecaster
@@ -52,9 +52,10 @@ def embed(
         model: Trained.
         series: The histories. Of covariates known ahead it takes those of the histories' own rows alone.
         every: Embed the last row, the one so many rows before it, and so on, as if the series ended there;
-            only the last row without.
+            only the last row without. A window in which a value is missing has no embedding, nor have those
+            of the same rows of series that are read together with it. The stream network reads through gaps.
         pool: ``"last"`` is the hidden state after the row; ``"mean"``, of the stream network, the mean over
-            the rows since the embedding before (over all without ``every``).
+            the rows since the embedding before (over all without ``every``), those of a gap among them.
         unnamed: Read each series as one unknown so far, which for a window is each alone.
         left_out: Takes name and reason of each series that can't be read; without it that is an error.
 
@@ -62,9 +63,10 @@ def embed(
         ``unique_id``, ``ds`` of the row, and ``e0`` to ``eN``, float32.
 
     Raises:
-        UsageError: On ``every`` below 1, another pool, or one that the network does not have.
+        UsageError: Without series, on ``every`` below 1, another pool, or one that the network does not have.
         DataError: If a series can't be read.
     """
+    _require_some(series)
     if every is not None and every < 1:
         raise UsageError(f"every: expected at least 1 row, got {every}")
     if pool not in POOLS:
@@ -90,12 +92,19 @@ def embed_labelled(
         channels: Names of the series' channels, where they have any.
 
     Raises:
+        UsageError: Without series.
         DataError: If a series has other channels than the model.
     """
+    _require_some(series)
     vectors = model.embed(in_order(model, series, channels)).float().numpy()
     return _frame(
         [(one.unique_id, [one.last], vector[None]) for one, vector in zip(series, vectors, strict=True)]
     )
+
+
+def _require_some(series: Sequence[Any]) -> None:
+    if not series:
+        raise UsageError("series: expected at least one to embed, got none")
 
 
 def _of_stream(
@@ -132,14 +141,14 @@ def _walked(model: StreamForecaster, rows: Sequence[Rows], at: list[int], pool: 
         state = passed.state
         hidden = torch.cat(passed.hidden, -1)
         if pool == "mean":
-            hidden = total + hidden.double().cumsum(1)
+            hidden = total + hidden.cpu().double().cumsum(1)  # some devices have no float64
             total = hidden[:, -1:]
         here = [row - begin for row in at if begin <= row < begin + _PIECE]
         picked.append(hidden[:, here])
     vectors = torch.cat(picked, 1)
     if pool == "last":
         return vectors
-    counts = torch.tensor(at, device=vectors.device).diff(prepend=torch.tensor([-1], device=vectors.device))
+    counts = torch.tensor(at).diff(prepend=torch.tensor([-1]))
     return vectors.diff(dim=1, prepend=torch.zeros_like(vectors[:, :1])) / counts[:, None]
 
 
@@ -152,6 +161,7 @@ def _of_windows(
     left_out: list[tuple[str, str]] | None,
 ) -> _Made:
     series, least = readable(model, series, left_out), model.config.lookback
+    together = {one.unique_id for one in read_together(model, series)}
     found: dict[str, list[tuple[Any, np.ndarray]]] = {one.unique_id: [] for one in series}
     longest = max((len(one.values) for one in series), default=0)
     for back in range(0, longest - least + 1, every or longest):
@@ -162,6 +172,8 @@ def _of_windows(
             for one, end in ends
             if end >= least and np.isfinite(one.values[end - least : end]).all()
         ]
+        if not together <= {one.unique_id for one in cut}:  # alone they would be read as unknown ones
+            cut = [one for one in cut if one.unique_id not in together]
         for groups, index in readings(model, cut):
             if unnamed:
                 groups = [[one] for group in groups for one in group]

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mambakit.domains.timeseries import baselines
+from mambakit.domains.timeseries import baselines, conformal
 from mambakit.domains.timeseries.data import SeriesData, Values, Windows
 from mambakit.domains.timeseries.forecasting import until
 from mambakit.domains.timeseries.metrics import Errors, mase_scale
@@ -78,7 +78,8 @@ def evaluate(
     errors = {name: Errors() for name in forecasters}
     if model is not None:
         model = model.to(device).eval()
-        errors = {OURS: Errors(levels), **errors}
+        ours = Errors(levels, calibrator=model.calibrators.get(conformal.KEY))
+        errors = {OURS: ours, **errors}
     mean, deviation, scale = _scales(data, values, device)
     per_window = horizon * values.rows.shape[1] * max(1, len(levels))
     for starts in windows.batches(max(1, min(1024, _MOST_NUMBERS // per_window))):

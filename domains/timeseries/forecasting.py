@@ -87,7 +87,7 @@ def readings(
     First those that it was trained to read together, if all are there; then the rest, each alone.
     """
     known = {name: index for index, name in enumerate(model.tokenizer.ids)}
-    together = _together(model, series)
+    together = read_together(model, series)
     if together:
         yield [together], torch.tensor([[known[one.unique_id] for one in together]])
     read = {one.unique_id for one in together}
@@ -103,7 +103,7 @@ def readings(
 
 def unknown_series(model: WindowForecaster, series: Sequence[Series]) -> list[str]:
     """Names of the series that the model was not trained on, or can't read as it was."""
-    together = {one.unique_id for one in _together(model, series)}
+    together = {one.unique_id for one in read_together(model, series)}
     if model.config.mix_series:
         return [one.unique_id for one in series if one.unique_id not in together]
     return [one.unique_id for one in series if one.unique_id not in model.tokenizer.ids]
@@ -123,7 +123,7 @@ def _fault(one: Series, lookback: int) -> str:
     return ""
 
 
-def _together(model: WindowForecaster, series: Sequence[Series]) -> list[Series]:
+def read_together(model: WindowForecaster, series: Sequence[Series]) -> list[Series]:
     """The series that the model reads across, in its order; none if one is missing or they don't align."""
     by_name = {one.unique_id: one for one in series}
     ids = model.tokenizer.ids
@@ -175,7 +175,7 @@ def _roll(model: WindowForecaster, groups: list[list[Series]], index: Tensor, ho
 
 def _forecast(model: WindowForecaster, one: Series, quantiles: Tensor, horizon: int) -> Forecast:
     mean, deviation = _scale(model, [one])
-    own = quantiles.double().cpu().numpy() * deviation[0] + mean[0]
+    own = quantiles.cpu().double().numpy() * deviation[0] + mean[0]
     if np.ptp(one.values) == 0:
         own = np.full_like(own, one.values[-1])
     point = model.point(torch.from_numpy(own)).numpy()

@@ -13,7 +13,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from mambakit.core.calibration import SplitConformal
+from mambakit.core.errors import DataError
 from mambakit.core.scoring import pinball, winkler
+from mambakit.domains.timeseries import conformal
 
 # Two levels p and q hold a central interval if p + q = 1, up to what floats lose
 _SLACK = 1e-9
@@ -116,11 +119,18 @@ class Errors:
     Args:
         levels: Quantile levels, increasing; empty for point forecasts alone.
         scale: Of each series for MASE, ``(n_series,)``; NaN MASE where a series' scale is zero.
+        calibrator: Of the intervals between the outermost levels, from ``conformal.calibrate``.
     """
 
-    def __init__(self, levels: Sequence[float] = (), scale: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        levels: Sequence[float] = (),
+        scale: Tensor | None = None,
+        calibrator: SplitConformal | None = None,
+    ) -> None:
         self.levels = tuple(levels)
         self.scale = scale
+        self.calibrator = calibrator
         self.sums: dict[str, Tensor] = {}
 
     def add(
@@ -164,6 +174,8 @@ class Errors:
             self._sum("ranks", rank.bincount(minlength=len(self.levels) + 1))
             low, high = quantiles[..., 0], quantiles[..., -1]
             self._sum("inside", ((low <= target) & (target <= high)).double().sum())
+            if self.calibrator is not None:
+                self._sum("calibrated", self._inside_calibrated(quantiles, target))
 
     @property
     def count(self) -> int:
@@ -173,7 +185,8 @@ class Errors:
     def result(self) -> dict[str, float]:
         """mse, mae, smape, and where they can be had mase, wql and coverage.
 
-        ``coverage`` is the share of targets between the lowest and the highest level.
+        ``coverage`` is the share of targets between the lowest and the highest level, ``coverage-calibrated``
+        the share inside the calibrated interval that promises as many.
         """
         count = self.count
         if not count:
@@ -185,6 +198,8 @@ class Errors:
         if "pinball" in total:
             result["wql"] = 2 * total["pinball"] / total["abs"] if total["abs"] else float("nan")
             result["coverage"] = total["inside"] / count
+        if "calibrated" in total:
+            result["coverage-calibrated"] = total["calibrated"] / count
         return result
 
     def mse_by_step(self) -> list[float]:
@@ -194,6 +209,17 @@ class Errors:
     def ranks(self) -> list[int]:
         """How many targets had 0, 1, ... of the levels under them, ``n_levels + 1``: a PIT histogram."""
         return self.sums["ranks"].tolist() if "ranks" in self.sums else []
+
+    def _inside_calibrated(self, quantiles: Tensor, target: Tensor) -> Tensor:
+        """How many targets are inside; NaN if too few were calibrated on for so wide an interval."""
+        assert self.calibrator is not None
+        said = quantiles.transpose(1, 2).flatten(0, 1).cpu().double().numpy()
+        came = target.transpose(1, 2).flatten(0, 1).cpu().double().numpy()
+        try:
+            low, high = conformal.interval(self.calibrator, said, 100 * (self.levels[-1] - self.levels[0]))
+        except DataError:
+            return torch.tensor(torch.nan, dtype=torch.float64)
+        return torch.tensor(((low <= came) & (came <= high)).sum(), dtype=torch.float64)
 
     def _sum(self, name: str, value: Tensor) -> None:
         self.sums[name] = self.sums[name] + value if name in self.sums else value

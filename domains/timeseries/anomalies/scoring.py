@@ -25,9 +25,10 @@ from torch import Tensor
 from mambakit.core.errors import DataError, UsageError
 from mambakit.domains.timeseries.anomalies.parts import PARTS, RowScorer, Scored
 from mambakit.domains.timeseries.anomalies.surprise import surprise
+from mambakit.domains.timeseries.stream.forecasting import in_training_order
 from mambakit.domains.timeseries.stream.network import StreamForecaster
 from mambakit.domains.timeseries.stream.parts import Read
-from mambakit.domains.timeseries.stream.rows import Rows
+from mambakit.domains.timeseries.stream.rows import Begun, Rows
 from mambakit.domains.timeseries.tables.table import Series
 
 RATE = 1e-3
@@ -36,7 +37,9 @@ COLUMNS = ("unique_id", "ds", "y", "y_hat", "lo", "hi", "score", *PARTS, "anomal
 _LEAST_SEEN = 0.5
 _TAIL_FROM = 0.9
 _LEAST_NORMAL = 50
+# Rows of a piece, and numbers of its forecasts: rows x series x steps x levels.
 _PIECE = 1024
+_MOST_NUMBERS = 4_000_000
 
 
 class StreamScorer:
@@ -71,7 +74,7 @@ class StreamScorer:
         shape = (config.n_mixed, config.horizon, config.horizon, len(model.levels))
         self._made = torch.full(shape, torch.nan, device=device)  # forecasts of the last k rows
         self._ids: list[str] = []
-        self._scale: list[tuple[float, float]] = []
+        self._begun = [Begun()] * config.n_mixed
         self._waiting: list[list[tuple[Any, ...]]] = [[] for _ in range(config.n_mixed)]
 
     def update(self, series: Sequence[Series]) -> pd.DataFrame:
@@ -86,9 +89,10 @@ class StreamScorer:
         """
         rows = self._tokens(series)
         n = len(series[0].values)
+        size = max(1, min(_PIECE, _MOST_NUMBERS // self._made[:, 0].numel()))
         parts = []
-        for first in range(0, n, _PIECE):
-            parts.append(self._piece(series, rows, first, min(n, first + _PIECE)))
+        for first in range(0, n, size):
+            parts.append(self._piece(series, rows, first, min(n, first + size)))
         return pd.concat(parts, ignore_index=True)
 
     def finish(self) -> pd.DataFrame:
@@ -112,12 +116,11 @@ class StreamScorer:
         for i, one in enumerate(series):
             if not len(one.values):
                 raise DataError(f"series {one.unique_id!r} has no new rows")
-            rows = tokenizer.rows(one, ahead=config.horizon)
-            if not self._ids:
-                self._scale.append((rows.offset, rows.unit))
-            offset, unit = self._scale[i]
-            values = ((np.asarray(one.values, np.float64) - offset) / unit).astype(np.float32)
-            made.append(replace(rows, values=values, offset=offset, unit=unit))
+            made.append(tokenizer.rows(one, ahead=config.horizon, begun=self._begun[i]))
+        self._begun = [
+            begun.after(np.asarray(one.values, np.float64))
+            for begun, one in zip(self._begun, series, strict=True)
+        ]
         self._ids = names
         return made
 
@@ -146,10 +149,10 @@ class StreamScorer:
         at = horizon + torch.arange(n, device=device)[:, None] - 1 - lead
         of_row = made[:, at, lead]  # [g, n, k, levels]: forecasts made of each row
         found = surprise(values[..., None].expand(-1, -1, horizon), of_row, model.levels)
-        surprises = found.double().cpu().numpy()
+        surprises = found.cpu().double().numpy()
         outer = torch.stack([model.point(of_row), of_row[..., 0], of_row[..., -1]], -1).nanmean(2)
         scale = torch.tensor([(one.offset, one.unit) for one in rows], dtype=torch.float64)
-        band = outer.double().cpu() * scale[:, None, None, 1] + scale[:, None, None, 0]
+        band = outer.cpu().double() * scale[:, None, None, 1] + scale[:, None, None, 0]
         return _frame(
             [
                 list(self._rows(g, one, rows[g].values, first, band[g].numpy(), surprises[g]))
@@ -181,6 +184,7 @@ def anomaly_scores(
     normal: float = NORMAL,
     rate: float = RATE,
     smooth: int | None = None,
+    left_out: list[tuple[str, str]] | None = None,
 ) -> pd.DataFrame:
     """How anomalous each row of some series is, each read once from its beginning.
 
@@ -192,6 +196,7 @@ def anomaly_scores(
         rate: Share of rows like the normal ones that may be called anomalous: one in a thousand by default. A
             series that drifts away from them has more: up to one in seventy on the NAB series.
         smooth: Rows around each row that its score is of; the trained horizon by default.
+        left_out: Takes name and reason of each series that can't be scored; without it that is an error.
 
     Returns:
         ``COLUMNS``: the forecast of the row and its outermost quantiles, averaged over the horizon of rows
@@ -200,26 +205,39 @@ def anomaly_scores(
 
     Raises:
         UsageError: If ``normal``, ``rate`` or ``smooth`` makes no sense.
-        DataError: If a series has too few normal rows, or lacks covariates.
+        DataError: If a series has too few normal rows or lacks covariates, and there is no ``left_out`` that
+            takes it or the model reads all of them together; or none can be scored.
     """
     if not 0 < rate < 1:
         raise UsageError(f"rate: expected a share inside (0, 1), got {rate}")
     if not normal > 0:
         raise UsageError(f"normal: expected a share or a number of rows above 0, got {normal}")
-    frames = []
-    for group in _groups(model, series):
+    by_name = {one.unique_id: one for one in series}
+    together = model.config.n_mixed > 1
+    groups = [in_training_order(model, by_name)] if together else [[name] for name in by_name]
+    made: dict[str, pd.DataFrame] = {}
+    for names in groups:
         scorer = StreamScorer(model, smooth=smooth)
-        longer = [_reaching(one, model.config.horizon) for one in group]
-        scored = pd.concat([scorer.update(longer), scorer.finish()], ignore_index=True)
-        frames += [one for _, one in scored.groupby("unique_id", sort=False)]
-    order = {one.unique_id: i for i, one in enumerate(series)}
-    frames.sort(key=lambda one: order[one["unique_id"].iloc[0]])
-    for one in frames:
-        score = one["score"].to_numpy()
-        n_normal = int(normal if normal >= 1 else normal * len(score))
-        level = threshold(score[:n_normal], rate, name=str(one["unique_id"].iloc[0]))
-        one["anomaly"] = score > level
-    return pd.concat(frames, ignore_index=True)
+        try:
+            longer = [_reaching(by_name[name], model.config.horizon) for name in names]
+            scored = pd.concat([scorer.update(longer), scorer.finish()], ignore_index=True)
+            for name, one in scored.groupby("unique_id", sort=False):
+                made[str(name)] = _flagged(one, normal, rate)
+        except DataError as error:
+            if left_out is None or together:  # which needs every one of them
+                raise
+            left_out.append((names[0], str(error)))
+    if not made:
+        raise DataError(left_out[0][1] if left_out else "there is no series to score")
+    return pd.concat([made[name] for name in by_name if name in made], ignore_index=True)
+
+
+def _flagged(scored: pd.DataFrame, normal: float, rate: float) -> pd.DataFrame:
+    """The rows of one series, and whether each lies above its threshold."""
+    score = scored["score"].to_numpy()
+    n_normal = int(normal if normal >= 1 else normal * len(score))
+    level = threshold(score[:n_normal], rate, name=str(scored["unique_id"].iloc[0]))
+    return scored.assign(anomaly=score > level)
 
 
 def threshold(normal: NDArray[np.float64], rate: float = RATE, *, name: str = "y") -> float:
@@ -243,28 +261,6 @@ def threshold(normal: NDArray[np.float64], rate: float = RATE, *, name: str = "y
     beyond = there[there > high] - high
     mean = float(beyond.mean()) if len(beyond) else 0.0
     return high + mean * math.log((1 - _TAIL_FROM) / rate)
-
-
-def _groups(model: StreamForecaster, series: Sequence[Series]) -> list[list[Series]]:
-    """Series that are read together, in the order of the model's training."""
-    n = model.config.n_mixed
-    if n == 1:
-        return [[one] for one in series]
-    by_name = {one.unique_id: one for one in series}
-    names = list(model.tokenizer.ids)
-    absent = [name for name in names if name not in by_name]
-    if absent or len(series) != len(names):
-        what = f"{absent[0]!r} is missing" if absent else f"there are {len(series)} series"
-        raise DataError(f"the model reads {len(names)} series together, but {what}")
-    groups = [[by_name[name] for name in names[i : i + n]] for i in range(0, len(names), n)]
-    for group in groups:
-        for one in group[1:]:
-            if not one.stamps.equals(group[0].stamps):
-                raise DataError(
-                    f"series {one.unique_id!r} has other stamps than {group[0].unique_id!r}, but the model "
-                    "reads them together"
-                )
-    return groups
 
 
 def _reaching(one: Series, horizon: int) -> Series:

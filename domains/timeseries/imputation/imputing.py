@@ -14,10 +14,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from mambakit.core.adapters import SampleError
-from mambakit.core.errors import DataError, UsageError
+from mambakit.core.errors import UsageError
 from mambakit.core.state import State
-from mambakit.domains.timeseries.stream.forecasting import as_read, batches
+from mambakit.domains.timeseries.stream.forecasting import as_read, batches, rows_of
 from mambakit.domains.timeseries.stream.imputer import Between, between, fill_from, near, reach_of, turned
 from mambakit.domains.timeseries.stream.neighbours import Guess, Scale, scale_of
 from mambakit.domains.timeseries.stream.network import StreamForecaster
@@ -59,27 +58,13 @@ def impute(
         )
     if piece < 1:
         raise UsageError(f"piece: expected at least 1, got {piece}")
-    ready: dict[str, Rows] = {}
-    for one in series:
-        try:
-            if not np.isfinite(one.values).any():
-                raise SampleError(
-                    f"series {one.unique_id!r} has no value at all: there is nothing to fill it from"
-                )
-            ready[one.unique_id] = model.tokenizer.rows(one)
-        except SampleError as error:
-            if left_out is None or model.config.n_mixed > 1:  # which needs every one of them
-                raise DataError(error.reason) from None
-            left_out.append((one.unique_id, error.reason))
+    ready = rows_of(model, series, left_out=left_out)
     by_name = {one.unique_id: one for one in series}
     made: dict[str, pd.DataFrame] = {}
     for names in batches(model, ready, by_name):
         rows = [ready[name] for name in names]
         for name, own, scaled in zip(names, rows, fill_rows(model, rows, piece=piece), strict=True):
             made[name] = _frame(model, by_name[name], own, scaled)
-    if not made:
-        why = f": {left_out[0][1]}" if left_out else ""
-        raise DataError(f"there is no series to fill{why}")
     return pd.concat([made[one.unique_id] for one in series if one.unique_id in made], ignore_index=True)
 
 

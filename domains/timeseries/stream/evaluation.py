@@ -7,6 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mambakit.domains.timeseries import conformal
 from mambakit.domains.timeseries.evaluation import OURS, Evaluation
 from mambakit.domains.timeseries.metrics import Errors, mase_scale
 from mambakit.domains.timeseries.stream.data import Found, Store, forecasts
@@ -33,7 +34,8 @@ def evaluate_stream(
     season, horizon = model.config.season_length, model.config.horizon
     last = [_last_values(store, i) for i in range(len(store))]
     scale = torch.tensor([_scale(store, i, season) for i in range(len(store))], device=device)
-    errors = {OURS: Errors(model.levels), "linear": Errors(), "seasonal naive": Errors(), "naive": Errors()}
+    ours = Errors(model.levels, calibrator=model.calibrators.get(conformal.KEY))
+    errors = {OURS: ours, "linear": Errors(), "seasonal naive": Errors(), "naive": Errors()}
     n_windows = 0
     for found in forecasts(model, moved, PARTS[split]):
         n_windows += int(found.target.isfinite().any(-1).sum())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -14,13 +14,15 @@ from torch import Tensor
 from mambakit.core.adapters import SampleError
 from mambakit.core.errors import DataError, UsageError
 from mambakit.core.state import State
+from mambakit.domains.timeseries.data import require_aligned
 from mambakit.domains.timeseries.forecasts import Forecast
 from mambakit.domains.timeseries.stream.network import Read, StreamForecaster
 from mambakit.domains.timeseries.stream.rows import Rows
 from mambakit.domains.timeseries.tables.table import Series
 
-# Series that are read at once, and rows of a piece.
+# Series that are read at once, rows of them in all, and rows of a piece.
 _AT_ONCE = 64
+_MOST_ROWS = 1_000_000
 _PIECE = 2048
 
 
@@ -72,7 +74,8 @@ def rows_of(
     """The arrays of each series by its name, as ``RowTokenizer.rows`` makes them.
 
     Raises:
-        DataError: If a series can't be read, and there is no ``left_out`` that takes it; or none can.
+        DataError: If a series can't be read, and there is no ``left_out`` that takes it or the model reads
+            all of them together; or none can.
     """
     ready: dict[str, Rows] = {}
     for one in series:
@@ -81,17 +84,17 @@ def rows_of(
                 raise SampleError(f"series {one.unique_id!r} has no value at all: there is nothing to read")
             ready[one.unique_id] = model.tokenizer.rows(one, ahead=ahead, beyond=beyond)
         except SampleError as error:
-            if left_out is None:
+            if left_out is None or model.config.n_mixed > 1:  # which needs every one of them
                 raise DataError(error.reason) from None
             left_out.append((one.unique_id, error.reason))
-    if series and not ready:
+    if not ready:
         raise DataError(left_out[0][1] if left_out else "there is no series to read")
     return ready
 
 
 def made_forecast(model: StreamForecaster, one: Series, rows: Rows, scaled: Tensor) -> Forecast:
     """A forecast in the series' own units of ``(horizon, n_quantiles)`` scaled quantiles."""
-    own = scaled.double().cpu().numpy() * rows.unit + rows.offset
+    own = scaled.cpu().double().numpy() * rows.unit + rows.offset
     there = one.values[np.isfinite(one.values)]
     if len(there) and np.ptp(there) == 0:
         own = np.full_like(own, there[-1])
@@ -161,11 +164,7 @@ def sample_paths(
     generator = torch.Generator(device=device).manual_seed(seed)
     levels = torch.tensor(model.levels, device=device)
     made = {}
-    for one in series:
-        try:
-            rows = model.tokenizer.rows(one, ahead=horizon, beyond=model.config.horizon)
-        except SampleError as error:
-            raise DataError(error.reason) from None
+    for name, rows in rows_of(model, series, ahead=horizon, beyond=model.config.horizon).items():
         state = read_all(model, [rows]).index_select([0] * n_paths)
         first, drawn = len(rows.values), []
         for step in range(horizon):
@@ -178,7 +177,7 @@ def sample_paths(
             piece = as_read(model, [rows], first + step, first + step + 1)
             many = Read._make(field.expand(n_paths, *field.shape[1:]) for field in piece)
             _, state = model.read(many._replace(values=drawn[-1][:, None]), state)  # type: ignore[assignment]
-        made[one.unique_id] = torch.stack(drawn, 1).double().cpu().numpy() * rows.unit + rows.offset
+        made[name] = torch.stack(drawn, 1).cpu().double().numpy() * rows.unit + rows.offset
     return made
 
 
@@ -248,19 +247,31 @@ def widened(quantiles: Tensor, before: Tensor, anchor: int) -> Tensor:
 def batches(model: StreamForecaster, ready: dict[str, Rows], by_name: dict[str, Series]) -> list[list[str]]:
     """Series of one length together; those of a mixed model all at once, in its order."""
     if model.config.n_mixed > 1:
-        ids = list(model.tokenizer.ids)
-        absent = [name for name in ids if name not in ready]
-        strangers = [name for name in ready if name not in ids]
-        if absent or strangers:
-            what = f"{absent[0]!r} is missing" if absent else f"{strangers[0]!r} is not one of them"
-            raise DataError(
-                f"the model reads {len(ids)} series together, and {what}; give it all of them with the "
-                "same stamps, or train without --mix true"
-            )
-        if any(not by_name[name].stamps.equals(by_name[ids[0]].stamps) for name in ids):
-            raise DataError("the model reads its series together, but they have different stamps")
-        return [ids]
+        return [in_training_order(model, {name: by_name[name] for name in ready})]
     groups: dict[int, list[str]] = defaultdict(list)
     for name, rows in ready.items():
         groups[len(rows.values)].append(name)
-    return [names[i : i + _AT_ONCE] for names in groups.values() for i in range(0, len(names), _AT_ONCE)]
+    made = []
+    for length, names in groups.items():
+        n = min(_AT_ONCE, max(1, _MOST_ROWS // max(length, 1)))
+        made += [names[i : i + n] for i in range(0, len(names), n)]
+    return made
+
+
+def in_training_order(model: StreamForecaster, by_name: Mapping[str, Series]) -> list[str]:
+    """Names of the series that the model reads together, in its order.
+
+    Raises:
+        DataError: If one is missing, there is another, or they differ in their stamps.
+    """
+    ids = list(model.tokenizer.ids)
+    absent = [name for name in ids if name not in by_name]
+    strangers = [name for name in by_name if name not in model.tokenizer.ids]
+    if absent or strangers:
+        what = f"{absent[0]!r} is missing" if absent else f"{strangers[0]!r} is not one of them"
+        raise DataError(
+            f"the model reads {len(ids)} series together, but {what}; give it all of them with the same "
+            "stamps, or train without --mix true"
+        )
+    require_aligned([by_name[name] for name in ids])
+    return ids

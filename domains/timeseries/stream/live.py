@@ -28,7 +28,7 @@ from mambakit.core.state import State
 from mambakit.domains.timeseries.forecasts import Forecast
 from mambakit.domains.timeseries.stream.forecasting import made_forecast, read_all, roll
 from mambakit.domains.timeseries.stream.network import StreamForecaster
-from mambakit.domains.timeseries.stream.rows import Rows
+from mambakit.domains.timeseries.stream.rows import Begun, Rows
 from mambakit.domains.timeseries.tables.stamps import offset_of
 from mambakit.domains.timeseries.tables.table import Series, next_stamps
 
@@ -44,7 +44,7 @@ class _Place:
     state: State | None = None
     last: Any = None
     n_rows: int = 0
-    offset: float | None = None
+    begun: Begun = field(default_factory=Begun)
     constant: float | None = None
     static: dict[str, Any] = field(default_factory=dict)
 
@@ -176,7 +176,8 @@ class LiveSeries:
             name: {
                 "last": str(place.last) if isinstance(place.last, pd.Timestamp) else int(place.last),
                 "n_rows": place.n_rows,
-                "offset": place.offset,
+                "offset": place.begun.offset,
+                "unit": place.begun.unit,
                 "constant": place.constant,
                 "static": {
                     key: one.item() if hasattr(one, "item") else one for key, one in place.static.items()
@@ -208,8 +209,9 @@ class LiveSeries:
         states = State.load(Path(folder) / _STATE_FILE, live._device)
         for i, (name, one) in enumerate(content["series"].items()):
             last = pd.Timestamp(one["last"]) if isinstance(one["last"], str) else int(one["last"])
+            begun = Begun(one["offset"], one.get("unit", 1.0))  # which an earlier version took for all
             place = _Place(
-                states.index_select([i]), last, one["n_rows"], one["offset"], one["constant"], one["static"]
+                states.index_select([i]), last, one["n_rows"], begun, one["constant"], one["static"]
             )
             live._places[name] = place
         return live
@@ -261,20 +263,14 @@ class LiveSeries:
         beside = covariates.reset_index(drop=True)
         one = Series(name, stamps, values, self._frequency, beside, beside, place.static)
         try:
-            rows = tokenizer.rows(one)
+            rows = tokenizer.rows(one, begun=place.begun)
         except SampleError as error:
             raise DataError(error.reason) from None
         there = values[np.isfinite(values)]
         if len(there):
-            first = place.constant if place.n_rows and place.offset is not None else float(there[0])
+            first = float(there[0]) if place.begun.offset is None else place.constant
             place.constant = first if first is not None and bool((there == first).all()) else None
-        if name not in tokenizer.ids:
-            if place.offset is None and len(there):
-                place.offset = float(there[0])
-            scaled = (values - (place.offset or 0.0)).astype(np.float32)
-            rows = replace(rows, values=scaled, offset=place.offset or 0.0)
-        elif len(there):
-            place.offset = rows.offset
+        place.begun = place.begun.after(values)
         if not self._frequency and place.last is not None:
             rows.elapsed[0] = tokenizer.elapsed(order[:2], "")[1]
         return one, rows
@@ -336,15 +332,13 @@ class LiveSeries:
         past = pd.DataFrame({column: [np.nan] for column in tokenizer.past.names})
         one = replace(one, past=past, future=known)
         try:
-            rows = tokenizer.rows(one, ahead=horizon, beyond=beyond)
+            rows = tokenizer.rows(one, ahead=horizon, beyond=beyond, begun=place.begun)
         except SampleError as error:
             raise DataError(error.reason) from None
-        offset = rows.offset if name in tokenizer.ids else place.offset or 0.0
         # the last row itself has been read
-        ahead = replace(
+        return one, replace(
             rows, values=rows.values[1:], past=rows.past[1:], known=rows.known[1:], elapsed=rows.elapsed[1:]
         )
-        return one, replace(ahead, offset=offset)
 
 
 def _stamps(column: pd.Series, where: str) -> pd.Index:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import pandas as pd
@@ -23,7 +23,8 @@ _DAY = 86400.0
 _CYCLES = {"day": (_DAY, _DAY), "week": (7 * _DAY, 2 * _DAY), "year": (365.2425 * _DAY, 40 * _DAY)}
 # No covariate counts for more than so many deviations, however it goes beyond its training range.
 _FARTHEST = 10.0
-_LEAST_UNIT = 1e-12
+# What differs by less from the first value is that value, but for rounding.
+_ROUNDING = 1e-12
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Rows:
         static: ``(n_static,)`` float32.
         index: The series' place among those learned of; their number for another.
         offset: What was taken from the values before they were divided by ``unit``.
-        unit: As above.
+        unit: As above; zero for an unseen series that has shown no second value.
     """
 
     values: NDArray[np.float32]
@@ -49,6 +50,37 @@ class Rows:
     index: int
     offset: float
     unit: float
+
+
+class Begun(NamedTuple):
+    """What an unseen series is taken relative to, as far as its rows have shown it; None before that.
+
+    Attributes:
+        offset: Its first value.
+        unit: How far the first value that is another lies from it. Until there is one, all that is read is
+            zero, whatever the unit: so rows read one by one are scaled as all at once, and no unit of
+            measurement matters.
+    """
+
+    offset: float | None = None
+    unit: float | None = None
+
+    def after(self, values: NDArray[np.float64]) -> Self:
+        """With what some further rows show, NaN where missing."""
+        if self.unit is not None:
+            return self
+        there = values[np.isfinite(values)]
+        offset = float(there[0]) if self.offset is None and len(there) else self.offset
+        moved = np.abs(there - (offset or 0.0))
+        moved = moved[moved > _ROUNDING * abs(offset or 0.0)]
+        return self._replace(offset=offset, unit=float(moved[0]) if len(moved) else None)
+
+    def scaled(self, values: NDArray[np.float64]) -> NDArray[np.float32]:
+        """The rows relative to it."""
+        offset, unit = self.offset or 0.0, self.unit or 1.0
+        moved = values - offset
+        moved = np.where(np.abs(moved) <= _ROUNDING * abs(offset), 0.0, moved)
+        return (moved / unit).astype(np.float32)
 
 
 class Columns:
@@ -139,7 +171,7 @@ class RowTokenizer(Tokenizer[Series]):
 
     ``fit`` learns each series' mean and deviation from the rows it is given, scales and categories of the
     covariates, and which cycles of the calendar there are. A series it has not seen is taken relative to its
-    first value.
+    first value and its first change (``Begun``).
     """
 
     kind = "timeseries-rows"
@@ -198,11 +230,20 @@ class RowTokenizer(Tokenizer[Series]):
         self._fitted = True
         return self
 
-    def rows(self, sample: Series, *, ahead: int = 0, beyond: int = 0, calendar: bool = True) -> Rows:
+    def rows(
+        self,
+        sample: Series,
+        *,
+        ahead: int = 0,
+        beyond: int = 0,
+        calendar: bool = True,
+        begun: Begun = Begun(),  # noqa: B008  (immutable)
+    ) -> Rows:
         """The arrays of a series, and of so many steps after it.
 
         Covariates must be known for ``ahead`` steps; for ``beyond`` further ones the last row's stand in.
-        Without ``calendar`` the known channels are the covariates alone.
+        Without ``calendar`` the known channels are the covariates alone. ``begun`` is what earlier rows of
+        an unseen series have shown.
 
         Raises:
             SampleError: If covariates that the model needs are missing, known ones for ``ahead`` steps too.
@@ -215,9 +256,11 @@ class RowTokenizer(Tokenizer[Series]):
         index = self.ids.get(sample.unique_id, len(self.ids))
         if index < len(self.ids):
             offset, unit = float(self.mean[index]), float(self.deviation[index])
+            scaled = ((values - offset) / unit).astype(np.float32)
         else:
-            there = values[np.isfinite(values)]
-            offset, unit = (float(there[0]) if len(there) else 0.0), 1.0
+            begun = begun.after(values)
+            offset, unit = begun.offset or 0.0, begun.unit or 0.0
+            scaled = begun.scaled(values)
         stamps = sample.stamps
         if ahead + beyond:
             stamps = stamps.append(self.next_stamps(sample, ahead + beyond))
@@ -228,7 +271,7 @@ class RowTokenizer(Tokenizer[Series]):
             known = np.concatenate([known, self.calendar(stamps)], axis=1)
         static = pd.DataFrame([dict(sample.static)]) if self.static.names else None
         return Rows(
-            ((values - offset) / unit).astype(np.float32),
+            scaled,
             self.past.encode(sample.past, n, where),
             known,
             self.elapsed(stamps, sample.frequency),
@@ -362,7 +405,7 @@ def _robust(values: NDArray[np.float64]) -> tuple[float, float]:
     if not len(there):
         return 0.0, 1.0
     mean, deviation = scale_of(there)
-    return float(mean), max(float(deviation), _LEAST_UNIT)
+    return float(mean), float(deviation)
 
 
 def _gaps(stamps: pd.Index) -> NDArray[np.float64]:

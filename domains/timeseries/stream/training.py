@@ -21,6 +21,7 @@ from mambakit.domains.timeseries.config import (
     StreamLossConfig,
     StreamModelConfig,
 )
+from mambakit.domains.timeseries.data import require_aligned
 from mambakit.domains.timeseries.stream.data import Bounds, Pieces, Store, cut, forecasts, make_store
 from mambakit.domains.timeseries.stream.neighbours import Neighbours
 from mambakit.domains.timeseries.stream.network import StreamForecaster, linear_covariates
@@ -98,9 +99,11 @@ def train_stream(
         The forecaster in evaluation mode on the CPU, and how the training went.
 
     Raises:
-        DataError: If nothing can be learned from the series.
+        DataError: If nothing can be learned from the series, or mixed ones differ in their stamps.
         UserError: If training fails, or the run folder holds another run.
     """
+    if mixed:
+        require_aligned(series)
     tokenizer, store = laid_out or lay_out(series, bounds, season_length)
     config = StreamConfig(
         lookback=lookback,

@@ -215,6 +215,20 @@ def test_row_by_row_equals_all_at_once():
     assert whole["score"].notna().sum() > 60
 
 
+@pytest.mark.parametrize("sizes", [(90,), (1,) * 90])
+def test_the_unit_of_an_unseen_series_does_not_matter(sizes: tuple[int, ...]):
+    model, one = untrained(wave(90)), wave(90, "new", seed=1)
+    one.values[:3] = one.values[3]
+    wanted = anomaly_scores(model, [one], normal=90)["score"]
+    tiny = dataclasses.replace(one, values=1e-7 * one.values)
+    scorer, parts, first = StreamScorer(model), [], 0
+    for size in sizes:
+        parts.append(scorer.update([piece(tiny, first, first + size)]))
+        first += size
+    made = pd.concat([*parts, scorer.finish()])["score"].to_numpy(float)
+    np.testing.assert_allclose(made, wanted, rtol=5e-3)
+
+
 def test_nothing_looks_further_ahead_than_the_smoothing(trained: StreamForecaster):
     one, other = wave(), wave()
     other.values[300:] += 50
@@ -261,6 +275,21 @@ def test_series_read_together_are_scored_together():
         anomaly_scores(model, pair[:1])
     with pytest.raises(DataError, match="other stamps than 'a'"):
         anomaly_scores(model, [pair[0], piece(pair[1], 1, 80)])
+
+
+def test_a_series_that_can_t_be_scored_is_said_and_the_rest_are_scored():
+    good, short = wave(90, "good"), wave(40, "short")
+    empty = dataclasses.replace(wave(90, "empty"), values=np.full(90, np.nan))
+    model, options = untrained(good), {"normal": 90, "rate": 0.2}
+    left_out: list[tuple[str, str]] = []
+    table = anomaly_scores(model, [short, good, empty], **options, left_out=left_out)
+    pd.testing.assert_frame_equal(table, anomaly_scores(model, [good], **options))
+    assert [name for name, _ in left_out] == ["short", "empty"]
+    assert all(f"series {name!r} has" in reason for name, reason in left_out)
+    with pytest.raises(DataError, match="series 'short' has 28 scored rows"):
+        anomaly_scores(model, [short, good], **options)
+    with pytest.raises(DataError, match="series 'short' has 28 scored rows"):
+        anomaly_scores(model, [short, empty], **options, left_out=[])
 
 
 def test_wrong_calls_say_what_is_wrong():

@@ -76,6 +76,8 @@ def test_ranges_and_the_rule_of_the_archive():
     assert not found_top_1(score, 300, 310)
     assert found_top_1(score, 300, 310, least=100)
     assert not found_top_1(score, 300, 310, least=100, tolerance=80)
+    with pytest.raises(UsageError, match="score: expected one that is not NaN from row 1000 on"):
+        found_top_1(score, 300, 310, least=1000)
 
 
 def test_labels_of_one_kind_are_refused():

@@ -103,7 +103,7 @@ def test_the_mean_is_over_the_rows_since(stream: StreamForecaster) -> None:
 
 
 @settings(deadline=None, max_examples=15)
-@given(scale=st.floats(0.1, 1e4), shift=st.floats(-1e3, 1e3))
+@given(scale=st.floats(-9, 9).map(lambda power: 10**power), shift=st.floats(-1e3, 1e3))
 def test_scale_and_level_do_not_matter(scale: float, shift: float, stream: StreamForecaster) -> None:
     one = series_of(3, name="new")
     other = dataclasses.replace(one, values=scale * one.values + scale * shift)
@@ -138,6 +138,21 @@ def test_a_window_model_embeds_what_its_head_reads(
     earlier = embed(model, [until(one, n - 100) for one in data.series])
     found = many[many["ds"] == data.series[0].stamps[n - 101]]
     np.testing.assert_allclose(vectors_of(found), vectors_of(earlier), atol=1e-5)
+
+
+def test_a_gap_does_not_change_how_the_other_series_are_read(
+    trained: tuple[WindowForecaster, Path], data: SeriesData
+) -> None:
+    model, _ = trained
+    assert model.config.mix_series
+    whole = embed(model, data.series, every=50)
+    values = data.series[0].values.copy()
+    values[240:245] = np.nan
+    gap = embed(model, [dataclasses.replace(data.series[0], values=values), data.series[1]], every=50)
+    over = data.series[0].stamps[[249]]  # the one window of 48 rows that the gap lies in
+    wanted = whole[~whole["ds"].isin(over)]
+    assert len(wanted) == len(whole) - 2
+    pd.testing.assert_frame_equal(gap, wanted.reset_index(drop=True), atol=1e-5)
 
 
 def test_a_classifier_embeds_what_its_logits_are_read_from() -> None:
@@ -196,6 +211,9 @@ def test_families_lie_apart(tmp_path: Path) -> None:
 def test_bad_calls_say_so(stream: StreamForecaster, trained: tuple[WindowForecaster, Path]) -> None:
     with pytest.raises(UsageError, match="every: expected at least 1 row, got 0"):
         embed(stream, [series_of(0)], every=0)
+    for model in (stream, trained[0]):
+        with pytest.raises(UsageError, match="series: expected at least one to embed, got none"):
+            embed(model, [])
     with pytest.raises(UsageError, match="pool: expected one of last, mean, got 'max'"):
         embed(stream, [series_of(0)], pool="max")
     with pytest.raises(UsageError, match="pool: this model makes one vector of a window"):

@@ -160,11 +160,20 @@ def test_gaps_at_the_ends_take_the_nearest_value() -> None:
     np.testing.assert_allclose(frame["y_hat"][-4:], values[-5], rtol=1e-6)
 
 
+def test_the_unit_of_an_unseen_series_does_not_matter() -> None:
+    whole = waves()
+    model = untrained(whole, trained=True)
+    one = dataclasses.replace(with_gaps(waves(seed=3))[0], unique_id="new")
+    tiny = dataclasses.replace(one, values=1e-7 * one.values)
+    wanted, made = (impute(model, [each])[["q10", "y_hat", "q90"]].to_numpy() for each in (one, tiny))
+    np.testing.assert_allclose(1e7 * made, wanted, rtol=1e-3)
+
+
 def test_a_series_without_a_value_is_named() -> None:
     whole = waves()
     nothing = dataclasses.replace(whole[1], values=np.full(60, np.nan))
     model = untrained(whole)
-    with pytest.raises(DataError, match="series 's1' has no value at all: there is nothing to fill it from"):
+    with pytest.raises(DataError, match="series 's1' has no value at all: there is nothing to read"):
         impute(model, [whole[0], nothing])
     left_out: list[tuple[str, str]] = []
     frame = impute(model, [whole[0], nothing], left_out=left_out)

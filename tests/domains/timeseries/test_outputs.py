@@ -13,6 +13,7 @@ import torch
 
 from mambakit.core.errors import UsageError
 from mambakit.core.training import RunFolder
+from mambakit.domains.timeseries import conformal
 from mambakit.domains.timeseries.anomalies.scoring import anomaly_scores
 from mambakit.domains.timeseries.calibration import calibrate_stream
 from mambakit.domains.timeseries.config import (
@@ -26,6 +27,7 @@ from mambakit.domains.timeseries.data import SeriesData
 from mambakit.domains.timeseries.forecasting import forecast, with_intervals
 from mambakit.domains.timeseries.model import load_forecaster
 from mambakit.domains.timeseries.stream.data import forecasts, make_store
+from mambakit.domains.timeseries.stream.evaluation import evaluate_stream
 from mambakit.domains.timeseries.stream.forecasting import sample_paths
 from mambakit.domains.timeseries.stream.live import LiveSeries
 from mambakit.domains.timeseries.stream.network import StreamForecaster
@@ -80,6 +82,17 @@ def test_a_stream_of_distributions(output: str, tmp_path: Path) -> None:
     live = LiveSeries(model)
     live.update(pd.DataFrame({"unique_id": "a", "ds": known.stamps, "y": known.values}))
     np.testing.assert_allclose(live.forecast(9)[0].quantiles, made.quantiles, rtol=1e-4)
+    store = make_store(model.tokenizer, [series], [(N - 120, N, len(series.values))])
+    row = evaluate_stream(model, store, "test").rows[0]
+    found = list(forecasts(model, store, 2))
+    quantiles, target = (
+        torch.cat([getattr(one, part)[0] for one in found]).double().numpy()
+        for part in ("quantiles", "target")
+    )
+    level = 100 * (model.levels[-1] - model.levels[0])
+    wanted = conformal.coverages(quantiles, target, [level], model.calibrators[conformal.KEY])[level]
+    assert row["coverage-calibrated"] == pytest.approx(wanted)
+    assert row["coverage-calibrated"] != row["coverage"]
     paths = sample_paths(model, [known], 6, 300)["a"]
     assert np.median(paths[:, 0]) == pytest.approx(made.point[0], abs=0.5)
     scored = anomaly_scores(model, [series])

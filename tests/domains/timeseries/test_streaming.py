@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,15 +12,19 @@ import pandas as pd
 import pytest
 import torch
 
+from mambakit.apps.timeseries import main
 from mambakit.core.errors import DataError
 from mambakit.domains.timeseries.config import StreamConfig, StreamModelConfig
+from mambakit.domains.timeseries.data import SeriesData
 from mambakit.domains.timeseries.forecasting import forecast
 from mambakit.domains.timeseries.forecasts import Forecast
 from mambakit.domains.timeseries.stream.forecasting import sample_paths
 from mambakit.domains.timeseries.stream.live import LiveSeries
 from mambakit.domains.timeseries.stream.network import StreamForecaster
 from mambakit.domains.timeseries.stream.rows import RowTokenizer
+from mambakit.domains.timeseries.stream.running import LEAST, running_level
 from mambakit.domains.timeseries.tables.table import Series
+from mambakit.domains.timeseries.window import WindowForecaster
 
 MODEL = StreamModelConfig(members=2, context=3, d_model=16, head_dim=8, d_state=8, n_layers=1, d_ahead=8)
 N_ROWS, AHEAD = 40, 9
@@ -205,3 +211,82 @@ def test_values_before_an_origin_alone_matter() -> None:
         short = [dataclasses.replace(s, values=s.values[:n], stamps=s.stamps[:n]) for s in (one, other)]
         made, wanted = (forecast(model, [s], 6)[0] for s in short)
         assert_same(made, wanted, 0)
+
+
+@pytest.mark.parametrize("pieces", [[1] * 40, [13, 27], [40]])
+def test_level_and_spread_outlast_a_gap(pieces: list[int]) -> None:
+    values = torch.full((1, 40), torch.nan)
+    values[0, :5] = torch.tensor([3.0, 5.0, 4.0, 6.0, 2.0])
+    values[0, 30:] = 4.0 + torch.arange(10)
+    elapsed = torch.full_like(values, 4.0)
+    elapsed[0, 5:] = 32.0  # eight memories a row: nothing of a weight would be left before the next value
+    sums, found, begin = None, [], 0
+    for n in pieces:
+        part = slice(begin, begin + n)
+        level, sums = running_level(
+            values[:, part], values[:, part].isfinite(), elapsed[:, part], sums, memory=4.0
+        )
+        found.append(torch.stack([*level], -1)[0])
+        begin += n
+    mean, deviation, _, _, growth = torch.cat(found).T
+    weights = torch.exp(-torch.arange(5.0)).flip(0)
+    wanted = (weights * values[0, :5]).sum() / weights.sum()
+    torch.testing.assert_close(mean[4:30], wanted.expand(26))
+    torch.testing.assert_close(deviation[5:30], deviation[4].expand(25))
+    assert deviation[4] > 1.0
+    assert float(growth[30].abs()) < 2.0  # the first value after the gap is measured by the spread before it
+    torch.testing.assert_close(deviation[30], ((4.0 - wanted) ** 2 + LEAST**2).sqrt())
+
+
+@pytest.mark.parametrize("scale", [1e-9, 1e-6, 1e12])
+def test_the_unit_of_an_unseen_series_does_not_matter(scale: float) -> None:
+    model = model_of([series_of("a", 1, covariates=False)])
+    one = dataclasses.replace(series_of("new", 2, covariates=False))
+    one.values[:4] = one.values[4]  # nothing says how great its changes will be
+    wanted = forecast(model, [one], 6)[0]
+    assert np.ptp(wanted.quantiles) > 1
+    other = dataclasses.replace(one, values=scale * one.values)
+    made = forecast(model, [other], 6)[0]
+    live = LiveSeries(model)
+    for n in range(N_ROWS):
+        live.update(rows_of(other, n, n + 1))
+    for found in (made, live.forecast(6)[0]):
+        assert_same(dataclasses.replace(found, quantiles=found.quantiles / scale), wanted, 1e-3)
+
+
+def test_the_order_of_a_file_s_series_does_not_matter(
+    tmp_path: Path,
+    trained: tuple[WindowForecaster, Path],
+    data: SeriesData,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    series = [series_of(name, i, covariates=False) for i, name in enumerate("abc")]
+    windows = copy.deepcopy(trained[0])
+    windows.trust.fill_(1.0)
+    for model, ones in ((model_of(series, mixed=True), series), (windows, data.series)):
+        model.save_pretrained(tmp_path / "model")
+        found = []
+        for name, order in (("one", ones), ("other", ones[::-1])):
+            frames = [
+                pd.DataFrame({"unique_id": one.unique_id, "ds": one.stamps, "y": one.values}) for one in order
+            ]
+            table = tmp_path / f"{name}.csv"
+            pd.concat(frames).to_csv(table, index=False)
+            words = ["evaluate", "--model", str(tmp_path / "model"), "--data", str(table), "--device", "cpu"]
+            assert main([*words, "--json"]) == 0
+            found.append(json.loads(capsys.readouterr().out)["results"][0])
+        assert found[0]["mse"] == pytest.approx(found[1]["mse"], rel=1e-5)
+
+
+def test_long_series_are_read_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    series = [series_of(name, i, covariates=False) for i, name in enumerate("abc")]
+    model = model_of(series)
+    wanted = forecast(model, series, 6)
+    read: list[int] = []
+    monkeypatch.setattr("mambakit.domains.timeseries.stream.forecasting._MOST_ROWS", 2 * N_ROWS)
+    monkeypatch.setattr(model, "read", lambda piece, *given, _read=model.read: (
+        read.append(piece.values.numel()) or _read(piece, *given)
+    ))  # fmt: skip
+    for made, one in zip(forecast(model, series, 6), wanted, strict=True):
+        assert_same(made, one)
+    assert read == [2 * N_ROWS, N_ROWS]
