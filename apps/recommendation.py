@@ -4,6 +4,7 @@ mambakit recommendation train --data ml-latest-small --output runs/ml
 mambakit recommendation evaluate --model runs/ml --data ml-latest-small --json
 mambakit recommendation recommend --model runs/ml --input histories.csv --k 10 --output top.parquet
 mambakit recommendation update --model runs/ml --store state.db --user 42 --item 318 --time 2026-11-22
+mambakit recommendation export --model runs/ml --output served
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Literal
 
+from mambakit.apps.recommendation_export import export
 from mambakit.apps.recommendation_train import evaluate, load_model, read, train
 from mambakit.apps.recommendation_update import update
 from mambakit.apps.shared import check_suffix, words_of, write_table
@@ -31,6 +34,8 @@ def recommend(
     allow: Path | None = None,
     deny: Path | None = None,
     min_popularity: int = 0,
+    search: Literal["exact", "approximate"] = "exact",
+    min_recall: float = 0.95,
     columns: Columns = Columns(),  # noqa: B008  (frozen)
     user_features: Path | None = None,
     device: str = "auto",
@@ -50,6 +55,8 @@ def recommend(
         allow: Text file with an item a line: only these.
         deny: Text file with an item a line: none of these.
         min_popularity: Only items with at least so many training events.
+        search: exact scores all items for each user; approximate, of mambakit[ann], those near the user.
+        min_recall: Share of the exact best items that approximate search is to find; its effort follows.
         columns: Which column is what.
         user_features: CSV, Parquet or .user file with a row a user.
         device: auto, cpu, cuda or mps.
@@ -73,9 +80,19 @@ def recommend(
         min_popularity=min_popularity,
     )
     chosen = None if users is None else words_of(users)
-    frame = recommending.recommend(recommender, given, k, users=chosen, shown=shown)
+    frame = recommending.recommend(
+        recommender, given, k, users=chosen, shown=shown, search=search, min_recall=min_recall
+    )
+    if search == "approximate":
+        print(
+            "approximate search: {recall:.1%} of the exact top {k} found for {recall_users} of the users; "
+            "{cells_read:.1%} of the cells read, {searched_exactly} users searched exactly".format(
+                k=k, **frame.attrs
+            ),
+            file=sys.stderr,
+        )
     if json:
-        print_json(frame.to_dict(orient="records"))
+        print_json({"k": k, **frame.attrs, "recommendations": frame.to_dict(orient="records")})
     if output is not None:
         write_table(frame, output)
         print(f"{frame['user'].nunique()} users, {len(frame)} rows: {output}", file=sys.stderr)
@@ -97,6 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "evaluate": evaluate,
         "recommend": recommend,
         "update": update,
+        "export": export,
     }
     text = __doc__ or ""
     description, _, examples = text.partition("\n\n")

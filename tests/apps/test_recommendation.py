@@ -99,7 +99,7 @@ def test_updates_say_what_the_whole_history_says(
     )
     words = ["recommend", "--model", str(model), "--input", str(tmp_path / "ada.csv"), "--k", "5", "--json"]
     assert main(words) == 0
-    whole = json.loads(capsys.readouterr().out)
+    whole = json.loads(capsys.readouterr().out)["recommendations"]
     assert [row["item"] for row in whole] == [row["item"] for row in said["items"]]
     np.testing.assert_allclose([r["score"] for r in whole], [r["score"] for r in said["items"]], atol=1e-3)
 
