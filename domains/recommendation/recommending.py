@@ -90,9 +90,9 @@ def recommend(
 
     Returns:
         ``user, rank, item, score``, best first; fewer than k rows of a user who has had almost everything.
-        ``attrs`` holds ``search``, and of an approximate one ``recall``, measured against exact search on up
-        to 128 of these users, ``recall_users``, ``searched_exactly``, the users for whom it fell back to exact
-        search, and ``cells_read``, their share.
+        ``attrs`` holds ``search``, and of an approximate one ``recall``, the share of the exact best items
+        that it found for ``recall_users`` of these users, 128 at most; ``searched_exactly``, the users for
+        whom it fell back to exact search; and ``cells_read``, the share of all cells that it read for each.
 
     Raises:
         UsageError: If k is below 1 or above the items that may be shown, or a user is not there.

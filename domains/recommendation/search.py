@@ -95,8 +95,8 @@ class ExactSearch:
 class ApproximateSearch:
     """Scores the items of some cells; so many of them that the recall is high enough.
 
-    Filters hold as in exact search: only items that may be shown are in the cells, and more than k are fetched
-    until k are left that the user has not had. A user for whom that fails is searched for exactly.
+    Filters hold as in exact search: only items that may be shown are in the cells, and more than k are
+    fetched until k are left that the user has not had. Where that fails, the user is searched for exactly.
 
     Args:
         exact: The search that it stands for.

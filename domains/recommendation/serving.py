@@ -1,4 +1,4 @@
-"""What serves a model without mambakit: its items, its step as a torch program, and a page that explains both.
+"""What serves a model without mambakit: its items, its step as a torch program, and what both mean.
 
     items.parquet   a row an item: name, vector, bias, popularity
     step.pt2        (item, gap, state) -> (hidden, state); torch.export.load reads it
