@@ -55,8 +55,11 @@ def recommend(
         allow: Text file with an item a line: only these.
         deny: Text file with an item a line: none of these.
         min_popularity: Only items with at least so many training events.
-        search: exact scores all items for each user; approximate, of mambakit[ann], those near the user.
-        min_recall: Share of the exact best items that approximate search is to find; its effort follows.
+        search: exact scores all items for each user; approximate, of mambakit[ann], those near the user. The
+            index that it builds first pays from some hundreds of users on: on one core 0.3 s for 10,000
+            items, then 0.1 ms a user instead of 0.3; 16 s for a million, then 0.3 ms instead of 23.
+        min_recall: Share of the exact best items that approximate search is to find; its effort is chosen on
+            some users, and the recall that is printed measured on others.
         columns: Which column is what.
         user_features: CSV, Parquet or .user file with a row a user.
         device: auto, cpu, cuda or mps.
@@ -65,6 +68,7 @@ def recommend(
     Examples:
         mambakit recommendation recommend --model runs/ml --input histories.csv --k 10 --output top.parquet
         mambakit recommendation recommend --model runs/ml --input ml-latest-small --users 42,43 --json
+        mambakit recommendation recommend --model runs/ml --input all.parquet --search approximate --json
     """
     from mambakit.domains.recommendation import recommending
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -14,13 +15,10 @@ from numpy.typing import NDArray
 
 from mambakit.core.errors import DataError, UsageError
 from mambakit.domains.recommendation.interactions import Interactions
-from mambakit.domains.recommendation.model import Recommender, in_chunks, seen_before
-from mambakit.domains.recommendation.search import ApproximateSearch, Asked, ExactSearch, Search
+from mambakit.domains.recommendation.model import Recommender, in_chunks
+from mambakit.domains.recommendation.search import MIN_RECALL, ApproximateSearch, ExactSearch, Top, ask
 
 Searching = Literal["exact", "approximate"]
-MIN_RECALL = 0.95
-# Users on whom the recall of approximate search is measured, and as many others to choose its effort by
-_RECALL_USERS = 128
 
 
 @dataclass(frozen=True)
@@ -118,35 +116,25 @@ def recommend(
         if missing:
             raise UsageError(f"users: {missing[0]!r} has no events here")
         chosen = np.array([place[name] for name in users], dtype=np.int64)
-    catalogue, tables = model.eval().catalogue(), []
-
-    def asked(part: NDArray[np.int64]) -> Asked:
-        ends = interactions.offsets[part + 1]
-        hidden = model.hidden(interactions, part, ends, catalogue, history=history)
-        return Asked(hidden, *seen_before(interactions, part, ends))
-
+    catalogue = model.eval().catalogue()
+    asked = partial(ask, model, interactions, catalogue, history=history)
     exact = ExactSearch(model, catalogue, kept, filter_seen=shown.filter_seen)
-    found: Search = exact
-    said: dict[str, object] = {"search": search}
-    if search == "approximate" and len(chosen):
-        found = approximate = ApproximateSearch(exact)
-        sample = chosen[:: -(-len(chosen) // (2 * _RECALL_USERS))]
-        measured = sample[1::2] if len(sample) > 1 else sample
-        approximate.tune(
-            [[asked(part) for part in in_chunks(half, len(kept))] for half in (sample[::2], measured)],
-            k,
-            min_recall,
-        )
-        said |= {"recall": approximate.recall, "recall_users": len(measured)}
-    for part in in_chunks(chosen, len(kept) if found is exact else 1):
-        score, item = found.top(asked(part), k)
-        tables.append(_table(interactions, part, score, item))
-    frame = pd.concat(tables, ignore_index=True)
-    if found is not exact:
-        said |= {
-            "searched_exactly": approximate.n_exact,
-            "cells_read": approximate.probes / approximate.n_cells,
+    if search == "exact":
+        answers = [(part, exact.top(asked(part), k)) for part in in_chunks(chosen, interactions.n_items)]
+        said: dict[str, object] = {"search": search}
+    else:
+        near = ApproximateSearch(exact)
+        near.tune(asked, chosen, k, min_recall)
+        answers = [(part, near.top(asked(part), k)) for part in in_chunks(chosen, 1)]
+        said = {
+            "search": search,
+            "recall": near.recall,
+            "recall_users": near.recall_users,
+            "searched_exactly": near.n_exact,
+            "cells_read": near.probes / near.n_cells,
         }
+    tables = [_table(interactions, part, top) for part, top in answers]
+    frame = pd.concat(tables, ignore_index=True)
     frame.attrs = said
     return frame
 
@@ -168,19 +156,14 @@ def on_catalogue(model: Recommender, interactions: Interactions) -> tuple[Intera
     return found, int((~known).sum())
 
 
-def _table(
-    interactions: Interactions,
-    users: NDArray[np.int64],
-    scores: NDArray[np.float32],
-    items: NDArray[np.int64],
-) -> pd.DataFrame:
-    k = scores.shape[1]
+def _table(interactions: Interactions, users: NDArray[np.int64], top: Top) -> pd.DataFrame:
+    k = top.item.shape[1]
     frame = pd.DataFrame(
         {
             "user": np.repeat(interactions.users[users], k),
             "rank": np.tile(np.arange(1, k + 1), len(users)),
-            "item": interactions.items[items.ravel()],
-            "score": scores.ravel(),
+            "item": interactions.items[top.item.ravel()],
+            "score": top.score.ravel(),
         }
     )
     return frame[np.isfinite(frame["score"])]

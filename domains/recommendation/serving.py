@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -28,17 +29,27 @@ from mambakit.core.errors import UsageError
 from mambakit.core.folders import listing, replaced
 from mambakit.core.state import State
 from mambakit.domains.recommendation.interactions import Interactions
-from mambakit.domains.recommendation.model import Recommender, in_chunks, seen_before
-from mambakit.domains.recommendation.search import ApproximateSearch, Asked, ExactSearch, has_faiss
+from mambakit.domains.recommendation.model import Recommender
+from mambakit.domains.recommendation.search import (
+    MIN_RECALL,
+    RECALL_USERS,
+    ApproximateSearch,
+    ExactSearch,
+    ask,
+    has_faiss,
+)
 from mambakit.domains.recommendation.tokenizer import N_GAP_BINS
 from mambakit.kernels.backend import use_backend
 
 FORMAT = 1
-_TUNED_K, _TUNED_RECALL, _TUNED_ON = 10, 0.95, 128
+_TUNED_K = 10
 
 
 class _Step(nn.Module):
     """``Recommender.step`` with the table of all items in place of what it is made of."""
+
+    table: Tensor
+    elapsed_of: Tensor | None
 
     def __init__(self, model: Recommender, like: State) -> None:
         super().__init__()
@@ -181,26 +192,18 @@ def _save_index(model: Recommender, path: Path) -> dict[str, Any]:
     search = ApproximateSearch(
         ExactSearch(model, model.catalogue(), np.ones(n_items, dtype=bool), filter_seen=True)
     )
-    item = np.unique(np.linspace(0, n_items - 1, 2 * _TUNED_ON).astype(np.int64))
-    names = np.array(model.tokenizer.items)
-    users = np.arange(len(item))
-    one = Interactions(names[item], names, users, item, np.full(len(item), np.nan))
-
-    def asked(part: np.ndarray) -> Asked:
-        hidden = model.hidden(one, part, part + 1, model.catalogue())
-        return Asked(hidden, *seen_before(one, part, part + 1))
-
-    halves = (users[::2], users[1::2] if len(users) > 1 else users)
-    k = min(_TUNED_K, n_items)
+    item = np.unique(np.linspace(0, n_items - 1, 2 * RECALL_USERS).astype(np.int64))
+    names, users, k = np.array(model.tokenizer.items), np.arange(len(item)), min(_TUNED_K, n_items)
+    single = Interactions(names[item], names, users, item, np.full(len(item), np.nan))
     with torch.no_grad():
-        search.tune([[asked(part) for part in in_chunks(half, n_items)] for half in halves], k, _TUNED_RECALL)
+        search.tune(partial(ask, model, single, search.exact.catalogue), users, k, MIN_RECALL)
     search.save(path)
     return {
         "file": path.name,
         "read_with": "faiss.read_index; its ids are items",
-        "query": "hidden and then a 1; the inner product is the score without repeat_shift",
+        "query": "hidden, then a 1 and a 0; the inner product is the score without repeat_shift",
         "cells": search.n_cells,
         "nprobe": search.probes,
         f"recall@{k}": round(search.recall, 4),
-        "recall_on": f"{len(halves[1])} users of a single event; more events want a look of their own",
+        "recall_on": f"{search.recall_users} users of a single event; more events want a look of their own",
     }

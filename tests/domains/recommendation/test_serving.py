@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -82,25 +83,37 @@ def scores_of(model: Recommender) -> dict[str, np.ndarray]:
     return found
 
 
-@pytest.mark.parametrize(
-    ("blocks", "time"),
-    [
-        (["mamba2", "mlp"], "both"),
-        pytest.param(["mamba1"], "gaps", marks=pytest.mark.slow),  # torch.export.load takes a while
-        pytest.param(["mamba2", "conv"], "none", marks=pytest.mark.slow),
-    ],
-)
-def test_a_process_without_mambakit_scores_alike(blocks: list[str], time: str, tmp_path: Path) -> None:
+def given_to_a_server(name: str) -> tuple[list[str], list[str]]:
+    """An event with an item that nobody knows is behind each history: it must change nothing."""
+    items, times = HISTORIES[name]
+    return [*(f"i{i}" for i in items), "unheard of"], [str(time) for time in [*times, 4e9]]
+
+
+@pytest.mark.parametrize(("blocks", "time"), [(["mamba2", "mlp"], "both"), (["mamba1", "conv"], "gaps")])
+def test_the_example_scores_as_the_model(blocks: list[str], time: str, tmp_path: Path) -> None:
     model = made(blocks, time)
     said = export_recommender(model, tmp_path / "served")
     assert said == json.loads((tmp_path / "served" / "serving.json").read_text("utf-8"))
-    given = {
-        name: ([f"i{i}" for i in items] + ["unheard of"], [str(time) for time in [*times, 4e9]])
-        for name, (items, times) in HISTORIES.items()
-    }
+    spec = importlib.util.spec_from_file_location("recommendation_serving", EXAMPLE)
+    assert spec is not None
+    assert spec.loader is not None
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    server = example.Server(tmp_path / "served")
+    for name, expected in scores_of(model).items():
+        items, times = given_to_a_server(name)
+        found = server.scores(items, [float(time) for time in times])
+        np.testing.assert_allclose(found.numpy(), expected, atol=1e-4, err_msg=name)
+
+
+@pytest.mark.slow  # ten seconds are torch's, to import what reads a program
+def test_a_process_without_mambakit_scores_as_the_model(tmp_path: Path) -> None:
+    model = made(["mamba2", "mlp"], "both")
+    export_recommender(model, tmp_path / "served")
+    given = json.dumps({name: given_to_a_server(name) for name in HISTORIES})
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(
-        [sys.executable, "-c", CONSUMER, str(EXAMPLE), str(tmp_path / "served"), json.dumps(given)],
+        [sys.executable, "-c", CONSUMER, str(EXAMPLE), str(tmp_path / "served"), given],
         capture_output=True,
         text=True,
         check=False,
@@ -141,7 +154,7 @@ def test_the_items_and_their_index(tmp_path: Path) -> None:
     assert index.nprobe == said["index"]["nprobe"]
     index.nprobe = said["index"]["cells"]
     hidden = torch.randn(4, 16)
-    score, item = index.search(np.c_[hidden.numpy(), np.ones(4)].astype(np.float32), N_ITEMS)
+    score, item = index.search(np.c_[hidden.numpy(), np.ones(4), np.zeros(4)].astype(np.float32), N_ITEMS)
     expected = (hidden @ catalogue.vectors.T + catalogue.bias).detach().sort(dim=1, descending=True)
     np.testing.assert_array_equal(item, expected.indices.numpy())
     np.testing.assert_allclose(score, expected.values.numpy(), rtol=1e-5, atol=1e-5)
