@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -74,3 +76,25 @@ def choose_backend(
     if reason is not None:
         raise BackendUnavailableError(f"{asked_by}={backend!r} cannot run {op}: {reason}")
     return backend
+
+
+@contextmanager
+def use_backend(backend: str) -> Iterator[None]:
+    """Every op that is called inside, and names no backend itself, runs with this one; in all threads.
+
+    ``use_backend("reference")`` around ``torch.export.export`` leaves a program of torch's own operators.
+
+    Raises:
+        ValueError: On an unknown name.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"backend: expected one of {', '.join(BACKENDS)}, got {backend!r}")
+    before = os.environ.get("MAMBAKIT_BACKEND")
+    os.environ["MAMBAKIT_BACKEND"] = backend
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["MAMBAKIT_BACKEND"]
+        else:
+            os.environ["MAMBAKIT_BACKEND"] = before

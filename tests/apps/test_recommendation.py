@@ -103,6 +103,39 @@ def test_recommends_to_users_never_seen(model: Path, tmp_path: Path) -> None:
     assert set(pd.read_csv(tmp_path / "a.csv")["item"]) == {"i1", "i2"}
 
 
+def test_approximate_search_says_its_recall(
+    model: Path, table: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("faiss")
+    words = ["recommend", "--model", str(model), "--input", str(table), "--k", "3", "--json"]
+    assert main(words) == 0
+    exact = json.loads(capsys.readouterr().out)
+    assert main([*words, "--search", "approximate", "--min-recall", "1.0"]) == 0
+    printed = capsys.readouterr()
+    found = json.loads(printed.out)
+    assert (exact["search"], found["search"], found["recall"]) == ("exact", "approximate", 1.0)
+    assert "approximate search: 100.0% of the exact top 3 found for 30 of the users" in printed.err
+    assert len(found["recommendations"]) == len(exact["recommendations"])
+
+
+def test_exports_once_into_a_new_folder(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["export", "--model", str(model), "--output", str(tmp_path / "served")]
+    assert main([*words, "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert (said["n_items"], said["start"]) == (15, {"item": 15, "gap": 0})
+    assert {path.name for path in (tmp_path / "served").iterdir()} >= {
+        "items.parquet",
+        "step.pt2",
+        "serving.json",
+    }
+    assert main(words) == 2
+    assert "is not empty" in capsys.readouterr().err
+    assert main(["export", "--model", str(tmp_path / "none"), "--output", str(tmp_path / "new")]) == 1
+    assert "no saved model at" in capsys.readouterr().err
+
+
 def test_updates_say_what_the_whole_history_says(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -127,7 +160,7 @@ def test_updates_say_what_the_whole_history_says(
     )
     words = ["recommend", "--model", str(model), "--input", str(tmp_path / "ada.csv"), "--k", "5", "--json"]
     assert main(words) == 0
-    whole = json.loads(capsys.readouterr().out)
+    whole = json.loads(capsys.readouterr().out)["recommendations"]
     assert [row["item"] for row in whole] == [row["item"] for row in said["items"]]
     np.testing.assert_allclose([r["score"] for r in whole], [r["score"] for r in said["items"]], atol=1e-3)
 
