@@ -124,9 +124,14 @@ class Recommender(nn.Module, HubModel):
             elapsed = self.elapsed_of[batch.values[..., 1]]
         return self.backbone(self.dropout(x), state, **batch.layout(), elapsed=elapsed)
 
-    def step(self, event: Tensor, catalogue: Catalogue, state: State) -> tuple[Tensor, State]:
-        """One more event of each history, ``(batch, 2)``: hidden states ``(batch, d_model)`` and states."""
-        x = self._embed(event[:, None], catalogue, None)[:, 0]
+    def step(
+        self, event: Tensor, catalogue: Catalogue, state: State, user_words: Tensor | None = None
+    ) -> tuple[Tensor, State]:
+        """One more event of each history, ``(batch, 2)``: hidden states ``(batch, d_model)`` and states.
+
+        ``user_words`` as in ``forward``, a row for each event that is START.
+        """
+        x = self._embed(event[:, None], catalogue, user_words)[:, 0]
         elapsed = self.elapsed_of[event[:, 1]] if self.config.model.time in ("dt", "both") else None
         return self.backbone.step(x, state, elapsed=elapsed)
 
@@ -243,6 +248,8 @@ def in_chunks(cases: NDArray[np.int64], n_items: int) -> list[NDArray[np.int64]]
 
 def _mean_of(table: nn.Embedding, words: Tensor) -> Tensor:
     """Sum of the words' vectors over the root of their number, ``(n, d)``: as large as one of them."""
+    if not words.shape[1]:  # of nobody is anything known
+        return table.weight.new_zeros(len(words), table.embedding_dim)
     there = (words > 0).sum(1, keepdim=True).clamp(min=1)
     total = nn.functional.embedding_bag(words, table.weight, mode="sum", padding_idx=0)
     return total / there.sqrt()
