@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -101,8 +104,8 @@ def update(
     recommender = load_model(model, device)
     if not 1 <= k <= recommender.config.n_items:
         raise UsageError(f"k: expected 1 to {recommender.config.n_items}, the items there are, got {k}")
-    live = LiveRecommender(recommender)
     if input is not None:
+        live = LiveRecommender(recommender)
         events = _read(live, input, columns)
         features = _features(live, user_features, columns, events.users, events.features)
         with open_store(store, live.fingerprint, anew=new_store) as states:
@@ -112,16 +115,18 @@ def update(
     assert user is not None
     assert item is not None
     seconds = math.nan if time is None else moment(time, "time")
-    features = _features(live, user_features, columns, [user])
-    with open_store(store, live.fingerprint, anew=new_store) as states:
-        outcome = states.update(
-            user,
-            event or event_of(item, seconds),
-            lambda past: live.moved(past, item, seconds, features),
-            time=seconds,
-        )
-        now = live.read(outcome.record.state, f"the state of user {user!r}")
-    best = live.top(now, k, filter_seen=filter_seen)
+    with _in_plain_torch(device):
+        live = LiveRecommender(recommender)
+        features = _features(live, user_features, columns, [user])
+        with open_store(store, live.fingerprint, anew=new_store) as states:
+            outcome = states.update(
+                user,
+                event or event_of(item, seconds),
+                lambda past: live.moved(past, item, seconds, features),
+                time=seconds,
+            )
+            now = live.read(outcome.record.state, f"the state of user {user!r}")
+        best = live.top(now, k, filter_seen=filter_seen)
     if json:
         items = [{"rank": i, "item": name, "score": score} for i, (name, score) in enumerate(best, 1)]
         print_json(
@@ -132,6 +137,19 @@ def update(
     print(f"user {user}, {outcome.record.n_events} events{note}")
     for rank, (name, score) in enumerate(best, 1):
         print(f"{rank:3d}  {name}  {score:.4f}")
+
+
+@contextmanager
+def _in_plain_torch(device: str) -> Iterator[None]:
+    """On the CPU: one event is done in plain torch before the compiled loops would be loaded, or compiled."""
+    if device != "cpu" or os.environ.get("MAMBAKIT_BACKEND"):
+        yield
+        return
+    os.environ["MAMBAKIT_BACKEND"] = "reference"
+    try:
+        yield
+    finally:
+        del os.environ["MAMBAKIT_BACKEND"]
 
 
 def _read(live: LiveRecommender, input: str, columns: Columns) -> Incoming:

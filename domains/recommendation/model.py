@@ -219,8 +219,11 @@ class Recommender(nn.Module, HubModel):
         self.item_words = torch.from_numpy(words).to(self.ids.weight.device)
 
     def _embed(self, values: Tensor, catalogue: Catalogue, user_words: Tensor | None) -> Tensor:
-        table = torch.cat([catalogue.vectors, self.ids.weight[self.config.n_items :]])
-        x = nn.functional.embedding(values[..., 0], table)
+        ids, n = values[..., 0], self.config.n_items
+        # START and UNKNOWN apart: one table of all would be a copy of the catalogue, at each event of a stream
+        others = nn.functional.embedding((ids - n).clamp(min=0), self.ids.weight[n:])
+        items = nn.functional.embedding(ids.clamp(max=n - 1), catalogue.vectors)
+        x = torch.where((ids < n)[..., None], items, others)
         if self.gaps is not None:
             x = x + self.gaps(values[..., 1])
         if user_words is not None and self.user_table is not None:
