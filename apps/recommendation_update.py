@@ -156,15 +156,15 @@ def _read(live: LiveRecommender, input: str, columns: Columns) -> Incoming:
     """The input's events; what a person should see of them goes to stderr."""
     from mambakit.domains.recommendation.incoming import read_incoming
 
-    given = {"columns": columns, "known": live.model.tokenizer.user_words}
+    known = live.model.tokenizer.user_words
     if input == "-":
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "input.csv"
             with path.open("wb") as file:
                 shutil.copyfileobj(sys.stdin.buffer, file)
-            events = read_incoming(path, name="standard input", **given)
+            events = read_incoming(path, columns, known=known, name="standard input")
     else:
-        events = read_incoming(input, **given)
+        events = read_incoming(input, columns, known=known)
     for line in events.notes:
         print(f"note: {line}", file=sys.stderr)
     return events

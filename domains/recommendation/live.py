@@ -217,6 +217,5 @@ def _row(state: State, i: int) -> State:
 
 def _joined(seen: Tensor, items: NDArray[np.int64]) -> Tensor:
     """The items had and further ones, each once."""
-    had = set(seen.tolist())
-    new = [item for item in dict.fromkeys(items.tolist()) if item not in had]
-    return torch.cat([seen, torch.tensor(new, dtype=seen.dtype, device=seen.device)]) if new else seen
+    new = torch.tensor(list(dict.fromkeys(items.tolist())), dtype=seen.dtype, device=seen.device)
+    return torch.cat([seen, new[~torch.isin(new, seen)]])

@@ -220,7 +220,7 @@ class Recommender(nn.Module, HubModel):
 
     def _embed(self, values: Tensor, catalogue: Catalogue, user_words: Tensor | None) -> Tensor:
         ids, n = values[..., 0], self.config.n_items
-        # START and UNKNOWN apart: one table of all would be a copy of the catalogue, at each event of a stream
+        # START and UNKNOWN apart: one table of all would copy the catalogue at each event of a stream
         others = nn.functional.embedding((ids - n).clamp(min=0), self.ids.weight[n:])
         items = nn.functional.embedding(ids.clamp(max=n - 1), catalogue.vectors)
         x = torch.where((ids < n)[..., None], items, others)
