@@ -124,9 +124,14 @@ class Recommender(nn.Module, HubModel):
             elapsed = self.elapsed_of[batch.values[..., 1]]
         return self.backbone(self.dropout(x), state, **batch.layout(), elapsed=elapsed)
 
-    def step(self, event: Tensor, catalogue: Catalogue, state: State) -> tuple[Tensor, State]:
-        """One more event of each history, ``(batch, 2)``: hidden states ``(batch, d_model)`` and states."""
-        x = self._embed(event[:, None], catalogue, None)[:, 0]
+    def step(
+        self, event: Tensor, catalogue: Catalogue, state: State, user_words: Tensor | None = None
+    ) -> tuple[Tensor, State]:
+        """One more event of each history, ``(batch, 2)``: hidden states ``(batch, d_model)`` and states.
+
+        ``user_words`` as in ``forward``, a row for each event that is START.
+        """
+        x = self._embed(event[:, None], catalogue, user_words)[:, 0]
         elapsed = self.elapsed_of[event[:, 1]] if self.config.model.time in ("dt", "both") else None
         return self.backbone.step(x, state, elapsed=elapsed)
 
@@ -214,8 +219,11 @@ class Recommender(nn.Module, HubModel):
         self.item_words = torch.from_numpy(words).to(self.ids.weight.device)
 
     def _embed(self, values: Tensor, catalogue: Catalogue, user_words: Tensor | None) -> Tensor:
-        table = torch.cat([catalogue.vectors, self.ids.weight[self.config.n_items :]])
-        x = nn.functional.embedding(values[..., 0], table)
+        ids, n = values[..., 0], self.config.n_items
+        # START and UNKNOWN apart: one table of all would copy the catalogue at each event of a stream
+        others = nn.functional.embedding((ids - n).clamp(min=0), self.ids.weight[n:])
+        items = nn.functional.embedding(ids.clamp(max=n - 1), catalogue.vectors)
+        x = torch.where((ids < n)[..., None], items, others)
         if self.gaps is not None:
             x = x + self.gaps(values[..., 1])
         if user_words is not None and self.user_table is not None:
@@ -243,6 +251,8 @@ def in_chunks(cases: NDArray[np.int64], n_items: int) -> list[NDArray[np.int64]]
 
 def _mean_of(table: nn.Embedding, words: Tensor) -> Tensor:
     """Sum of the words' vectors over the root of their number, ``(n, d)``: as large as one of them."""
+    if not words.shape[1]:  # of nobody is anything known
+        return table.weight.new_zeros(len(words), table.embedding_dim)
     there = (words > 0).sum(1, keepdim=True).clamp(min=1)
     total = nn.functional.embedding_bag(words, table.weight, mode="sum", padding_idx=0)
     return total / there.sqrt()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from pathlib import Path
@@ -173,7 +174,9 @@ def test_updates_say_what_the_whole_history_says(
         (["recommend", "--min-popularity", "9999"], 2, "the catalogue is empty"),
         (["recommend", "--output", "top.xlsx"], 2, "output: expected a name that ends in .csv or .parquet"),
         (["update"], 2, "without --time, --event must tell"),
-        (["update", "--k", "0"], 2, "k: expected 1 to 15"),
+        (["update", "--input", "more.csv"], 2, "--user, --item: these are of a single event"),
+        (["update", "--time", "5", "--output", "top.csv"], 2, "--output: these are for --input"),
+        (["update", "--time", "5", "--k", "0"], 2, "k: expected 1 to 15"),
         (["update", "--time", "soon"], 2, "time: expected seconds or an ISO date"),
     ],
 )
@@ -223,3 +226,91 @@ def test_users_with_too_few_events_are_told(tmp_path: Path, capsys: pytest.Captu
     words = ["train", "--data", str(tmp_path / "few.csv"), "--output", str(tmp_path / "run"), *SMALL]
     assert main(words) == 1
     assert "needs a user with three events" in capsys.readouterr().err
+
+
+def test_updates_from_a_table_say_what_single_ones_and_whole_histories_say(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = events(n_users=6)
+    given.to_csv(tmp_path / "new.csv", index=False)
+    words = ["update", "--model", str(model), "--store", str(tmp_path / "s.db"), "--k", "4"]
+    first = given.iloc[0]
+    single = ["--user", first["user"], "--item", first["item"], "--time", str(first["timestamp"])]
+    assert main([*words, *single]) == 0
+    more = ["--output", str(tmp_path / "top.parquet"), "--left-out", str(tmp_path / "left.csv"), "--json"]
+    capsys.readouterr()
+    with (tmp_path / "new.csv").open("a") as file:
+        file.write("u1,what,1900000000\nu2,i1,soon\n")
+    assert main([*words, "--input", str(tmp_path / "new.csv"), *more]) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out) == {
+        "rows": len(given) + 2,
+        "applied": len(given) - 1,
+        "repeated": 1,
+        "left_out": {"unknown item": 1, "bad time": 1},
+        "users": 6,
+        "output": str(tmp_path / "top.parquet"),
+    }
+    assert "left out 1 rows: unknown item (the first: row" in said.err
+    assert pd.read_csv(tmp_path / "left.csv")["reason"].to_list() == ["unknown item", "bad time"]
+    found = pd.read_parquet(tmp_path / "top.parquet").sort_values(["user", "rank"], ignore_index=True)
+    given.to_csv(tmp_path / "whole.csv", index=False)
+    words = ["recommend", "--model", str(model), "--input", str(tmp_path / "whole.csv"), "--k", "4"]
+    assert main([*words, "--output", str(tmp_path / "whole.parquet"), "--device", "cpu"]) == 0
+    whole = pd.read_parquet(tmp_path / "whole.parquet").sort_values(["user", "rank"], ignore_index=True)
+    pd.testing.assert_frame_equal(found, whole, atol=1e-3, check_dtype=False)
+
+
+def test_updates_from_standard_input_until_nothing_can_be_used(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["update", "--model", str(model), "--store", str(tmp_path / "s.db"), "--k", "2", "--input", "-"]
+    for rows, status in (("ada,i3,5\nada,i4,9\n", 0), ("ada,what,5\neve,i4,\n", 1)):
+        raw = io.BytesIO(f"user,item,timestamp\n{rows}".encode())
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(raw))
+        assert main(words) == status
+        said = capsys.readouterr()
+        if status:
+            assert "no row can be used: 1 unknown item, 1 no time" in said.err
+        else:
+            assert pd.read_csv(io.StringIO(said.out))["user"].to_list() == ["ada", "ada"]
+
+
+def test_features_of_users_are_read_live_too(
+    table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pd.DataFrame({"user": [f"u{i}" for i in range(60)], "plan": ["free", "paid"] * 30}).to_csv(
+        tmp_path / "users.csv", index=False
+    )
+    known = ["--user-features", str(tmp_path / "users.csv")]
+    words = ["train", "--data", str(table), "--output", str(tmp_path / "run"), "--device", "cpu", *SMALL]
+    assert main([*words, *known, "--train.max_epochs", "2", "--train.lr", "1e-2"]) == 0
+    scores = {}
+    event = pd.DataFrame({"user": ["u0"], "item": ["i3"], "timestamp": [1_700_000_000]})
+    event.to_csv(tmp_path / "event.csv", index=False)
+    event.assign(plan="free").to_csv(tmp_path / "told.csv", index=False)
+    single = ["--user", "u0", "--item", "i3", "--time", "1700000000"]
+    for name, given in {
+        "single": [*single, *known],
+        "file": ["--input", str(tmp_path / "event.csv"), *known],
+        "column": ["--input", str(tmp_path / "told.csv")],
+        "nothing": single,
+    }.items():
+        capsys.readouterr()
+        store = ["--store", str(tmp_path / f"{name}.db"), "--k", "14"]
+        output = ["--output", str(tmp_path / "top.csv")] if "--input" in given else ["--json"]
+        assert main(["update", "--model", str(tmp_path / "run"), *store, *given, *output]) == 0
+        said = capsys.readouterr()
+        top = (
+            pd.read_csv(tmp_path / "top.csv")
+            if "--input" in given
+            else pd.DataFrame(json.loads(said.out)["items"])
+        )
+        scores[name] = top.set_index("item")["score"].sort_index().to_numpy()
+        assert ("new ones begin without any" in said.err) == (name == "nothing")
+    words = ["recommend", "--model", str(tmp_path / "run"), "--input", str(tmp_path / "event.csv"), *known]
+    assert main([*words, "--k", "14", "--json", "--device", "cpu"]) == 0
+    whole = pd.DataFrame(json.loads(capsys.readouterr().out)).set_index("item")["score"].sort_index()
+    for name in ("single", "file", "column"):
+        np.testing.assert_allclose(scores[name], whole, atol=1e-3, err_msg=name)
+    assert np.abs(scores["nothing"] - whole).max() > 1e-3
