@@ -22,6 +22,7 @@ def update(
     k: int = 10,
     filter_seen: bool = True,
     new_store: bool = False,
+    item_features: Path | None = None,
     device: str = "cpu",
     json: bool = False,
 ) -> None:
@@ -41,6 +42,8 @@ def update(
         k: Items to recommend.
         filter_seen: Leave out what the user has had.
         new_store: Begin the store anew for this model; the states of another are dropped.
+        item_features: CSV, Parquet or .item file with a row an item: those that came after training are known
+            by their features. States stay valid when the file changes.
         device: auto, cpu, cuda or mps.
         json: Print JSON for machines.
 
@@ -49,6 +52,7 @@ def update(
             --time 2026-11-22T10:00:00Z
     """
     from mambakit.domains.recommendation.live import LiveRecommender
+    from mambakit.domains.recommendation.new_items import read_new_items
     from mambakit.domains.recommendation.store.opening import open_store
     from mambakit.domains.recommendation.times import moment
 
@@ -60,7 +64,7 @@ def update(
     seconds = math.nan if time is None else moment(time, "time")
     if recommender.user_table is not None:
         print("note: the model reads features of users, which update does not have", file=sys.stderr)
-    live = LiveRecommender(recommender)
+    live = LiveRecommender(recommender, None if item_features is None else read_new_items(item_features))
     with open_store(store, live.fingerprint, anew=new_store) as states:
         outcome = states.update(
             user, event or f"{item}@{seconds}", lambda past: live.moved(past, item, seconds), time=seconds

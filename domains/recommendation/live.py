@@ -19,7 +19,9 @@ from torch import Tensor
 from mambakit.core.errors import DataError
 from mambakit.core.fingerprint import fingerprint
 from mambakit.core.state import State
+from mambakit.domains.recommendation.features import Features
 from mambakit.domains.recommendation.model import Catalogue, Recommender
+from mambakit.domains.recommendation.new_items import add_items, lasting_numbers
 from mambakit.domains.recommendation.store.records import Record
 from mambakit.domains.recommendation.store.states import decode_state, encode_state
 from mambakit.domains.recommendation.tokenizer import gap_bins
@@ -31,7 +33,7 @@ class UserState(NamedTuple):
     Attributes:
         state: Of the network, a batch of one.
         hidden: Behind the last event, ``(1, d_model)``.
-        seen: Items had, int64, each once.
+        seen: Items had, int64, each once: places in the trained catalogue, or hashes of newer items' names.
         time: Seconds of the last event; NaN where not known.
     """
 
@@ -49,9 +51,15 @@ class LiveRecommender:
 
     Args:
         model: A trained recommender.
+        new_items: Items that came after training; states outlive any change of them.
     """
 
-    def __init__(self, model: Recommender) -> None:
+    def __init__(self, model: Recommender, new_items: Features | None = None) -> None:
+        self.fingerprint = fingerprint(model, model.tokenizer.state())
+        n_trained = model.config.n_items
+        if new_items is not None:
+            model = add_items(model, new_items).model
+        self._numbers = lasting_numbers(model.tokenizer.items, n_trained).to(model.bias.device)
         self.model = model.eval()
         with torch.no_grad():
             self.catalogue: Catalogue = model.catalogue()
@@ -59,7 +67,6 @@ class LiveRecommender:
             hidden, state = model.step(start, self.catalogue, model.init_state(1))
         no_items = torch.zeros(0, dtype=torch.int64, device=hidden.device)
         self._nothing = UserState(state, hidden, no_items, math.nan)
-        self.fingerprint = fingerprint(model, model.tokenizer.state())
 
     def moved(self, past: Record | None, item: str, time: float = math.nan) -> bytes:
         """A stored state after one more event: what ``Store.update`` wants of its function.
@@ -118,8 +125,8 @@ class LiveRecommender:
         event = torch.tensor([[index, int(gap_bins(np.array([gap]))[0])]], device=device)
         hidden, state = self.model.step(event, self.catalogue, user.state)
         seen = user.seen
-        if not bool((seen == index).any()):
-            seen = torch.cat([seen, torch.tensor([index], device=device)])
+        if not bool((seen == self._numbers[index]).any()):
+            seen = torch.cat([seen, self._numbers[index, None]])
         return UserState(state, hidden, seen, time)
 
     @torch.no_grad()
@@ -134,11 +141,12 @@ class LiveRecommender:
             filter_seen: Leave out what the user has had.
             hidden_items: ``(n_items,)`` bool, items that may not be shown.
         """
-        seen = user.seen.cpu().numpy()
+        had = torch.isin(self._numbers, user.seen)
+        seen = had.nonzero()[:, 0].cpu().numpy()
         places = (np.zeros_like(seen), seen)
         score = self.model.score(user.hidden, self.catalogue, places)[0]
         if filter_seen:
-            score[user.seen] = -torch.inf
+            score[had] = -torch.inf
         if hidden_items is not None:
             score[hidden_items] = -torch.inf
         best = score.topk(min(k, len(score)))

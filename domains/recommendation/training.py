@@ -63,6 +63,8 @@ def train_recommender(
     model.tokenizer = tokenizer
     words = tokenizer.item_words.encode(interactions.item_features, interactions.n_items)
     model.item_words = torch.from_numpy(words)
+    model.popularity.copy_(torch.from_numpy(item_counts(interactions, split)))
+    model.cold.copy_(model.popularity == 0)
     histories = Histories(
         interactions,
         split.train_end,
@@ -72,7 +74,6 @@ def train_recommender(
     )
     validation = _some(split.validation)
     learned = interactions.item[training_events(interactions, split)]
-    model.popularity += torch.from_numpy(item_counts(interactions, split))
     result = fit(
         RecommenderTask(model, interactions, learned, validation, train_config, loss_config),
         histories.loader(train_config.batch_size),
