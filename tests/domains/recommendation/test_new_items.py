@@ -55,7 +55,7 @@ def shop() -> Shop:
 
 @pytest.fixture(scope="module")
 def whole(shop: Shop) -> Interactions:
-    return shop.simulate(n_users=300, seed=1)
+    return shop.simulate(n_users=200, seed=1)
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def model(shop: Shop, whole: Interactions, tmp_path_factory: pytest.TempPathFact
         model_config=TINY,
         loss_config=LossConfig(id_dropout=0.2),
         train_config=dataclasses.replace(
-            PRESET_TRAIN, max_epochs=6, lr=1e-2, batch_size=32, ema_decay=0.9, device="cpu"
+            PRESET_TRAIN, max_epochs=3, lr=1e-2, batch_size=32, ema_decay=0.9, device="cpu"
         ),
     )
     return found
@@ -87,9 +87,9 @@ def test_new_items_of_a_known_category_are_ranked_above_chance(
     scores = longer.scores(given, events)
     own = scores.gather(1, torch.from_numpy(given.item[events])[:, None])
     among_new = (scores[:, 90:] > own).sum(1)
-    assert (among_new < 2).float().mean() > 0.3  # 2 of 10 by chance
+    assert (among_new < 2).float().mean() > 0.4  # 0.2 by chance
     among_all = (scores > own).sum(1)
-    assert (among_all < 10).float().mean() > 0.15  # 1 in 10 by chance
+    assert (among_all < 10).float().mean() > 0.13  # 0.1 by chance
     counts = Popularity(given, dataclasses.replace(leave_one_out(given), train_end=given.offsets[:-1]))
     assert counts.scores(given, events).max() == 0  # nothing else knows them
 
@@ -110,7 +110,7 @@ def test_known_items_score_as_before_and_new_ones_are_read(
     assert (longer.scores(given, given.offsets[1:] - 1)[:, :90] - model.scores(old, events)).abs().max() > 0.1
     top = recommend(longer, given, 3, shown=Shown(allow=[shop.names[i] for i in new]))
     assert set(top["item"]) <= {shop.names[i] for i in new}
-    assert not on_catalogue(model, whole)[1] == 0  # and without them their events are left out
+    assert on_catalogue(model, whole)[1] > 0  # and without them their events are left out
 
 
 def test_states_outlive_lists_of_new_items(shop: Shop, whole: Interactions, model: Recommender) -> None:
@@ -154,7 +154,9 @@ def test_what_is_known_of_nothing_is_left_out_and_told(model: Recommender, tmp_p
     assert torch.equal(kept.catalogue().vectors, added.model.catalogue().vectors)
 
 
-def test_an_item_without_training_events_is_not_known_by_its_id(model: Recommender, whole: Interactions) -> None:
+def test_an_item_without_training_events_is_not_known_by_its_id(
+    model: Recommender, whole: Interactions
+) -> None:
     longer, given, _ = with_new_items(model, whole)
     events = given.offsets[1:20] - 1
     before = longer.scores(given, events)
@@ -168,7 +170,7 @@ def test_an_item_without_training_events_is_not_known_by_its_id(model: Recommend
 
 
 def test_models_and_data_without_features_refuse_new_items(whole: Interactions, model: Recommender) -> None:
-    with pytest.raises(UsageError, match="another catalogue .100 items, 10 of them new"):
+    with pytest.raises(UsageError, match=r"another catalogue .100 items, 10 of them new"):
         with_new_items(model, dataclasses.replace(whole, item_features=None))
     plain = Recommender(dataclasses.replace(model.config, n_item_words=0))
     plain.tokenizer = model.tokenizer
