@@ -5,6 +5,7 @@ item vector = own vector + sum of its features' vectors / root of their number;
 START (+ the user's features), event, event, ... -> causal blocks -> hidden state behind every event
 score of an item = hidden . item vector + its bias              (weights tied: Press & Wolf 2017)
                    + repeat shift, if the user has had it       (one number, fitted on validation events)
+                   + cold shift, if the item has no training event               (another, fitted alike)
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ class Recommender(nn.Module, HubModel):
 
     item_words: Tensor
     repeat_shift: Tensor
+    cold_shift: Tensor
     popularity: Tensor
     cold: Tensor
     elapsed_of: Tensor
@@ -90,6 +92,7 @@ class Recommender(nn.Module, HubModel):
         words_of = torch.zeros(config.n_items, config.most_item_words, dtype=torch.int64)
         self.register_buffer("item_words", words_of)
         self.register_buffer("repeat_shift", torch.zeros(()))
+        self.register_buffer("cold_shift", torch.zeros(()))
         self.register_buffer("popularity", torch.zeros(config.n_items, dtype=torch.int64))
         self.register_buffer("cold", torch.zeros(config.n_items, dtype=torch.bool))
         self.register_buffer("elapsed_of", torch.from_numpy(bin_elapsed(config.gap_unit)), persistent=False)
@@ -104,6 +107,7 @@ class Recommender(nn.Module, HubModel):
         if self.item_table is not None and self.word_bias is not None:
             said = _mean_of(self.item_table, self.item_words)
             vectors, bias = vectors + said, bias + said @ self.word_bias
+        bias = bias + self.cold_shift * self.cold
         return Catalogue(vectors, bias.masked_fill(self.unknown, -torch.inf))
 
     @property
