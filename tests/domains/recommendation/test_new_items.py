@@ -18,11 +18,11 @@ from mambakit.domains.recommendation.data import leave_one_out
 from mambakit.domains.recommendation.embedded import Shop, make_shop
 from mambakit.domains.recommendation.interactions import Interactions
 from mambakit.domains.recommendation.live import LiveRecommender
-from mambakit.domains.recommendation.model import Recommender
+from mambakit.domains.recommendation.model import Recommender, seen_before
 from mambakit.domains.recommendation.new_items import add_items, read_new_items, with_new_items
 from mambakit.domains.recommendation.recommending import Shown, on_catalogue, recommend
 from mambakit.domains.recommendation.store.records import Record
-from mambakit.domains.recommendation.training import train_recommender
+from mambakit.domains.recommendation.training import fit_cold_shift, train_recommender
 
 TINY = ModelConfig(d_model=32, n_layers=1, d_state=8, head_dim=8, dropout=0.0, embedding_dropout=0.0)
 NEW = 10  # every tenth item of the shop comes after training
@@ -176,3 +176,19 @@ def test_models_and_data_without_features_refuse_new_items(whole: Interactions, 
     plain.tokenizer = model.tokenizer
     with pytest.raises(UsageError, match="trained without features of items"):
         add_items(plain, read_new_items(pd.DataFrame({"item": ["x"], "category": ["books"]})))
+
+
+def test_as_many_new_items_are_expected_as_come(whole: Interactions, model: Recommender) -> None:
+    old = without(whole, np.arange(0, 100, NEW))
+    events = old.offsets[1:] - 2
+    fit_cold_shift(model, old, events, seed=3)
+    cold = model.cold.numpy()
+    taken = (np.random.default_rng(3).random(90) < 0.2) & ~cold  # which the fit takes for new ones
+    as_new = model.catalogue(torch.from_numpy(taken))
+    hidden = model.hidden(old, old.user[events], events, model.catalogue())
+    score = model.score(hidden, as_new, seen_before(old, old.user[events], events)).detach()
+    score[:, cold] = -torch.inf
+    score[:, taken] += model.cold_shift
+    came = int(taken[old.item[events]].sum())
+    n = len(events)
+    assert float(score.softmax(1)[:, taken].sum()) == pytest.approx((came + 0.5) * n / (n + 1), abs=1e-2)
