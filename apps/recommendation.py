@@ -39,13 +39,15 @@ def recommend(
     search: Literal["exact", "approximate"] = "exact",
     min_recall: float = 0.95,
     columns: Columns = Columns(),  # noqa: B008  (frozen)
+    item_features: Path | None = None,
     user_features: Path | None = None,
     device: str = "auto",
     json: bool = False,
 ) -> None:
     """Recommends items to every user of a table, also to users that the model has never seen.
 
-    Events with items outside the model's catalogue are left out, and counted.
+    Events with items outside the model's catalogue, and of which no features are given, are left out, and
+    counted.
 
     Args:
         model: Folder of the saved model; nothing else is needed.
@@ -63,6 +65,8 @@ def recommend(
         min_recall: Share of the exact best items that approximate search is to find; its effort is chosen on
             some users, and the recall that is printed measured on others.
         columns: Which column is what.
+        item_features: CSV, Parquet or .item file with a row an item: those that came after training are known
+            by their features, recommended, and read in histories.
         user_features: CSV, Parquet or .user file with a row a user.
         device: auto, cpu, cuda or mps.
         json: Print JSON for machines.
@@ -71,14 +75,17 @@ def recommend(
         mambakit recommendation recommend --model runs/ml --input histories.csv --k 10 --output top.parquet
         mambakit recommendation recommend --model runs/ml --input ml-latest-small --users 42,43 --json
         mambakit recommendation recommend --model runs/ml --input all.parquet --search approximate --json
+        mambakit recommendation recommend --model runs/ml --input new.csv --item-features new_items.csv
     """
     from mambakit.domains.recommendation import recommending
 
     check_suffix("output", output, (".csv", ".parquet"))
-    recommender = load_model(model, device)
+    recommender = load_model(model, device, item_features, columns)
     given, unknown = recommending.on_catalogue(recommender, read(input, columns, user_features=user_features))
     if unknown:
         print(f"note: {unknown} events with items outside the catalogue are left out", file=sys.stderr)
+    if nothing := int(recommender.unknown.sum()):
+        print(f"note: {nothing} items without training events and features are never shown", file=sys.stderr)
     shown = recommending.Shown(
         filter_seen=filter_seen,
         allow=None if allow is None else _lines(allow),

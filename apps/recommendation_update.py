@@ -44,6 +44,7 @@ def update(
     k: int = 10,
     filter_seen: bool = True,
     new_store: bool = False,
+    item_features: Path | None = None,
     device: str = "cpu",
     json: bool = False,
 ) -> None:
@@ -74,6 +75,8 @@ def update(
         k: Items to recommend.
         filter_seen: Leave out what the user has had.
         new_store: Begin the store anew for this model; the states of another are dropped.
+        item_features: CSV, Parquet or .item file with a row an item: those that came after training are known
+            by their features. States stay valid when the file changes.
         device: auto, cpu, cuda or mps.
         json: Print JSON for machines.
 
@@ -97,15 +100,17 @@ def update(
         check_suffix(flag, path, (".csv", ".parquet"))
     from mambakit.domains.recommendation.incoming import event_of
     from mambakit.domains.recommendation.live import LiveRecommender
+    from mambakit.domains.recommendation.new_items import read_new_items
     from mambakit.domains.recommendation.store.opening import open_store
     from mambakit.domains.recommendation.times import moment
     from mambakit.domains.recommendation.updating import update_all
 
     recommender = load_model(model, device)
+    new_items = None if item_features is None else read_new_items(item_features)
     if not 1 <= k <= recommender.config.n_items:
         raise UsageError(f"k: expected 1 to {recommender.config.n_items}, the items there are, got {k}")
     if input is not None:
-        live = LiveRecommender(recommender)
+        live = LiveRecommender(recommender, new_items)
         events = _read(live, input, columns)
         features = _features(live, user_features, columns, events.users, events.features)
         with open_store(store, live.fingerprint, anew=new_store) as states:
@@ -116,7 +121,7 @@ def update(
     assert item is not None
     seconds = math.nan if time is None else moment(time, "time")
     with _in_plain_torch(device):
-        live = LiveRecommender(recommender)
+        live = LiveRecommender(recommender, new_items)
         features = _features(live, user_features, columns, [user])
         with open_store(store, live.fingerprint, anew=new_store) as states:
             outcome = states.update(

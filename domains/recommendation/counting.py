@@ -15,7 +15,12 @@ if TYPE_CHECKING:
 
 def training_events(interactions: Interactions, split: Split) -> NDArray[np.bool_]:
     """Which events are learned from, ``(n_events,)``."""
-    return np.arange(len(interactions)) < split.train_end[interactions.user]
+    return events_until(interactions, split.train_end)
+
+
+def events_until(interactions: Interactions, ends: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which events are before their user's end, ``(n_events,)``; ``ends`` are places of events."""
+    return np.arange(len(interactions)) < ends[interactions.user]
 
 
 def item_counts(interactions: Interactions, split: Split) -> NDArray[np.int64]:

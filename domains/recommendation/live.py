@@ -22,7 +22,9 @@ from mambakit.core.adapters import TokenBatch
 from mambakit.core.errors import DataError
 from mambakit.core.fingerprint import fingerprint
 from mambakit.core.state import State
+from mambakit.domains.recommendation.features import Features
 from mambakit.domains.recommendation.model import Catalogue, Recommender, in_chunks
+from mambakit.domains.recommendation.new_items import add_items, lasting_numbers
 from mambakit.domains.recommendation.store.records import Record
 from mambakit.domains.recommendation.store.states import decode_state, encode_state
 from mambakit.domains.recommendation.tokenizer import gap_bins
@@ -34,7 +36,7 @@ class UserState(NamedTuple):
     Attributes:
         state: Of the network, a batch of one.
         hidden: Behind the last event, ``(1, d_model)``.
-        seen: Items had, int64, each once.
+        seen: Items had, int64, each once: places in the trained catalogue, or hashes of newer items' names.
         time: Seconds of the last event; NaN where not known.
     """
 
@@ -51,14 +53,20 @@ class LiveRecommender:
 
     Args:
         model: A trained recommender.
+        new_items: Items that came after training; states outlive any change of them.
     """
 
-    def __init__(self, model: Recommender) -> None:
+    def __init__(self, model: Recommender, new_items: Features | None = None) -> None:
+        self.fingerprint = fingerprint(model, model.tokenizer.state())
+        n_trained = model.config.n_items
+        if new_items is not None:
+            model = add_items(model, new_items).model
+        self._numbers = lasting_numbers(model.tokenizer.items, n_trained).to(model.bias.device)
+        self._sorted, self._places = self._numbers.sort()
         self.model = model.eval()
         with torch.no_grad():
             self.catalogue: Catalogue = model.catalogue()
         [self._nothing] = self.begun(None, 1)
-        self.fingerprint = fingerprint(model, model.tokenizer.state())
 
     @torch.no_grad()
     def begun(self, features: pd.DataFrame | None, n: int) -> list[UserState]:
@@ -165,7 +173,12 @@ class LiveRecommender:
             every, state = self.model(events, self.catalogue, state=state)
             hidden = every[torch.arange(len(users)), events.lengths - 1]
         return [
-            UserState(_row(state, i), hidden[i : i + 1], _joined(user.seen, own), float(time[-1]))
+            UserState(
+                _row(state, i),
+                hidden[i : i + 1],
+                _joined(user.seen, self._numbers[torch.from_numpy(own)]),
+                float(time[-1]),
+            )
             for i, (user, own, time) in enumerate(zip(users, items, times, strict=True))
         ]
 
@@ -196,8 +209,11 @@ class LiveRecommender:
         names: Sequence[str] = self.model.tokenizer.items
         for part in in_chunks(np.arange(len(users)), len(names)):
             some = [users[i] for i in part]
-            item = torch.cat([user.seen for user in some])
-            row = torch.repeat_interleave(torch.tensor([len(user.seen) for user in some])).to(item.device)
+            number = torch.cat([user.seen for user in some])
+            row = torch.repeat_interleave(torch.tensor([len(user.seen) for user in some])).to(number.device)
+            place = torch.searchsorted(self._sorted, number).clamp(max=len(names) - 1)
+            listed = self._sorted[place] == number  # newer items may be gone from the list
+            row, item = row[listed], self._places[place[listed]]
             hidden = torch.cat([user.hidden for user in some])
             score = self.model.score(hidden, self.catalogue, (row.cpu().numpy(), item.cpu().numpy()))
             if filter_seen:
@@ -215,7 +231,7 @@ def _row(state: State, i: int) -> State:
     return state.map(lambda tensor: tensor[i : i + 1])
 
 
-def _joined(seen: Tensor, items: NDArray[np.int64]) -> Tensor:
+def _joined(seen: Tensor, items: Tensor) -> Tensor:
     """The items had and further ones, each once."""
     new = torch.tensor(list(dict.fromkeys(items.tolist())), dtype=seen.dtype, device=seen.device)
     return torch.cat([seen, new[~torch.isin(new, seen)]])

@@ -36,7 +36,7 @@ class Shown:
 
 
 def allowed_items(model: Recommender, shown: Shown) -> NDArray[np.bool_]:
-    """Which items of the catalogue may be shown, ``(n_items,)``.
+    """Which items of the catalogue may be shown, ``(n_items,)``; none of which nothing is known.
 
     Raises:
         UsageError: If a name is not in the catalogue, or nothing is left.
@@ -55,6 +55,7 @@ def allowed_items(model: Recommender, shown: Shown) -> NDArray[np.bool_]:
         kept[[index[name] for name in shown.allow]] = True
     kept[[index[name] for name in shown.deny]] = False
     kept &= model.popularity.cpu().numpy() >= shown.min_popularity
+    kept &= ~model.unknown.cpu().numpy()  # there is nothing to score them by
     if not kept.any():
         raise UsageError(
             "the catalogue is empty after allow, deny and min_popularity: nothing is left to recommend"
@@ -140,18 +141,23 @@ def recommend(
 
 
 def on_catalogue(model: Recommender, interactions: Interactions) -> tuple[Interactions, int]:
-    """The interactions with the model's catalogue, and how many events of unknown items were left out."""
-    index = model.tokenizer.index
-    place = np.array([index.get(str(name), -1) for name in interactions.items], dtype=np.int64)
-    item = place[interactions.item]
+    """The interactions with the model's catalogue, and how many events of unknown items were left out.
+
+    Features of items stay where every item of the catalogue has its own.
+    """
+    theirs, ours = pd.Index(interactions.items.tolist()), pd.Index(model.tokenizer.items)
+    item = ours.get_indexer(theirs)[interactions.item]
     known = item >= 0
+    row, features = theirs.get_indexer(ours), interactions.item_features
+    if features is not None:
+        features = None if (row < 0).any() else features.iloc[row].reset_index(drop=True)
     found = dataclasses.replace(
         interactions,
         items=np.array(model.tokenizer.items),
         user=interactions.user[known],
         item=item[known],
         time=interactions.time[known],
-        item_features=None,
+        item_features=features,
     )
     return found, int((~known).sum())
 

@@ -93,8 +93,9 @@ class ExactSearch:
     def __init__(
         self, model: Recommender, catalogue: Catalogue, kept: NDArray[np.bool_], *, filter_seen: bool
     ) -> None:
-        self.model, self.catalogue, self.kept, self.filter_seen = model, catalogue, kept, filter_seen
-        self._hidden_items = torch.from_numpy(~kept).to(catalogue.bias.device)
+        self.model, self.catalogue, self.filter_seen = model, catalogue, filter_seen
+        self.kept = kept & catalogue.bias.isfinite().cpu().numpy()  # nothing is known of the others
+        self._hidden_items = torch.from_numpy(~self.kept).to(catalogue.bias.device)
 
     def top(self, asked: Asked, k: int) -> Top:
         """The best k that may be shown."""
@@ -132,7 +133,7 @@ class ApproximateSearch:
         self.n_cells = max(1, round(math.sqrt(len(self.items))))
         self.probes = min(_FIRST_PROBES, self.n_cells)
         self.recall, self.recall_users, self.n_exact = math.nan, 0, 0
-        self._index = _inverted_file(_of_one_length(exact.catalogue, self.items), self.n_cells)
+        self._index = _inverted_file(_of_one_length(exact.catalogue, self.items), self.items, self.n_cells)
 
     def top(self, asked: Asked, k: int) -> Top:
         """The best k that may be shown."""
@@ -189,7 +190,7 @@ class ApproximateSearch:
         self.n_exact = 0
 
     def save(self, path: Path) -> None:
-        """A file for ``faiss.read_index``; its ids are the items where all of them may be shown."""
+        """A file for ``faiss.read_index``; its ids are the items' places."""
         self._index.nprobe = self.probes
         _faiss().write_index(self._index, str(path))
 
@@ -207,9 +208,9 @@ class ApproximateSearch:
     def _nearest(self, query: NDArray[np.float32], n: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Scores and items, best first, ``(len(query), n)``; -inf where the cells held fewer."""
         self._index.nprobe = self.probes
-        score, place = self._index.search(query, n)
-        score[place < 0] = -np.inf
-        return score, self.items[place]
+        score, item = self._index.search(query, n)
+        score[item < 0] = -np.inf
+        return score, item.clip(min=0)
 
     def _with_seen(self, found: Top, asked: Asked, seen: NDArray[np.int64], k: int) -> Top:
         """Also what the user has had, whose scores the repeat shift moves away from the index's."""
@@ -236,14 +237,14 @@ def _of_one_length(catalogue: Catalogue, items: NDArray[np.int64]) -> NDArray[np
     return np.column_stack([vectors, bias, np.sqrt(squared.max() - squared)]).astype(np.float32)
 
 
-def _inverted_file(vectors: NDArray[np.float32], n_cells: int) -> Any:
+def _inverted_file(vectors: NDArray[np.float32], items: NDArray[np.int64], n_cells: int) -> Any:
     faiss = _faiss()
     index = faiss.IndexIVFFlat(
         faiss.IndexFlatIP(vectors.shape[1]), vectors.shape[1], n_cells, faiss.METRIC_INNER_PRODUCT
     )
     index.cp.min_points_per_centroid, index.cp.max_points_per_centroid = 1, _POINTS_PER_CELL
     index.train(vectors)
-    index.add(vectors)
+    index.add_with_ids(vectors, items)
     return index
 
 

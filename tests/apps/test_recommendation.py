@@ -310,7 +310,65 @@ def test_features_of_users_are_read_live_too(
         assert ("new ones begin without any" in said.err) == (name == "nothing")
     words = ["recommend", "--model", str(tmp_path / "run"), "--input", str(tmp_path / "event.csv"), *known]
     assert main([*words, "--k", "14", "--json", "--device", "cpu"]) == 0
-    whole = pd.DataFrame(json.loads(capsys.readouterr().out)).set_index("item")["score"].sort_index()
+    whole = (
+        pd.DataFrame(json.loads(capsys.readouterr().out)["recommendations"])
+        .set_index("item")["score"]
+        .sort_index()
+    )
     for name in ("single", "file", "column"):
         np.testing.assert_allclose(scores[name], whole, atol=1e-3, err_msg=name)
     assert np.abs(scores["nothing"] - whole).max() > 1e-3
+
+
+def test_new_items_need_a_model_that_reads_features_and_split_json_is_checked(
+    model: Path, table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "new.csv").write_text("item,kind\nfresh,x\n", "utf-8")
+    words = ["recommend", "--model", str(model), "--input", str(table), "--k", "2"]
+    assert main([*words, "--item-features", str(tmp_path / "new.csv")]) == 2
+    assert "was trained without features of items" in capsys.readouterr().err
+    copy = shutil.copytree(model, tmp_path / "copy")
+    (copy / "split.json").write_text("{", "utf-8")
+    assert main(["evaluate", "--model", str(copy), "--data", str(table)]) == 1
+    assert "split.json is not valid JSON" in capsys.readouterr().err
+
+
+def test_new_items_are_recommended_by_their_features(
+    table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kinds = pd.DataFrame({"item": [f"i{i}" for i in range(15)], "kind": [f"k{i % 3}" for i in range(15)]})
+    kinds.to_csv(tmp_path / "items.csv", index=False)
+    run, new = str(tmp_path / "run"), tmp_path / "new.csv"
+    words = ["train", "--data", str(table), "--item-features", str(tmp_path / "items.csv"), "--output", run]
+    assert main([*words, "--device", "cpu", *SMALL, "--train.max_epochs", "1"]) == 0
+    new.write_text("item,kind\nfresh,k1\nodd,of none\n", "utf-8")
+    (tmp_path / "allow.txt").write_text("fresh\n", "utf-8")
+    given = tmp_path / "given.csv"
+    given.write_text("user,item,timestamp\nada,i3,100\nada,odd,200\nbob,i1,100\nbob,fresh,200\n", "utf-8")
+    capsys.readouterr()
+    words = ["recommend", "--model", run, "--input", str(given), "--item-features", str(new), "--k", "1"]
+    assert main([*words, "--allow", str(tmp_path / "allow.txt"), "--json"]) == 0
+    said = capsys.readouterr()
+    assert [(row["user"], row["item"]) for row in json.loads(said.out)["recommendations"]] == [
+        ("ada", "fresh")
+    ]
+    assert "1 items are new to the model" in said.err
+    assert "1 items have no feature that the model was trained with, and are left out: odd" in said.err
+    assert "1 events with items outside the catalogue are left out" in said.err
+    words = [
+        "update",
+        "--model",
+        run,
+        "--store",
+        str(tmp_path / "s.db"),
+        "--user",
+        "eve",
+        "--k",
+        "15",
+        "--json",
+    ]
+    words += ["--time", "100", "--item", "fresh"]
+    assert main([*words, "--item-features", str(new)]) == 0
+    shown = [row["item"] for row in json.loads(capsys.readouterr().out)["items"]]
+    assert len(shown) == 15
+    assert "fresh" not in shown  # had, and so left out
