@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,12 @@ def write_table(frame: Any, path: Path) -> None:
 def some(names: Sequence[str]) -> str:
     """The first five names, and how many more."""
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def tell(notes: Iterable[str]) -> None:
+    """What a person should see, on stderr."""
+    for line in notes:
+        print(f"note: {line}", file=sys.stderr)
 
 
 def words_of(text: str) -> list[str]:
