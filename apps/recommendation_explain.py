@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from mambakit.apps.recommendation_train import load_model, read, told
-from mambakit.apps.shared import check_suffix, write_table
+from mambakit.apps.shared import check_suffix, in_plain_torch, write_table
 from mambakit.core.cli import print_json
-from mambakit.domains.recommendation.naming import Columns
+from mambakit.domains.recommendation.config import Columns
 
 if TYPE_CHECKING:
     from mambakit.domains.recommendation.explaining import Explanation
@@ -82,9 +82,11 @@ def explain(
     titles = _titles(given)
     known, unknown = recommending.on_catalogue(recommender, given)
     chosen = None if item is None else [item]
-    found = explaining.explain(
-        recommender, known, user, items=chosen, k=k, method=method, filter_seen=filter_seen
-    )
+    n_events = int((known.users == user)[known.user].sum())
+    with in_plain_torch(recommender.bias.device.type, n_events):
+        found = explaining.explain(
+            recommender, known, user, items=chosen, k=k, method=method, filter_seen=filter_seen
+        )
     if unknown:
         print(f"note: {unknown} events with items outside the catalogue are left out", file=sys.stderr)
     for name in found.items:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mambakit.apps.recommendation_train import load_model
 from mambakit.core.cli import print_json
-from mambakit.domains.recommendation.naming import Columns
+from mambakit.domains.recommendation.config import Columns
 
 
 def export(

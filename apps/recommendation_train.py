@@ -18,11 +18,11 @@ from mambakit.domains.recommendation.config import (
     PRESET_LOSS,
     PRESET_MODEL,
     PRESET_TRAIN,
+    Columns,
     LossConfig,
     ModelConfig,
     Peer,
 )
-from mambakit.domains.recommendation.naming import Columns
 
 if TYPE_CHECKING:
     from mambakit.core.training import FitResult, RunFolder

@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import math
-import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from mambakit.apps.recommendation_train import load_model, told
-from mambakit.apps.shared import check_suffix, refuse_given, tell, write_table
+from mambakit.apps.shared import check_suffix, in_plain_torch, refuse_given, tell, write_table
 from mambakit.core.cli import print_json
 from mambakit.core.errors import DataError, UsageError
-from mambakit.domains.recommendation.naming import Columns
+from mambakit.domains.recommendation.config import Columns
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -110,7 +105,7 @@ def update(
 
     recommender = load_model(model, device)
     new_items = None if item_features is None else read_new_items(item_features, columns)
-    with _in_plain_torch(device):
+    with in_plain_torch(device):
         live = LiveRecommender(recommender, new_items)
     if live.added is not None and item_features is not None:
         told(live.added, item_features)
@@ -128,7 +123,7 @@ def update(
     assert item is not None
     seconds = math.nan if time is None else moment(time, "time")
     known = item in live.model.tokenizer.index
-    with _in_plain_torch(device):
+    with in_plain_torch(device):
         features = _features(live, user_features, columns, [user])
         with open_store(store, live.fingerprint, anew=new_store) as states:
             if known:
@@ -157,19 +152,6 @@ def update(
     print(f"user {user}, {n_events} events{note}")
     for rank, (name, score) in enumerate(best, 1):
         print(f"{rank:3d}  {name}  {score:.4f}")
-
-
-@contextmanager
-def _in_plain_torch(device: str) -> Iterator[None]:
-    """On the CPU: one event is done in plain torch before the compiled loops would be loaded, or compiled."""
-    if device != "cpu" or os.environ.get("MAMBAKIT_BACKEND"):
-        yield
-        return
-    os.environ["MAMBAKIT_BACKEND"] = "reference"
-    try:
-        yield
-    finally:
-        del os.environ["MAMBAKIT_BACKEND"]
 
 
 def _read(live: LiveRecommender, input: str, columns: Columns) -> Incoming:
@@ -217,6 +199,8 @@ def _features(
 
 def _tell(events: Incoming, done: Updated, output: Path | None, left_out: Path | None, json: bool) -> None:
     """The results of a table of events, and what is left out of it."""
+    import numpy as np
+
     from mambakit.domains.recommendation.updating import APPLIED, REPEATED
 
     counts = done.counts()

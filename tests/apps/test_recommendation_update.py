@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import pyarrow.parquet as pq
 import pytest
 import torch
 
 from mambakit.apps.recommendation import main
+from mambakit.apps.shared import in_plain_torch
 from mambakit.domains.recommendation.config import ModelConfig, RecommenderConfig
 from mambakit.domains.recommendation.model import Recommender
 from mambakit.domains.recommendation.tokenizer import EventTokenizer, Words
+from mambakit.kernels import backend
+from mambakit.kernels.backend import use_backend
 
 N_ITEMS = 12
 NOTHING_KNOWN = "i11"
@@ -102,7 +107,7 @@ def test_as_many_items_as_there_are_with_the_new_ones_can_be_asked_for(call: Cal
     )
 
 
-def test_new_items_are_explained_and_exported(call: Call, folder: Path, tmp_path: Path) -> None:
+def test_new_items_are_explained(call: Call, folder: Path) -> None:
     given = folder / "given.csv"
     given.write_text("user,code,timestamp\nada,i3,100\nada,fresh,200\n", "utf-8")
     words = ["--input", str(given), "--user", "ada"]
@@ -113,9 +118,6 @@ def test_new_items_are_explained_and_exported(call: Call, folder: Path, tmp_path
         "'fresh' is not in the model's catalogue"
         in call("explain", *words, "--columns.item", "code", "--item", "fresh", status=2)[1]
     )
-    call("export", "--output", str(tmp_path / "served"), *fresh(folder))
-    items = pq.read_table(tmp_path / "served" / "items.parquet")["item"].to_pylist()
-    assert items == [*(f"i{i}" for i in range(N_ITEMS)), "fresh"]
 
 
 def test_titles_alone_name_items_and_what_nothing_is_known_of_is_not_explained(
@@ -141,3 +143,26 @@ def test_users_are_named_once_and_at_least_one(call: Call, folder: Path) -> None
     assert "users: expected at least one name" in call("recommend", *words, ",", status=2)[1]
     said, _ = call("recommend", *words, "bob,ada,bob")
     assert [row["user"] for row in said["recommendations"]] == ["bob", "bob", "ada", "ada"]
+
+
+def test_help_and_few_events_load_little(call: Call, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = (
+        "import sys\nfrom mambakit.apps.recommendation import main\nassert main(['--help']) == 0\n"
+        "assert not {'numpy', 'pandas', 'torch'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
+    monkeypatch.delenv("MAMBAKIT_BACKEND", raising=False)
+    asked: list[str] = []
+
+    def spy(name: str) -> AbstractContextManager[None]:
+        asked.append(name)
+        return use_backend(name)
+
+    monkeypatch.setattr(backend, "use_backend", spy)
+    words = ["--input", str(folder / "events.csv"), "--device", "cpu"]
+    call("recommend", *words, "--k", "2", "--users", "ada")
+    call("explain", *words, "--user", "ada", "--method", "leave-one-out")
+    assert asked == ["reference", "reference"]  # plain torch: neither compiled loops nor torch's compiler
+    for n_events, expected in ((200, "reference"), (201, "portable")):
+        with in_plain_torch("cpu", n_events):
+            assert backend.choose_backend("ssd", None, torch.device("cpu")) == expected
