@@ -105,7 +105,7 @@ def update(
 
     recommender = load_model(model, device)
     new_items = None if item_features is None else read_new_items(item_features, columns)
-    with in_plain_torch(device):
+    with in_plain_torch(recommender.bias.device.type):
         live = LiveRecommender(recommender, new_items)
     if live.added is not None and item_features is not None:
         told(live.added, item_features)
@@ -123,18 +123,18 @@ def update(
     assert item is not None
     seconds = math.nan if time is None else moment(time, "time")
     known = item in live.model.tokenizer.index
-    with in_plain_torch(device):
+    with in_plain_torch(recommender.bias.device.type):
         features = _features(live, user_features, columns, [user])
         with open_store(store, live.fingerprint, anew=new_store) as states:
-            if known:
+            if not known:
+                record, applied = states.get(user), False
+            else:
                 record, applied = states.update(
                     user,
                     event or event_of(item, seconds),
                     lambda past: live.moved(past, item, seconds, features),
                     time=seconds,
                 )
-            else:
-                record, applied = states.get(user), False
         if record is None:
             [now] = live.begun(features, 1)
         else:
