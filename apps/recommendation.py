@@ -5,6 +5,7 @@ mambakit recommendation evaluate --model runs/ml --data ml-latest-small --json
 mambakit recommendation recommend --model runs/ml --input histories.csv --k 10 --output top.parquet
 mambakit recommendation explain --model runs/ml --input histories.csv --user 42 --plot why.png
 mambakit recommendation update --model runs/ml --store state.db --user 42 --item 318 --time 2026-11-22
+mambakit recommendation export --model runs/ml --output served
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Literal
 
 from mambakit.apps.recommendation_explain import explain
+from mambakit.apps.recommendation_export import export
 from mambakit.apps.recommendation_train import evaluate, load_model, read, train
 from mambakit.apps.recommendation_update import update
 from mambakit.apps.shared import check_suffix, words_of, write_table
@@ -33,14 +36,18 @@ def recommend(
     allow: Path | None = None,
     deny: Path | None = None,
     min_popularity: int = 0,
+    search: Literal["exact", "approximate"] = "exact",
+    min_recall: float = 0.95,
     columns: Columns = Columns(),  # noqa: B008  (frozen)
+    item_features: Path | None = None,
     user_features: Path | None = None,
     device: str = "auto",
     json: bool = False,
 ) -> None:
     """Recommends items to every user of a table, also to users that the model has never seen.
 
-    Events with items outside the model's catalogue are left out, and counted.
+    Events with items outside the model's catalogue, and of which no features are given, are left out, and
+    counted.
 
     Args:
         model: Folder of the saved model; nothing else is needed.
@@ -52,7 +59,14 @@ def recommend(
         allow: Text file with an item a line: only these.
         deny: Text file with an item a line: none of these.
         min_popularity: Only items with at least so many training events.
+        search: exact scores all items for each user; approximate, of mambakit[ann], those near the user. The
+            index that it builds first pays from 700 to 2,400 users on: on one core it takes 0.2 s for 10,000
+            items, then a user 0.13 ms instead of 0.25; for a million 21 s, then 0.5 ms instead of 29.
+        min_recall: Share of the exact best items that approximate search is to find; its effort is chosen on
+            some users, and the recall that is printed measured on others.
         columns: Which column is what.
+        item_features: CSV, Parquet or .item file with a row an item: those that came after training are known
+            by their features, recommended, and read in histories.
         user_features: CSV, Parquet or .user file with a row a user.
         device: auto, cpu, cuda or mps.
         json: Print JSON for machines.
@@ -60,14 +74,18 @@ def recommend(
     Examples:
         mambakit recommendation recommend --model runs/ml --input histories.csv --k 10 --output top.parquet
         mambakit recommendation recommend --model runs/ml --input ml-latest-small --users 42,43 --json
+        mambakit recommendation recommend --model runs/ml --input all.parquet --search approximate --json
+        mambakit recommendation recommend --model runs/ml --input new.csv --item-features new_items.csv
     """
     from mambakit.domains.recommendation import recommending
 
     check_suffix("output", output, (".csv", ".parquet"))
-    recommender = load_model(model, device)
+    recommender = load_model(model, device, item_features, columns)
     given, unknown = recommending.on_catalogue(recommender, read(input, columns, user_features=user_features))
     if unknown:
         print(f"note: {unknown} events with items outside the catalogue are left out", file=sys.stderr)
+    if nothing := int(recommender.unknown.sum()):
+        print(f"note: {nothing} items without training events and features are never shown", file=sys.stderr)
     shown = recommending.Shown(
         filter_seen=filter_seen,
         allow=None if allow is None else _lines(allow),
@@ -75,9 +93,19 @@ def recommend(
         min_popularity=min_popularity,
     )
     chosen = None if users is None else words_of(users)
-    frame = recommending.recommend(recommender, given, k, users=chosen, shown=shown)
+    frame = recommending.recommend(
+        recommender, given, k, users=chosen, shown=shown, search=search, min_recall=min_recall
+    )
+    if search == "approximate":
+        print(
+            "approximate search: {recall:.1%} of the exact top {k} found for {recall_users} of the users; "
+            "{cells_read:.1%} of the cells read, {searched_exactly} users searched exactly".format(
+                k=k, **frame.attrs
+            ),
+            file=sys.stderr,
+        )
     if json:
-        print_json(frame.to_dict(orient="records"))
+        print_json({"k": k, **frame.attrs, "recommendations": frame.to_dict(orient="records")})
     if output is not None:
         write_table(frame, output)
         print(f"{frame['user'].nunique()} users, {len(frame)} rows: {output}", file=sys.stderr)
@@ -100,6 +128,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "recommend": recommend,
         "explain": explain,
         "update": update,
+        "export": export,
     }
     text = __doc__ or ""
     description, _, examples = text.partition("\n\n")

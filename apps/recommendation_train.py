@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from mambakit.apps.shared import train_config
 from mambakit.core.cli import print_json
 from mambakit.core.errors import UsageError
+from mambakit.core.folders import read_json_object
 from mambakit.core.training import TrainConfig
 from mambakit.domains.recommendation.config import (
     PRESET_LOSS,
@@ -47,6 +48,7 @@ def train(
     user_features: Path | None = None,
     min_item_events: int = 0,
     min_user_events: int = 0,
+    cold_items: bool = False,
     seed: int = 0,
     device: str = "auto",
     max_time: str | None = None,
@@ -73,6 +75,7 @@ def train(
         user_features: CSV, Parquet or .user file with a row a user.
         min_item_events: Leave out items with fewer events.
         min_user_events: Leave out users with fewer events.
+        cold_items: Items of the features that no event has join the catalogue, known by their features alone.
         seed: Seed of weights, shuffling and dropout.
         device: auto, cpu, cuda or mps.
         max_time: Stop training after so long, such as 90s or 10m.
@@ -96,7 +99,11 @@ def train(
     from mambakit.domains.recommendation.training import train_recommender
 
     source = {"item_features": item_features, "user_features": user_features}
-    counts = {"min_item_events": min_item_events, "min_user_events": min_user_events}
+    counts = {
+        "min_item_events": min_item_events,
+        "min_user_events": min_user_events,
+        "cold_items": cold_items,
+    }
     interactions = read(data, columns, **source, **counts)
     spec = {"split": split, "validation_at": validation_at, "test_at": test_at, **counts}
     parts = split_of(interactions, spec)
@@ -146,7 +153,8 @@ def evaluate(
     """Ranks each test event's item among all items, by a saved model and by its baselines.
 
     Networks that were trained beside the model (train --baselines) are among them. The split is that of the
-    training. Seen items are ranked in one column and left out in the other.
+    training. Seen items are ranked in one column and left out in the other. Items of the data that came after
+    training are known by their features alone.
 
     Args:
         model: Folder of the saved model.
@@ -160,16 +168,19 @@ def evaluate(
     Examples:
         mambakit recommendation evaluate --model runs/ml --data ml-latest-small --json
     """
+    from mambakit.domains.recommendation.new_items import with_new_items
+
     recommender = load_model(model, device)
     spec = read_split(model)
-    counts = {name: spec[name] for name in ("min_item_events", "min_user_events")}
+    counts = {name: spec[name] for name in ("min_item_events", "min_user_events", "cold_items")}
     interactions = read(data, columns, item_features=item_features, user_features=user_features, **counts)
     if [str(name) for name in interactions.items] != recommender.tokenizer.items:
-        raise UsageError(
-            f"data: {data} has another catalogue ({interactions.n_items} items) than the model was trained "
-            f"on ({recommender.config.n_items}); evaluate on the data of the training, or train anew"
-        )
-    peers = load_peers(model, device)
+        known = interactions
+        recommender, interactions, said = with_new_items(recommender, known)
+        print(said, file=sys.stderr)
+        peers = {name: with_new_items(peer, known)[0] for name, peer in load_peers(model, device).items()}
+    else:
+        peers = load_peers(model, device)
     evaluation = measure(recommender, interactions, split_of(interactions, spec), device, peers)
     if json:
         print_json({"data": data, "model": model, **evaluation.to_dict()})
@@ -205,16 +216,24 @@ def read_split(folder: Path) -> dict[str, Any]:
     path = folder / _SPLIT_FILE
     if not path.exists():
         raise UsageError(f"model: {folder} has no {_SPLIT_FILE}, so its split is not known; train it anew")
-    spec: dict[str, Any] = jsonlib.loads(path.read_text("utf-8"))
-    return spec
+    return read_json_object(path)
 
 
-def load_model(folder: Path, device: str) -> Recommender:
-    """A saved model on a device."""
+def load_model(
+    folder: Path, device: str, new_items: Path | None = None, columns: Columns | None = None
+) -> Recommender:
+    """A saved model on a device, with the items of a table that it doesn't know yet."""
     from mambakit.core.training import resolve_device
     from mambakit.domains.recommendation.model import Recommender
+    from mambakit.domains.recommendation.new_items import add_items, read_new_items
 
-    return Recommender.from_pretrained(folder).to(resolve_device(device)).eval()
+    model = Recommender.from_pretrained(folder).to(resolve_device(device)).eval()
+    if new_items is None:
+        return model
+    added = add_items(model, read_new_items(new_items, columns))
+    for line in [f"{new_items}: {len(added.items):,} items are new to the model", *added.notes]:
+        print(f"note: {line}", file=sys.stderr)
+    return added.model
 
 
 def load_peers(folder: Path, device: str) -> dict[str, Recommender]:

@@ -17,14 +17,15 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import multiprocessing
-import os
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from processes import run_all
 
 # What differs from the preset on each set, for all networks alike: PART.FIELD of model, loss and train.
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -59,8 +60,6 @@ PUBLISHED = {
 
 def run_job(job: dict[str, Any]) -> dict[str, Any]:
     """Trains one network on one set with one seed and ranks the events of a split."""
-    if job["gpu"] is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = job["gpu"]
     import torch
 
     from mambakit.core.training import RunFolder, resolve_device
@@ -171,6 +170,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="processes at once")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda")
     parser.add_argument("--gpus", nargs="*", default=[], help="which accelerators the processes share")
+    parser.add_argument("--journal", help="a file of finished runs: what is in it is not run again")
     parser.add_argument("--set", dest="given", nargs="*", default=[], metavar="PART.FIELD=JSON")
     parser.add_argument("--validation-only", action="store_true", help="rank no test event")
     arguments = parser.parse_args()
@@ -189,19 +189,34 @@ def main() -> None:
         for network in arguments.networks
         for seed in arguments.seeds
     ]
-    for i, job in enumerate(jobs):
-        job["gpu"] = arguments.gpus[i % len(arguments.gpus)] if arguments.gpus else None
-    done = []
-    with multiprocessing.get_context("spawn").Pool(arguments.jobs, maxtasksperchild=1) as pool:
-        for job in pool.imap_unordered(run_job, jobs):
-            done.append(job)
-            shown = {
-                which: {metric: round(one[metric], 4) for metric in ("hr@10", "ndcg@10")}
-                for which, one in job["rows"].items()
-            }
-            kept = ("set", "network", "seed", "which", "parameters", "validation", "epochs")
-            kept += ("steps_to_best", "seconds_to_best", "seconds")
-            print(json.dumps({**{key: job[key] for key in kept}, **shown}), flush=True)
+    journal = Path(arguments.journal) if arguments.journal else None
+    known = (
+        [json.loads(line) for line in journal.read_text().splitlines()]
+        if journal and journal.exists()
+        else []
+    )
+    done = [one for one in known if {key: one[key] for key in jobs[0]} in jobs]
+    jobs = [job for job in jobs if not any(job.items() <= one.items() for one in done)]
+
+    def tell(job: dict[str, Any], seconds: float) -> None:
+        if "error" in job:
+            print(job["error"], file=sys.stderr)
+            return
+        if journal is not None:
+            with journal.open("a") as file:
+                file.write(json.dumps(job) + "\n")
+        shown = {
+            which: {metric: round(one[metric], 4) for metric in ("hr@10", "ndcg@10")}
+            for which, one in job["rows"].items()
+        }
+        kept = ("set", "network", "seed", "which", "parameters", "validation", "epochs")
+        kept += ("steps_to_best", "seconds_to_best", "seconds")
+        print(json.dumps({**{key: job[key] for key in kept}, **shown}), flush=True)
+
+    ran = run_all(run_job, jobs, arguments.jobs, tell=tell, gpus=arguments.gpus)
+    done += [job for job in ran if "error" not in job]
+    if len(ran) < len(jobs) or any("error" in job for job in ran):
+        sys.exit("not all runs were done, so no rows are written")
     if changes or arguments.validation_only or "mambakit" not in arguments.networks:
         return
     from rows import write_rows

@@ -107,6 +107,8 @@ def by_series(model: Any, store: Any, split: str, device: str) -> dict[str, dict
     import torch
 
     from mambakit.core.scoring import pinball
+    from mambakit.domains.timeseries.calibration import calibrate_stream
+    from mambakit.domains.timeseries.conformal import coverages
     from mambakit.domains.timeseries.metrics import central_pairs, mase_scale, msis, smape
     from mambakit.domains.timeseries.stream.data import forecasts
 
@@ -118,9 +120,11 @@ def by_series(model: Any, store: Any, split: str, device: str) -> dict[str, dict
         name: [] for name in ("mase", "smape", "msis95", "linear", "snaive", "snaive_smape")
     }
     loss = size = plain = naive_loss = inside80 = inside95 = 0.0
-    model = model.to(device).eval()
+    model, store = model.to(device).eval(), store.to(device)
+    calibrated = calibrate_stream(model, store)
+    after: dict[float, list[float]] = {80.0: [], 95.0: []}
     pairs = central_pairs(model.levels)
-    for found in forecasts(model, store.to(device), part):
+    for found in forecasts(model, store, part):
         for row, which in enumerate(found.which.tolist()):
             whole = found.target[row].isfinite().all(-1)
             if not bool(whole.any()):
@@ -146,6 +150,9 @@ def by_series(model: Any, store: Any, split: str, device: str) -> dict[str, dict
             inside95 += float(((low <= target) & (target <= high)).double().mean())
             low, high = (quantiles[..., i] for i in pairs[80.0])
             inside80 += float(((low <= target) & (target <= high)).double().mean())
+            bare = (one[row][whole].double().cpu().numpy() for one in (found.quantiles, found.target))
+            for level, share in coverages(*bare, list(after), calibrated).items():
+                after[level].append(share)
             loss += float(2 * pinball(quantiles[..., deciles], target, levels).mean(-1).sum())
             plain += float((linear - target).abs().sum())
             naive_loss += float((again - target).abs().sum())
@@ -155,7 +162,9 @@ def by_series(model: Any, store: Any, split: str, device: str) -> dict[str, dict
     return {
         "mambakit": {
             "mase": mean["mase"], "smape": mean["smape"], "msis95": mean["msis95"], "crps": loss / size,
-            "coverage80": 100 * inside80 / n, "coverage95": 100 * inside95 / n, "series": n,
+            "coverage80": 100 * inside80 / n, "coverage95": 100 * inside95 / n,
+            "coverage80-calibrated": 100 * statistics.mean(after[80.0]),
+            "coverage95-calibrated": 100 * statistics.mean(after[95.0]), "series": n,
         },
         "linear": {"mase": mean["linear"], "crps": plain / size},
         "seasonal naive": {"mase": mean["snaive"], "smape": mean["snaive_smape"], "crps": naive_loss / size},
@@ -173,6 +182,8 @@ def rows_of(found: list[dict[str, Any]], command: str) -> list[dict[str, Any]]:
         "smape": "%",
         "coverage80": "%",
         "coverage95": "%",
+        "coverage80-calibrated": "%",
+        "coverage95-calibrated": "%",
     }
     names = {"NP": "168-24", "NP-alone": "168-24-no-covariates"}
     for name in dict.fromkeys(one["set"] for one in found):
@@ -180,7 +191,7 @@ def rows_of(found: list[dict[str, Any]], command: str) -> list[dict[str, Any]]:
         metrics = (
             ("mse", "mae")
             if name.startswith("NP")
-            else ("mase", "crps", "smape", "msis95", "coverage80", "coverage95")
+            else tuple(key for key in runs[0]["errors"]["mambakit"] if key != "series")
         )
         for metric in metrics:
             ours = [float(one["errors"]["mambakit"][metric]) for one in runs]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -18,13 +20,13 @@ TRITON_OPS: frozenset[str] = frozenset(
 )
 
 
+# A constant, as torch.compile does not trace a search for a module; marking a function as one by
+# torch.compiler.assume_constant_result would import all of the compiler, which takes seconds.
+_HAS_TRITON = importlib.util.find_spec("triton") is not None
+
+
 class BackendUnavailableError(RuntimeError):
     """A backend was asked for by name and cannot run here; the message says why and what would help."""
-
-
-@torch.compiler.assume_constant_result  # torch.compile does not trace a search for a module
-def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
 
 
 def why_unavailable(
@@ -35,7 +37,7 @@ def why_unavailable(
         return None
     if op not in TRITON_OPS:
         return f"this version has no Triton kernel for {op}; use backend='portable'"
-    if not _has_triton():
+    if not _HAS_TRITON:
         return "the triton package is not installed (it exists for Linux only); use backend='portable'"
     if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         return f"Triton kernels need a CUDA tensor, got one on {device}; move it, or use backend='portable'"
@@ -74,3 +76,25 @@ def choose_backend(
     if reason is not None:
         raise BackendUnavailableError(f"{asked_by}={backend!r} cannot run {op}: {reason}")
     return backend
+
+
+@contextmanager
+def use_backend(backend: str) -> Iterator[None]:
+    """Every op that is called inside, and names no backend itself, runs with this one; in all threads.
+
+    ``use_backend("reference")`` around ``torch.export.export`` leaves a program of torch's own operators.
+
+    Raises:
+        ValueError: On an unknown name.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"backend: expected one of {', '.join(BACKENDS)}, got {backend!r}")
+    before = os.environ.get("MAMBAKIT_BACKEND")
+    os.environ["MAMBAKIT_BACKEND"] = backend
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["MAMBAKIT_BACKEND"]
+        else:
+            os.environ["MAMBAKIT_BACKEND"] = before

@@ -8,8 +8,6 @@ import time
 from pathlib import Path
 from typing import Any, NoReturn
 
-import requests
-
 _TIMEOUT_S = (10, 60)  # to connect, between two blocks
 _BLOCK = 1 << 16
 
@@ -71,6 +69,8 @@ class ResumingDownloader:
         self.part.replace(output_file)
 
     def _complete(self, url: str) -> None:
+        import requests  # here, as reading a file must not wait for it
+
         fruitless = 0
         while self._size_so_far() < self.size:
             before = self._size_so_far()
@@ -87,6 +87,7 @@ class ResumingDownloader:
                 time.sleep(self.wait_s * 2 ** max(fruitless - 1, 0))
 
     def _request_rest(self, url: str, start: int) -> None:
+        import requests
         from tqdm import tqdm
 
         # identity: a range of a body that is compressed on the way would not be a range of the file.

@@ -78,7 +78,7 @@ def load_interactions(
             own_users = users if user_features is None else user_features
             parts = read_parts(path, columns, own_items, own_users, time_unit)
             if items is not None and item_features is None:  # movies beside ratings
-                parts = dataclasses.replace(parts, items=_dated(parts.items))
+                parts = dataclasses.replace(parts, items=dated(parts.items))
     else:
         raise _neither(str(source))
     return assemble(
@@ -124,7 +124,7 @@ def _read_table(card: Card, paths: dict[str, Path]) -> Parts:
     parts = read_parts(table, columns, items, users, name=card.name)
     notes = tuple(note for note in parts.rows.notes if "not read" not in note)  # the card names them
     rows = dataclasses.replace(parts.rows, notes=notes)
-    return Parts(rows, _dated(parts.items), parts.users)
+    return Parts(rows, dated(parts.items), parts.users)
 
 
 def _read_pairs(card: Card, paths: dict[str, Path]) -> Parts:
@@ -197,15 +197,15 @@ READERS: dict[str, Callable[[Card, dict[str, Path]], Parts]] = {
 }
 
 
-def _dated(items: Features | None) -> Features | None:
+def dated(items: Features | None) -> Features | None:
     """With the year of each film as a number, from a column of its own or the end of the titles."""
     if items is not None and "release_year" in items.frame:
         years = pd.to_numeric(items.frame["release_year"], errors="coerce").to_numpy(np.float64)
         frame = items.frame.assign(release_year=years).rename(columns={"release_year": "year"})
         return dataclasses.replace(items, frame=frame)
     if items is not None and "title" in items.frame:
-        dated = items.frame["title"].astype("string").str.contains(r"\(\d{4}\)\s*$").fillna(False)
-        return with_year(items) if dated.mean() > 0.5 else items
+        with_one = items.frame["title"].astype("string").str.contains(r"\(\d{4}\)\s*$").fillna(False)
+        return with_year(items) if with_one.mean() > 0.5 else items
     return items
 
 

@@ -63,6 +63,8 @@ class RecommenderConfig:
     """Seconds of an ordinary gap between events."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """The shape of the network."""
+    most_item_words: int = 0
+    """Words that describe one item at most."""
 
     def __post_init__(self) -> None:
         if self.n_items < 1:

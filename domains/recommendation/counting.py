@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 from numpy.typing import NDArray
-from scipy import sparse
 
 from mambakit.domains.recommendation.interactions import Interactions, Split
+
+if TYPE_CHECKING:
+    from scipy import sparse
 
 
 def training_events(interactions: Interactions, split: Split) -> NDArray[np.bool_]:
     """Which events are learned from, ``(n_events,)``."""
-    return np.arange(len(interactions)) < split.train_end[interactions.user]
+    return events_until(interactions, split.train_end)
+
+
+def events_until(interactions: Interactions, ends: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which events are before their user's end, ``(n_events,)``; ``ends`` are places of events."""
+    return np.arange(len(interactions)) < ends[interactions.user]
 
 
 def item_counts(interactions: Interactions, split: Split) -> NDArray[np.int64]:
@@ -22,6 +31,8 @@ def item_counts(interactions: Interactions, split: Split) -> NDArray[np.int64]:
 
 def transitions(interactions: Interactions, split: Split) -> sparse.csr_matrix:
     """How often item j came straight after item i in training, ``(n_items, n_items)`` float64 at (i, j)."""
+    from scipy import sparse  # here, as a live update counts nothing, and must not wait for it
+
     known = training_events(interactions, split)
     pairs = known[1:] & (interactions.user[1:] == interactions.user[:-1])
     before, after = interactions.item[:-1][pairs], interactions.item[1:][pairs]
@@ -31,6 +42,8 @@ def transitions(interactions: Interactions, split: Split) -> sparse.csr_matrix:
 
 def users_by_items(interactions: Interactions, split: Split) -> sparse.csr_matrix:
     """1 where a user had an item in training, however often, ``(n_users, n_items)`` float32."""
+    from scipy import sparse
+
     known = training_events(interactions, split)
     user, item = interactions.user[known], interactions.item[known]
     shape = (interactions.n_users, interactions.n_items)

@@ -234,7 +234,8 @@ def _scores(model: Recommender, past: Events) -> tuple[NDArray[np.float64], floa
     hidden = model.hidden(whole, np.zeros(1, dtype=np.int64), whole.offsets[1:], catalogue)
     score = model.score(hidden, catalogue, (np.zeros_like(past.item), past.item))
     plain = model.score(hidden, catalogue, (nothing, nothing))
-    return score[0].double().cpu().numpy(), float(plain.double().mean())
+    known = plain[plain.isfinite()]
+    return score[0].double().cpu().numpy(), float(known.double().mean())
 
 
 def _chosen(

@@ -50,9 +50,11 @@ class Features:
         if len(lacking):
             some = shortened([names[place] for place in lacking.tolist()])
             notes.append(f"{self.source}: lacks {len(lacking):,} of {len(names):,} {self.what}: {some}")
-            frame = self.frame.reindex(row).reset_index(drop=True)
-            tags = [name for name, dtype in self.frame.dtypes.items() if dtype == np.int8]
-            frame[tags] = frame[tags].fillna(0).astype(np.int8)
+            tags = self.frame.select_dtypes(np.int8)
+            frame = self.frame.drop(columns=tags.columns).reindex(row).reset_index(drop=True)
+            own = np.where((row >= 0)[:, None], tags.to_numpy()[row], np.int8(0))
+            frame = pd.concat([frame, pd.DataFrame(own, columns=tags.columns)], axis=1)
+            frame = frame[self.frame.columns]
         else:
             frame = self.frame.iloc[row].reset_index(drop=True)
         words = [name for name, dtype in frame.dtypes.items() if dtype.kind == "O"]

@@ -97,9 +97,11 @@ class Events:
 def lift_weights(catalogue: Catalogue, items: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
     """What gives items' scores above the catalogue's mean: ``hidden @ direction.T + offset``.
 
+    The mean is that of the items something is known of.
+
     Returns:
         ``(len(items), d_model)`` and ``(len(items),)``.
     """
     vectors, bias = catalogue
-    index = torch.from_numpy(items).to(bias.device)
-    return vectors[index] - vectors.mean(0), bias[index] - bias.mean()
+    index, known = torch.from_numpy(items).to(bias.device), bias.isfinite()
+    return vectors[index] - vectors[known].mean(0), bias[index] - bias[known].mean()

@@ -112,8 +112,9 @@ def feature_vectors(features: pd.DataFrame) -> sparse.csr_matrix:
     Args:
         features: A row an item.
     """
-    parts = []
-    for name in features.columns:
+    tags = features.select_dtypes(np.int8)  # as features are read: thousands of columns, all 0 and 1
+    parts = [sparse.csr_matrix(tags.to_numpy()).astype(np.float32)] if tags.shape[1] else []
+    for name in features.columns.difference(tags.columns, sort=False):
         column = features[name]
         if name == "title":
             continue

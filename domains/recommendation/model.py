@@ -1,16 +1,18 @@
 """The recommender: a causal state-space model over events; the next item by its vector.
 
-item vector = own vector + sum of its features' vectors / root of their number
+item vector = own vector + sum of its features' vectors / root of their number;
+              the features' alone, if the item has no training event
 START (+ the user's features), event, event, ... -> causal blocks -> hidden state behind every event
 score of an item = hidden . item vector + its bias              (weights tied: Press & Wolf 2017)
                    + repeat shift, if the user has had it       (one number, fitted on validation events)
+                   + cold shift, if the item has no training event               (another, fitted alike)
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,7 +21,7 @@ from torch import Tensor, nn
 
 from mambakit.core.adapters import TokenBatch
 from mambakit.core.backbone import Backbone, BackboneConfig
-from mambakit.core.errors import UsageError
+from mambakit.core.errors import DataError, UsageError
 from mambakit.core.hub import HubModel
 from mambakit.core.state import State
 from mambakit.domains.recommendation.config import ModelConfig, RecommenderConfig
@@ -50,11 +52,14 @@ class Recommender(nn.Module, HubModel):
         tokenizer: From histories to ids; saved beside the weights.
         item_words: ``(n_items, most)`` int64, what describes each item.
         popularity: ``(n_items,)`` int64, training events of each.
+        cold: ``(n_items,)`` bool, items without a training event, whose own vectors were never learned.
     """
 
     item_words: Tensor
     repeat_shift: Tensor
+    cold_shift: Tensor
     popularity: Tensor
+    cold: Tensor
     elapsed_of: Tensor
 
     def __init__(self, config: RecommenderConfig) -> None:
@@ -84,24 +89,31 @@ class Recommender(nn.Module, HubModel):
         if model.time in ("dt", "both") and not self.backbone.uses_elapsed:
             raise UsageError(f"time: {model.time} drives dt, which none of the blocks {model.blocks} has")
         self.dropout = nn.Dropout(model.embedding_dropout)
-        self.register_buffer(
-            "item_words", torch.zeros(config.n_items, 0, dtype=torch.int64), persistent=False
-        )
+        words_of = torch.zeros(config.n_items, config.most_item_words, dtype=torch.int64)
+        self.register_buffer("item_words", words_of)
         self.register_buffer("repeat_shift", torch.zeros(()))
+        self.register_buffer("cold_shift", torch.zeros(()))
         self.register_buffer("popularity", torch.zeros(config.n_items, dtype=torch.int64))
+        self.register_buffer("cold", torch.zeros(config.n_items, dtype=torch.bool))
         self.register_buffer("elapsed_of", torch.from_numpy(bin_elapsed(config.gap_unit)), persistent=False)
 
     def catalogue(self, hidden_ids: Tensor | None = None) -> Catalogue:
-        """All items; of those in ``hidden_ids``, ``(n_items,)`` bool, only what their features say."""
-        vectors: Tensor = self.ids.weight[: self.config.n_items]
-        bias: Tensor = self.bias
-        if self.item_table is None or self.word_bias is None:
-            return Catalogue(vectors, bias)
-        said = _mean_of(self.item_table, self.item_words)
-        if hidden_ids is not None:
-            shown = ~hidden_ids
-            vectors, bias = vectors * shown[:, None], bias * shown
-        return Catalogue(vectors + said, bias + said @ self.word_bias)
+        """All items; of cold ones and those in ``hidden_ids``, ``(n_items,)`` bool, what their features say.
+
+        A cold item of which nothing is known has the bias minus infinity: it is never the next one.
+        """
+        shown = ~(self.cold if hidden_ids is None else self.cold | hidden_ids)
+        vectors, bias = self.ids.weight[: self.config.n_items] * shown[:, None], self.bias * shown
+        if self.item_table is not None and self.word_bias is not None:
+            said = _mean_of(self.item_table, self.item_words)
+            vectors, bias = vectors + said, bias + said @ self.word_bias
+        bias = bias + self.cold_shift * self.cold
+        return Catalogue(vectors, bias.masked_fill(self.unknown, -torch.inf))
+
+    @property
+    def unknown(self) -> Tensor:
+        """Items of which neither a training event nor a feature is known, ``(n_items,)`` bool."""
+        return self.cold & ~(self.item_words > 0).any(1)
 
     def forward(
         self,
@@ -124,9 +136,14 @@ class Recommender(nn.Module, HubModel):
             elapsed = self.elapsed_of[batch.values[..., 1]]
         return self.backbone(self.dropout(x), state, **batch.layout(), elapsed=elapsed)
 
-    def step(self, event: Tensor, catalogue: Catalogue, state: State) -> tuple[Tensor, State]:
-        """One more event of each history, ``(batch, 2)``: hidden states ``(batch, d_model)`` and states."""
-        x = self._embed(event[:, None], catalogue, None)[:, 0]
+    def step(
+        self, event: Tensor, catalogue: Catalogue, state: State, user_words: Tensor | None = None
+    ) -> tuple[Tensor, State]:
+        """One more event of each history, ``(batch, 2)``: hidden states ``(batch, d_model)`` and states.
+
+        ``user_words`` as in ``forward``, a row for each event that is START.
+        """
+        x = self._embed(event[:, None], catalogue, user_words)[:, 0]
         elapsed = self.elapsed_of[event[:, 1]] if self.config.model.time in ("dt", "both") else None
         return self.backbone.step(x, state, elapsed=elapsed)
 
@@ -181,6 +198,8 @@ class Recommender(nn.Module, HubModel):
     ) -> Tensor:
         """Hidden states behind the history of each user up to an event, ``(len(users), d_model)``.
 
+        Whole histories are read once a user, however many events of the user are asked for.
+
         Args:
             interactions: All events.
             users: ``(n,)``.
@@ -189,11 +208,22 @@ class Recommender(nn.Module, HubModel):
             history: Events that are read of each at most; None for all.
         """
         device = self.ids.weight.device
-        batch, whole = context_batch(interactions, users, ends, self.tokenizer, history)
+        own, farthest = np.arange(len(users)), ends
+        if history is None:
+            chosen, own = np.unique(users, return_inverse=True)
+            farthest = np.zeros(len(chosen), dtype=np.int64)
+            np.maximum.at(farthest, own, ends)
+            users = chosen
+        batch, whole = context_batch(interactions, users, farthest, self.tokenizer, history)
         words = None if self.user_table is None else self.words_of(interactions, whole)
         hidden, _ = self(batch.to(device), catalogue, words)
-        last = batch.spans.sum(1) - batch.spans[:, 0] - 1
-        return hidden[batch.spans[:, 0].to(device), last.to(device)]
+        spans = batch.spans[torch.from_numpy(own)]
+        last = spans[:, 1] + spans[:, 2] - 1 - torch.from_numpy(farthest[own] - ends)
+        return hidden[spans[:, 0].to(device), last.to(device)]
+
+    def hub_config(self) -> dict[str, Any]:
+        """The config, with the width that ``item_words`` has by now."""
+        return {**super().hub_config(), "most_item_words": self.item_words.shape[1]}
 
     def words_of(self, interactions: Interactions, users: NDArray[np.int64]) -> Tensor:
         """``(len(users), most)`` int64, what describes these users, as ``forward`` takes it."""
@@ -205,17 +235,30 @@ class Recommender(nn.Module, HubModel):
     def save_extra(self, folder: Path) -> None:
         """The tokenizer beside the weights."""
         self.tokenizer.save(folder)
-        np.save(folder / "item_words.npy", self.item_words.cpu().numpy(), allow_pickle=False)
 
     def load_extra(self, folder: Path) -> None:
-        """Reads the tokenizer."""
+        """Reads the tokenizer.
+
+        Raises:
+            DataError: If it is missing, damaged, or another model's.
+        """
         self.tokenizer = EventTokenizer.load(folder)
-        words = np.load(folder / "item_words.npy", allow_pickle=False)
-        self.item_words = torch.from_numpy(words).to(self.ids.weight.device)
+        words = len(self.tokenizer.item_words), len(self.tokenizer.user_words)
+        found = (len(self.tokenizer.items), *words)
+        config = self.config
+        if found != (config.n_items, config.n_item_words, config.n_user_words):
+            raise DataError(
+                f"{folder}: tokenizer.json is another model's: it has {found[0]} items, {found[1]} words of "
+                f"items and {found[2]} of users, the weights are for {config.n_items}, {config.n_item_words} "
+                f"and {config.n_user_words}; save the model again"
+            )
 
     def _embed(self, values: Tensor, catalogue: Catalogue, user_words: Tensor | None) -> Tensor:
-        table = torch.cat([catalogue.vectors, self.ids.weight[self.config.n_items :]])
-        x = nn.functional.embedding(values[..., 0], table)
+        ids, n = values[..., 0], self.config.n_items
+        # START and UNKNOWN apart: one table of all would copy the catalogue at each event of a stream
+        others = nn.functional.embedding((ids - n).clamp(min=0), self.ids.weight[n:])
+        items = nn.functional.embedding(ids.clamp(max=n - 1), catalogue.vectors)
+        x = torch.where((ids < n)[..., None], items, others)
         if self.gaps is not None:
             x = x + self.gaps(values[..., 1])
         if user_words is not None and self.user_table is not None:
@@ -243,6 +286,8 @@ def in_chunks(cases: NDArray[np.int64], n_items: int) -> list[NDArray[np.int64]]
 
 def _mean_of(table: nn.Embedding, words: Tensor) -> Tensor:
     """Sum of the words' vectors over the root of their number, ``(n, d)``: as large as one of them."""
+    if not words.shape[1]:  # of nobody is anything known
+        return table.weight.new_zeros(len(words), table.embedding_dim)
     there = (words > 0).sum(1, keepdim=True).clamp(min=1)
     total = nn.functional.embedding_bag(words, table.weight, mode="sum", padding_idx=0)
     return total / there.sqrt()

@@ -5,16 +5,20 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Literal
 
 import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from mambakit.core.errors import DataError, UsageError
 from mambakit.domains.recommendation.interactions import Interactions
-from mambakit.domains.recommendation.model import Recommender, in_chunks, seen_before
+from mambakit.domains.recommendation.model import Recommender, in_chunks
+from mambakit.domains.recommendation.search import MIN_RECALL, ApproximateSearch, ExactSearch, Top, ask
+
+Searching = Literal["exact", "approximate"]
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,7 @@ class Shown:
 
 
 def allowed_items(model: Recommender, shown: Shown) -> NDArray[np.bool_]:
-    """Which items of the catalogue may be shown, ``(n_items,)``.
+    """Which items of the catalogue may be shown, ``(n_items,)``; none of which nothing is known.
 
     Raises:
         UsageError: If a name is not in the catalogue, or nothing is left.
@@ -51,6 +55,7 @@ def allowed_items(model: Recommender, shown: Shown) -> NDArray[np.bool_]:
         kept[[index[name] for name in shown.allow]] = True
     kept[[index[name] for name in shown.deny]] = False
     kept &= model.popularity.cpu().numpy() >= shown.min_popularity
+    kept &= ~model.unknown.cpu().numpy()  # there is nothing to score them by
     if not kept.any():
         raise UsageError(
             "the catalogue is empty after allow, deny and min_popularity: nothing is left to recommend"
@@ -67,6 +72,8 @@ def recommend(
     users: Sequence[str] | None = None,
     shown: Shown | None = None,
     history: int | None = None,
+    search: Searching = "exact",
+    min_recall: float = MIN_RECALL,
 ) -> pd.DataFrame:
     """The best k items of each user after all their events.
 
@@ -74,22 +81,32 @@ def recommend(
         model: A trained recommender.
         interactions: The users' events, of the model's catalogue (``on_catalogue``).
         k: Items for each user.
-        users: Names of the users; all by default.
-        shown: Which items may be shown.
-        history: Events that are read of each user at most, the last ones; all by default.
+        users: Names of users; all of them by default.
+        shown: What may be recommended.
+        history: Events that are read of each user at most; None for all.
+        search: exact scores all items; approximate those near a user, see ``ApproximateSearch``.
+        min_recall: Share of the exact best items that approximate search is to find.
 
     Returns:
-        A table ``user, rank, item, score``, k rows a user, fewer where fewer items may be shown.
+        ``user, rank, item, score``, best first; fewer than k rows of a user who has had almost everything.
+        ``attrs`` holds ``search``, and of an approximate one ``recall``, the share of the exact best items
+        that it found for ``recall_users`` of these users, 128 at most; ``searched_exactly``, the users for
+        whom it fell back to exact search; and ``cells_read``, the share of all cells that it read for each.
 
     Raises:
         UsageError: If k is below 1 or above the items that may be shown, or a user is not there.
         DataError: If the interactions are of another catalogue.
+        UserError: If approximate search isn't installed.
     """
     shown = shown or Shown()
     if interactions.n_items != model.config.n_items:
         raise DataError(
             f"items: the model knows {model.config.n_items}, these interactions have {interactions.n_items}"
         )
+    if search not in ("exact", "approximate"):
+        raise UsageError(f"search: expected exact or approximate, got {search!r}")
+    if not 0 < min_recall <= 1:
+        raise UsageError(f"min_recall: expected a share above 0 and at most 1, got {min_recall}")
     kept = allowed_items(model, shown)
     if not 1 <= k <= kept.sum():
         raise UsageError(f"k: expected 1 to {kept.sum()}, the items that may be shown, got {k}")
@@ -100,48 +117,59 @@ def recommend(
         if missing:
             raise UsageError(f"users: {missing[0]!r} has no events here")
         chosen = np.array([place[name] for name in users], dtype=np.int64)
-    catalogue, tables = model.eval().catalogue(), []
-    hidden_items = torch.from_numpy(~kept).to(catalogue.bias.device)
-    for part in in_chunks(chosen, interactions.n_items):
-        ends = interactions.offsets[part + 1]
-        hidden = model.hidden(interactions, part, ends, catalogue, history=history)
-        row, item = seen_before(interactions, part, ends)
-        score = model.score(hidden, catalogue, (row, item))
-        if shown.filter_seen:
-            score[torch.from_numpy(row), torch.from_numpy(item)] = -torch.inf
-        score[:, hidden_items] = -torch.inf
-        best = score.topk(k)
-        tables.append(_table(interactions, part, best.values.cpu(), best.indices.cpu()))
-    return pd.concat(tables, ignore_index=True)
+    catalogue = model.eval().catalogue()
+    asked = partial(ask, model, interactions, catalogue, history=history)
+    exact = ExactSearch(model, catalogue, kept, filter_seen=shown.filter_seen)
+    if search == "exact":
+        answers = [(part, exact.top(asked(part), k)) for part in in_chunks(chosen, interactions.n_items)]
+        said: dict[str, object] = {"search": search}
+    else:
+        near = ApproximateSearch(exact)
+        near.tune(asked, chosen, k, min_recall)
+        answers = [(part, near.top(asked(part), k)) for part in in_chunks(chosen, 1)]
+        said = {
+            "search": search,
+            "recall": near.recall,
+            "recall_users": near.recall_users,
+            "searched_exactly": near.n_exact,
+            "cells_read": near.probes / near.n_cells,
+        }
+    tables = [_table(interactions, part, top) for part, top in answers]
+    frame = pd.concat(tables, ignore_index=True)
+    frame.attrs = said
+    return frame
 
 
 def on_catalogue(model: Recommender, interactions: Interactions) -> tuple[Interactions, int]:
-    """The interactions with the model's catalogue, and how many events of unknown items were left out."""
-    index = model.tokenizer.index
-    place = np.array([index.get(str(name), -1) for name in interactions.items], dtype=np.int64)
-    item = place[interactions.item]
+    """The interactions with the model's catalogue, and how many events of unknown items were left out.
+
+    Features of items stay where every item of the catalogue has its own.
+    """
+    theirs, ours = pd.Index(interactions.items.tolist()), pd.Index(model.tokenizer.items)
+    item = ours.get_indexer(theirs)[interactions.item]
     known = item >= 0
+    row, features = theirs.get_indexer(ours), interactions.item_features
+    if features is not None:
+        features = None if (row < 0).any() else features.iloc[row].reset_index(drop=True)
     found = dataclasses.replace(
         interactions,
         items=np.array(model.tokenizer.items),
         user=interactions.user[known],
         item=item[known],
         time=interactions.time[known],
-        item_features=None,
+        item_features=features,
     )
     return found, int((~known).sum())
 
 
-def _table(
-    interactions: Interactions, users: NDArray[np.int64], scores: Tensor, items: Tensor
-) -> pd.DataFrame:
-    k = scores.shape[1]
+def _table(interactions: Interactions, users: NDArray[np.int64], top: Top) -> pd.DataFrame:
+    k = top.item.shape[1]
     frame = pd.DataFrame(
         {
             "user": np.repeat(interactions.users[users], k),
             "rank": np.tile(np.arange(1, k + 1), len(users)),
-            "item": interactions.items[items.flatten().numpy()],
-            "score": scores.flatten().numpy(),
+            "item": interactions.items[top.item.ravel()],
+            "score": top.score.ravel(),
         }
     )
     return frame[np.isfinite(frame["score"])]

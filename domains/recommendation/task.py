@@ -61,6 +61,8 @@ class RecommenderTask(pl.LightningModule):
             n_items = self.model.config.n_items
             hidden_ids = torch.rand(n_items, device=self.device) < self.loss_config.id_dropout
         catalogue = self.model.catalogue(hidden_ids)
+        # what is never the right one is no wrong one either: its features would be learned as unwanted
+        catalogue = catalogue._replace(bias=catalogue.bias.masked_fill(self.model.cold, -torch.inf))
         hidden, _ = self.model(batch.tokens, catalogue, batch.user_words)
         there = batch.target != NO_TARGET
         loss = next_item_loss(hidden[there], batch.target[there], catalogue, self.loss_config, self.odds)
@@ -106,7 +108,7 @@ def ranks_of(model: Recommender, interactions: Interactions, events: NDArray[np.
         hidden = model.hidden(interactions, users, part, catalogue)
         seen = seen_before(interactions, users, part)
         score = model.score(hidden, catalogue, seen)
-        if not bool(score.isfinite().all()):
+        if not bool((score < torch.inf).all()):  # nor NaN; minus infinity is an item that nothing is known of
             raise UserError("the scores of validation events are no longer numbers; try a lower lr")
         target, row, item = (
             torch.from_numpy(one).to(score.device) for one in (interactions.item[part], *seen)

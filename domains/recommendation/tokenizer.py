@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from mambakit.core.adapters import SampleError, Tokenizer, Tokens
 from mambakit.core.errors import DataError
+from mambakit.domains.recommendation.counting import events_until
 from mambakit.domains.recommendation.interactions import Interactions
 
 N_GAP_BINS = 36
@@ -62,7 +63,10 @@ class Words:
             if pd.api.types.is_numeric_dtype(features[name]) and not _is_tag(features[name]):
                 found = features[name].dropna().quantile(np.linspace(0, 1, _NUMBER_BINS + 1)[1:-1])
                 self.edges[str(name)] = sorted(set(found.astype(float)))
-        counts = Counter(word for row in self._spelled(features) for word in set(row))
+        counts: Counter[str] = Counter()
+        for row, code, words in self._spelled(features):
+            of_rows = np.unique(row * len(words) + code) % max(1, len(words))  # twice in a title is one row
+            counts.update(dict(zip(words, np.bincount(of_rows, minlength=len(words)).tolist(), strict=True)))
         kept = sorted(word for word, n in counts.items() if n >= _LEAST_COUNT)
         self.index = {word: i + 1 for i, word in enumerate(kept)}
         return self
@@ -71,20 +75,24 @@ class Words:
         """``(n, at most 32)``, the words of each row, then zeros."""
         if features is None or not self.index:
             return np.zeros((n, 0), dtype=np.int64)
-        rows = [
-            [self.index[w] for w in row if w in self.index][:_MOST_WORDS] for row in self._spelled(features)
-        ]
-        width = max((len(row) for row in rows), default=0)
-        made = np.zeros((n, width), dtype=np.int64)
-        for i, row in enumerate(rows):
-            made[i, : len(row)] = row
+        rows, ids = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.int64)]
+        for row, code, words in self._spelled(features):
+            known = np.array([self.index.get(word, 0) for word in words], dtype=np.int64)[code]
+            rows.append(row[known > 0])
+            ids.append(known[known > 0])
+        whole = np.concatenate(rows)
+        order = np.argsort(whole, kind="stable")  # the columns' order within a row
+        whole = whole[order]
+        place = np.arange(len(whole)) - np.searchsorted(whole, whole)
+        there = place < _MOST_WORDS
+        made = np.zeros((n, int(place[there].max(initial=-1)) + 1), dtype=np.int64)
+        made[whole[there], place[there]] = np.concatenate(ids)[order][there]
         return made
 
-    def _spelled(self, features: pd.DataFrame) -> Iterable[list[str]]:
-        columns = [self._column(str(name), features[name]) for name in features.columns]
-        return ([word for words in row for word in words] for row in zip(*columns, strict=True))
+    def _spelled(self, features: pd.DataFrame) -> Iterator[_Spelled]:
+        return (self._column(str(name), features[name]) for name in features.columns)
 
-    def _column(self, name: str, values: pd.Series) -> list[list[str]]:
+    def _column(self, name: str, values: pd.Series) -> _Spelled:
         if name in self.edges:
             try:
                 numbers = values.astype(float)
@@ -92,14 +100,36 @@ class Words:
                 raise DataError(
                     f"features: column {name!r} held numbers in training, but text here"
                 ) from None
-            bins = np.searchsorted(self.edges[name], numbers, side="right")
-            return [[f"{name}={b}"] if there else [] for b, there in zip(bins, values.notna(), strict=True)]
+            row = np.flatnonzero(values.notna())
+            bins = np.searchsorted(self.edges[name], numbers.to_numpy()[row], side="right")
+            return _Spelled(row, bins, [f"{name}={b}" for b in range(len(self.edges[name]) + 1)])
         if _is_tag(values):
-            return [[name] if there else [] for there in values]
-        texts = ["" if missing else str(v) for v, missing in zip(values, values.isna(), strict=True)]
+            row = np.flatnonzero(values.to_numpy())
+            return _Spelled(row, np.zeros(len(row), dtype=np.int64), [name])
+        row = np.flatnonzero(values.notna())
+        texts = [_spell(value) for value in values.to_numpy()[row]]
         if name == _TITLE:
-            return [[f"title:{w}" for w in re.findall(r"\w+", text.lower())] for text in texts]
-        return [[f"{name}={text}"] if text else [] for text in texts]
+            words = [re.findall(r"\w+", text.lower()) for text in texts]
+            row = np.repeat(row, [len(one) for one in words])
+            texts = [f"title:{word}" for one in words for word in one]
+        else:
+            row = row[[bool(text) for text in texts]]
+            texts = [f"{name}={text}" for text in texts if text]
+        code, names = pd.factorize(np.array(texts, dtype=object))
+        return _Spelled(row, code, list(names))
+
+
+class _Spelled(NamedTuple):
+    """The words of a column: whose each is, ``(n,)``, and which of ``words``, ``(n,)``; row by row."""
+
+    row: NDArray[np.int64]
+    code: NDArray[np.int64]
+    words: list[str]
+
+
+def _spell(value: object) -> str:
+    """Categories that are numbers in one table may be text in another: 7.0 is ``7``."""
+    return f"{value:.0f}" if isinstance(value, float) and value.is_integer() else str(value)
 
 
 def _is_tag(values: pd.Series) -> bool:
@@ -147,15 +177,23 @@ class EventTokenizer(Tokenizer[History]):
 
     @classmethod
     def of(cls, interactions: Interactions, train_end: NDArray[np.int64]) -> EventTokenizer:
-        """Learn the catalogue, its features' words and the ordinary gap of the training events."""
-        trained = np.arange(len(interactions)) < np.repeat(train_end, np.diff(interactions.offsets))
+        """Learn the catalogue, its features' words and the ordinary gap of the training events.
+
+        Words are those of items and users that have a training event: no other's would ever be learned.
+        """
+        trained = events_until(interactions, train_end)
+        items, users = np.unique(interactions.item[trained]), np.unique(interactions.user[trained])
         gaps = gaps_of(interactions)[trained]
         ordinary = gaps[gaps > 0]
         return cls(
             [str(name) for name in interactions.items],
             float(np.median(ordinary)) if len(ordinary) else 1.0,
-            Words().fit(interactions.item_features),
-            Words().fit(interactions.user_features),
+            Words().fit(
+                None if interactions.item_features is None else interactions.item_features.iloc[items]
+            ),
+            Words().fit(
+                None if interactions.user_features is None else interactions.user_features.iloc[users]
+            ),
         )
 
     def encode(self, sample: History) -> Tokens:

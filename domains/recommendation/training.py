@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from mambakit.core.errors import DataError
@@ -20,6 +21,8 @@ from mambakit.domains.recommendation.tokenizer import EventTokenizer
 # Validation events that training looks at after each epoch, and that the repeat shift is fitted on.
 _MOST_VALIDATION = 20_000
 _FARTHEST_SHIFT = 20.0
+# Share of the items that are taken for new ones to fit the cold shift.
+_TAKEN_FOR_NEW = 0.2
 
 
 def train_recommender(
@@ -63,6 +66,8 @@ def train_recommender(
     model.tokenizer = tokenizer
     words = tokenizer.item_words.encode(interactions.item_features, interactions.n_items)
     model.item_words = torch.from_numpy(words)
+    model.popularity.copy_(torch.from_numpy(item_counts(interactions, split)))
+    model.cold.copy_(model.popularity == 0)
     histories = Histories(
         interactions,
         split.train_end,
@@ -72,7 +77,6 @@ def train_recommender(
     )
     validation = _some(split.validation)
     learned = interactions.item[training_events(interactions, split)]
-    model.popularity += torch.from_numpy(item_counts(interactions, split))
     result = fit(
         RecommenderTask(model, interactions, learned, validation, train_config, loss_config),
         histories.loader(train_config.batch_size),
@@ -84,6 +88,8 @@ def train_recommender(
     )
     model = model.to(resolve_device(train_config.device)).eval()
     fit_repeat_shift(model, interactions, validation)
+    if model.item_table is not None:
+        fit_cold_shift(model, interactions, validation, seed=train_config.seed)
     return model.cpu(), result
 
 
@@ -105,17 +111,44 @@ def fit_repeat_shift(model: Recommender, interactions: Interactions, events: NDA
         repeats.append(seen[torch.arange(len(part)), torch.from_numpy(interactions.item[part])])
         inside = score.masked_fill(~seen, -torch.inf).logsumexp(1)
         odds.append(inside - score.masked_fill(seen, -torch.inf).logsumexp(1))
-    log_odds = torch.cat(odds).double()
+    model.repeat_shift.fill_(_likeliest_shift(torch.cat(odds), torch.cat(repeats)))
+
+
+@torch.no_grad()
+def fit_cold_shift(
+    model: Recommender, interactions: Interactions, events: NDArray[np.int64], *, seed: int
+) -> None:
+    """Set what is added to the score of items that are known by their features alone.
+
+    A fifth of the trained items, drawn with the seed, are taken for new ones; the rest is as in
+    ``fit_repeat_shift``: as many of these events are expected to be theirs as are.
+    """
+    taken = torch.from_numpy(np.random.default_rng(seed).random(model.config.n_items) < _TAKEN_FOR_NEW)
+    taken = taken.to(model.cold.device) & ~model.cold
+    catalogue, as_new = model.catalogue(), model.catalogue(taken)
+    as_new = as_new._replace(bias=as_new.bias.masked_fill(model.cold, -torch.inf))
+    odds, hits = [], []
+    for part in in_chunks(events, interactions.n_items):
+        hidden = model.hidden(interactions, interactions.user[part], part, catalogue)
+        seen = seen_before(interactions, interactions.user[part], part)
+        score = model.score(hidden, as_new, seen)
+        odds.append(score[:, taken].logsumexp(1) - score[:, ~taken].logsumexp(1))
+        hits.append(taken[torch.from_numpy(interactions.item[part]).to(taken.device)])
+    model.cold_shift.fill_(_likeliest_shift(torch.cat(odds), torch.cat(hits)))
+
+
+def _likeliest_shift(log_odds: Tensor, happened: Tensor) -> float:
+    """The w at which as many of the events are expected, at log odds + w, as happened; but for half a one."""
     counted = log_odds.isfinite()  # neither nothing seen nor everything
-    log_odds = log_odds[counted]
+    log_odds = log_odds[counted].double()
     if not len(log_odds):
-        return
-    wanted = (int(torch.cat(repeats)[counted].sum()) + 0.5) * len(log_odds) / (len(log_odds) + 1)
+        return 0.0
+    wanted = (int(happened.to(counted.device)[counted].sum()) + 0.5) * len(log_odds) / (len(log_odds) + 1)
     low, high = -_FARTHEST_SHIFT, _FARTHEST_SHIFT
     for _ in range(60):
         middle = (low + high) / 2
         low, high = (middle, high) if (log_odds + middle).sigmoid().sum() < wanted else (low, middle)
-    model.repeat_shift.fill_((low + high) / 2)
+    return (low + high) / 2
 
 
 def _some(events: NDArray[np.int64]) -> NDArray[np.int64]:

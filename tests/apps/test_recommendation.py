@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from pathlib import Path
@@ -103,6 +104,39 @@ def test_recommends_to_users_never_seen(model: Path, tmp_path: Path) -> None:
     assert set(pd.read_csv(tmp_path / "a.csv")["item"]) == {"i1", "i2"}
 
 
+def test_approximate_search_says_its_recall(
+    model: Path, table: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("faiss")
+    words = ["recommend", "--model", str(model), "--input", str(table), "--k", "3", "--json"]
+    assert main(words) == 0
+    exact = json.loads(capsys.readouterr().out)
+    assert main([*words, "--search", "approximate", "--min-recall", "1.0"]) == 0
+    printed = capsys.readouterr()
+    found = json.loads(printed.out)
+    assert (exact["search"], found["search"], found["recall"]) == ("exact", "approximate", 1.0)
+    assert "approximate search: 100.0% of the exact top 3 found for 30 of the users" in printed.err
+    assert len(found["recommendations"]) == len(exact["recommendations"])
+
+
+def test_exports_once_into_a_new_folder(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["export", "--model", str(model), "--output", str(tmp_path / "served")]
+    assert main([*words, "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert (said["n_items"], said["start"]) == (15, {"item": 15, "gap": 0})
+    assert {path.name for path in (tmp_path / "served").iterdir()} >= {
+        "items.parquet",
+        "step.pt2",
+        "serving.json",
+    }
+    assert main(words) == 2
+    assert "is not empty" in capsys.readouterr().err
+    assert main(["export", "--model", str(tmp_path / "none"), "--output", str(tmp_path / "new")]) == 1
+    assert "no saved model at" in capsys.readouterr().err
+
+
 def test_updates_say_what_the_whole_history_says(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -127,7 +161,7 @@ def test_updates_say_what_the_whole_history_says(
     )
     words = ["recommend", "--model", str(model), "--input", str(tmp_path / "ada.csv"), "--k", "5", "--json"]
     assert main(words) == 0
-    whole = json.loads(capsys.readouterr().out)
+    whole = json.loads(capsys.readouterr().out)["recommendations"]
     assert [row["item"] for row in whole] == [row["item"] for row in said["items"]]
     np.testing.assert_allclose([r["score"] for r in whole], [r["score"] for r in said["items"]], atol=1e-3)
 
@@ -140,7 +174,9 @@ def test_updates_say_what_the_whole_history_says(
         (["recommend", "--min-popularity", "9999"], 2, "the catalogue is empty"),
         (["recommend", "--output", "top.xlsx"], 2, "output: expected a name that ends in .csv or .parquet"),
         (["update"], 2, "without --time, --event must tell"),
-        (["update", "--k", "0"], 2, "k: expected 1 to 15"),
+        (["update", "--input", "more.csv"], 2, "--user, --item: these are of a single event"),
+        (["update", "--time", "5", "--output", "top.csv"], 2, "--output: these are for --input"),
+        (["update", "--time", "5", "--k", "0"], 2, "k: expected 1 to 15"),
         (["update", "--time", "soon"], 2, "time: expected seconds or an ISO date"),
     ],
 )
@@ -190,3 +226,149 @@ def test_users_with_too_few_events_are_told(tmp_path: Path, capsys: pytest.Captu
     words = ["train", "--data", str(tmp_path / "few.csv"), "--output", str(tmp_path / "run"), *SMALL]
     assert main(words) == 1
     assert "needs a user with three events" in capsys.readouterr().err
+
+
+def test_updates_from_a_table_say_what_single_ones_and_whole_histories_say(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = events(n_users=6)
+    given.to_csv(tmp_path / "new.csv", index=False)
+    words = ["update", "--model", str(model), "--store", str(tmp_path / "s.db"), "--k", "4"]
+    first = given.iloc[0]
+    single = ["--user", first["user"], "--item", first["item"], "--time", str(first["timestamp"])]
+    assert main([*words, *single]) == 0
+    more = ["--output", str(tmp_path / "top.parquet"), "--left-out", str(tmp_path / "left.csv"), "--json"]
+    capsys.readouterr()
+    with (tmp_path / "new.csv").open("a") as file:
+        file.write("u1,what,1900000000\nu2,i1,soon\n")
+    assert main([*words, "--input", str(tmp_path / "new.csv"), *more]) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out) == {
+        "rows": len(given) + 2,
+        "applied": len(given) - 1,
+        "repeated": 1,
+        "left_out": {"unknown item": 1, "bad time": 1},
+        "users": 6,
+        "output": str(tmp_path / "top.parquet"),
+    }
+    assert "left out 1 rows: unknown item (the first: row" in said.err
+    assert pd.read_csv(tmp_path / "left.csv")["reason"].to_list() == ["unknown item", "bad time"]
+    found = pd.read_parquet(tmp_path / "top.parquet").sort_values(["user", "rank"], ignore_index=True)
+    given.to_csv(tmp_path / "whole.csv", index=False)
+    words = ["recommend", "--model", str(model), "--input", str(tmp_path / "whole.csv"), "--k", "4"]
+    assert main([*words, "--output", str(tmp_path / "whole.parquet"), "--device", "cpu"]) == 0
+    whole = pd.read_parquet(tmp_path / "whole.parquet").sort_values(["user", "rank"], ignore_index=True)
+    pd.testing.assert_frame_equal(found, whole, atol=1e-3, check_dtype=False)
+
+
+def test_updates_from_standard_input_until_nothing_can_be_used(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["update", "--model", str(model), "--store", str(tmp_path / "s.db"), "--k", "2", "--input", "-"]
+    for rows, status in (("ada,i3,5\nada,i4,9\n", 0), ("ada,what,5\neve,i4,\n", 1)):
+        raw = io.BytesIO(f"user,item,timestamp\n{rows}".encode())
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(raw))
+        assert main(words) == status
+        said = capsys.readouterr()
+        if status:
+            assert "no row can be used: 1 unknown item, 1 no time" in said.err
+        else:
+            assert pd.read_csv(io.StringIO(said.out))["user"].to_list() == ["ada", "ada"]
+
+
+def test_features_of_users_are_read_live_too(
+    table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pd.DataFrame({"user": [f"u{i}" for i in range(60)], "plan": ["free", "paid"] * 30}).to_csv(
+        tmp_path / "users.csv", index=False
+    )
+    known = ["--user-features", str(tmp_path / "users.csv")]
+    words = ["train", "--data", str(table), "--output", str(tmp_path / "run"), "--device", "cpu", *SMALL]
+    assert main([*words, *known, "--train.max_epochs", "2", "--train.lr", "1e-2"]) == 0
+    scores = {}
+    event = pd.DataFrame({"user": ["u0"], "item": ["i3"], "timestamp": [1_700_000_000]})
+    event.to_csv(tmp_path / "event.csv", index=False)
+    event.assign(plan="free").to_csv(tmp_path / "told.csv", index=False)
+    single = ["--user", "u0", "--item", "i3", "--time", "1700000000"]
+    for name, given in {
+        "single": [*single, *known],
+        "file": ["--input", str(tmp_path / "event.csv"), *known],
+        "column": ["--input", str(tmp_path / "told.csv")],
+        "nothing": single,
+    }.items():
+        capsys.readouterr()
+        store = ["--store", str(tmp_path / f"{name}.db"), "--k", "14"]
+        output = ["--output", str(tmp_path / "top.csv")] if "--input" in given else ["--json"]
+        assert main(["update", "--model", str(tmp_path / "run"), *store, *given, *output]) == 0
+        said = capsys.readouterr()
+        top = (
+            pd.read_csv(tmp_path / "top.csv")
+            if "--input" in given
+            else pd.DataFrame(json.loads(said.out)["items"])
+        )
+        scores[name] = top.set_index("item")["score"].sort_index().to_numpy()
+        assert ("new ones begin without any" in said.err) == (name == "nothing")
+    words = ["recommend", "--model", str(tmp_path / "run"), "--input", str(tmp_path / "event.csv"), *known]
+    assert main([*words, "--k", "14", "--json", "--device", "cpu"]) == 0
+    whole = (
+        pd.DataFrame(json.loads(capsys.readouterr().out)["recommendations"])
+        .set_index("item")["score"]
+        .sort_index()
+    )
+    for name in ("single", "file", "column"):
+        np.testing.assert_allclose(scores[name], whole, atol=1e-3, err_msg=name)
+    assert np.abs(scores["nothing"] - whole).max() > 1e-3
+
+
+def test_new_items_need_a_model_that_reads_features_and_split_json_is_checked(
+    model: Path, table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "new.csv").write_text("item,kind\nfresh,x\n", "utf-8")
+    words = ["recommend", "--model", str(model), "--input", str(table), "--k", "2"]
+    assert main([*words, "--item-features", str(tmp_path / "new.csv")]) == 2
+    assert "was trained without features of items" in capsys.readouterr().err
+    copy = shutil.copytree(model, tmp_path / "copy")
+    (copy / "split.json").write_text("{", "utf-8")
+    assert main(["evaluate", "--model", str(copy), "--data", str(table)]) == 1
+    assert "split.json is not valid JSON" in capsys.readouterr().err
+
+
+def test_new_items_are_recommended_by_their_features(
+    table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kinds = pd.DataFrame({"item": [f"i{i}" for i in range(15)], "kind": [f"k{i % 3}" for i in range(15)]})
+    kinds.to_csv(tmp_path / "items.csv", index=False)
+    run, new = str(tmp_path / "run"), tmp_path / "new.csv"
+    words = ["train", "--data", str(table), "--item-features", str(tmp_path / "items.csv"), "--output", run]
+    assert main([*words, "--device", "cpu", *SMALL, "--train.max_epochs", "1"]) == 0
+    new.write_text("item,kind\nfresh,k1\nodd,of none\n", "utf-8")
+    (tmp_path / "allow.txt").write_text("fresh\n", "utf-8")
+    given = tmp_path / "given.csv"
+    given.write_text("user,item,timestamp\nada,i3,100\nada,odd,200\nbob,i1,100\nbob,fresh,200\n", "utf-8")
+    capsys.readouterr()
+    words = ["recommend", "--model", run, "--input", str(given), "--item-features", str(new), "--k", "1"]
+    assert main([*words, "--allow", str(tmp_path / "allow.txt"), "--json"]) == 0
+    said = capsys.readouterr()
+    assert [(row["user"], row["item"]) for row in json.loads(said.out)["recommendations"]] == [
+        ("ada", "fresh")
+    ]
+    assert "1 items are new to the model" in said.err
+    assert "1 items have no feature that the model was trained with, and are left out: odd" in said.err
+    assert "1 events with items outside the catalogue are left out" in said.err
+    words = [
+        "update",
+        "--model",
+        run,
+        "--store",
+        str(tmp_path / "s.db"),
+        "--user",
+        "eve",
+        "--k",
+        "15",
+        "--json",
+    ]
+    words += ["--time", "100", "--item", "fresh"]
+    assert main([*words, "--item-features", str(new)]) == 0
+    shown = [row["item"] for row in json.loads(capsys.readouterr().out)["items"]]
+    assert len(shown) == 15
+    assert "fresh" not in shown  # had, and so left out

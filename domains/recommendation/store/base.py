@@ -22,8 +22,7 @@ import math
 import random
 import time as clock
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
-from enum import Enum
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, Self
 
 from mambakit.core.errors import DataError, UsageError, UserError
@@ -33,7 +32,8 @@ RECENT = 16
 """Ids of events that a record names."""
 FORMAT = 1
 """Of what is stored, whichever the kind; another one is an error."""
-_LONGEST_NAME = 1024
+LONGEST_NAME = 1024
+"""Bytes of a user's or an event's name."""
 _PATIENCE_S = 60.0
 
 
@@ -46,22 +46,45 @@ class Outcome(NamedTuple):
     """False if the event had been applied before, so that nothing changed."""
 
 
+class Pending(NamedTuple):
+    """What a bulk update finds of a user."""
+
+    record: Record | None
+    """None for a new user."""
+    event_ids: tuple[str, ...]
+    """Those of the ids asked about that have not been applied, in the order given."""
+
+
+class Moved(NamedTuple):
+    """What a bulk update makes of a user."""
+
+    state: bytes
+    """After the events."""
+    event_ids: tuple[str, ...]
+    """Of the events that it has read."""
+    time: float
+    """Seconds of the latest of them; NaN where not known."""
+
+
 class Found(NamedTuple):
     """What a store holds of one user at one moment."""
 
     fingerprint: str | None
     """Of the model that the store belongs to."""
     packed: bytes | None
-    seen: bool
-    """Whether the event that was asked about has been applied."""
+    seen: set[bytes]
+    """Those of the events that were asked about that have been applied."""
 
 
-class Swap(Enum):
-    """How it went to write a record in place of one read before."""
+class Change(NamedTuple):
+    """A record to be written in place of the one that was read."""
 
-    DONE = "done"
-    SEEN = "the event had been applied"
-    LOST = "another writer was quicker"
+    user: str
+    keys: list[bytes]
+    """Of the events that come with it."""
+    version: bytes
+    """Of the record that was read; empty if there was none."""
+    packed: bytes
 
 
 class Store(ABC):
@@ -93,28 +116,72 @@ class Store(ABC):
             DataError: If the store is damaged, or belongs to another model.
             UserError: If the store can't be reached or written, or others write this user all the time.
         """
-        _check_name("user", user)
-        _check_name("event", event_id)
         _check_time(user, time)
-        key = event_key(event_id)
-        begun, waits = clock.monotonic(), 0.001
-        while True:
-            past, version, seen = self._look(user, key)
-            if seen:
-                return self._replayed(user, past)
-            record = _following(past, _checked(function(past)), event_id, time)
-            swap = self._swap(user, key, version, pack(user, record))
-            if swap is Swap.DONE:
-                return Outcome(record, True)
-            if swap is Swap.SEEN:
-                return self._replayed(user, self.get(user))
-            if clock.monotonic() - begun > _PATIENCE_S:
+        applied = False
+
+        def move(pending: Mapping[str, Pending]) -> dict[str, Moved]:
+            nonlocal applied
+            past, ids = pending[user]
+            applied = bool(ids)
+            return {user: Moved(function(past), ids, time)} if ids else {}
+
+        record = self.update_many({user: [event_id]}, move)[user]
+        assert record is not None  # the event has been applied, now or before
+        return Outcome(record, applied)
+
+    def update_many(
+        self,
+        events: Mapping[str, Sequence[str]],
+        function: Callable[[Mapping[str, Pending]], Mapping[str, Moved]],
+    ) -> dict[str, Record | None]:
+        """Move many users by some events each: one reading and one writing for all of them.
+
+        Each user's record is written with its events or not at all; if the process is killed, some users may
+        have moved and others not, and the same call again does the rest.
+
+        Args:
+            events: The ids of each user's events in their order, as in ``update``.
+            function: From what is found of each user to the states after. A user that it leaves out stays as
+                it was; an id that it leaves out may come again. It is called again for the users that others
+                wrote meanwhile, and the last call for a user is what holds.
+
+        Returns:
+            What is kept of each user now, None for one who isn't there.
+
+        Raises:
+            UsageError, DataError, UserError: As ``update``.
+        """
+        for user, ids in events.items():
+            _check_name("user", user)
+            for one in ids:
+                _check_name("event", one)
+        keys = {user: {event_key(one): one for one in ids} for user, ids in events.items()}
+        records: dict[str, Record | None] = {}
+        begun, waits, left = clock.monotonic(), 0.001, list(events)
+        while left:
+            found = dict(zip(left, self._look([(user, list(keys[user])) for user in left]), strict=True))
+            pending = {
+                user: Pending(past, tuple(one for key, one in keys[user].items() if key not in seen))
+                for user, (past, _, seen) in found.items()
+            }
+            records.update({user: one.record for user, one in pending.items()})
+            changes = []
+            for user, moved in function(pending).items():
+                _check_time(user, moved.time)
+                record = records[user] = _following(pending[user].record, moved)
+                own = [event_key(one) for one in moved.event_ids]
+                changes.append(Change(user, own, found[user][1], pack(user, record)))
+            done = self._swap(changes) if changes else []
+            left = [change.user for change, written in zip(changes, done, strict=True) if not written]
+            if left and clock.monotonic() - begun > _PATIENCE_S:
                 raise UserError(
-                    f"{self.name}: others wrote user {user!r} all the time for {_PATIENCE_S:.0f} s; send the "
-                    "events of one user through one process"
+                    f"{self.name}: others wrote user {left[0]!r} all the time for {_PATIENCE_S:.0f} s; send "
+                    "the events of one user through one process"
                 )
-            clock.sleep(random.uniform(0, waits))
-            waits = min(2 * waits, 0.05)
+            if left:
+                clock.sleep(random.uniform(0, waits))
+                waits = min(2 * waits, 0.05)
+        return records
 
     def get(self, user: str) -> Record | None:
         """What is kept of a user; None for one who isn't there.
@@ -123,7 +190,7 @@ class Store(ABC):
             DataError, UserError: As ``update``.
         """
         _check_name("user", user)
-        return self._look(user, None)[0]
+        return self._look([(user, [])])[0][0]
 
     def put(self, user: str, state: bytes, event_ids: Iterable[str], *, time: float = math.nan) -> Record:
         """Begin a user from a whole history, in place of anything that was there.
@@ -151,23 +218,23 @@ class Store(ABC):
         self._replace(user, [event_key(one) for one in ids], pack(user, record))
         return record
 
-    def _look(self, user: str, key: bytes | None) -> tuple[Record | None, bytes, bool]:
-        """The record, its version (no bytes for a user who isn't there), and whether an event was applied."""
-        found = self._find(user, key)
-        self._check_model(found.fingerprint)
-        if found.packed is None:
-            if found.seen:
-                raise self._damaged(user, "it is gone, but not its events")
-            return None, b"", False
-        try:
-            return unpack(user, found.packed), found.packed[:DIGEST], found.seen
-        except ValueError as error:
-            raise self._damaged(user, str(error)) from error
-
-    def _replayed(self, user: str, record: Record | None) -> Outcome:
-        if record is None:  # deleted this moment
-            raise UserError(f"{self.name}: user {user!r} was deleted during the update; send the event again")
-        return Outcome(record, False)
+    def _look(
+        self, asked: Sequence[tuple[str, Sequence[bytes]]]
+    ) -> list[tuple[Record | None, bytes, set[bytes]]]:
+        """Of each user the record, its version (no bytes for one who isn't there), and the events applied."""
+        looked: list[tuple[Record | None, bytes, set[bytes]]] = []
+        for (user, _), found in zip(asked, self._find(asked), strict=True):
+            self._check_model(found.fingerprint)
+            if found.packed is None:
+                if found.seen:
+                    raise self._damaged(user, "it is gone, but not its events")
+                looked.append((None, b"", set()))
+                continue
+            try:
+                looked.append((unpack(user, found.packed), found.packed[:DIGEST], found.seen))
+            except ValueError as error:
+                raise self._damaged(user, str(error)) from error
+        return looked
 
     def _damaged(self, user: str, how: str) -> DataError:
         return DataError(
@@ -211,14 +278,14 @@ class Store(ABC):
         """Let go of files and connections; the store can't be used any more."""
 
     @abstractmethod
-    def _find(self, user: str, key: bytes | None) -> Found:
-        """What is there of a user, and of an event, at one moment."""
+    def _find(self, asked: Sequence[tuple[str, Sequence[bytes]]]) -> list[Found]:
+        """What is there of users, and of events of each, of one user at one moment."""
 
     @abstractmethod
-    def _swap(self, user: str, key: bytes, version: bytes, packed: bytes) -> Swap:
-        """In one step: write record and event, if the event is new and the record has this version.
+    def _swap(self, changes: Sequence[Change]) -> list[bool]:
+        """Write each record with its events in one step, if they are new and the record has the version.
 
-        Raises DataError if the store has come to belong to another model.
+        Returns whether each was written. Raises DataError if the store has come to belong to another model.
         """
 
     @abstractmethod
@@ -235,11 +302,14 @@ class Store(ABC):
         self.close()
 
 
-def _following(past: Record | None, state: bytes, event_id: str, time: float) -> Record:
+def _following(past: Record | None, moved: Moved) -> Record:
+    state, ids = _checked(moved.state), moved.event_ids
     if past is None:
-        return Record(state, 1, time, (event_id,))
-    times = [one for one in (past.time, time) if not math.isnan(one)]
-    return Record(state, past.n_events + 1, max(times, default=math.nan), (*past.recent, event_id)[-RECENT:])
+        return Record(state, len(ids), moved.time, ids[-RECENT:])
+    times = [one for one in (past.time, moved.time) if not math.isnan(one)]
+    return Record(
+        state, past.n_events + len(ids), max(times, default=math.nan), (*past.recent, *ids)[-RECENT:]
+    )
 
 
 def _check_name(what: str, name: object) -> None:
@@ -249,8 +319,8 @@ def _check_name(what: str, name: object) -> None:
         size = len(name.encode())
     except UnicodeEncodeError:
         raise UsageError(f"{what}: {name!r} can't be written as UTF-8") from None
-    if not 1 <= size <= _LONGEST_NAME:
-        raise UsageError(f"{what}: expected 1 to {_LONGEST_NAME} bytes, got {size}")
+    if not 1 <= size <= LONGEST_NAME:
+        raise UsageError(f"{what}: expected 1 to {LONGEST_NAME} bytes, got {size}")
 
 
 def _check_time(user: str, time: float) -> None:

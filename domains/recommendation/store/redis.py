@@ -11,13 +11,13 @@ nobody is told that it was new.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
 from mambakit.core.errors import DataError, UsageError, UserError
-from mambakit.domains.recommendation.store.base import FORMAT, Found, Store, Swap
+from mambakit.domains.recommendation.store.base import FORMAT, Change, Found, Store
 from mambakit.domains.recommendation.store.records import DIGEST
 
 _META, _USERS, _USER = "mambakit:meta", "mambakit:users", "mambakit:user:"
@@ -32,19 +32,29 @@ end
 return redis.call('HMGET', KEYS[1], 'format', 'fingerprint')
 """
 # A script reads too: a full server refuses even to read in MULTI.
-# Keys: meta, users, the user's. Arguments: user, event key.
-_FIND = """
-return {redis.call('HGET', KEYS[1], 'fingerprint'), redis.call('HGET', KEYS[3], 'record'),
-  redis.call('HEXISTS', KEYS[3], ARGV[2]), redis.call('SISMEMBER', KEYS[2], ARGV[1])}
+# Keys: meta, users, the user's. Arguments: user, event keys one after the other.
+_FIND = f"""
+local seen = {{}}
+for at = 1, #ARGV[2], {DIGEST} do
+  seen[#seen + 1] = redis.call('HEXISTS', KEYS[3], string.sub(ARGV[2], at, at + {DIGEST - 1}))
+end
+return {{redis.call('HGET', KEYS[1], 'fingerprint'), redis.call('HGET', KEYS[3], 'record'),
+  seen, redis.call('SISMEMBER', KEYS[2], ARGV[1])}}
 """
-# The same keys. Arguments: fingerprint, user, event key, version, record.
+# The same keys. Arguments: fingerprint, user, event keys one after the other, version, record.
 _SWAP = f"""
 local model = redis.call('HGET', KEYS[1], 'fingerprint')
 if model ~= ARGV[1] then return {{'MODEL', model}} end
-if redis.call('HEXISTS', KEYS[3], ARGV[3]) == 1 then return {{'SEEN'}} end
+for at = 1, #ARGV[3], {DIGEST} do
+  local event = string.sub(ARGV[3], at, at + {DIGEST - 1})
+  if redis.call('HEXISTS', KEYS[3], event) == 1 then return {{'LOST'}} end
+end
 local old = redis.call('HGET', KEYS[3], 'record')
 if (old and string.sub(old, 1, {DIGEST}) or '') ~= ARGV[4] then return {{'LOST'}} end
-redis.call('HSET', KEYS[3], 'record', ARGV[5], ARGV[3], '')
+redis.call('HSET', KEYS[3], 'record', ARGV[5])
+for at = 1, #ARGV[3], {DIGEST} do
+  redis.call('HSET', KEYS[3], string.sub(ARGV[3], at, at + {DIGEST - 1}), '')
+end
 redis.call('SADD', KEYS[2], ARGV[2])
 return {{'DONE'}}
 """
@@ -112,7 +122,7 @@ class RedisStore(Store):
         self._check_model(model)
 
     def delete(self, user: str) -> bool:
-        return bool(self._run(self._delete_script, user)[1])
+        return bool(self._run(self._delete_script, [(user, ())])[0][1])
 
     def __len__(self) -> int:
         with self._errors():
@@ -129,27 +139,42 @@ class RedisStore(Store):
     def close(self) -> None:
         self._client.close()
 
-    def _find(self, user: str, key: bytes | None) -> Found:
-        with self._errors():
-            model, packed, seen, known = self._find_script(
-                keys=[_META, _USERS, _USER + user], args=[user, key or b""]
-            )
-        if known and packed is None:
-            raise self._damaged(user, "the server has dropped it: set its maxmemory-policy to noeviction")
-        return Found(None if model is None else model.decode("utf-8", "replace"), packed, bool(seen))
+    def _find(self, asked: Sequence[tuple[str, Sequence[bytes]]]) -> list[Found]:
+        answers = self._asked(self._find_script, [(user, (user, b"".join(keys))) for user, keys in asked])
+        found = []
+        for (user, keys), (model, packed, seen, known) in zip(asked, answers, strict=True):
+            if known and packed is None:
+                raise self._damaged(user, "the server has dropped it: set its maxmemory-policy to noeviction")
+            applied = {key for key, whether in zip(keys, seen, strict=True) if whether}
+            found.append(Found(None if model is None else model.decode("utf-8", "replace"), packed, applied))
+        return found
 
-    def _swap(self, user: str, key: bytes, version: bytes, packed: bytes) -> Swap:
-        return Swap[self._run(self._swap_script, user, key, version, packed)[0].decode()]
+    def _swap(self, changes: Sequence[Change]) -> list[bool]:
+        given = [(user, (b"".join(keys), version, packed)) for user, keys, version, packed in changes]
+        return [answer[0] == b"DONE" for answer in self._run(self._swap_script, given)]
 
     def _replace(self, user: str, keys: list[bytes], packed: bytes) -> None:
-        self._run(self._replace_script, user, packed, b"".join(keys))
+        self._run(self._replace_script, [(user, (packed, b"".join(keys)))])
 
-    def _run(self, script: Any, user: str, *arguments: bytes) -> list[Any]:
+    def _run(self, script: Any, given: Sequence[tuple[str, Sequence[bytes]]]) -> list[list[Any]]:
+        """Answers of a script that looks after the model, of each user and the arguments that go with it."""
+        answers = self._asked(script, [(user, (self.fingerprint, user, *rest)) for user, rest in given])
+        for answer in answers:
+            if answer[0] == b"MODEL":
+                model = answer[1] if len(answer) > 1 else None
+                self._check_model(model.decode("utf-8", "replace") if model else None)
+        return answers
+
+    def _asked(self, script: Any, given: Sequence[tuple[str, Sequence[str | bytes]]]) -> list[list[Any]]:
+        """Answers of a script of each user and its arguments; of several in one round trip."""
         with self._errors():
-            answer = script(keys=[_META, _USERS, _USER + user], args=[self.fingerprint, user, *arguments])
-        if answer[0] == b"MODEL":
-            self._check_model(answer[1].decode("utf-8", "replace") if len(answer) > 1 and answer[1] else None)
-        return list(answer)
+            if len(given) == 1:
+                [(user, arguments)] = given
+                return [list(script(keys=[_META, _USERS, _USER + user], args=arguments))]
+            pipe = self._client.pipeline(transaction=False)
+            for user, arguments in given:
+                script(keys=[_META, _USERS, _USER + user], args=arguments, client=pipe)
+            return [list(answer) for answer in pipe.execute()]
 
     def _empty(self) -> None:
         """Delete all users. Whoever writes meanwhile is stopped by the missing fingerprint."""

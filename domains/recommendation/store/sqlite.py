@@ -10,12 +10,13 @@ from __future__ import annotations
 import os
 import sqlite3
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from mambakit.core.errors import DataError, UserError
-from mambakit.domains.recommendation.store.base import FORMAT, Found, Store, Swap
+from mambakit.domains.recommendation.store.base import FORMAT, Change, Found, Store
 from mambakit.domains.recommendation.store.records import DIGEST
 
 _APPLICATION_ID = 0x6D6B7573  # "mkus"
@@ -99,31 +100,31 @@ class SqliteStore(Store):
         while self._idle and self._owner == os.getpid():
             self._idle.pop().close()
 
-    def _find(self, user: str, key: bytes | None) -> Found:
+    def _find(self, asked: Sequence[tuple[str, Sequence[bytes]]]) -> list[Found]:
         with self._connection() as connection:
-            # one statement sees one moment
-            row = connection.execute(
-                "SELECT (SELECT value FROM meta WHERE key = 'fingerprint'), users.record, "
-                "(SELECT 1 FROM events WHERE events.user = users.id AND event = ?2) "
-                "FROM (SELECT 1) LEFT JOIN users ON users.user = ?1",
-                (user, key),
-            ).fetchone()
-        return Found(row[0], row[1], row[2] is not None)
+            connection.execute("BEGIN")  # all that is read in it is of one moment
+            model = _one(connection, "SELECT value FROM meta WHERE key = 'fingerprint'")
+            found = []
+            for user, keys in asked:
+                row = connection.execute("SELECT id, record FROM users WHERE user = ?", (user,)).fetchone()
+                number, packed = row or (None, None)
+                found.append(Found(model, packed, {key for key in keys if _applied(connection, number, key)}))
+            connection.execute("COMMIT")
+        return found
 
-    def _swap(self, user: str, key: bytes, version: bytes, packed: bytes) -> Swap:
+    def _swap(self, changes: Sequence[Change]) -> list[bool]:
+        written = []
         with self._writing() as connection:
-            row = connection.execute(
-                f"SELECT id, substr(record, 1, {DIGEST}), "
-                "(SELECT 1 FROM events WHERE events.user = users.id AND event = ?2) "
-                "FROM users WHERE user = ?1",
-                (user, key),
-            ).fetchone()
-            if row is not None and row[2] is not None:
-                return Swap.SEEN
-            if (b"" if row is None else row[1]) != version:
-                return Swap.LOST
-            self._write(connection, user, [key], packed)
-        return Swap.DONE
+            for user, keys, version, packed in changes:
+                row = connection.execute(
+                    f"SELECT id, substr(record, 1, {DIGEST}) FROM users WHERE user = ?", (user,)
+                ).fetchone()
+                number, found = row or (None, b"")
+                same = found == version and not any(_applied(connection, number, key) for key in keys)
+                if same:
+                    self._write(connection, user, keys, packed)
+                written.append(same)
+        return written
 
     def _replace(self, user: str, keys: list[bytes], packed: bytes) -> None:
         with self._writing() as connection:
@@ -146,8 +147,7 @@ class SqliteStore(Store):
         """A transaction that has the file's write lock from its beginning, and is committed at its end."""
         with self._connection() as connection:
             connection.execute("BEGIN IMMEDIATE")
-            row = connection.execute("SELECT value FROM meta WHERE key = 'fingerprint'").fetchone()
-            self._check_model(None if row is None else row[0])
+            self._check_model(_one(connection, "SELECT value FROM meta WHERE key = 'fingerprint'"))
             yield connection
             connection.execute("COMMIT")
 
@@ -245,9 +245,8 @@ class SqliteStore(Store):
             )
         with self._connection() as connection:
             self._check_kind(connection)
-            row = connection.execute("SELECT value FROM meta WHERE key = 'fingerprint'").fetchone()
-        self._check_model(None if row is None else row[0])
-        self._find("", b"")  # every table and column
+        [found] = self._find([("", [b""])])  # every table and column
+        self._check_model(found.fingerprint)
 
     def _empty(self) -> None:
         """Empty a store that can be read, under its lock; move a file aside that can't."""
@@ -273,3 +272,13 @@ class SqliteStore(Store):
         if connection.execute("PRAGMA application_id").fetchone()[0] != _APPLICATION_ID:
             raise DataError(f"{self.name} is a database of something else, not of states; name another file")
         self._check_format(connection.execute("PRAGMA user_version").fetchone()[0])
+
+
+def _one(connection: sqlite3.Connection, query: str, *values: object) -> Any:
+    """The first column of the first row; None for no row."""
+    row = connection.execute(query, values).fetchone()
+    return None if row is None else row[0]
+
+
+def _applied(connection: sqlite3.Connection, number: int | None, key: bytes) -> bool:
+    return _one(connection, "SELECT 1 FROM events WHERE user = ? AND event = ?", number, key) is not None

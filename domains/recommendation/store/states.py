@@ -66,4 +66,4 @@ def _filled(like: State, tensors: dict[str, Tensor], prefix: str = "") -> State:
     for name, item in like.items():
         whole = prefix + name
         items[name] = _filled(item, tensors, whole + ".") if isinstance(item, State) else tensors[whole]
-    return State(items)
+    return State.of(**items)  # checked against ``like``

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,7 +24,7 @@ from mambakit.domains.recommendation.losses import next_item_loss, popularity_od
 from mambakit.domains.recommendation.model import Catalogue, Recommender
 from mambakit.domains.recommendation.recommending import Shown, on_catalogue, recommend
 from mambakit.domains.recommendation.task import ranks_of
-from mambakit.domains.recommendation.tokenizer import EventTokenizer, Words, gap_bins
+from mambakit.domains.recommendation.tokenizer import EventTokenizer, gap_bins
 from mambakit.domains.recommendation.training import fit_repeat_shift, train_recommender
 
 TINY = ModelConfig(
@@ -215,6 +216,35 @@ def test_saved_models_score_alike(tmp_path: Path) -> None:
     assert torch.equal(again.scores(interactions, events), model.scores(interactions, events))
 
 
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:300])
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "message"),
+    [
+        ("tokenizer.json", Path.unlink, "no saved tokenizer: .*tokenizer.json does not exist"),
+        ("tokenizer.json", cut, "tokenizer.json is not a saved tokenizer"),
+        ("model.safetensors", Path.unlink, "is no saved model: model.safetensors is missing"),
+        ("model.safetensors", cut, "model.safetensors is damaged or no safetensors file"),
+        ("config.json", Path.unlink, "is no saved model: config.json is missing"),
+        ("config.json", cut, "config.json is not valid JSON"),
+    ],
+)
+def test_damaged_folders_are_told(tmp_path: Path, name: str, damage: Any, message: str) -> None:
+    fresh(shop(5)).save_pretrained(tmp_path)
+    damage(tmp_path / name)
+    with pytest.raises(DataError, match=message):
+        Recommender.from_pretrained(tmp_path)
+
+
+def test_a_tokenizer_of_another_model_is_told(tmp_path: Path) -> None:
+    fresh(shop(5)).save_pretrained(tmp_path)
+    fresh(shop(5, n_items=9)).tokenizer.save(tmp_path)
+    with pytest.raises(DataError, match=r"tokenizer.json is another model's: it has 9 items.*are for 12"):
+        Recommender.from_pretrained(tmp_path)
+
+
 def test_losses_are_their_formulas() -> None:
     generator = torch.Generator().manual_seed(0)
     hidden = 0.5 * torch.randn(50, 8, generator=generator)
@@ -300,24 +330,6 @@ def test_other_tables_are_put_on_the_catalogue() -> None:
     assert left_out == 1
     assert known.items[known.item].tolist() == ["i5", "i5"]
     assert len(recommend(model, known, 4)) == 4
-
-
-def test_words_of_features() -> None:
-    table = pd.DataFrame(
-        {
-            "title": ["A red lamp", "red Lamp", None],
-            "maker": ["x", "x", "y"],
-            "genre=new": np.array([1, 0, 1], dtype=np.int8),
-            "price": [1.0, np.nan, 9.0],
-        }
-    )
-    words = Words().fit(table)
-    assert {"title:red", "title:lamp", "maker=x", "genre=new"} <= set(words.index)
-    assert "title:a" not in words.index  # in one row alone, so that no other item is known by it
-    encoded = words.encode(table, 3)
-    assert set(encoded[1][encoded[1] > 0]) == {words.index[w] for w in ("title:red", "title:lamp", "maker=x")}
-    new = table.assign(title="lamp?", maker="z")
-    assert words.index["title:lamp"] in words.encode(new, 3)[0]
 
 
 def test_learns_the_circle(tmp_path: Path) -> None:

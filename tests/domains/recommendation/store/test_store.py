@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from mambakit.core.errors import DataError, UsageError
 from mambakit.domains.recommendation.store import Record, Store, open_store
-from mambakit.domains.recommendation.store.base import RECENT
+from mambakit.domains.recommendation.store.base import RECENT, Moved, Pending
 
 MODEL = "a model"
 
@@ -221,3 +221,34 @@ def test_a_url_of_another_kind_is_refused(bad: str) -> None:
         UsageError, match="store: expected a file, sqlite:///file or redis://host:port/0, got"
     ):
         open_store(bad, MODEL)
+
+
+def test_many_users_move_at_once_each_wholly_or_not(store: Store) -> None:
+    store.update("b", "1", appended("1"), time=5.0)
+    calls: list[dict[str, Pending]] = []
+
+    def move(pending: Mapping[str, Pending]) -> dict[str, Moved]:
+        calls.append(dict(pending))
+        if len(calls) == 1:  # another process is quicker with one of the users
+            store.update("a", "2", appended("2"), time=9.0)
+        return {
+            user: Moved((past.state if past else b"") + "".join(f"{one}\n" for one in ids).encode(), ids, 7.0)
+            for user, (past, ids) in pending.items()
+            if ids
+        }
+
+    events = {"a": ["1", "2", "3", "1"], "b": ["1", "2"], "c": []}
+    records = store.update_many(events, move)
+    assert [list(one) for one in calls] == [["a", "b", "c"], ["a"]]
+    assert calls[0]["a"] == (None, ("1", "2", "3"))
+    assert calls[1]["a"].event_ids == ("1", "3")
+    assert records == {
+        "a": Record(b"2\n1\n3\n", 3, 9.0, ("2", "1", "3")),
+        "b": Record(b"1\n2\n", 2, 7.0, ("1", "2")),
+        "c": None,
+    }
+    assert {user: store.get(user) for user in events} == records
+    assert store.update_many(events, lambda pending: {}) == records, "all had been applied"
+    with pytest.raises(UsageError, match="event: expected 1 to"):
+        store.update_many({"a": ["4"], "b": [""]}, move)
+    assert store.get("a") == records["a"]
