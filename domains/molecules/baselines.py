@@ -97,7 +97,7 @@ class Forest:
         known = ~np.isnan(labels)
         options = {"n_estimators": self.n_trees, "random_state": self.seed, "n_jobs": self.n_jobs}
         if task.kind == "regression":
-            # a third of the features a split, as Breiman's for regression: as good as all of them, and faster
+            # a third of the features at each split, as Breiman has it: about as good as all, in half the time
             forest = RandomForestRegressor(max_features=1 / 3, **options)
         else:
             forest = RandomForestClassifier(**options)
