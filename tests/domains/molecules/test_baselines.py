@@ -28,15 +28,15 @@ TASKS = (
 
 @pytest.fixture(scope="module")
 def labelled() -> Molecules:
-    """120 structures with a number, a class with blanks, and a class that is always 1."""
-    path = Path(RDConfig.RDDataDir) / "NCI" / "first_5K.smi"
-    smiles = read_molecules(path, tasks=()).smiles[:120]
+    """90 structures with a number, a class with blanks, and a class that is always 1."""
+    path = Path(RDConfig.RDDataDir) / "NCI" / "first_200.props.sdf"
+    smiles = read_molecules(path, tasks=()).smiles[:90]
     mols = readable(smiles.tolist())
-    labels = np.ones((120, 3))
+    labels = np.ones((90, 3))
     labels[:, 0] = [Descriptors.MolLogP(mol) for mol in mols]
     labels[:, 1] = [len(one) > 20 for one in smiles.tolist()]
     labels[::3, 1] = np.nan
-    return Molecules("nci", np.arange(1, 121), smiles, labels, TASKS)
+    return Molecules("nci", np.arange(1, 91), smiles, labels, TASKS)
 
 
 def test_a_forest_beats_the_mean_and_predicts_every_task(labelled: Molecules):
@@ -60,8 +60,8 @@ def test_the_mean_is_that_of_known_labels(labelled: Molecules):
 
 
 def test_a_seed_decides_and_molecules_are_as_good_as_smiles(labelled: Molecules):
-    smiles = labelled.smiles[:30].tolist()
-    labels = labelled.labels[:30]
+    smiles = labelled.smiles[:15].tolist()
+    labels = labelled.labels[:15]
     one = Forest(n_trees=5, seed=1).fit(smiles, labels, TASKS)
     same = Forest(n_trees=5, seed=1).fit(readable(smiles), labels, TASKS)
     other = Forest(n_trees=5, seed=2).fit(smiles, labels, TASKS)

@@ -35,7 +35,10 @@ def test_nci_comes_with_rdkit():
 
 
 @real
-@pytest.mark.parametrize("name", ["esol", "freesolv", "bbbp", "clintox"])
+@pytest.mark.parametrize(
+    "name",
+    ["freesolv", "bbbp", *(pytest.param(name, marks=pytest.mark.slow) for name in ("esol", "clintox"))],
+)
 def test_both_protocols_hold_what_the_card_says(name: str):
     card = load_card(name)
     assert card.rows is not None
@@ -77,6 +80,7 @@ def test_leaks_of_the_ibm_split_are_those_on_the_cards(name: str, known: int, ri
 
 
 @real
+@pytest.mark.slow
 def test_lipophilicity_says_that_its_second_protocol_is_in_other_units():
     raw, scaled = load_molecules("lipophilicity"), load_molecules("lipophilicity", protocol="ibm-split")
     assert (raw.tasks[0].unit, scaled.tasks[0].unit) == ("logD", "z of logD (mean 2.196, sd 1.196)")
@@ -87,19 +91,29 @@ def test_lipophilicity_says_that_its_second_protocol_is_in_other_units():
 
 @real
 def test_labels_that_a_card_does_not_name_cannot_be_had():
-    for name, forbidden in (("freesolv", "calc"), ("esol", "Molecular Weight"), ("bace", "AlogP")):
+    for name, forbidden in (
+        ("freesolv", "calc"),
+        ("esol", "Molecular Weight"),
+        ("bace", "AlogP"),
+    ):  # no file read
         with pytest.raises(UsageError, match=f"'{forbidden}' is no label of {name}; its labels: "):
             load_molecules(name, tasks=[forbidden])
+    assert load_molecules("freesolv", tasks=()).labels.shape == (642, 0)
+
+
+@real
+@pytest.mark.slow
+def test_bace_means_its_class_and_has_its_strength():
     assert [one.name for one in load_molecules("bace").tasks] == ["Class"]
     both = load_molecules("bace", tasks=["class", "pIC50"], protocol="ibm-split")
     assert [(one.name, one.kind) for one in both.tasks] == [
         ("Class", "classification"),
         ("pIC50", "regression"),
     ]
-    assert load_molecules("freesolv", tasks=()).labels.shape == (642, 0)
 
 
 @real
+@pytest.mark.slow
 def test_tox21_masks_blanks():
     found = load_molecules("tox21", tasks=["SR-p53", "NR-AR"])
     assert [one.name for one in found.tasks] == ["SR-p53", "NR-AR"]
@@ -108,6 +122,7 @@ def test_tox21_masks_blanks():
 
 
 @real
+@pytest.mark.slow
 def test_zinc_is_read_without_asking_rdkit_about_each_line():
     found = load_molecules("zinc250k")
     assert (len(found), found.tasks, found.smiles[0]) == (

@@ -154,8 +154,8 @@ def test_sd_files_give_structures_fields_and_reasons(tmp_path: Path, capfd: pyte
     path = Path(RDConfig.RDDataDir) / "NCI" / "first_200.props.sdf"
     found = read_molecules(path, tasks=["AMW"])
     assert (len(found), len(found.left_out)) == (200, 0)
-    smi = read_molecules(path.with_name("first_5K.smi"), tasks=())
-    assert found.smiles[:3].tolist() == [Chem.CanonSmiles(one) for one in smi.smiles[:3].tolist()]
+    drawn = [line.split()[0] for line in path.with_name("first_5K.smi").read_text().splitlines()[:3]]
+    assert found.smiles[:3].tolist() == [Chem.CanonSmiles(one) for one in drawn]
     assert found.labels[0, 0] == pytest.approx(122.12344)
     records = path.read_text().split("$$$$\n")
     broken = records[1].replace("M  END", "garbage\nM  END", 1).replace(" C  ", " Qq ", 1)
