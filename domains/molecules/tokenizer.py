@@ -38,9 +38,9 @@ _ALWAYS = (
 class SmilesTokenizer(VocabularyTokenizer):
     """SMILES ↔ ids, ``decode(encode(s)) == s``.
 
-    A vocabulary is fitted on data and then closed under rewriting: the organic subset, all bonds, the rings up
-    to %29, and of each stereo centre the other hand are in it too. What else the data do not hold is an error
-    that names the token and where it stands; ``extend`` adds it.
+    A vocabulary is fitted on data and then closed under rewriting: the organic subset, all bonds, the rings
+    up to %29, and of each stereo centre the other hand are in it too. What else the data do not hold is an
+    error that names the token and where it stands; ``extend`` adds it.
     """
 
     kind = "smiles"
@@ -75,7 +75,7 @@ class SmilesTokenizer(VocabularyTokenizer):
     def unseen(self, samples: Sequence[str], rows: Sequence[int] | None = None) -> dict[str, list[int]]:
         """Tokens outside the vocabulary, and the rows that hold each.
 
-        Strings that can't be cut into tokens are not among them: ``encode_many`` says what is wrong with those.
+        Strings that can't be cut into tokens are not among them: ``encode_many`` says what is wrong there.
 
         Args:
             samples: The molecules.

@@ -54,18 +54,21 @@ def test_any_way_of_writing_a_known_molecule_comes_back_unchanged(data):
         Chem.RenumberAtoms(mol, order), canonical=False, allBondsExplicit=data.draw(st.booleans())
     )
     ids = fitted().encode(written)
-    assert ids.values[0] == START and ids.values[-1] == END
+    assert ids.values[[0, -1]].tolist() == [START, END]
     assert fitted().decode(ids) == written
 
 
 @given(st.text(alphabet="CNOcn()=#123%[]@H+-.>/\\ClBr", max_size=20))
 def test_a_string_is_cut_without_a_gap_or_refused_with_a_position(text):
+    cut = SmilesTokenizer().pieces
     try:
-        pieces = SmilesTokenizer().pieces(text)
+        joined = "".join(cut(text))
     except SampleError as error:
-        assert "at position" in error.reason
+        said = error.reason
+        place = int(said.partition("position ")[2].partition(",")[0])
+        cut(text[:place])  # all before it can be cut
     else:
-        assert "".join(pieces) == text
+        assert joined == text
 
 
 def test_brackets_rings_and_two_letter_atoms_are_one_token_each():
