@@ -16,7 +16,7 @@ from mambakit.core.errors import DataError
 from mambakit.domains.molecules.features import descriptors, ecfp_counts
 from mambakit.domains.molecules.properties.config import ModelConfig
 from mambakit.domains.molecules.properties.model import Batch
-from mambakit.domains.molecules.structures import structure
+from mambakit.domains.molecules.structures import canonical, is_reaction, sides, structure
 from mambakit.domains.molecules.tokenizer import END, PAD, START, SmilesTokenizer
 
 # Ways of writing a molecule that training draws from: beyond some dozens another epoch brings nothing new.
@@ -44,6 +44,7 @@ class MoleculeInputs:
 
     def __init__(self, smiles: Sequence[str], config: ModelConfig, *, ways: int, seed: int = 0) -> None:
         self.config, self.ways, self.seed = config, ways, seed
+        self.smiles = [str(one).strip() for one in smiles]
         self.mols: list[Chem.Mol] = []
         for place, one in enumerate(smiles):
             mol, reason = structure(str(one))
@@ -78,15 +79,25 @@ class MoleculeInputs:
         self._ids.clear()
 
     def written(self, place: int, way: int) -> str:
-        """A molecule's SMILES: the canonical one (0), or another that RDKit wrote from an atom at random."""
-        if place not in self._written:
-            mol = self.mols[place]
-            self._written[place] = [Chem.MolToSmiles(mol)]
-        known = self._written[place]
+        """A molecule's SMILES: the canonical one (0), or another that RDKit wrote from an atom at random.
+
+        Of a reaction each side is written anew.
+        """
+        known = self._written.setdefault(place, [canonical(self.smiles[place])])
         if way and len(known) == 1 and self.ways > 1:
             seed = (self.seed * 1_000_003 + place) % 2**31
-            known += Chem.MolToRandomSmilesVect(self.mols[place], self.ways - 1, randomSeed=seed)
+            parts = [
+                Chem.MolToRandomSmilesVect(mol, self.ways - 1, randomSeed=seed) if mol else [""] * self.ways
+                for mol in self._sides(place)
+            ]
+            known += [">".join(one) for one in zip(*parts, strict=False)]
         return known[way]
+
+    def _sides(self, place: int) -> list[Chem.Mol | None]:
+        """The molecule itself, or reactants, agents and products of a reaction."""
+        if not is_reaction(self.smiles[place]):
+            return [self.mols[place]]
+        return [structure(one)[0] if one else None for one in sides(self.smiles[place])]
 
     def ids(self, place: int, way: int = 0) -> NDArray[np.int16]:
         """The ids of a molecule in one way of writing it; tokens that are not in the vocabulary are UNK."""
