@@ -89,9 +89,7 @@ def train(
     from mambakit.domains.molecules.properties.training import train_properties, usable
 
     check_alpha(alpha)
-    spec = sources.DataSpec(
-        data, split, split_column, smiles_column, tasks, units, largest_component, seed
-    )
+    spec = sources.DataSpec(data, split, split_column, smiles_column, tasks, units, largest_component, seed)
     molecules, parts = sources.load(spec)
     molecules, without = usable(molecules, parts)
     notes = [*molecules.notes, *(f"{molecules.name}: left out as a property: {one}" for one in without)]
@@ -188,7 +186,9 @@ def predict(
     print(said + (f": {output}" if output else ""), file=sys.stderr)
     if made.cut:
         rows = ", ".join(map(str, made.cut[:5])) + (", ..." if len(made.cut) > 5 else "")
-        print(f"note: {len(made.cut)} molecules are longer than the model reads: rows {rows}", file=sys.stderr)
+        print(
+            f"note: {len(made.cut)} molecules are longer than the model reads: rows {rows}", file=sys.stderr
+        )
     if made.replaced:
         print(f"note: columns of the input that were replaced: {', '.join(made.replaced)}", file=sys.stderr)
     if json:

@@ -34,7 +34,7 @@ class ModelConfig:
     head_dim: int = 32
     """Channels a head of the Mamba blocks."""
     features: Features = "both"
-    """What is read beside the SMILES: RDKit descriptors, counts of circular fragments (ECFP), both or none."""
+    """What is read beside the SMILES: RDKit descriptors, counts of circular fragments (ecfp), both, none."""
     d_hidden: int = 256
     """Width of what the features become, and of the layers before the outputs."""
     n_hidden: int = 1
@@ -124,7 +124,8 @@ class PropertyConfig:
         for name in ("mean", "deviation"):
             if len(getattr(self, name)) != len(self.tasks):
                 raise UsageError(
-                    f"{name}: expected one for each of {len(self.tasks)} tasks, got {len(getattr(self, name))}"
+                    f"{name}: expected one for each of {len(self.tasks)} tasks, "
+                    f"got {len(getattr(self, name))}"
                 )
 
 

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mambakit.domains.molecules.molecules import Molecules, Task
+from mambakit.domains.molecules.metrics import METRICS, Scores, score
+from mambakit.domains.molecules.molecules import Molecules, Task, TaskKind
 from mambakit.domains.molecules.properties.model import PropertyModel
 from mambakit.domains.molecules.properties.prediction import ALPHA, Predictions, inputs_of, predict
-from mambakit.domains.molecules.properties.scores import classification_scores, regression_scores
 
-OURS, FOREST, MEAN = "mambakit", "random forest", "training mean"
-_OF_NUMBERS = ("rmse", "mae", "r2")
-_OF_CLASSES = ("roc_auc", "pr_auc", "log_loss")
+OURS = "mambakit"
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,12 +21,13 @@ class Evaluation:
 
     Attributes:
         rows: One mapping a task and predictor. Of numbers ``rmse``, ``mae`` (in ``unit``) and ``r2``, of
-            classes ``roc_auc``, ``pr_auc`` and ``log_loss``; None where the labels can't tell. Of ours also
-            ``coverage``, the share of labels inside the intervals or sets, and their mean ``width`` or size.
+            classes ``roc_auc`` and ``pr_auc``; None where the labels can't tell. Of ours also ``coverage``,
+            the share of labels inside the intervals or sets, and their mean ``width`` or ``set_size``.
         tasks: What was measured.
         labels: ``(n, n_tasks)``.
         predicted: What the model says of the same molecules.
         others: Predictions of the baselines by name, ``(n, n_tasks)`` each.
+        scores: All figures, by predictor.
         alpha: The share of labels that intervals may miss.
         n_known: Molecules that were trained on too, by their fragments.
     """
@@ -37,34 +36,25 @@ class Evaluation:
     tasks: tuple[Task, ...]
     labels: NDArray[np.float64]
     predicted: Predictions
-    others: dict[str, NDArray[np.float64]] = field(default_factory=dict)
-    alpha: float = ALPHA
-    n_known: int = 0
+    others: dict[str, NDArray[np.float64]]
+    scores: dict[str, Scores]
+    alpha: float
+    n_known: int
 
-    def table(self, kind: str) -> list[dict[str, object]]:
-        """The rows of regressions or classifications, with the mean over tasks where there are several."""
-        names = {task.name for task in self.tasks if task.kind == kind}
+    def table(self, kind: TaskKind) -> list[dict[str, object]]:
+        """The rows of regressions or classifications, with the means over tasks where there are several."""
+        names = [task.name for task in self.tasks if task.kind == kind]
         rows = [row for row in self.rows if row["task"] in names]
         if len(names) < 2:
             return rows
-        means = []
-        # units differ between regressions, so only their share of explained variance has a mean
-        keys = ("r2", "coverage") if kind == "regression" else (*_OF_CLASSES, "coverage")
-        for who in dict.fromkeys(str(row["model"]) for row in rows):
-            mine = [row for row in rows if row["model"] == who]
-            mean: dict[str, object] = {"task": f"mean of {len(mine)}", "model": who}
-            for key in keys:
-                values = [row[key] for row in mine if isinstance(row.get(key), float)]
-                if values:
-                    mean[key] = float(np.mean(values))  # type: ignore[arg-type]
-            means.append(mean)
-        return rows + means
+        for who, scores in self.scores.items():
+            means = {name: value for name, value in scores.means.items() if name in METRICS[kind]}
+            rows.append({"task": f"mean of {len(names)}", "model": who, **means})
+        return rows
 
-    def score(self, who: str) -> float | None:
-        """RMSE, or ROC-AUC, of one predictor: the mean over the tasks of the first one's kind."""
-        key = "rmse" if self.tasks[0].kind == "regression" else "roc_auc"
-        values = [row[key] for row in self.rows if row["model"] == who and isinstance(row.get(key), float)]
-        return float(np.mean(values)) if values else None  # type: ignore[arg-type]
+    def figure(self, who: str, name: str) -> float:
+        """One number of a predictor: the only task's, or the mean over tasks; NaN if there is none."""
+        return self.scores[who].figure(name)
 
 
 def evaluate(
@@ -86,20 +76,18 @@ def evaluate(
     """
     predicted = predict(model, inputs_of(model, molecules.smiles[places].tolist()), alpha=alpha)
     labels = molecules.labels[places]
+    everyone = {OURS: predicted.value, **baselines}
+    scores = {who: score(said, labels, molecules.tasks) for who, said in everyone.items()}
     rows: list[dict[str, object]] = []
     for i, task in enumerate(molecules.tasks):
         known = ~np.isnan(labels[:, i])
-        target = labels[known, i]
-        for who, said in {OURS: predicted.value, **baselines}.items():
-            row: dict[str, object] = {"task": task.name, "model": who}
+        for who, made in scores.items():
+            values = {name: None if np.isnan(x) else x for name, x in made.tasks[i].values.items()}
+            row: dict[str, object] = {"task": task.name, "model": who, **values, "n": int(known.sum())}
             if task.kind == "regression":
-                row |= regression_scores(target, said[known, i])
                 row["unit"] = task.unit or "-"
-            else:
-                row |= classification_scores(target, said[known, i])
             if who == OURS:
-                row |= _honesty(predicted, known, target, i, task)
-            row["n"] = int(known.sum())
+                row |= _honesty(predicted, known, labels[known, i], i, task)
             rows.append(row)
     return Evaluation(
         rows,
@@ -107,6 +95,7 @@ def evaluate(
         labels,
         predicted,
         baselines,
+        scores,
         alpha,
         int((predicted.similarity >= 1 - 1e-9).sum()),
     )

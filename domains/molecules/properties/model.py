@@ -12,6 +12,7 @@ Graph networks gain from descriptors in the same way: Yang et al. 2019, arXiv:19
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -133,7 +134,7 @@ class Network(nn.Module):
             self.from_ecfp = nn.Linear(config.n_ecfp, model.d_hidden)
             parts += 1
         widths = [parts * model.d_hidden] + [model.d_hidden] * model.n_hidden
-        self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False))
+        self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
         self.value = nn.Linear(widths[-1], len(config.tasks))
         self.interval: QuantileHead | DistributionHead | None = None
         if model.uncertainty != "none" and any(task.kind == "regression" for task in config.tasks):

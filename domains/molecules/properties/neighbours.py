@@ -65,4 +65,6 @@ class TrainingSet:
         try:
             return cls(safetensors.numpy.load_file(folder / FILE)["bits"])
         except (OSError, KeyError, safetensors.SafetensorError) as error:
-            raise DataError(f"{folder / FILE} is missing or damaged ({error}); save the model again") from None
+            raise DataError(
+                f"{folder / FILE} is missing or damaged ({error}); save the model again"
+            ) from None

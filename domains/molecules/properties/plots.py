@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 from matplotlib.figure import Figure
 
 from mambakit.core.training.curves import tidy
-from mambakit.domains.molecules.properties.evaluation import FOREST, OURS, Evaluation
+from mambakit.domains.molecules.properties.beside import FOREST
+from mambakit.domains.molecules.properties.evaluation import OURS, Evaluation
 
 _OURS, _OTHER, _MARK = "#1668b8", "#8a94a0", "#c2571a"
 _MOST = 4  # pictures side by side
@@ -78,7 +81,7 @@ def domain_figure(evaluation: Evaluation) -> Figure | None:
     axis = figure.subplots()
     axis.scatter(near, error, s=12, color=_OURS, alpha=0.7)
     edges = np.linspace(0, 1, 6)
-    for low, high in zip(edges, edges[1:], strict=False):
+    for low, high in pairwise(edges):
         inside = (near >= low) & ((near < high) | (high == 1))
         if inside.sum() >= 3:
             axis.hlines(np.sqrt((error[inside] ** 2).mean()), low, high, color=_MARK)

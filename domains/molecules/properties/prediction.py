@@ -129,7 +129,7 @@ def outputs_of(
 
 
 def in_units(model: PropertyModel, output: Output) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Values and calibrated probabilities ``(n, n_tasks)``, and how far the members differ, in their units."""
+    """Values and calibrated probabilities ``(n, n_tasks)``, and how far the members differ."""
     config = model.config
     is_class = torch.tensor([task.kind == "classification" for task in config.tasks])
     mean, deviation = (torch.tensor(one, dtype=torch.float64) for one in (config.mean, config.deviation))

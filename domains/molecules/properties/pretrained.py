@@ -83,7 +83,9 @@ class Pretrained:
             source, back = _source(name)
             known = self.weights.get(_BACKBONE + name, self.weights.get(_BACKBONE + source))
             if known is None or known.shape != tensor.shape:
-                raise DataError(f"pretrained: the language model has no weight {source} of {tuple(tensor.shape)}")
+                raise DataError(
+                    f"pretrained: the language model has no weight {source} of {tuple(tensor.shape)}"
+                )
             silent = back and ".out_proj." in name
             made[name] = torch.zeros_like(known) if silent else known
         network.backbone.load_state_dict(made)

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 
 from mambakit.core.training import FitResult, Report, RunFolder
 from mambakit.core.training.curves import Panel, learning_figure
-from mambakit.domains.molecules.molecules import Molecules, Split
+from mambakit.domains.molecules.molecules import Molecules, Split, TaskKind
 from mambakit.domains.molecules.properties import plots
 from mambakit.domains.molecules.properties.evaluation import Evaluation
 from mambakit.domains.molecules.properties.model import PropertyModel
 
-COLUMNS = {
+COLUMNS: dict[TaskKind, tuple[str, ...]] = {
     "regression": ("task", "model", "rmse", "mae", "unit", "r2", "coverage", "width", "n"),
-    "classification": ("task", "model", "roc_auc", "pr_auc", "log_loss", "coverage", "set_size", "n"),
+    "classification": ("task", "model", "roc_auc", "pr_auc", "coverage", "set_size", "n"),
 }
 _MOST_LEFT_OUT = 50
 
@@ -94,9 +94,9 @@ def write(
     report.add_figure(figure)
     report.add_text(
         f"Stopped by: {result.stopped}, after {result.epochs} epochs and {result.steps} steps. The weights "
-        f"kept are those of the least validation loss, {result.best_score:.4f} (squared error of labels scaled "
-        "to deviation 1, or cross-entropy). The same validation molecules calibrated probabilities, intervals "
-        "and sets. The test molecules were measured once, at the end."
+        f"kept are those of the least validation loss, {result.best_score:.4f} (squared error of labels "
+        "scaled to deviation 1, or cross-entropy). The same validation molecules calibrated probabilities, "
+        "intervals and sets. The test molecules were measured once, at the end."
     )
     report.add_code(run.config_path.read_text(encoding="utf-8"))
     report.write(run.report_path)

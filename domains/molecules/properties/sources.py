@@ -1,7 +1,7 @@
 """The data of a training run: loaded, split and recorded, so that an evaluation finds the same molecules.
 
-Beside the model lie ``split.json``, which says how to make the split again, and ``training_molecules.csv``, the
-molecules and labels that baselines are fitted on.
+Beside the model lie ``split.json``, which says how to make the split again, and ``training_molecules.csv``,
+the molecules and labels that baselines are fitted on.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ import lightning.pytorch as pl
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, IterableDataset
 
 from mambakit.core.adapters.vocabulary import N_SPECIAL, UNK_ID
 from mambakit.core.auxiliary import auxiliary_loss
@@ -20,31 +21,46 @@ from mambakit.domains.molecules.properties.config import LossConfig
 from mambakit.domains.molecules.properties.inputs import MoleculeInputs
 from mambakit.domains.molecules.properties.model import Network, Output, PropertyModel
 
+# Batches that are sorted together: the more, the less padding, and the less chance in who is with whom.
+_STRETCH = 8
 
-class MemberPlaces(Dataset[Tensor]):
-    """Places of molecules for every member at once, each in an order of its own.
+
+class MemberBatches(IterableDataset[Tensor]):
+    """Places of molecules in batches for every member at once, each member in an order of its own.
+
+    Molecules of a batch are of like length, so that little of it is padding: the order is cut into stretches
+    of some batches, and each stretch is sorted.
 
     Args:
-        places: Of the training molecules, ``(n,)``.
+        lengths: Tokens of each molecule about, ``(n,)``.
         members: How many.
-        seed: Of the orders.
+        batch_size: Molecules of a batch.
     """
 
-    def __init__(self, places: Sequence[int], members: int, seed: int) -> None:
-        generator = torch.Generator().manual_seed(seed)
-        known = torch.tensor(list(places), dtype=torch.int64)
-        self.orders = [known[torch.randperm(len(known), generator=generator)] for _ in range(members)]
+    def __init__(self, lengths: Sequence[int], members: int, batch_size: int) -> None:
+        super().__init__()
+        self.lengths = torch.tensor(list(lengths), dtype=torch.int64)
+        self.members, self.batch_size = members, batch_size
 
     def __len__(self) -> int:
-        return len(self.orders[0])
+        return math.ceil(len(self.lengths) / self.batch_size)
 
-    def __getitem__(self, index: int) -> Tensor:
-        """``(members,)``."""
-        return torch.stack([order[index] for order in self.orders])
+    def __iter__(self) -> Iterator[Tensor]:
+        """``(members, batch)`` each; the last is smaller where the batches don't come out even."""
+        orders = [self._order() for _ in range(self.members)]
+        yield from (torch.stack(batches) for batches in zip(*orders, strict=True))
 
-    def loader(self, batch_size: int) -> DataLoader[Tensor]:
-        """Shuffled batches ``(batch, members)``."""
-        return DataLoader(self, batch_size, shuffle=True)
+    def _order(self) -> list[Tensor]:
+        batches: list[Tensor] = []
+        for stretch in torch.randperm(len(self.lengths)).split(_STRETCH * self.batch_size):
+            batches += stretch[self.lengths[stretch].argsort()].split(self.batch_size)
+        whole = [one for one in batches if len(one) == self.batch_size]
+        rest = [one for one in batches if len(one) < self.batch_size]
+        return [whole[i] for i in torch.randperm(len(whole))] + rest
+
+    def loader(self) -> DataLoader[Tensor]:
+        """The batches as they are."""
+        return DataLoader(self, batch_size=None)
 
 
 class PropertyTask(MemberTraining, pl.LightningModule):
@@ -87,16 +103,18 @@ class PropertyTask(MemberTraining, pl.LightningModule):
         """The members' losses, summed."""
         losses = [
             self._loss_of(member, mine.tolist())
-            for member, mine in zip(self.model.members, places.unbind(1), strict=True)
+            for member, mine in zip(self.model.members, places.unbind(0), strict=True)
         ]
         mean = torch.stack(losses).detach().mean()
-        self.log("train/loss", mean, on_step=False, on_epoch=True, batch_size=len(places))
+        self.log("train/loss", mean, on_step=False, on_epoch=True, batch_size=places.shape[-1])
         return torch.stack(losses).sum() + auxiliary_loss(self.model)
 
     def _loss_of(self, member: Network, places: list[int]) -> Tensor:
         config = self.loss_config
-        otherwise = torch.rand(len(places)) < config.random_smiles
-        ways = torch.randint(1, max(2, self._inputs.ways), (len(places),)) * otherwise * (self._inputs.ways > 1)
+        n_ways = self._inputs.ways
+        ways = torch.zeros(len(places), dtype=torch.int64)
+        if n_ways > 1:
+            ways = torch.randint(1, n_ways, (len(places),)) * (torch.rand(len(places)) < config.random_smiles)
         batch = self._inputs.batch(places, ways.tolist()).to(self.device)
         hidden = (torch.rand(batch.ids.shape, device=self.device) < config.hidden_tokens) & (
             batch.ids >= N_SPECIAL

@@ -21,7 +21,7 @@ from mambakit.domains.molecules.properties.model import PropertyModel
 from mambakit.domains.molecules.properties.neighbours import TrainingSet
 from mambakit.domains.molecules.properties.prediction import inputs_of
 from mambakit.domains.molecules.properties.pretrained import Pretrained
-from mambakit.domains.molecules.properties.task import MemberPlaces, PropertyTask
+from mambakit.domains.molecules.properties.task import MemberBatches, PropertyTask
 from mambakit.domains.molecules.tokenizer import SmilesTokenizer
 
 _VALIDATION_BATCH = 128
@@ -90,6 +90,7 @@ def train_properties(
         for member in model.members:
             language.begin(member)
     scaled = torch.from_numpy((labels - mean) / deviation)
+    lengths = [len(inputs.ids(place)) if model_config.sequence else 1 for place in range(n_train)]
     validation = torch.arange(n_train, len(places))
     result = fit(
         PropertyTask(
@@ -100,7 +101,7 @@ def train_properties(
             loss_config,
             pretrained=language is not None and model_config.sequence,
         ),
-        MemberPlaces(range(n_train), model_config.members, train_config.seed).loader(train_config.batch_size),
+        MemberBatches(lengths, model_config.members, train_config.batch_size).loader(),
         DataLoader(validation, _VALIDATION_BATCH),  # type: ignore[arg-type]
         train_config,
         run,
