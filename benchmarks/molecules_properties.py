@@ -5,11 +5,11 @@
     python benchmarks/molecules_properties.py --seeds 0 1 2 3 4 --gpus 0 1 --jobs 10 --pretrained runs/lm
 
 Trains the preset with the app's own code for every set, protocol and seed (the weights are chosen by
-validation loss) and measures the test molecules once, beside a forest and the mean fitted on the same training
-molecules. Rows go into results/molecules.json as ``molecules/<set>/<metric>/<protocol>``: the mean over seeds,
-and their standard deviation. A seed is that of the weights; ``random`` and ``scaffold`` splits are those of
-seed 0 for all. ``--set model.members=5`` changes the preset for a trial; such runs, and those with
-``--validation-only``, touch no test molecule and write no rows.
+validation loss) and measures the test molecules once, beside a forest and the mean fitted on the same
+training molecules. Rows go into results/molecules.json as ``molecules/<set>/<metric>/<protocol>``: the
+mean over seeds, and their standard deviation. A seed is that of the weights; ``random`` and ``scaffold``
+splits are those of seed 0 for all. ``--set model.members=5`` changes the preset for a trial; such runs,
+and those with ``--validation-only``, touch no test molecule and write no rows.
 
 ibm-split are the files of MoLFormer, SMI-TED and SMI-SSED, in which test scaffolds stand in training too;
 deepchem-scaffold is DeepChem's ScaffoldSplitter. Figures of the two are not comparable.
@@ -29,9 +29,9 @@ from typing import Any
 
 SETS = ("esol", "freesolv", "lipophilicity", "bbbp", "bace", "clintox", "tox21")
 PROTOCOLS = ("ibm-split", "deepchem-scaffold")
-# Published under the same protocol. SMI-TED: Soares et al. 2024, tables 3 and 6, fine-tuned, means of 10 seeds.
-# MoLFormer retrained and D-MPNN (DeepChem's implementation): tables 2 and 3 of the ChemBERTa-3 repository, with
-# scaled targets; on the scaffold split its tables of raw targets.
+# Published under the same protocol. SMI-TED: Soares et al. 2024, tables 3 and 6, fine-tuned, means of 10
+# seeds. MoLFormer retrained and D-MPNN (DeepChem's implementation): tables 2 and 3 of the ChemBERTa-3
+# repository, with scaled targets; on the scaffold split its tables of raw targets.
 PUBLISHED: dict[str, dict[str, dict[str, float]]] = {
     "ibm-split": {
         "esol": {"SMI-TED": 0.6112, "MoLFormer retrained": 0.568, "D-MPNN": 0.676},
