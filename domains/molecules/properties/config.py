@@ -153,8 +153,8 @@ class LossConfig:
                 raise UsageError(f"{name}: expected at least 0, got {getattr(self, name)}")
 
 
-# Small enough for a CPU. Features were chosen by validation on ESOL and BBBP (ibm-split): descriptors alone were
-# better on ESOL, counts of fragments beside them on BBBP.
+# Small enough for a CPU. Features were chosen by validation on ESOL and BBBP (ibm-split): descriptors alone
+# were better on ESOL, counts of fragments beside them on BBBP.
 PRESET_MODEL = ModelConfig()
 PRESET_LOSS = LossConfig()
 PRESET_TRAIN = TrainConfig(
