@@ -92,7 +92,7 @@ def descriptor_figure(quality: Quality) -> Figure:
         for name, one in values.items():
             filled = name == HELD_OUT
             axis.hist(
-                one,
+                np.clip(one, bins[0], bins[-1]),  # the rare ones beyond stand in the last bin
                 bins=bins,
                 density=True,
                 histtype="stepfilled" if filled else "step",
