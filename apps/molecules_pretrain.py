@@ -220,7 +220,7 @@ def generate(
     measured = qualities.measure([one.smiles for one in drawn], network.reference)
     rows = reports.shown(measured.rows)
     if report is not None:
-        settings = {"valid": len(valid), "temperature": temperature}
+        settings: dict[str, object] = {"valid": len(valid), "temperature": temperature}
         settings |= {name: text for name, text in (("prefix", prefix), ("scaffold", scaffold)) if text}
         reports.write_samples(report, measured, settings=settings, faults=faults, query=query)
         reports.write_json(report.with_suffix(".json"), {**settings, **measured.to_dict(), "faults": faults})
@@ -242,11 +242,12 @@ def _of_fresh_samples(network: MoleculeModel, n: int, seed: int, device: str) ->
     from mambakit.domains.molecules.language.quality import measure
     from mambakit.domains.molecules.language.sampling import SamplingConfig, sample
 
-    assert network.reference is not None
+    reference = network.reference
+    assert reference is not None
     network = network.to(resolve_device(device))
     drawn = [one.smiles for one in sample(network, SamplingConfig(n=n, seed=seed))]
     network.cpu()
-    return measure(drawn, network.reference)
+    return measure(drawn, reference)
 
 
 @contextmanager

@@ -51,8 +51,8 @@ class PackedMolecules(Dataset[TokenBatch]):
         """
         return DataLoader(
             self,
-            batch_sampler=_Draw(self, batch_size, shuffle),  # type: ignore[arg-type]
-            collate_fn=_as_it_is,
+            batch_sampler=_Draw(self, batch_size, shuffle),
+            collate_fn=_as_it_is,  # type: ignore[arg-type]  # a batch comes whole from __getitems__
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
         )

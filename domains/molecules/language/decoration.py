@@ -11,8 +11,8 @@ is chosen before what follows it is read.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Hashable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 from rdkit import Chem
 
@@ -85,7 +85,7 @@ def query_of(scaffold: str) -> Chem.Mol:
     Raises:
         UsageError: As ``decorations``.
     """
-    options = Chem.AdjustQueryParameters.NoAdjustments()
+    options: Any = Chem.AdjustQueryParameters.NoAdjustments()
     options.makeDummiesQueries = True
     options.adjustDegree = True
     options.adjustDegreeFlags = Chem.AdjustQueryWhichFlags.ADJUST_IGNOREDUMMIES
@@ -127,8 +127,8 @@ class ScaffoldGrammar:
         before = self.writings[writing].template[position - 1] if position else HOLE
         return _Place(writing, position, phase=_NEEDS_ATOM if before in self.bonds else _NEEDS_BOND_OR_ATOM)
 
-    def _follow(self, place: _Place | None, one: int) -> _Place | None:
-        if place is None or one == END:
+    def _follow(self, place: Hashable, one: int) -> _Place | None:
+        if not isinstance(place, _Place) or one == END:
             return None
         template = self.writings[place.writing].template
         if template[place.position] != HOLE:
@@ -145,8 +145,8 @@ class ScaffoldGrammar:
             return place._replace(depth=place.depth - 1)
         return place._replace(phase=_FREE)
 
-    def _allowed(self, place: _Place | None) -> Iterable[int]:
-        if place is None:
+    def _allowed(self, place: Hashable) -> Iterable[int]:
+        if not isinstance(place, _Place):
             return ()
         template = self.writings[place.writing].template
         if place.position == len(template):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -55,7 +56,7 @@ def grid(
     svg = path is not None and path.suffix.lower() == ".svg"
     kind = rdMolDraw2D.MolDraw2DSVG if svg else rdMolDraw2D.MolDraw2DCairo
     canvas = kind(width * n_columns, height * n_rows, width, height)
-    options = canvas.drawOptions()
+    options: Any = canvas.drawOptions()  # its stubs type every option as the options themselves
     options.setHighlightColour(_SCAFFOLD_COLOR)
     options.legendFontSize = 14
     options.drawMolsSameScale = False
@@ -91,7 +92,7 @@ def descriptor_figure(quality: Quality) -> Figure:
         for name, one in values.items():
             filled = name == HELD_OUT
             axis.hist(
-                one,
+                np.clip(one, bins[0], bins[-1]),  # the rare ones beyond stand in the last bin
                 bins=bins,
                 density=True,
                 histtype="stepfilled" if filled else "step",
