@@ -43,6 +43,7 @@ class Molecules:
         left_out: Rows that could not be read: ``row, smiles, reason``.
         table: All columns of the source for the rows kept, as they were read.
         parts: Of a source that is split already: ``train``, ``validation`` or ``test`` of each, ``(n,)``.
+        notes: What is not wrong but worth knowing, in sentences.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Molecules:
     left_out: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=list(LEFT_OUT)))
     table: pd.DataFrame | None = None
     parts: NDArray[np.str_] | None = None
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.labels.shape != (len(self.smiles), len(self.tasks)):
