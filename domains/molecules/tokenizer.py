@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
+import torch
 from rdkit import Chem
 
 from mambakit.core.adapters import IdAdapter, SampleError, Tokens, VocabularyTokenizer, register_adapter
@@ -108,6 +109,10 @@ class SmilesTokenizer(VocabularyTokenizer):
             SampleError: As ``encode``.
         """
         return [int(one) for one in self.encode(text).values[1:-1]]
+
+    def text(self, ids: Sequence[int]) -> str:
+        """The molecule of some ids; START, END and PAD count for nothing."""
+        return str(self.decode(Tokens(torch.tensor(list(ids), dtype=torch.int64))))
 
     def state(self) -> dict[str, Any]:
         """The symbols."""
