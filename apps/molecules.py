@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 
+from mambakit.apps.molecules_optimize import optimize
 from mambakit.apps.molecules_train import evaluate, predict, train
 from mambakit.core.cli import run_app
 
@@ -18,6 +19,7 @@ VERBS: dict[str, Callable[..., object]] = {
     "train": train,
     "predict": predict,
     "evaluate": evaluate,
+    "optimize": optimize,
 }
 _NEEDED = {"rdkit": "RDKit", "sklearn": "scikit-learn", "selfies": "selfies"}
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from mambakit.core.adapters import SampleError, Tokens
 from mambakit.core.generation import GenerationConfig, GraphedDecoder, generate
-from mambakit.core.language_model import LanguageModel
-from mambakit.domains.molecules.tokenizer import END, PAD, START, SmilesTokenizer, load_tokenizer
+from mambakit.domains.molecules.language.model import MoleculeModel
+from mambakit.domains.molecules.tokenizer import END, PAD, START
 
 _TOKENS_AT_ONCE = 32_768
 
@@ -22,14 +22,13 @@ class Agent:
     """A language model with its tokenizer, on a device.
 
     Args:
-        model: Its ids are the tokenizer's. Always in evaluation mode: nothing is dropped while it learns, so
-            that it and the prior differ by their weights alone.
-        tokenizer: Fitted.
+        model: Always in evaluation mode: nothing is dropped while it learns, so that it and the prior differ by
+            their weights alone.
         device: Where it computes.
     """
 
-    def __init__(self, model: LanguageModel, tokenizer: SmilesTokenizer, device: torch.device) -> None:
-        self.model, self.tokenizer, self.device = model.to(device).eval(), tokenizer, device
+    def __init__(self, model: MoleculeModel, device: torch.device) -> None:
+        self.model, self.tokenizer, self.device = model.to(device).eval(), model.tokenizer, device
         self._decoder = GraphedDecoder(self.model)  # recorded once, for all steps
 
     @classmethod
@@ -39,13 +38,13 @@ class Agent:
         Raises:
             DataError: If there is none, or it is damaged.
         """
-        return cls(LanguageModel.from_pretrained(folder), load_tokenizer(folder), device)
+        return cls(MoleculeModel.from_pretrained(folder), device)
 
     def prior(self) -> Agent:
         """A copy that does not learn."""
         model = copy.deepcopy(self.model)
         model.requires_grad_(False)
-        return Agent(model, self.tokenizer, self.device)
+        return Agent(model, self.device)
 
     def sample(self, n: int, max_tokens: int, seed: int) -> list[tuple[str, list[int]]]:
         """Molecules as text, '' for one that did not end or has no text, with their ids from START to END."""

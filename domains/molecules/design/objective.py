@@ -1,15 +1,15 @@
 """What a design is to reach: components with transforms and weights, made one reward between 0 and 1.
 
-    aggregate: geometric
-    components:
-      - oracle: tpsa
-        transform: {kind: sigmoid, low: 75, high: 350, k: 0.15}
-      - oracle: similarity
-        target: CC(=O)Oc1ccccc1C(=O)O
-        weight: 2
-      - oracle: function
-        function: mine.py:score
-        timeout_s: 10
+aggregate: geometric
+components:
+  - oracle: tpsa
+    transform: {kind: sigmoid, low: 75, high: 350, k: 0.15}
+  - oracle: similarity
+    target: CC(=O)Oc1ccccc1C(=O)O
+    weight: 2
+  - oracle: function
+    function: mine.py:score
+    timeout_s: 10
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from mambakit.domains.molecules.design.objective import Aggregate, Component, Ob
 from mambakit.domains.molecules.design.oracles import PLAIN, WITH_OPTIONS, Oracle
 from mambakit.domains.molecules.design.oracles_pmo import PMO
 from mambakit.domains.molecules.design.predictor_oracle import predictor_scorer
-from mambakit.domains.molecules.design.shaping import make_transform, number
+from mambakit.domains.molecules.design.shaping import Transform, make_transform, number
 
 # Saturn's experiment "part 1" (Guo & Schwaller 2024, arXiv:2405.17066; its published configuration): larger polar
 # surface in a molecule of at most 350 g/mol with 2 to 5 rings. Its aggregator is called product, and is the
@@ -120,7 +120,9 @@ def _component(spec: Any, at: str, folder: Path) -> Component:
             f"{did_you_mean(str(oracle), ORACLES)}"
         )
     weight = number(spec.get("weight", 1.0), f"{at}.weight", positive=True)
-    transform = None if spec.get("transform") is None else make_transform(spec["transform"], f"{at}.transform")
+    transform = (
+        None if spec.get("transform") is None else make_transform(spec["transform"], f"{at}.transform")
+    )
     options = {str(key): value for key, value in spec.items() if key not in _OF_COMPONENT}
     name = str(spec.get("name", oracle))
     if oracle == "function":
@@ -136,7 +138,8 @@ def _component(spec: Any, at: str, folder: Path) -> Component:
         )
     if oracle == "predictor":
         _check_options(options, ("model",), ("task",), at)
-        scorer = predictor_scorer(_found(str(options["model"]), folder), options.get("task"), at)
+        scorer, bounded = predictor_scorer(_found(str(options["model"]), folder), options.get("task"), at)
+        _check_transform(transform, bounded, f"{at}.transform: this property")
         return Component(name, scorer, transform, weight)
     if oracle in WITH_OPTIONS:
         maker, bounded = WITH_OPTIONS[oracle]
@@ -150,11 +153,7 @@ def _component(spec: Any, at: str, folder: Path) -> Component:
     else:
         _check_options(options, (), (), at)
         function, bounded = PLAIN[oracle] if oracle in PLAIN else (PMO[oracle](), True)
-    if transform is None and not bounded:
-        raise UsageError(
-            f"{at}.transform: {oracle} is not between 0 and 1 and needs one, such as "
-            "{kind: sigmoid, low: ..., high: ..., k: 0.25}"
-        )
+    _check_transform(transform, bounded, f"{at}.transform: {oracle}")
     return Component(name, each(function), transform, weight)
 
 
@@ -185,15 +184,21 @@ def _function(options: Mapping[str, Any], at: str, folder: Path) -> FunctionOrac
     return FunctionOracle(_found(file, folder), name, timeout_s=timeout_s, batch=int(batch))
 
 
+def _check_transform(transform: Transform | None, bounded: bool, subject: str) -> None:
+    if transform is None and not bounded:
+        raise UsageError(
+            f"{subject} is not between 0 and 1 and needs one, such as "
+            "{kind: sigmoid, low: ..., high: ..., k: 0.25}"
+        )
+
+
 def _found(name: str, folder: Path) -> Path:
     """A path from the current folder, or else from the objective file's."""
     path = Path(name).expanduser()
     return path if path.exists() or path.is_absolute() else folder / path
 
 
-def _check_options(
-    options: Mapping[str, Any], needed: Sequence[str], others: Sequence[str], at: str
-) -> None:
+def _check_options(options: Mapping[str, Any], needed: Sequence[str], others: Sequence[str], at: str) -> None:
     known = [*_OF_COMPONENT, *needed, *others]
     for key in options:
         if key not in known:
@@ -203,5 +208,3 @@ def _check_options(
     for key in needed:
         if key not in options:
             raise UsageError(f"{at}.{key}: it is needed here")
-
-

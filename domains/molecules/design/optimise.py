@@ -172,16 +172,16 @@ class Design:
             self.history.append(part, [scaffold(mol) for mol in mols], scores)
         return len(new)
 
-    def _learn(
-        self, molecules: dict[str, tuple[Chem.Mol, str, list[int]]], rng: np.random.Generator
-    ) -> None:
+    def _learn(self, molecules: dict[str, tuple[Chem.Mol, str, list[int]]], rng: np.random.Generator) -> None:
         called = [self.history[smiles] for smiles in molecules]
         # a molecule without rings has no scaffold: it stands for itself
         buckets = [one.scaffold or one.smiles for one in called]
         rewards = self.filter.filtered(buckets, np.array([one.reward for one in called]))
         batch = [
             Remembered(smiles, text, bucket, float(reward))
-            for (smiles, (_, text, _)), bucket, reward in zip(molecules.items(), buckets, rewards, strict=True)
+            for (smiles, (_, text, _)), bucket, reward in zip(
+                molecules.items(), buckets, rewards, strict=True
+            )
         ]
         self.memory.add(batch)
         if self.config.purge:
@@ -224,5 +224,3 @@ def readable(text: str) -> Chem.Mol | None:
         return None
     mol, _ = structure(text)
     return None if mol is None else structure(Chem.MolToSmiles(mol))[0]
-
-
