@@ -34,18 +34,18 @@ def optimize(
     """Designs molecules towards an objective with a language model that learns from what it is worth.
 
     An oracle call is a new molecule that is scored; repeats cost nothing. Every call is written to
-    OUTPUT/molecules.csv at once: a killed run goes on where it was when the same command is given again, and a
-    larger budget continues a finished one.
+    OUTPUT/molecules.csv at once: a killed run goes on where it was when the same command is given again, and
+    a larger budget continues a finished one.
 
     An objective file (YAML) lists components. Each has an oracle, a transform to 0..1 and a weight:
 
-    aggregate: geometric (weighted mean), arithmetic, or product. Oracles: qed, logp, tpsa, mw, hba, hbd, rings,
-    aromatic_rings, rotatable_bonds, heavy_atoms, bertz, sa; similarity (target, fingerprint), rediscovery
-    (target), median (targets), smarts (pattern, absent), isomer (formula); the PMO oracles; predictor (model,
-    task), a folder of mambakit molecules train; function (function: FILE.py:NAME, timeout_s, batch), your own
-    function from a list of SMILES to as many numbers. Transforms: sigmoid, reverse_sigmoid (low, high, k),
-    double_sigmoid (low, high, coef_div, coef_si, coef_se), step (low, high), right_step (low), left_step (high),
-    linear (low, high), gaussian, min_gaussian, max_gaussian (mu, sigma).
+    aggregate: geometric (weighted mean), arithmetic, or product. Oracles: qed, logp, tpsa, mw, hba, hbd,
+    rings, aromatic_rings, rotatable_bonds, heavy_atoms, bertz, sa; similarity (target, fingerprint),
+    rediscovery (target), median (targets), smarts (pattern, absent), isomer (formula); the PMO oracles;
+    predictor (model, task), a folder of mambakit molecules train; function (function: FILE.py:NAME,
+    timeout_s, batch), your own function from a list of SMILES to as many numbers. Transforms: sigmoid,
+    reverse_sigmoid (low, high, k), double_sigmoid (low, high, coef_div, coef_si, coef_se), step (low, high),
+    right_step (low), left_step (high), linear (low, high), gaussian, min_gaussian, max_gaussian (mu, sigma).
 
     Args:
         model: Folder of a language model (mambakit molecules pretrain).
@@ -60,7 +60,7 @@ def optimize(
         json: Print JSON for machines.
 
     Examples:
-        mambakit molecules optimize --model runs/lm --objective objective.yaml --budget 1000 --output runs/design
+        mambakit molecules optimize --model runs/lm --objective objective.yaml --output runs/design
         mambakit molecules optimize --model runs/lm --objective qed --budget 500
         mambakit molecules optimize --model runs/lm --objective osimertinib_mpo --design.bucket_size 0
     """

@@ -22,8 +22,8 @@ class Agent:
     """A language model with its tokenizer, on a device.
 
     Args:
-        model: Always in evaluation mode: nothing is dropped while it learns, so that it and the prior differ by
-            their weights alone.
+        model: Always in evaluation mode: nothing is dropped while it learns, so that it and the prior differ
+            by their weights alone.
         device: Where it computes.
     """
 

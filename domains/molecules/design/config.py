@@ -27,11 +27,13 @@ class DesignConfig:
     purge: bool = True
     """Forget molecules whose scaffold the diversity filter has closed."""
     bucket_size: int = 10
-    """Molecules of one Murcko scaffold that are rewarded; more of them count 0 in learning. 0 for no filter."""
+    """Molecules of one Murcko scaffold that are rewarded; further ones count 0 in learning.
+    0 for no filter."""
     max_tokens: int = 160
     """Tokens of a sampled molecule at most; an unfinished one is invalid."""
     patience: int | None = None
-    """Stop after so many oracle calls without a better mean of the best ten; by default the budget ends it."""
+    """Stop after so many oracle calls without a better mean of the best ten; by default the budget
+    ends it."""
 
     def __post_init__(self) -> None:
         least = {"batch_size": 1, "rounds": 0, "memory": 1, "replayed": 0, "bucket_size": 0, "max_tokens": 2}

@@ -1,9 +1,10 @@
 """Fingerprints and Tanimoto similarity as GuacaMol and TDC define their tasks.
 
-GuacaMol (Brown et al. 2019, J. Chem. Inf. Model. 59, 1096, supporting information) and TDC (Huang et al. 2021,
-arXiv:2102.09548) compare counts, not bits: ECFP4 and ECFP6 are Morgan fingerprints of radius 2 and 3, FCFP4 those
-of radius 2 over pharmacophoric atom types, AP atom pairs up to 10 bonds apart, and PHCO the two-dimensional
-pharmacophore pairs and triples of Gobbi and Poppinger (1998), as bits. None knows stereochemistry.
+GuacaMol (Brown et al. 2019, J. Chem. Inf. Model. 59, 1096, supporting information) and TDC (Huang et al.
+2021, arXiv:2102.09548) compare counts, not bits: ECFP4 and ECFP6 are Morgan fingerprints of radius 2 and 3,
+FCFP4 those of radius 2 over pharmacophoric atom types, AP atom pairs up to 10 bonds apart, and PHCO the
+two-dimensional pharmacophore pairs and triples of Gobbi and Poppinger (1998), as bits. None knows
+stereochemistry.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from mambakit.domains.molecules.design import function_worker
 _START_S = 120.0
 
 
-class _Failed(Exception):
+class _FailedError(Exception):
     """A call that gave no values; the message says why."""
 
 
@@ -56,12 +56,12 @@ class FunctionOracle:
             part = list(smiles[begin : begin + self.batch])
             try:
                 values[begin : begin + len(part)] = self._ask(part)
-            except _Failed as whole:
+            except _FailedError as whole:
                 for i, one in enumerate(part, begin):
                     try:
                         values[i] = self._ask([one])[0] if len(part) > 1 else np.nan
                         reasons[i] = str(whole) if len(part) == 1 else ""
-                    except _Failed as error:
+                    except _FailedError as error:
                         reasons[i] = str(error)
         for i in np.flatnonzero(~np.isfinite(values)):
             reasons[i] = reasons[i] or f"{self.function} returned {values[i]}"
@@ -92,7 +92,7 @@ class FunctionOracle:
         threading.Thread(target=_follow, args=(self._process.stdout, self._replies), daemon=True).start()
         try:
             self._answer(_START_S)
-        except _Failed as error:
+        except _FailedError as error:
             self.close()
             raise DataError(f"{self.path}: the function {self.function!r} can't be used: {error}") from None
 
@@ -114,15 +114,15 @@ class FunctionOracle:
             line = self._replies.get(timeout=seconds)
         except queue.Empty:
             self.close()
-            raise _Failed(f"{self.function} took longer than {seconds:g} s") from None
+            raise _FailedError(f"{self.function} took longer than {seconds:g} s") from None
         if line is None:
             assert self._process is not None
             status = self._process.wait()
             self.close()
-            raise _Failed(f"the process of {self.function} ended by itself (status {status})")
+            raise _FailedError(f"the process of {self.function} ended by itself (status {status})")
         reply: dict[str, Any] = json.loads(line)
         if "error" in reply:
-            raise _Failed(f"{self.function} failed: {reply['error']}")
+            raise _FailedError(f"{self.function} failed: {reply['error']}")
         return reply
 
 

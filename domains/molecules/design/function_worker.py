@@ -1,6 +1,6 @@
 """The process in which a user's own function scores molecules: a request a line in, a reply a line out.
 
-Run as a file, and so that it needs nothing but Python, with the function's file and name as arguments. What the
+Run as a file, so that it needs nothing but Python, with the function's file and name as arguments. What the
 function prints goes to standard error.
 """
 

@@ -29,11 +29,14 @@ class Called(NamedTuple):
 
 
 class History:
-    """A CSV file with a row a call: ``call, smiles, scaffold, reward``, each component's value and shaped value
-    (``NAME``, ``NAME:shaped``), ``reason``.
+    """A CSV file with a row a call.
+
+    Its columns: ``call, smiles, scaffold, reward``, of each component its value and what it gives to the
+    reward (``NAME``, ``NAME:shaped``), and ``reason``.
 
     Args:
-        path: The file; what it holds is read. A line that was being written when the process was killed is cut.
+        path: The file; what it holds is read. A line that was being written when the process was killed is
+            cut.
         names: Of the components.
 
     Raises:

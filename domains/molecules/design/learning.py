@@ -2,8 +2,8 @@
 
     loss = mean((log p_prior(s) + sigma R(s) - log p_agent(s))^2)
 
-REINVENT's augmented likelihood (Olivecrona et al. 2017, J. Cheminform. 9, 48, equation 6). A step learns once from
-the sampled batch and some remembered molecules, then ``rounds`` times from the batch and the whole memory, each
+REINVENT's augmented likelihood (Olivecrona et al. 2017, J. Cheminform. 9, 48). A step learns once from the
+sampled batch and some remembered molecules, then ``rounds`` times from the batch and the whole memory, each
 time written as other SMILES (Augmented Memory, Guo & Schwaller 2024, JACS Au 4, 2160).
 """
 

@@ -75,8 +75,8 @@ class Objective:
 
     Args:
         components: At least one.
-        aggregate: ``product`` of shaped ** weight; ``geometric`` or ``arithmetic`` mean, weighted. (REINVENT's
-            and Saturn's "product" is the geometric mean.)
+        aggregate: ``product`` of shaped ** weight; ``geometric`` or ``arithmetic`` mean, weighted.
+            (REINVENT's and Saturn's "product" is the geometric mean.)
         spec: What it was made from, as YAML can hold it.
     """
 

@@ -22,9 +22,9 @@ from mambakit.domains.molecules.design.oracles_pmo import PMO
 from mambakit.domains.molecules.design.predictor_oracle import predictor_scorer
 from mambakit.domains.molecules.design.shaping import Transform, make_transform, number
 
-# Saturn's experiment "part 1" (Guo & Schwaller 2024, arXiv:2405.17066; its published configuration): larger polar
-# surface in a molecule of at most 350 g/mol with 2 to 5 rings. Its aggregator is called product, and is the
-# geometric mean, as the rewards of its published run show.
+# Saturn's experiment "part 1" (Guo & Schwaller 2024, arXiv:2405.17066; its published configuration): a large
+# polar surface in a molecule of at most 350 g/mol with 2 to 5 rings. Its aggregator is called product, and is
+# the geometric mean, as the rewards of its published run show.
 SATURN_PART_1: dict[str, Any] = {
     "aggregate": "geometric",
     "components": [
@@ -33,7 +33,11 @@ SATURN_PART_1: dict[str, Any] = {
             "oracle": "mw",
             "transform": {
                 "kind": "double_sigmoid",
-                **{"low": 0, "high": 350, "coef_div": 500, "coef_si": 250, "coef_se": 250},
+                "low": 0,
+                "high": 350,
+                "coef_div": 500,
+                "coef_si": 250,
+                "coef_se": 250,
             },
         },
         {"oracle": "rings", "transform": {"kind": "step", "low": 2, "high": 5}},
@@ -203,7 +207,8 @@ def _check_options(options: Mapping[str, Any], needed: Sequence[str], others: Se
     for key in options:
         if key not in known:
             raise UsageError(
-                f"{at}.{key}: there is no such key here; there are {', '.join(known)}{did_you_mean(key, known)}"
+                f"{at}.{key}: there is no such key here; there are {', '.join(known)}"
+                f"{did_you_mean(key, known)}"
             )
     for key in needed:
         if key not in options:

@@ -1,9 +1,9 @@
 """Goal-directed design: sample, score, learn, until the oracle budget is spent; a killed run goes on.
 
 Two things on disk make a run's progress. ``molecules.csv`` has every oracle call, written before anything is
-learned from it. ``checkpoints/last.pt`` has weights, optimizer, memory and filter, now and then. All that is drawn
-in a step follows from seed and step alone, so a run taken up from its checkpoint samples the same molecules again,
-finds them in the cache, and comes to where it was killed without asking an oracle twice.
+learned from it. ``checkpoints/last.pt`` has weights, optimizer, memory and filter, now and then. All that is
+drawn in a step follows from seed and step alone, so a run taken up from its checkpoint samples the same
+molecules again, finds them in the cache, and comes to where it was killed without asking an oracle twice.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np

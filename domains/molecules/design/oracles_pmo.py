@@ -1,12 +1,11 @@
 r"""The 20 oracles of the PMO benchmark that need RDKit alone, each between 0 and 1.
 
-PMO (Gao et al. 2022, arXiv:2206.12411) has 23; drd2, gsk3b and jnk3 are classifiers kept as pickles, and are not
-here. The others are GuacaMol's goal-directed tasks (Brown et al. 2019, J. Chem. Inf. Model. 59, 1096, supporting
-information) as TDC 0.3 and later score them (Huang et al. 2021): similarity tasks are linear up to 0.75,
-rediscoveries are plain ECFP4 similarities, every MPO is a geometric mean, and deco_hop and scaffold_hop are
-arithmetic means. Two traps: TDC's first isomer oracles counted the letters of a SMILES in place of its atoms
-(mended later, and the mended ones are here); and values move in the third digit with RDKit's version, as logP,
-TPSA and the typing of pharmacophores do.
+PMO (Gao et al. 2022, arXiv:2206.12411) has 23; drd2, gsk3b and jnk3 are classifiers kept as pickles, and are
+not here. The others are GuacaMol's goal-directed tasks (Brown et al. 2019, J. Chem. Inf. Model. 59, 1096,
+supporting information) as TDC scores them (Huang et al. 2021, arXiv:2102.09548): similarity tasks are linear
+up to 0.75, rediscoveries are plain ECFP4 similarities, every MPO is a geometric mean, and deco_hop and
+scaffold_hop are arithmetic means. A trap: TDC's first isomer oracles counted the letters of a SMILES in place
+of its atoms; the mended ones are here, whose values TDC's issue 244 states.
 """
 
 from __future__ import annotations
@@ -81,7 +80,7 @@ def fluorines(mol: Mol) -> float:
 
 
 def osimertinib_mpo() -> Oracle:
-    """Like osimertinib in its features (FCFP4), not too like it (ECFP6), with TPSA over 100 and logP under 1."""
+    """Like osimertinib in its features (FCFP4) but not too like it (ECFP6), TPSA over 100, logP under 1."""
     return all_of(
         clipped(OSIMERTINIB, "fcfp4", 0.8),
         shaped(similarity(OSIMERTINIB, "ecfp6"), "min_gaussian", mu=0.85, sigma=0.1),

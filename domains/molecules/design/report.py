@@ -98,9 +98,7 @@ def write(
         page.add_heading("The best molecules")
         page.add_figure(grid_figure(grid_image(history.best(_SHOWN))), "Reward, and the call that found it.")
         table = history.table().sort_values("reward", ascending=False, kind="stable").head(_SHOWN)
-        page.add_table(
-            _rows(table), "NAME: the component's own value; NAME:shaped: what it gives to the reward."
-        )
+        page.add_table(_rows(table), "NAME: a component's value; NAME:shaped: what it gives to the reward.")
     if failed := Counter(_kind(one.reason) for one in history.calls if one.reason):
         page.add_heading("Molecules without a value")
         page.add_text("They count 0, and are in molecules.csv with their reasons.")
@@ -115,8 +113,8 @@ def sentences(counts: Counts, history: History, stopped: str) -> str:
     """What became of the samples, and why the run ended."""
     n_failed = sum(bool(one.reason) for one in history.calls)
     said = (
-        f"{counts.sampled} molecules were sampled in {counts.steps} steps: {counts.invalid} were no molecules, "
-        f"{counts.repeated} had been scored before or stood twice in their batch, and cost nothing."
+        f"{counts.sampled} molecules were sampled in {counts.steps} steps: {counts.invalid} were no "
+        f"molecules, {counts.repeated} had been scored before or were twice in their batch, and cost nothing."
     )
     if n_failed:
         said += f" {n_failed} have no value and count 0."

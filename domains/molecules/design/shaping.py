@@ -1,7 +1,7 @@
 """From a property to a reward between 0 and 1: the transforms of an objective's components.
 
-sigmoid, reverse_sigmoid, double_sigmoid and the steps are REINVENT's (Blaschke et al. 2020, J. Chem. Inf. Model.
-60, 5918), which Saturn (Guo & Schwaller 2024, arXiv:2405.17066) takes over; the Gaussians and linear, which is
+sigmoid, reverse_sigmoid, double_sigmoid and the steps are REINVENT's (Blaschke et al. 2020, J. Chem. Inf.
+Model. 60, 5918), which Saturn (Guo & Schwaller 2024, arXiv:2405.17066) takes over; the Gaussians and linear,
 its clipped score, are GuacaMol's (Brown et al. 2019). Powers of ten are taken as logistic functions, which
 neither overflow nor change the value.
 """
@@ -133,8 +133,9 @@ def make_transform(spec: Any, at: str) -> Transform:
     for key, value in given.items():
         given[key] = number(value, f"{at}.{key}", positive=key in _POSITIVE)
     low, high = given.get("low"), given.get("high")
-    if low is not None and high is not None and (low == high or (low > high and kind != "linear")):
-        if not (kind == "step" and low == high):
+    if low is not None and high is not None:
+        fits = {"linear": low != high, "step": low <= high}.get(kind, low < high)
+        if not fits:
             raise UsageError(f"{at}: low has to be below high, got low {low:g} and high {high:g}")
     return lambda x: function(x, **given)
 
