@@ -1,4 +1,4 @@
-"""`mambakit molecules optimize` as a user calls it: files left, resuming, errors; a run killed with SIGKILL."""
+"""`mambakit molecules optimize` as a user calls it: its files, taking up a run, errors, SIGKILL."""
 
 from __future__ import annotations
 

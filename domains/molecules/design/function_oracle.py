@@ -63,9 +63,9 @@ class FunctionOracle:
                         reasons[i] = str(whole) if len(part) == 1 else ""
                     except _FailedError as error:
                         reasons[i] = str(error)
-        for i in np.flatnonzero(~np.isfinite(values)):
-            reasons[i] = reasons[i] or f"{self.function} returned {values[i]}"
-            values[i] = np.nan
+        for place in np.flatnonzero(~np.isfinite(values)):
+            reasons[place] = reasons[place] or f"{self.function} returned {values[place]}"
+            values[place] = np.nan
         return values, reasons
 
     def close(self) -> None:

@@ -67,7 +67,7 @@ def load(path: Path, name: str) -> Callable[[list[str]], Any]:
     if not callable(function):
         known = [key for key, one in vars(module).items() if callable(one) and not key.startswith("_")]
         raise ImportError(f"it has no function {name!r}, but {', '.join(known) or 'none at all'}")
-    return function  # type: ignore[no-any-return]
+    return function
 
 
 def checked(values: Any, n: int) -> list[float]:

@@ -49,8 +49,8 @@ def hits(rewards: Sequence[float], scaffolds: Sequence[str], threshold: float) -
 
     Calls are counted from 1; None where there are not so many.
     """
-    at = np.flatnonzero(np.asarray(rewards) >= threshold)
+    at = [i for i, reward in enumerate(rewards) if reward >= threshold]
     found: dict[str, int | None] = {"hits": len(at), "scaffolds": len({scaffolds[i] for i in at})}
     for name, n in (("first", 1), ("tenth", 10), ("hundredth", 100)):
-        found[name] = int(at[n - 1]) + 1 if len(at) >= n else None
+        found[name] = at[n - 1] + 1 if len(at) >= n else None
     return found

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 from rdkit import Chem, RDConfig
-from rdkit.Chem import QED, Crippen, Descriptors, GraphDescriptors, Mol, rdMolDescriptors
+from rdkit.Chem import QED, Descriptors, GraphDescriptors, Mol, rdMolDescriptors
 
 from mambakit.core.cli import did_you_mean
 from mambakit.core.errors import UsageError
@@ -44,7 +44,7 @@ def qed(mol: Mol) -> float:
 
 def logp(mol: Mol) -> float:
     """Octanol-water partition coefficient by Wildman and Crippen's atom contributions (1999)."""
-    return float(Crippen.MolLogP(mol))
+    return float(rdMolDescriptors.CalcCrippenDescriptors(mol)[0])
 
 
 def tpsa(mol: Mol) -> float:
@@ -54,7 +54,7 @@ def tpsa(mol: Mol) -> float:
 
 def mw(mol: Mol) -> float:
     """Average molecular weight, in g/mol, hydrogens included."""
-    return float(Descriptors.MolWt(mol))
+    return float(Descriptors.MolWt(mol))  # type: ignore[attr-defined]  # not in rdkit's stubs
 
 
 def hba(mol: Mol) -> float:
