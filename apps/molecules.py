@@ -3,6 +3,9 @@
 mambakit molecules train --data esol --output runs/esol
 mambakit molecules predict --model runs/esol --input my.csv --output predicted.csv
 mambakit molecules evaluate --model runs/esol --data esol --json
+mambakit molecules pretrain --data zinc250k --output runs/lm
+mambakit molecules generate --model runs/lm --n 1000 --output new.smi --grid new.png
+mambakit molecules optimize --model runs/lm --objective objective.yaml --output runs/design
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 
 from mambakit.apps.molecules_optimize import optimize
+from mambakit.apps.molecules_pretrain import generate, pretrain
 from mambakit.apps.molecules_train import evaluate, predict, train
 from mambakit.core.cli import run_app
 
@@ -19,6 +23,8 @@ VERBS: dict[str, Callable[..., object]] = {
     "train": train,
     "predict": predict,
     "evaluate": evaluate,
+    "pretrain": pretrain,
+    "generate": generate,
     "optimize": optimize,
 }
 _NEEDED = {"rdkit": "RDKit", "sklearn": "scikit-learn", "selfies": "selfies"}

@@ -72,6 +72,15 @@ def read_source(path: Path, smiles_column: str | None = None) -> Source:
     return found
 
 
+def read_lines(path: Path) -> Source:
+    """A file of SMILES, one a line, whatever its name ends in.
+
+    Raises:
+        DataError: If it is empty or can't be read.
+    """
+    return _smi(path, None)
+
+
 def find_smiles(columns: Sequence[str], path: object, asked: str | None = None) -> str:
     """The column of structures: the one asked for, or the first with a usual name.
 

@@ -2,10 +2,10 @@
 
 A scaffold is written so that as little of it as can be stands behind its first attachment point. Its tokens
 are forced; at an attachment point the model writes what it likes, from an atom on, until it closes the branch
-(at the end of the SMILES: until END), as long as every ring and branch that it opens there is closed there and
-none of the scaffold's is touched. So a valid SMILES made this way holds the scaffold, with a substituent at
-each attachment point and nowhere else. It has no ring between two substituents, and of several the first is
-chosen before what follows it is read.
+(at the end of the SMILES: until END), as long as every ring and branch that it opens there is closed there
+and none of the scaffold's is touched. So a valid SMILES made this way holds the scaffold, with a substituent
+at each attachment point and nowhere else. It has no ring between two substituents, and of several the first
+is chosen before what follows it is read.
 """
 
 from __future__ import annotations
@@ -185,8 +185,8 @@ def _scaffold(scaffold: str) -> Chem.Mol:
     for atom in points:
         if atom.GetDegree() != 1:
             raise UsageError(
-                f"scaffold: an attachment point of {scaffold!r} has {atom.GetDegree()} bonds; * stands at the "
-                "end of one bond"
+                f"scaffold: an attachment point of {scaffold!r} has {atom.GetDegree()} bonds; * stands at "
+                "the end of one bond"
             )
         atom.SetIsotope(0)
         atom.SetAtomMapNum(0)

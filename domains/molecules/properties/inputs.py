@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -85,7 +86,9 @@ class MoleculeInputs:
         """
         known = self._written.setdefault(place, [canonical(self.smiles[place])])
         if way and len(known) == 1 and self.ways > 1:
-            seed = (self.seed * 1_000_003 + place) % 2**31
+            # by the molecule, not by its place: the same molecule is written alike in whatever company. RDKit
+            # takes 0 for no seed at all.
+            seed = (zlib.crc32(known[0].encode()) ^ self.seed) % (2**31 - 1) + 1
             parts = [
                 Chem.MolToRandomSmilesVect(mol, self.ways - 1, randomSeed=seed) if mol else [""] * self.ways
                 for mol in self._sides(place)

@@ -10,7 +10,7 @@ import lightning.pytorch as pl
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from mambakit.core.adapters.vocabulary import N_SPECIAL, UNK_ID
 from mambakit.core.auxiliary import auxiliary_loss
@@ -25,7 +25,7 @@ from mambakit.domains.molecules.properties.model import Network, Output, Propert
 _STRETCH = 8
 
 
-class MemberBatches(IterableDataset[Tensor]):
+class MemberBatches(Sampler[list[tuple[int, ...]]]):
     """Places of molecules in batches for every member at once, each member in an order of its own.
 
     Molecules of a batch are of like length, so that little of it is padding: the order is cut into stretches
@@ -38,17 +38,17 @@ class MemberBatches(IterableDataset[Tensor]):
     """
 
     def __init__(self, lengths: Sequence[int], members: int, batch_size: int) -> None:
-        super().__init__()
         self.lengths = torch.tensor(list(lengths), dtype=torch.int64)
         self.members, self.batch_size = members, batch_size
 
     def __len__(self) -> int:
         return math.ceil(len(self.lengths) / self.batch_size)
 
-    def __iter__(self) -> Iterator[Tensor]:
-        """``(members, batch)`` each; the last is smaller where the batches don't come out even."""
+    def __iter__(self) -> Iterator[list[tuple[int, ...]]]:
+        """Of each batch the places by member; the last is smaller where the batches don't come out even."""
         orders = [self._order() for _ in range(self.members)]
-        yield from (torch.stack(batches) for batches in zip(*orders, strict=True))
+        for batches in zip(*orders, strict=True):
+            yield list(zip(*(one.tolist() for one in batches), strict=True))
 
     def _order(self) -> list[Tensor]:
         batches: list[Tensor] = []
@@ -59,8 +59,15 @@ class MemberBatches(IterableDataset[Tensor]):
         return [whole[i] for i in torch.randperm(len(whole))] + rest
 
     def loader(self) -> DataLoader[Tensor]:
-        """The batches as they are."""
-        return DataLoader(self, batch_size=None)
+        """Batches ``(batch, members)`` of places."""
+        return DataLoader(_Places(), batch_sampler=self)
+
+
+class _Places(Dataset[Tensor]):
+    """The places themselves: molecules are written and cut where they are trained on."""
+
+    def __getitem__(self, places: tuple[int, ...]) -> Tensor:
+        return torch.tensor(places)
 
 
 class PropertyTask(MemberTraining, pl.LightningModule):
@@ -103,10 +110,10 @@ class PropertyTask(MemberTraining, pl.LightningModule):
         """The members' losses, summed."""
         losses = [
             self._loss_of(member, mine.tolist())
-            for member, mine in zip(self.model.members, places.unbind(0), strict=True)
+            for member, mine in zip(self.model.members, places.unbind(1), strict=True)
         ]
         mean = torch.stack(losses).detach().mean()
-        self.log("train/loss", mean, on_step=False, on_epoch=True, batch_size=places.shape[-1])
+        self.log("train/loss", mean, on_step=False, on_epoch=True, batch_size=len(places))
         return torch.stack(losses).sum() + auxiliary_loss(self.model)
 
     def _loss_of(self, member: Network, places: list[int]) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from mambakit.core.errors import DataError
 from mambakit.core.training import FitResult, RunFolder, TrainConfig, fit, seed_everything
+from mambakit.domains.molecules.language.model import MoleculeModel
 from mambakit.domains.molecules.molecules import Molecules, Split
 from mambakit.domains.molecules.properties.calibrating import calibrate
 from mambakit.domains.molecules.properties.config import LossConfig, ModelConfig, PropertyConfig
@@ -20,7 +22,7 @@ from mambakit.domains.molecules.properties.inputs import WAYS, MoleculeInputs
 from mambakit.domains.molecules.properties.model import PropertyModel
 from mambakit.domains.molecules.properties.neighbours import TrainingSet
 from mambakit.domains.molecules.properties.prediction import inputs_of
-from mambakit.domains.molecules.properties.pretrained import Pretrained
+from mambakit.domains.molecules.properties.pretrained import begin, both_ways, load_language_model
 from mambakit.domains.molecules.properties.task import MemberBatches, PropertyTask
 from mambakit.domains.molecules.tokenizer import SmilesTokenizer
 
@@ -56,7 +58,7 @@ def train_properties(
         UserError: If training fails, or the run folder holds another run.
     """
     check_parts(molecules, split)
-    language = Pretrained.load(pretrained) if pretrained is not None else None
+    language = load_language_model(pretrained) if pretrained is not None else None
     places = np.concatenate([split.train, split.validation])
     n_train = len(split.train)
     inputs = MoleculeInputs(
@@ -73,7 +75,7 @@ def train_properties(
         mean=mean.tolist(),
         deviation=deviation.tolist(),
         n_ids=inputs.tokenizer.n_ids,
-        backbone=language.both_ways(model_config.dropout) if language else model_config.backbone(),
+        backbone=both_ways(language, model_config.dropout) if language else model_config.backbone(),
         n_descriptors=inputs.descriptors.shape[1],
         n_ecfp=inputs.fragments.shape[1] if model_config.reads_ecfp else 0,
         trained_on=molecules.name,
@@ -88,7 +90,7 @@ def train_properties(
         model.scaler.fit(torch.from_numpy(inputs.descriptors[:n_train]))
     if language is not None and model_config.sequence:
         for member in model.members:
-            language.begin(member)
+            begin(member, language, inputs.tokenizer)
     scaled = torch.from_numpy((labels - mean) / deviation)
     lengths = [len(inputs.ids(place)) if model_config.sequence else 1 for place in range(n_train)]
     validation = torch.arange(n_train, len(places))
@@ -165,13 +167,13 @@ def label_scales(
     return np.where(number, mean, 0.0), np.where(number & (deviation > 0), deviation, 1.0)
 
 
-def _tokenizer(inputs: MoleculeInputs, n_train: int, language: Pretrained | None) -> SmilesTokenizer:
+def _tokenizer(inputs: MoleculeInputs, n_train: int, language: MoleculeModel | None) -> SmilesTokenizer:
     ways = min(_VOCABULARY_WAYS, inputs.ways)
     written = [inputs.written(place, way) for place in range(n_train) for way in range(ways)]
     if language is None:
         return SmilesTokenizer().fit(written)
-    new = language.tokenizer.extend(written)
-    if new:
+    extended = copy.deepcopy(language.tokenizer)  # the language model's own stays as long as its table
+    if new := extended.extend(written):
         shown = ", ".join(map(str, new[:8])) + (", ..." if len(new) > 8 else "")
         print(f"note: {len(new)} tokens are new to the language model: {shown}", file=sys.stderr)
-    return language.tokenizer
+    return extended
