@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 
@@ -9,16 +11,22 @@ from mambakit.domains.molecules.molecules import Molecules
 from mambakit.domains.molecules.structures import canonical
 
 
-def conflicts(molecules: Molecules) -> pd.DataFrame:
+def conflicts(molecules: Molecules, names: Sequence[str] | None = None) -> pd.DataFrame:
     """Structures whose known labels differ between rows.
+
+    Args:
+        molecules: With labels.
+        names: The canonical SMILES of each, where they are known.
 
     Returns:
         A row for each structure and task: ``smiles`` (canonical), ``task``, ``rows`` (lists of numbers in the
         source) and ``labels`` (lists, as the rows have them).
     """
-    names = pd.Series([canonical(one) for one in molecules.smiles.tolist()])
+    if names is None:
+        names = [canonical(one) for one in molecules.smiles.tolist()]
+    called = pd.Series(names, dtype=object)
     found = []
-    for smiles, group in names[names.duplicated(keep=False)].groupby(names):
+    for smiles, group in called[called.duplicated(keep=False)].groupby(called):
         places = group.index.to_numpy()
         for column, task in enumerate(molecules.tasks):
             labels = molecules.labels[places, column]

@@ -15,6 +15,7 @@ from rdkit.Chem import Descriptors, rdFingerprintGenerator
 
 # The largest descriptor that counts as finite: Ipc grows beyond float32 with the size of a molecule.
 _LARGEST = 1e6
+_CHUNK = 100  # molecules sent to another process at once
 
 
 def descriptor_names() -> list[str]:
@@ -22,16 +23,21 @@ def descriptor_names() -> list[str]:
     return [name for name, _ in Descriptors.descList]
 
 
-def descriptors(mols: Sequence[Chem.Mol]) -> NDArray[np.float64]:
+def descriptors(mols: Sequence[Chem.Mol], *, n_jobs: int = 1) -> NDArray[np.float64]:
     """All of RDKit's 2D descriptors, ``(n, n_descriptors)``, every number finite.
 
     What RDKit can't tell (partial charges of metals) is 0. Values beyond 1e6 in size are cut there: only
-    ``Ipc`` has them, which grows exponentially with the number of atoms.
+    ``Ipc`` has them, which grows exponentially with the number of atoms. A molecule takes milliseconds: for
+    thousands of them ``n_jobs`` processes pay (-1: one a core).
     """
-    values = np.empty((len(mols), len(Descriptors.descList)))
-    with rdBase.BlockLogs():
-        for row, mol in enumerate(mols):
-            values[row] = [_value(of, mol) for _, of in Descriptors.descList]
+    if n_jobs == 1 or len(mols) < 2 * _CHUNK:
+        values = _descriptor_rows(mols)
+    else:
+        import joblib
+
+        chunks = [list(mols[start : start + _CHUNK]) for start in range(0, len(mols), _CHUNK)]
+        rows = joblib.Parallel(n_jobs)(joblib.delayed(_descriptor_rows)(chunk) for chunk in chunks)
+        values = np.concatenate(rows)
     return np.clip(np.nan_to_num(values, nan=0.0, posinf=_LARGEST, neginf=-_LARGEST), -_LARGEST, _LARGEST)
 
 
@@ -62,6 +68,14 @@ def bits(mols: Sequence[Chem.Mol], *, size: int = 2048, radius: int = 2) -> list
     generator = rdFingerprintGenerator.GetMorganGenerator(radius=radius, fpSize=size)
     with rdBase.BlockLogs():
         return [generator.GetFingerprint(mol) for mol in mols]
+
+
+def _descriptor_rows(mols: Sequence[Chem.Mol]) -> NDArray[np.float64]:
+    values = np.empty((len(mols), len(Descriptors.descList)))
+    with rdBase.BlockLogs():
+        for row, mol in enumerate(mols):
+            values[row] = [_value(of, mol) for _, of in Descriptors.descList]
+    return values
 
 
 def _value(of: object, mol: Chem.Mol) -> float:

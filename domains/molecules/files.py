@@ -32,7 +32,7 @@ class Source:
     """Rows as they stand in a file.
 
     Attributes:
-        rows: Where each stands, from 1; a header is not counted, empty lines are.
+        rows: Where each stands, from 1: lines of SMILES files, of tables the rows below the header.
         table: All columns, as read.
         smiles_column: The one of structures.
         names: Columns that name molecules.
@@ -157,8 +157,9 @@ def _text(path: Path) -> str:
     return text
 
 
-_READERS: dict[str, Callable[[Path, str | None], Source]] = (
-    dict.fromkeys((".csv", ".txt", ".tsv", ".parquet", ".pq"), _table)
-    | dict.fromkeys((".smi", ".smiles", ".ism"), _smi)
-    | dict.fromkeys((".sdf", ".sd", ".mol"), _sdf)
-)
+_Reader = Callable[[Path, str | None], Source]
+_READERS: dict[str, _Reader] = {
+    **dict.fromkeys((".csv", ".txt", ".tsv", ".parquet", ".pq"), _table),
+    **dict.fromkeys((".smi", ".smiles", ".ism"), _smi),
+    **dict.fromkeys((".sdf", ".sd", ".mol"), _sdf),
+}

@@ -60,7 +60,7 @@ def leaks(molecules: Molecules, split: Split) -> Leaks:
     """
     train_smiles, test_smiles = (molecules.smiles[part].tolist() for part in (split.train, split.test))
     train_mols, test_mols = readable(train_smiles), readable(test_smiles)
-    known = {}
+    known: dict[str, list[int]] = {}
     for place, one in zip(split.train.tolist(), train_smiles, strict=True):
         known.setdefault(canonical(one), []).append(place)
     same = [(place, known.get(canonical(one))) for place, one in zip(split.test, test_smiles, strict=True)]

@@ -31,7 +31,7 @@ from mambakit.domains.molecules.duplicates import conflicts
 from mambakit.domains.molecules.files import Source, read_source
 from mambakit.domains.molecules.labels import read_labels
 from mambakit.domains.molecules.molecules import LEFT_OUT, Molecules, TaskKind
-from mambakit.domains.molecules.structures import is_reaction, largest_component, shown, structure
+from mambakit.domains.molecules.structures import canonical, is_reaction, largest_component, shown, structure
 
 
 def read_molecules(
@@ -90,14 +90,15 @@ def assemble(
         DataError: If no row can be read, or the labels can't be used.
     """
     given = [one.strip() for one in source.smiles]
-    mols: list[Chem.Mol | None] = []
+    names: list[str] = []  # canonical, to find structures that stand in several rows
     reasons = dict(source.reasons)
     if check:
         for place, one in enumerate(given):
             mol, reason = structure(one)
-            mols.append(mol)
             if mol is None:
                 reasons.setdefault(place, reason)
+            elif tasks is None or tasks:
+                names.append(canonical(one) if is_reaction(one) else str(Chem.MolToSmiles(mol)))
     kept = np.array([place not in reasons for place in range(len(given))], dtype=bool)
     places = np.flatnonzero(kept)
     lost = [(int(source.rows[i]), given[i], reasons[i]) for i in sorted(reasons)]
@@ -128,7 +129,7 @@ def assemble(
         parts=None if parts is None else parts[places],
         notes=tuple(notes),
     )
-    return molecules if not found or not check else _with_conflicts(molecules)
+    return _with_conflicts(molecules, None if largest else names) if found and check else molecules
 
 
 def _largest(smiles: list[str]) -> tuple[list[str], int]:
@@ -142,8 +143,8 @@ def _largest(smiles: list[str]) -> tuple[list[str], int]:
     return smiles, changed
 
 
-def _with_conflicts(molecules: Molecules) -> Molecules:
-    found = conflicts(molecules)
+def _with_conflicts(molecules: Molecules, names: list[str] | None) -> Molecules:
+    found = conflicts(molecules, names)
     if found.empty:
         return molecules
     first = found.iloc[0]

@@ -15,6 +15,7 @@ from rdkit.Chem.Scaffolds import MurckoScaffold
 from mambakit.core.errors import DataError
 
 _STAMP = re.compile(r"^\[\d\d:\d\d:\d\d\] *")
+_POSITION = re.compile(r"mistakes around position (\d+)")
 _BOND_ARROW = re.compile(r"->|<-")  # dative bonds: N->[Cu]
 
 
@@ -36,12 +37,12 @@ def structure(smiles: str) -> tuple[Chem.Mol | None, str]:
         return None, "there is no structure"
     if len(text.split()) > 1:
         return None, "a blank stands inside the SMILES"
-    if is_reaction(text):
-        text = ".".join(side for side in sides(text) if side)
+    whole = is_reaction(text)
+    mixture = ".".join(side for side in sides(text) if side) if whole else text
     with captured() as log:
-        mol = Chem.MolFromSmiles(text)
+        mol = Chem.MolFromSmiles(mixture)
     if mol is None:
-        return None, reason_of(log)
+        return None, reason_of(log, position=not whole)
     if mol.GetNumAtoms() == 0:
         return None, "it has no atoms"
     return mol, ""
@@ -111,12 +112,19 @@ def captured() -> Iterator[rdBase.CaptureErrorLog]:
         yield log
 
 
-def reason_of(log: rdBase.CaptureErrorLog) -> str:
-    """RDKit's first message as one sentence, without its time stamp and the echo of the input."""
+def reason_of(log: rdBase.CaptureErrorLog, *, position: bool = True) -> str:
+    """RDKit's first message as one sentence, without its time stamp and the echo of the input.
+
+    Args:
+        log: What was captured.
+        position: Whether to add where in the SMILES it is, from 1, if RDKit says so.
+    """
     first = next((line for line in log.messages.splitlines() if line.strip()), "")
     said = _STAMP.sub("", first).strip()
     said = said.partition(" for input:")[0].partition(" while parsing:")[0]
-    return " ".join(said.split()).rstrip(".") or "RDKit can't read it and doesn't say why"
+    place = _POSITION.search(log.messages) if position else None
+    where = f" (around position {place.group(1)})" if place else ""
+    return (" ".join(said.split()).rstrip(".") or "RDKit can't read it and doesn't say why") + where
 
 
 def shown(smiles: str, width: int = 60) -> str:
