@@ -4,14 +4,15 @@
     python benchmarks/molecules_design.py runs/zinc250k-lm --tasks saturn-part1 --seeds 0 --device cpu
     python benchmarks/molecules_design.py runs/zinc250k-lm --tasks qed median1 --budget 500
 
-The first argument is a language model's folder (mambakit molecules pretrain --data zinc250k). Saturn's task has
-a budget of 1,000 unique oracle calls; a hit has a reward of 0.7 or more, before the diversity filter. Its
-published run is one seed with a ChEMBL 33 prior. PMO has 10,000 calls; the area under the mean of the best ten
-is taken every 100 calls, and a run that ends early keeps its last mean. PMO asks for no diversity: no filter and
-no purge there.
+The first argument is a language model's folder (mambakit molecules pretrain --data zinc250k). Saturn's task
+has a budget of 1,000 unique oracle calls; a hit has a reward of 0.7 or more, before the diversity filter. Its
+published run is one seed with a ChEMBL 33 prior. PMO has 10,000 calls; the area under the mean of the best
+ten is taken every 100 calls, and a run that ends early keeps its last mean. PMO asks for no diversity: no
+filter and no purge there.
 
-Each run keeps its folder under --output: what is stopped goes on when the same command is given again. Rows are
-written to results/molecules_design.json for tasks of which all runs are done, unless --budget or --set is given.
+Each run keeps its folder under --output: what is stopped goes on when the same command is given again. Rows
+are written to results/molecules_design.json for tasks of which all runs are done, unless --budget or --set is
+given.
 """
 
 from __future__ import annotations
@@ -90,7 +91,7 @@ def run_job(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def saturn_rows(done: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows of Saturn's task: means over seeds beside the published run; a hit that never came makes no mean."""
+    """Rows of Saturn's task: means over seeds beside the published run; where a hit never came, no mean."""
     from rows import row
 
     seeds = sorted(job["seed"] for job in done)

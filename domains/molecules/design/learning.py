@@ -34,7 +34,8 @@ class Learner:
 
     def __init__(self, agent: Agent, prior: Agent, config: DesignConfig) -> None:
         self.agent, self.prior, self.config = agent, prior, config
-        self.optimizer = torch.optim.Adam(agent.model.parameters(), lr=config.lr)
+        fused = agent.device.type == "cuda"  # one launch
+        self.optimizer = torch.optim.Adam(agent.model.parameters(), lr=config.lr, fused=fused or None)
 
     def step(
         self,
@@ -73,7 +74,12 @@ class Learner:
             if update:
                 losses.append(self._update(update, prior[begin : begin + len(update)]))
             begin += len(update)
-        return losses[0] if losses else 0.0
+        if not losses:
+            return 0.0
+        values = torch.stack(losses).tolist()  # a GPU is waited for once a step
+        if not np.isfinite(values).all():
+            raise UserError("the loss is no number any more; take a lower lr or sigma (all calls are kept)")
+        return float(values[0])
 
     def _written(self, molecules: Sequence[tuple[Remembered, str]]) -> Weighted:
         """Molecules as ids; as they were sampled where another way needs tokens that there are not."""
@@ -84,14 +90,11 @@ class Learner:
                 made.append((ids, one.reward))
         return made
 
-    def _update(self, update: Weighted, prior: torch.Tensor) -> float:
+    def _update(self, update: Weighted, prior: torch.Tensor) -> torch.Tensor:
         rewards = torch.tensor([reward for _, reward in update], device=self.agent.device)
         target = prior + self.config.sigma * rewards
         loss = (target - self.agent.log_likelihoods([ids for ids, _ in update])).square().mean()
-        value = float(loss.detach())
-        if not np.isfinite(value):
-            raise UserError(f"the loss became {value}; take a lower lr or sigma (what was scored is kept)")
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
-        return value
+        return loss.detach()

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from rdkit import Chem
-from rdkit.Chem import Draw
 
 from mambakit.core.training.curves import tidy
 from mambakit.domains.molecules.design.history import Called, History
+from mambakit.domains.molecules.language.pictures import grid
 
 _BEST, _TOP, _MANY, _EACH = "#c2571a", "#1668b8", "#4a8f3c", "#c3cad2"
 _PARTS = ("#1668b8", "#4a8f3c", "#8a4fb0", "#c2571a", "#8a94a0", "#22303c")
 _WINDOW = 100
-_CELL = (300, 210)
 
 
 def running_top(rewards: NDArray[np.float64], k: int) -> NDArray[np.float64]:
@@ -67,24 +65,11 @@ def progress_figure(history: History, budget: int) -> Figure:
     return figure
 
 
-def grid_image(best: Sequence[tuple[int, Called]], per_row: int = 5) -> Any:
-    """Drawings of molecules with their rewards and calls, as a Pillow image; None of none."""
-    if not best:
-        return None
-    return Draw.MolsToGridImage(
-        [Chem.MolFromSmiles(one.smiles) for _, one in best],
-        molsPerRow=per_row,
-        subImgSize=_CELL,
+def best_grid(best: Sequence[tuple[int, Called]], path: Path | None = None) -> bytes:
+    """Drawings of molecules, each with its reward and call, as PNG; written to ``path`` too if given."""
+    return grid(
+        [one.smiles for _, one in best],
+        path,
         legends=[f"{one.reward:.3f}   call {call}" for call, one in best],
-        returnPNG=False,
+        per_row=5,
     )
-
-
-def grid_figure(image: Any) -> Figure:
-    """The same inside a figure, for a report."""
-    width, height = image.size
-    figure = Figure(figsize=(width / 130, height / 130))
-    axis = figure.add_axes((0, 0, 1, 1))
-    axis.imshow(image)
-    axis.set_axis_off()
-    return figure

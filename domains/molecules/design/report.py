@@ -16,7 +16,8 @@ from mambakit.domains.molecules.design.history import History
 from mambakit.domains.molecules.design.measures import auc_top, top_mean
 from mambakit.domains.molecules.design.objective import Objective
 from mambakit.domains.molecules.design.optimise import Counts, Designed
-from mambakit.domains.molecules.design.pictures import grid_figure, grid_image, progress_figure
+from mambakit.domains.molecules.design.pictures import best_grid, progress_figure
+from mambakit.domains.molecules.language.pictures import as_figure
 
 _EVERY = 100
 _SHOWN = 20
@@ -43,8 +44,7 @@ def write_progress(run: RunFolder, history: History, budget: int) -> None:
     write_atomically(run.metrics_path, text.getvalue())
     if n:
         run.save_picture(progress_figure(history, budget), "progress")
-        image = grid_image(history.best(_SHOWN))
-        image.save(run.pictures / "best.png")
+        best_grid(history.best(_SHOWN), run.pictures / "best.png")
 
 
 def summary(designed: Designed, budget: int) -> dict[str, Any]:
@@ -96,7 +96,7 @@ def write(
             progress_figure(history, budget), "Rewards by oracle calls, before the diversity filter."
         )
         page.add_heading("The best molecules")
-        page.add_figure(grid_figure(grid_image(history.best(_SHOWN))), "Reward, and the call that found it.")
+        page.add_figure(as_figure(best_grid(history.best(_SHOWN))), "Reward, and the call that found it.")
         table = history.table().sort_values("reward", ascending=False, kind="stable").head(_SHOWN)
         page.add_table(_rows(table), "NAME: a component's value; NAME:shaped: what it gives to the reward.")
     if failed := Counter(_kind(one.reason) for one in history.calls if one.reason):

@@ -47,7 +47,7 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model.tokenizer = tokenizer
     batch = pad_batch([tokenizer.encode(one) for one in smiles]).values
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-    for _ in range(110):
+    for _ in range(80):
         rows = batch[torch.randperm(len(batch))[:64]]
         logits, _ = model(rows[:, :-1])
         loss = model.loss(logits, rows[:, 1:], rows[:, 1:] != PAD)

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
 from hypothesis import given
@@ -206,3 +207,44 @@ def test_failing_all_the_time_ends_the_run_with_its_reason(tmp_path: Path) -> No
                 scored(objective, ["CCO"])
         finally:
             objective.close()
+
+
+@pytest.mark.slow
+def test_a_saved_property_model_scores_as_it_predicts(
+    tmp_path: Path, molecules: list[Chem.Mol], capsys: pytest.CaptureFixture[str]
+) -> None:
+    from mambakit.apps.molecules import main
+
+    smiles = [Chem.MolToSmiles(mol) for mol in molecules]
+    data = tmp_path / "data.csv"
+    rows = [f"{one},{len(one) / 10},{i % 2}" for i, one in enumerate(smiles)]
+    data.write_text("\n".join(["smiles,size,odd", *rows]))
+    model = tmp_path / "model"
+    call = [
+        "train",
+        "--data",
+        data,
+        "--split",
+        "random",
+        "--output",
+        model,
+        "--train.max_epochs",
+        1,
+        "--tasks",
+    ]
+    assert main([str(word) for word in (*call, "size", "odd")]) == 0
+    table = tmp_path / "predicted.csv"
+    assert main(["predict", "--model", str(model), "--input", str(data), "--output", str(table)]) == 0
+    predicted = pd.read_csv(table)
+    spec = {"oracle": "predictor", "model": str(model), "task": "size"}
+    shape = {"kind": "sigmoid", "low": 0, "high": 5, "k": 0.3}
+    values = scored(make_objective({"components": [{**spec, "transform": shape}]}), smiles[:20]).values[:, 0]
+    column = next(name for name in predicted if "size" in name and name != "size")
+    np.testing.assert_allclose(values, predicted[column][:20], rtol=1e-3, atol=1e-3)
+    for change, message in (
+        ({"task": "weight"}, "predicts size, odd, got 'weight'"),
+        ({"task": None}, "task: .* predicts several, name one of size, odd"),
+        ({}, "transform: this property is not between 0 and 1"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            make_objective({"components": [{**spec, **change}]})
