@@ -1,8 +1,12 @@
-"""Files of molecules as tables: CSV and Parquet, SMILES files, SD files."""
+"""Files of molecules as tables: CSV and Parquet, SMILES files, SD files.
+
+Text that is not UTF-8 is taken for Latin-1: names of substances are often written so.
+"""
 
 from __future__ import annotations
 
 import gzip
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -110,6 +114,14 @@ def _table(path: Path, smiles_column: str | None) -> Source:
     frame, _ = read_columns(path, choose)
     texts = [one for one in frame if isinstance(frame[one].dtype, pd.CategoricalDtype)]
     frame = frame.astype(dict.fromkeys(texts, object))
+    for one in frame.columns:
+        if (
+            pd.api.types.is_object_dtype(frame[one].dtype)
+            and frame[one].map(lambda held: isinstance(held, bytes)).any()
+        ):  # a column that is not UTF-8
+            frame[one] = frame[one].map(
+                lambda held: held.decode("latin-1") if isinstance(held, bytes) else held
+            )
     return Source(np.arange(1, len(frame) + 1), frame, name)
 
 
@@ -149,9 +161,12 @@ def _sdf(path: Path, smiles_column: str | None) -> Source:
 def _text(path: Path) -> str:
     try:
         raw = gzip.decompress(path.read_bytes()) if path.suffix.lower() == ".gz" else path.read_bytes()
-        text = raw.decode("utf-8-sig")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: can't be read as text ({' '.join(str(error).split())})") from error
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        text = raw.decode("latin-1")
     if not text.strip():
         raise DataError(f"{path} is empty")
     return text

@@ -67,9 +67,10 @@ def read_labels(
         if bad.any():
             place = int(bad.argmax())
             held = repr(str(table[column].iloc[place]))
+            comma = " with a decimal point," if "," in held else ","
             raise DataError(
                 f"{name}: label column {column!r} holds {held} in row {rows[place]} ({int(bad.sum())} such "
-                f"rows); labels are numbers, or blank where unknown"
+                f"rows); labels are numbers{comma} or blank where unknown"
             )
         kind = _kind(values, kinds.get(column), rows, f"{name}: label column {column!r}")
         notes += _about(values, kind, f"{name}: label column {column!r}")

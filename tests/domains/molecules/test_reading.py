@@ -80,6 +80,12 @@ def test_kinds_are_told_from_values_and_can_be_said(tmp_path: Path):
         ("drug,y\nCC,1\n", {"smiles_column": "drag"}, "SMILES column 'drag' is missing; did you mean 'drug'"),
         ("smiles,y\nCC,1\n", {"tasks": ["z"]}, "label column 'z' is missing"),
         ("smiles,y\nCC,1\nC1CC,2\nCCC,high\n", {"tasks": ["y"]}, "holds 'high' in row 3"),
+        (
+            "smiles;y\nCC;1,5\n",
+            {"tasks": ["y"]},
+            "holds '1,5' in row 1 .*numbers with a decimal point, or blank",
+        ),
+        ("smiles,y\nCC,1\nCCC,2,3\n", {}, "Expected 2 columns, got 3: CCC,2,3"),
         ("smiles,y\nCC,1\nCCC,inf\n", {"tasks": ["y"]}, "holds 'inf' in row 2"),
         ("smiles,y\nCC,\nCCC,\n", {"tasks": ["y"]}, "has no label in any row"),
         ("smiles,y\nCC,0\nCCC,2\n", {"kinds": {"y": "classification"}}, "classes 0 and 1, got 2 in row 2"),
@@ -165,6 +171,14 @@ def test_sd_files_give_structures_fields_and_reasons(tmp_path: Path, capfd: pyte
     assert (some.rows.tolist(), some.left_out["row"].tolist()) == ([1, 3], [2])
     assert some.left_out["reason"].iloc[0]
     assert capfd.readouterr() == ("", "")
+
+
+def test_names_in_latin_1_are_read(tmp_path: Path):
+    for name, text in (("my.csv", "smiles,name\nCC,caf\xe9ine\nC,x\n"), ("my.smi", "CC caf\xe9ine\nC x\n")):
+        (tmp_path / name).write_bytes(text.encode("latin-1"))
+        found = read_molecules(tmp_path / name)
+        assert found.table is not None
+        assert found.table["name"].tolist() == ["caf\xe9ine", "x"]
 
 
 def test_parquet_reads_as_csv_does(tmp_path: Path):
