@@ -65,7 +65,7 @@ def train(
         split_column: With column, the one that says train, validation or test.
         smiles_column: The column of structures; found by its usual names where not given.
         tasks: Columns of labels; by default a card's main one, of files all that hold numbers.
-        units: Of the tasks, in their order, for printing.
+        units: Of tasks of a file, for printing: TASK=UNIT each.
         largest_component: Keep only the largest component of salts and mixtures.
         pretrained: Folder of a language model (mambakit molecules pretrain) to begin with.
         alpha: Intervals and sets may miss so many labels.
@@ -80,7 +80,7 @@ def train(
 
     Examples:
         mambakit molecules train --data esol --output runs/esol
-        mambakit molecules train --data my.csv --tasks logS logD --units "log mol/L" "" --output runs/mine
+        mambakit molecules train --data my.csv --tasks logS logD --units "logS=log mol/L" --output runs/mine
         mambakit molecules train --data bbbp --split ibm-split --model.members 5 --model.features descriptors
         mambakit molecules train --data esol --pretrained runs/lm --output runs/esol-lm
     """

@@ -42,7 +42,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "--split",
         "random",
     ]
-    words += ["--tasks", "boils", "acid", "--units", "K", "", *SMALL, *BUDGET]
+    words += ["--tasks", "boils", "acid", "--units", "boils=K", *SMALL, *BUDGET]
     assert main(words) == 0
     return folder
 
@@ -114,7 +114,7 @@ def test_a_finished_run_is_taken_up(folder: Path, capsys: pytest.CaptureFixture[
         "--split",
         "random",
     ]
-    words += ["--tasks", "boils", "acid", "--units", "K", "", *SMALL, *BUDGET]
+    words += ["--tasks", "boils", "acid", "--units", "boils=K", *SMALL, *BUDGET]
     assert main([*words, "--json"]) == 0
     assert "finished: its best weights are loaded" in capsys.readouterr().err
     assert main([*words, "--model.d_hidden", "8"]) == 1
@@ -137,7 +137,7 @@ def test_a_finished_run_is_taken_up(folder: Path, capsys: pytest.CaptureFixture[
         ("smiles,y\n" + "".join(f"{'C' * n},\n" for n in range(1, 30)), [], 1, "nothing to learn"),
         ("smiles,y\nC,1\nCC,2\n", ["--tasks", "z"], 1, "'z'"),
         ("smiles,y\nC,1\nCC,2\n", ["--split", "ibm-split"], 2, "only cards have an ibm-split"),
-        ("smiles,y\nC,1\nCC,2\n", ["--units", "K"], 2, "one for each of the tasks"),
+        ("smiles,y\nC,1\nCC,2\n", ["--units", "K"], 2, "expected TASK=UNIT"),
         ("smiles,y\nC,1\nCC,2\n", ["--alpha", "2"], 2, "share inside"),
     ],
 )

@@ -23,6 +23,7 @@ from mambakit.domains.molecules.tokenizer import END, START, SmilesTokenizer
 
 HOLE = -1
 _BONDS = frozenset("-=#$:/\\~")
+_SINGLE = frozenset("-/\\")  # what may join a substituent to a point that is written without a bond
 _NEVER = frozenset({"*", ".", ">", ">>", "->", "<-"})
 _RING = re.compile(r"\d|%\d\d|%\(\d+\)")
 _WRITINGS, _KEPT = 400, 16
@@ -109,6 +110,7 @@ class ScaffoldGrammar:
             i for i, name in names.items() if (name[0].isalpha() or name[0] == "[") and name not in _NEVER
         ]
         self.bonds = [i for i, name in names.items() if name in _BONDS]
+        self.single = [i for i, name in names.items() if name in _SINGLE]
         self.rings = {i: _label(name) for i, name in names.items() if _RING.fullmatch(name)}
         (self.opening,), (self.closing,) = tokenizer.ids("("), tokenizer.ids(")")
 
@@ -154,7 +156,7 @@ class ScaffoldGrammar:
         if place.phase == _NEEDS_ATOM:
             return self.atoms
         if place.phase == _NEEDS_BOND_OR_ATOM:
-            return [*self.atoms, *self.bonds]
+            return [*self.atoms, *self.single]
         taken = self._open_rings(template[: place.position])
         found = [*self.atoms, *self.bonds, self.opening]
         found += [i for i, label in self.rings.items() if label not in taken]

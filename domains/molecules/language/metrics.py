@@ -168,7 +168,8 @@ def _kl_of_densities(reference: Floats, molecules: Floats) -> float:
 def _kl_of_bins(reference: Floats, molecules: Floats) -> float:
     wanted, edges = np.histogram(reference, bins=10, density=True)
     inside = (molecules >= edges[0]) & (molecules <= edges[-1])
-    if not inside.any():  # no density at all
-        return float(entropy(wanted + _TINY, np.full(10, _TINY)))
+    if not inside.any():  # all in a bin of its own, where the reference has nothing
+        away = np.append(np.zeros(len(wanted)), 1.0)
+        return float(entropy(np.append(wanted, 0.0) + _TINY, away + _TINY))
     got, _ = np.histogram(molecules, bins=edges, density=True)
     return float(entropy(wanted + _TINY, got + _TINY))

@@ -58,8 +58,8 @@ def grid(
     options = canvas.drawOptions()
     options.setHighlightColour(_SCAFFOLD_COLOR)
     options.legendFontSize = 14
-    options.padding = 0.08
-    options.fixedBondLength = 24  # one scale for small molecules; larger ones are made to fit
+    options.drawMolsSameScale = False
+    options.fixedBondLength = 22  # small molecules are not blown up; large ones are made to fit
     if mols:
         canvas.DrawMolecules(
             mols, legends=list(legends[: len(mols)]) if legends else [""] * len(mols), highlightAtoms=marked

@@ -57,8 +57,8 @@ def write_run(
     report.add_figure(figure)
     report.add_text(
         f"Stopped by: {result.stopped}, after {result.epochs} epochs and {result.steps} steps. The weights "
-        "kept are those of the lowest validation loss. Training molecules are written anew each epoch, validation "
-        "molecules are canonical SMILES: the two curves are of different things."
+        "kept are those of the lowest validation loss. Training molecules are written anew each epoch, "
+        "validation molecules are canonical SMILES: the two curves are of different things."
     )
     if len(corpus.left_out):
         report.add_heading("Rows left out")

@@ -50,6 +50,8 @@ class SamplingConfig:
         for name in ("n", "max_length", "batch_size"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        if not self.temperature > 0:
+            raise UsageError(f"temperature: expected a positive number, got {self.temperature}")
         if self.seed < 0:
             raise UsageError(f"seed: expected a number that is not negative, got {self.seed}")
         if self.prefix and self.scaffold:

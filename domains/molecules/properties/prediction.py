@@ -73,9 +73,8 @@ def predict(
         bounds = conformal.interval(centre(model, output, conformal.score)[:, numbers], alpha)
         below, above = (bound.numpy() for bound in bounds)
         crossed = below > above  # a quantile interval that calibration made narrower than nothing
-        middle = (below + above) / 2
-        low[:, numbers] = np.where(crossed, middle, below)
-        high[:, numbers] = np.where(crossed, middle, above)
+        below[crossed] = above[crossed] = (below[crossed] + above[crossed]) / 2
+        low[:, numbers], high[:, numbers] = below, above
     sets = np.ones((n, n_tasks, 2), dtype=bool)
     for task in classes:
         made: ConformalSets | None = model.calibrators.get(SETS.format(task))

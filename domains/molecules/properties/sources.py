@@ -40,7 +40,7 @@ class DataSpec:
         split_column: Of ``column``.
         smiles_column: Of files.
         tasks: Label columns; None for the default.
-        units: Of the tasks, in their order.
+        units: Of some tasks, ``TASK=UNIT`` each.
         largest_component: Whether salts lose their small components.
         seed: Of the split.
     """
@@ -64,16 +64,15 @@ def load(spec: DataSpec) -> tuple[Molecules, Split]:
     """The molecules and their split.
 
     Raises:
-        UsageError, DataError: As ``load_molecules`` and ``split_molecules``; or on units without tasks.
+        UsageError, DataError: As ``load_molecules`` and ``split_molecules``; or on units that are none.
     """
     units = None
     if spec.units is not None:
-        if spec.tasks is None or len(spec.units) != len(spec.tasks):
-            raise UsageError(
-                f"units: expected one for each of the tasks ({', '.join(spec.tasks or ['name them too'])}), "
-                f"got {len(spec.units)}"
-            )
-        units = {task: unit for task, unit in zip(spec.tasks, spec.units, strict=True) if unit}
+        pairs = [one.rpartition("=") for one in spec.units]
+        wrong = next((one for one, (name, _, _) in zip(spec.units, pairs, strict=True) if not name), None)
+        if wrong is not None:
+            raise UsageError(f"units: expected TASK=UNIT, such as 'logS=log mol/L', got {wrong!r}")
+        units = {name.strip(): unit.strip() for name, _, unit in pairs}
     molecules = load_molecules(
         spec.data,
         protocol=spec.protocol,
