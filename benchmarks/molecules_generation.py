@@ -3,10 +3,11 @@
     python benchmarks/molecules_generation.py --seeds 0 1 2 --device cuda
     python benchmarks/molecules_generation.py --set train.max_epochs=10 corpus.randomize=0 --n 2000
 
-A seed draws the parts of the data, the weights and the samples. The weights are those of the lowest validation
-loss; temperature 1, no truncation. Validity is of all samples, the other measures as domains/molecules/language/
-metrics.py has them, of the first 10,000. Runs with ``--set`` or ``--limit`` write no rows; others write
-results/molecules-generation.json. ``--keep FOLDER`` keeps runs and models, and resumes those that were killed.
+A seed draws the parts of the data, the weights and the samples. The weights are those of the lowest
+validation loss; temperature 1, no truncation. Validity is of all samples, the other measures as
+domains/molecules/language/metrics.py has them, of the first 10,000. Runs with ``--set`` or ``--limit`` write
+no rows; others write results/molecules-generation.json. ``--keep FOLDER`` keeps runs and models, and resumes
+those that were killed.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 import statistics
 import tempfile
 import time
@@ -86,7 +88,7 @@ def run_seed(molecules: Molecules, seed: int, arguments: argparse.Namespace, fol
     return {
         "seed": seed,
         "parameters": sum(one.numel() for one in model.parameters()),
-        "bits_per_token": result.best_score / 0.6931471805599453,
+        "bits_per_token": result.best_score / math.log(2),
         "epochs": result.epochs,
         "training_seconds": round(trained - began, 1),
         "samples_per_second": round(arguments.n / seconds, 1),

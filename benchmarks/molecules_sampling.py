@@ -5,8 +5,8 @@
 
 Both are untrained networks of the same loop (core.generation), vocabulary and number of parameters, and draw
 the same numbers of tokens: END is forbidden until a row has the length of a real molecule, drawn from a
-card's, and forced then. Before it times, it checks that a step of each gives what the whole sequence does. The
-two take turns, and the best of the rounds counts. Writes results/molecules-sampling.json.
+card's, and forced then. Before it times, it checks that a step of each gives what the whole sequence does.
+The two take turns, and the best of the rounds counts. Writes results/molecules-sampling.json.
 """
 
 from __future__ import annotations
