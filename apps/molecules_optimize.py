@@ -37,19 +37,9 @@ def optimize(
     OUTPUT/molecules.csv at once: a killed run goes on where it was when the same command is given again, and
     a larger budget continues a finished one.
 
-    An objective file (YAML) lists components. Each has an oracle, a transform to 0..1 and a weight:
-
-    aggregate: geometric (weighted mean), arithmetic, or product. Oracles: qed, logp, tpsa, mw, hba, hbd,
-    rings, aromatic_rings, rotatable_bonds, heavy_atoms, bertz, sa; similarity (target, fingerprint),
-    rediscovery (target), median (targets), smarts (pattern, absent), isomer (formula); the PMO oracles;
-    predictor (model, task), a folder of mambakit molecules train; function (function: FILE.py:NAME,
-    timeout_s, batch), your own function from a list of SMILES to as many numbers. Transforms: sigmoid,
-    reverse_sigmoid (low, high, k), double_sigmoid (low, high, coef_div, coef_si, coef_se), step (low, high),
-    right_step (low), left_step (high), linear (low, high), gaussian, min_gaussian, max_gaussian (mu, sigma).
-
     Args:
         model: Folder of a language model (mambakit molecules pretrain).
-        objective: A YAML file, or a name: qed, saturn-part1, or an oracle of the PMO benchmark.
+        objective: A YAML file (see below), or a name: qed, saturn-part1, or an oracle of the PMO benchmark.
         budget: Oracle calls.
         output: Folder for the run; the model that has learned lies in OUTPUT/model.
         seed: Of all draws.
@@ -63,6 +53,23 @@ def optimize(
         mambakit molecules optimize --model runs/lm --objective objective.yaml --output runs/design
         mambakit molecules optimize --model runs/lm --objective qed --budget 500
         mambakit molecules optimize --model runs/lm --objective osimertinib_mpo --design.bucket_size 0
+
+        objective.yaml:
+          aggregate: geometric                 # or arithmetic, product
+          components:
+            - {oracle: qed, weight: 2}
+            - {oracle: tpsa, transform: {kind: sigmoid, low: 75, high: 350, k: 0.15}}
+            - {oracle: similarity, target: CC(=O)Oc1ccccc1C(=O)O, fingerprint: ecfp4}
+            - {oracle: predictor, model: runs/esol, transform: {kind: right_step, low: -3}}
+            - {oracle: function, function: mine.py:score, timeout_s: 10}  # list of SMILES to list of numbers
+
+        oracles: qed, logp, tpsa, mw, hba, hbd, rings, aromatic_rings, rotatable_bonds, heavy_atoms, bertz, sa,
+        similarity (target, fingerprint), rediscovery (target), median (targets, fingerprint), smarts
+        (pattern, absent), isomer (formula), predictor (model, task), function, and those of PMO.
+
+        transforms: sigmoid, reverse_sigmoid (low, high, k), double_sigmoid (low, high, coef_div, coef_si,
+        coef_se), step, linear (low, high), right_step (low), left_step (high), gaussian, min_gaussian,
+        max_gaussian (mu, sigma).
     """
     from mambakit.core.fingerprint import fingerprint
     from mambakit.core.training import RunFolder, parse_duration, resolve_device
