@@ -63,8 +63,8 @@ def optimize(
             - {oracle: predictor, model: runs/esol, transform: {kind: right_step, low: -3}}
             - {oracle: function, function: mine.py:score, timeout_s: 10}  # list of SMILES to list of numbers
 
-        oracles: qed, logp, tpsa, mw, hba, hbd, rings, aromatic_rings, rotatable_bonds, heavy_atoms, bertz, sa,
-        similarity (target, fingerprint), rediscovery (target), median (targets, fingerprint), smarts
+        oracles: qed, logp, tpsa, mw, hba, hbd, rings, aromatic_rings, rotatable_bonds, heavy_atoms, bertz,
+        sa, similarity (target, fingerprint), rediscovery (target), median (targets, fingerprint), smarts
         (pattern, absent), isomer (formula), predictor (model, task), function, and those of PMO.
 
         transforms: sigmoid, reverse_sigmoid (low, high, k), double_sigmoid (low, high, coef_div, coef_si,
