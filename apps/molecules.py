@@ -5,6 +5,7 @@ mambakit molecules predict --model runs/esol --input my.csv --output predicted.c
 mambakit molecules evaluate --model runs/esol --data esol --json
 mambakit molecules pretrain --data zinc250k --output runs/lm
 mambakit molecules generate --model runs/lm --n 1000 --output new.smi --grid new.png
+mambakit molecules optimize --model runs/lm --objective objective.yaml --output runs/design
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 
+from mambakit.apps.molecules_optimize import optimize
 from mambakit.apps.molecules_pretrain import generate, pretrain
 from mambakit.apps.molecules_train import evaluate, predict, train
 from mambakit.core.cli import run_app
@@ -23,6 +25,7 @@ VERBS: dict[str, Callable[..., object]] = {
     "evaluate": evaluate,
     "pretrain": pretrain,
     "generate": generate,
+    "optimize": optimize,
 }
 _NEEDED = {"rdkit": "RDKit", "sklearn": "scikit-learn", "selfies": "selfies"}
 
