@@ -11,7 +11,7 @@ from mambakit.apps.shared import check_suffix, train_config, write_table
 from mambakit.core.cli import format_table, print_json
 from mambakit.core.errors import DataError, UsageError
 from mambakit.core.training import TrainConfig
-from mambakit.domains.molecules.properties.config import (
+from mambakit.domains.molecules.config import (
     PRESET_LOSS,
     PRESET_MODEL,
     PRESET_TRAIN,
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from mambakit.domains.molecules.evaluation import Evaluation
+    from mambakit.domains.molecules.model import PropertyModel
     from mambakit.domains.molecules.molecules import Molecules
-    from mambakit.domains.molecules.properties.evaluation import Evaluation
-    from mambakit.domains.molecules.properties.model import PropertyModel
 
 SplitKind = Literal["random", "scaffold", "deepchem-scaffold", "column", "ibm-split"]
 PartKind = Literal["test", "validation", "train", "all"]
@@ -85,8 +85,9 @@ def train(
         mambakit molecules train --data esol --pretrained runs/lm --output runs/esol-lm
     """
     from mambakit.core.training import RunFolder
-    from mambakit.domains.molecules.properties import report, sources
-    from mambakit.domains.molecules.properties.training import train_properties, usable
+    from mambakit.domains.molecules import data as sources
+    from mambakit.domains.molecules import report
+    from mambakit.domains.molecules.training import train_properties, usable
 
     check_alpha(alpha)
     spec = sources.DataSpec(data, split, split_column, smiles_column, tasks, units, largest_component, seed)
@@ -164,7 +165,7 @@ def predict(
         mambakit molecules predict --model runs/esol --input my.sdf --embeddings vectors.parquet --json
     """
     from mambakit.domains.molecules.files import read_source
-    from mambakit.domains.molecules.properties.tables import ERROR, predicted_table
+    from mambakit.domains.molecules.tables import ERROR, predicted_table
 
     check_alpha(alpha)
     check_suffix("output", output, (".csv", ".parquet"))
@@ -225,7 +226,7 @@ def evaluate(
         mambakit molecules evaluate --model runs/esol --json
         mambakit molecules evaluate --model runs/esol --data later.csv
     """
-    from mambakit.domains.molecules.properties import sources
+    from mambakit.domains.molecules import data as sources
 
     check_alpha(alpha)
     trained = load_model(model, device)
@@ -251,7 +252,7 @@ def check_alpha(alpha: float) -> None:
 def load_model(folder: Path, device: str) -> PropertyModel:
     """A saved model on a device."""
     from mambakit.core.training import resolve_device
-    from mambakit.domains.molecules.properties.model import PropertyModel
+    from mambakit.domains.molecules.model import PropertyModel
 
     return PropertyModel.from_pretrained(folder).to(resolve_device(device)).eval()
 
@@ -266,9 +267,9 @@ def measure(
 ) -> Evaluation:
     """A model beside the baselines of its training molecules, which lie in its folder."""
     from mambakit.core.training import resolve_device
-    from mambakit.domains.molecules.properties.beside import baselines
-    from mambakit.domains.molecules.properties.evaluation import evaluate as measured
-    from mambakit.domains.molecules.properties.sources import training_molecules
+    from mambakit.domains.molecules.beside import baselines
+    from mambakit.domains.molecules.data import training_molecules
+    from mambakit.domains.molecules.evaluation import evaluate as measured
 
     smiles, labels = training_molecules(folder, molecules.tasks)
     beside = baselines(smiles, labels, molecules.tasks, molecules.smiles[places].tolist())
@@ -277,7 +278,7 @@ def measure(
 
 def show(evaluation: Evaluation, title: str) -> None:
     """The tables on stdout, and what is worth knowing about them."""
-    from mambakit.domains.molecules.properties.report import COLUMNS
+    from mambakit.domains.molecules.report import COLUMNS
 
     print(title)
     for kind, columns in COLUMNS.items():

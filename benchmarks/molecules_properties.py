@@ -58,11 +58,11 @@ def run_job(job: dict[str, Any]) -> dict[str, Any]:
     import torch
 
     from mambakit.core.training import RunFolder
-    from mambakit.domains.molecules.properties.beside import baselines
-    from mambakit.domains.molecules.properties.config import PRESET_LOSS, PRESET_MODEL, PRESET_TRAIN
-    from mambakit.domains.molecules.properties.evaluation import evaluate
-    from mambakit.domains.molecules.properties.sources import DataSpec, load
-    from mambakit.domains.molecules.properties.training import train_properties, usable
+    from mambakit.domains.molecules.beside import baselines
+    from mambakit.domains.molecules.config import PRESET_LOSS, PRESET_MODEL, PRESET_TRAIN
+    from mambakit.domains.molecules.data import DataSpec, load
+    from mambakit.domains.molecules.evaluation import evaluate
+    from mambakit.domains.molecules.training import train_properties, usable
 
     torch.set_num_threads(1)
     device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -28,8 +28,8 @@ def predictor_scorer(folder: Path, task: Any, at: str) -> tuple[Scorer, bool]:
     """
     # not before it is asked for: most designs need none of it
     from mambakit.core.training import resolve_device
-    from mambakit.domains.molecules.properties.model import PropertyModel
-    from mambakit.domains.molecules.properties.prediction import inputs_of, predict
+    from mambakit.domains.molecules.model import PropertyModel
+    from mambakit.domains.molecules.prediction import inputs_of, predict
 
     model = PropertyModel.from_pretrained(folder).to(resolve_device("auto")).eval()
     names = [one.name for one in model.config.tasks]

@@ -16,17 +16,17 @@ from mambakit.core.backbone import BackboneConfig
 from mambakit.core.errors import DataError, UsageError
 from mambakit.core.language_model import LanguageModelConfig
 from mambakit.core.training import RunFolder, TrainConfig
+from mambakit.domains.molecules.config import LossConfig, ModelConfig
 from mambakit.domains.molecules.features import ecfp_counts
+from mambakit.domains.molecules.inputs import MoleculeInputs
 from mambakit.domains.molecules.language.model import MoleculeModel
+from mambakit.domains.molecules.model import DescriptorScaler, PropertyModel
 from mambakit.domains.molecules.molecules import Molecules, Split, Task
-from mambakit.domains.molecules.properties.config import LossConfig, ModelConfig
-from mambakit.domains.molecules.properties.inputs import MoleculeInputs
-from mambakit.domains.molecules.properties.model import DescriptorScaler, PropertyModel
-from mambakit.domains.molecules.properties.neighbours import TrainingSet
-from mambakit.domains.molecules.properties.prediction import inputs_of, predict
-from mambakit.domains.molecules.properties.task import MemberBatches, losses_of
-from mambakit.domains.molecules.properties.training import train_properties, usable
+from mambakit.domains.molecules.neighbours import TrainingSet
+from mambakit.domains.molecules.prediction import inputs_of, predict
+from mambakit.domains.molecules.task import MemberBatches, losses_of
 from mambakit.domains.molecules.tokenizer import END, START, SmilesTokenizer
+from mambakit.domains.molecules.training import train_properties, usable
 
 SMALL = ModelConfig(
     members=2, d_model=16, n_layers=1, d_state=4, head_dim=8, features="ecfp", d_hidden=32, test_smiles=3,

@@ -8,8 +8,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from mambakit.core.training.curves import tidy
-from mambakit.domains.molecules.properties.beside import FOREST
-from mambakit.domains.molecules.properties.evaluation import OURS, Evaluation
+from mambakit.domains.molecules.beside import FOREST
+from mambakit.domains.molecules.evaluation import OURS, Evaluation
 
 _OURS, _OTHER, _MARK = "#1668b8", "#8a94a0", "#c2571a"
 _MOST = 4  # pictures side by side

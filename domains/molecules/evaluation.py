@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mambakit.domains.molecules.metrics import METRICS, Scores, score
+from mambakit.domains.molecules.model import PropertyModel
 from mambakit.domains.molecules.molecules import Molecules, Task, TaskKind
-from mambakit.domains.molecules.properties.model import PropertyModel
-from mambakit.domains.molecules.properties.prediction import ALPHA, Predictions, inputs_of, predict
+from mambakit.domains.molecules.prediction import ALPHA, Predictions, inputs_of, predict
 
 OURS = "mambakit"
 

@@ -10,8 +10,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from mambakit.domains.molecules.files import Source
-from mambakit.domains.molecules.properties.model import PropertyModel
-from mambakit.domains.molecules.properties.prediction import ALPHA, Predictions, inputs_of, predict
+from mambakit.domains.molecules.model import PropertyModel
+from mambakit.domains.molecules.prediction import ALPHA, Predictions, inputs_of, predict
 from mambakit.domains.molecules.structures import structure
 
 SIMILARITY, ERROR = "nearest_train_similarity", "error"

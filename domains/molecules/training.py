@@ -14,16 +14,16 @@ from torch.utils.data import DataLoader
 
 from mambakit.core.errors import DataError
 from mambakit.core.training import FitResult, RunFolder, TrainConfig, fit, seed_everything
+from mambakit.domains.molecules.calibrating import calibrate
+from mambakit.domains.molecules.config import LossConfig, ModelConfig, PropertyConfig
+from mambakit.domains.molecules.inputs import WAYS, MoleculeInputs
 from mambakit.domains.molecules.language.model import MoleculeModel
+from mambakit.domains.molecules.model import PropertyModel
 from mambakit.domains.molecules.molecules import Molecules, Split
-from mambakit.domains.molecules.properties.calibrating import calibrate
-from mambakit.domains.molecules.properties.config import LossConfig, ModelConfig, PropertyConfig
-from mambakit.domains.molecules.properties.inputs import WAYS, MoleculeInputs
-from mambakit.domains.molecules.properties.model import PropertyModel
-from mambakit.domains.molecules.properties.neighbours import TrainingSet
-from mambakit.domains.molecules.properties.prediction import inputs_of
-from mambakit.domains.molecules.properties.pretrained import begin, both_ways, load_language_model
-from mambakit.domains.molecules.properties.task import MemberBatches, PropertyTask
+from mambakit.domains.molecules.neighbours import TrainingSet
+from mambakit.domains.molecules.prediction import inputs_of
+from mambakit.domains.molecules.pretrained import begin, both_ways, load_language_model
+from mambakit.domains.molecules.task import MemberBatches, PropertyTask
 from mambakit.domains.molecules.tokenizer import SmilesTokenizer
 
 _VALIDATION_BATCH = 128

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mambakit.core.calibration import ConformalSets, SplitConformal, TemperatureScaling
-from mambakit.domains.molecules.properties.inputs import MoleculeInputs
-from mambakit.domains.molecules.properties.model import Output, PropertyModel
-from mambakit.domains.molecules.properties.task import combined
+from mambakit.domains.molecules.inputs import MoleculeInputs
+from mambakit.domains.molecules.model import Output, PropertyModel
+from mambakit.domains.molecules.task import combined
 
 INTERVAL, TEMPERATURE, SETS = "interval", "temperature-{}", "sets-{}"
 ALPHA = 0.1

@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 
 from mambakit.core.calibration import Calibrator, ConformalSets, SplitConformal, TemperatureScaling
-from mambakit.domains.molecules.properties.inputs import MoleculeInputs
-from mambakit.domains.molecules.properties.model import PropertyModel
-from mambakit.domains.molecules.properties.prediction import (
+from mambakit.domains.molecules.inputs import MoleculeInputs
+from mambakit.domains.molecules.model import PropertyModel
+from mambakit.domains.molecules.prediction import (
     INTERVAL,
     SETS,
     TEMPERATURE,
@@ -22,7 +22,7 @@ from mambakit.domains.molecules.properties.prediction import (
     outputs_of,
     tasks_by_kind,
 )
-from mambakit.domains.molecules.properties.task import combined
+from mambakit.domains.molecules.task import combined
 
 
 def calibrate(model: PropertyModel, inputs: MoleculeInputs, labels: NDArray[np.float64]) -> None:

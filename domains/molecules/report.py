@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 from mambakit.core.training import FitResult, Report, RunFolder
 from mambakit.core.training.curves import Panel, learning_figure
+from mambakit.domains.molecules import plots
+from mambakit.domains.molecules.evaluation import Evaluation
+from mambakit.domains.molecules.model import PropertyModel
 from mambakit.domains.molecules.molecules import Molecules, Split, TaskKind
-from mambakit.domains.molecules.properties import plots
-from mambakit.domains.molecules.properties.evaluation import Evaluation
-from mambakit.domains.molecules.properties.model import PropertyModel
 
 COLUMNS: dict[TaskKind, tuple[str, ...]] = {
     "regression": ("task", "model", "rmse", "mae", "unit", "r2", "coverage", "width", "n"),

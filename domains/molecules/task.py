@@ -17,9 +17,9 @@ from mambakit.core.auxiliary import auxiliary_loss
 from mambakit.core.heads import fill_missing, masked_mean
 from mambakit.core.training import MemberTraining, TrainConfig
 from mambakit.core.training.optim import parameter_groups, warmup_cosine
-from mambakit.domains.molecules.properties.config import LossConfig
-from mambakit.domains.molecules.properties.inputs import MoleculeInputs
-from mambakit.domains.molecules.properties.model import Network, Output, PropertyModel
+from mambakit.domains.molecules.config import LossConfig
+from mambakit.domains.molecules.inputs import MoleculeInputs
+from mambakit.domains.molecules.model import Network, Output, PropertyModel
 
 # Batches that are sorted together: the more, the less padding, and the less chance in who is with whom.
 _STRETCH = 8

@@ -14,7 +14,7 @@ import torch
 from mambakit.core.backbone import BackboneConfig
 from mambakit.core.errors import DataError
 from mambakit.domains.molecules.language.model import MoleculeModel
-from mambakit.domains.molecules.properties.model import Network
+from mambakit.domains.molecules.model import Network
 from mambakit.domains.molecules.tokenizer import SmilesTokenizer
 
 _BLOCKS = "blocks."

@@ -23,8 +23,8 @@ from mambakit.core.backbone import Backbone
 from mambakit.core.distributions import DistributionHead, forecast_head
 from mambakit.core.heads import QuantileHead, pool_tokens
 from mambakit.core.hub import HubModel
-from mambakit.domains.molecules.properties.config import PropertyConfig
-from mambakit.domains.molecules.properties.neighbours import TrainingSet
+from mambakit.domains.molecules.config import PropertyConfig
+from mambakit.domains.molecules.neighbours import TrainingSet
 from mambakit.domains.molecules.tokenizer import SmilesTokenizer, load_tokenizer
 
 # The pair of quantiles that intervals begin from; conformal calibration widens or narrows it.

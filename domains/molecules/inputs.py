@@ -14,9 +14,9 @@ from torch import Tensor
 from mambakit.core.adapters import SampleError
 from mambakit.core.adapters.vocabulary import N_SPECIAL, UNK_ID
 from mambakit.core.errors import DataError
+from mambakit.domains.molecules.config import ModelConfig
 from mambakit.domains.molecules.features import descriptors, ecfp_counts
-from mambakit.domains.molecules.properties.config import ModelConfig
-from mambakit.domains.molecules.properties.model import Batch
+from mambakit.domains.molecules.model import Batch
 from mambakit.domains.molecules.structures import canonical, is_reaction, sides, structure
 from mambakit.domains.molecules.tokenizer import END, PAD, START, SmilesTokenizer
 
