@@ -86,7 +86,7 @@ def measured(name: str, n_items: int, n_users: int, least: float, seed: int) -> 
     return found
 
 
-def main() -> None:
+def main(words: list[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
@@ -94,7 +94,7 @@ def main() -> None:
     parser.add_argument("--recall", type=float, default=0.95)
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--write", action="store_true")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
     made = []
     for size in arguments.sizes:
         runs = [
