@@ -107,7 +107,7 @@ def train(
         "cold_items": cold_items,
     }
     interactions = read(data, columns, **source, **counts)
-    spec = {"split": split, "validation_at": validation_at, "test_at": test_at, **counts}
+    spec: dict[str, Any] = {"split": split, "validation_at": validation_at, "test_at": test_at, **counts}
     parts = split_of(interactions, spec)
     if parts.moments is not None and (validation_at, test_at) == (None, None):
         # of more data, fractions would give other moments, and test events that were learned from

@@ -406,7 +406,12 @@ def test_grown_and_shuffled_data_are_measured_as_the_model_knows_them(
             assert own["ndcg@10"] == pytest.approx(theirs["ndcg@10"], abs=1e-6), own["scorer"]
 
     _, said = evaluated(shuffled)
-    assert "trained with features of users, and none are given (--user-features)" in said
+    missing = "trained with features of users, and none are given (--user-features)"
+    assert missing in said
+    for words in (["recommend", "--k", "2"], ["explain", "--user", "u3", "--k", "1"]):
+        for more, is_said in (([], True), (about_users, False)):
+            assert main([*words, "--model", run, "--input", str(table), *more]) == 0
+            assert (missing in capsys.readouterr().err) == is_said
     test_at = json.loads((tmp_path / "run" / "split.json").read_text("utf-8"))["test_at"]
     later = pd.DataFrame(
         [(f"u{u}", "fresh", 1_700_000_000 - 9 + i) for u in range(60) for i in range(8)]
