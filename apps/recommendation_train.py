@@ -162,7 +162,7 @@ def evaluate(
 
     Networks that were trained beside the model (train --baselines) are among them. The split is that of the
     training. Seen items are ranked in one column and left out in the other. Items of the data that came after
-    training are known by their features alone.
+    training are known by their features alone, and no baseline counts their events.
 
     Args:
         model: Folder of the saved model.
