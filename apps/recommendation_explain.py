@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from mambakit.apps.recommendation_train import load_model, read
+from mambakit.apps.recommendation_train import load_model, read, tell_of_missing
 from mambakit.apps.shared import check_suffix, write_table
 from mambakit.core.cli import print_json
 from mambakit.domains.recommendation.naming import Columns
@@ -75,6 +75,7 @@ def explain(
     features = {"item_features": item_features, "user_features": user_features}
     given = read(input, columns, **features, cold_items=True)  # titles, also of items without an event
     titles = _titles(given)
+    tell_of_missing(recommender, given)
     known, unknown = recommending.on_catalogue(recommender, given)
     chosen = None if item is None else [item]
     found = explaining.explain(
