@@ -47,7 +47,11 @@ demo: $(READY)
 		--output $(DEMO)/top.parquet
 	$(BIN)/mambakit recommendation update --model $(DEMO)/recommendation --store $(DEMO)/states.db \
 		--user ada --item i007 --time 2026-11-22T10:00:00Z
-	@echo "reports: $(abspath $(DEMO))/timeseries/report.html $(abspath $(DEMO))/recommendation/report.html"
+	$(BIN)/mambakit molecules pretrain --data nci --model.d_model 64 --model.n_layers 2 --samples 100 \
+		--max-time $(TRAIN_TIME) --output $(DEMO)/molecules
+	$(BIN)/mambakit molecules generate --model $(DEMO)/molecules --n 100 --output $(DEMO)/new.smi \
+		--grid $(DEMO)/new.png
+	@echo "reports: $(foreach one,timeseries recommendation molecules,$(abspath $(DEMO))/$(one)/report.html)"
 
 # a file goes to one worker, so that what its tests share is made once
 test: $(READY)

@@ -11,6 +11,12 @@ from mambakit.core.cli import did_you_mean
 # Apps are imported when they are called: `mambakit --help` must not wait for torch.
 
 
+def _molecules(argv: Sequence[str]) -> int:
+    from mambakit.apps.molecules import main
+
+    return main(argv)
+
+
 def _recommendation(argv: Sequence[str]) -> int:
     from mambakit.apps.recommendation import main
 
@@ -36,6 +42,7 @@ def _info(argv: Sequence[str]) -> int:
 
 
 APPS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
+    "molecules": (_molecules, "properties of molecules and their design: train, predict, evaluate"),
     "recommendation": (_recommendation, "recommend the next item: train, evaluate, recommend, update"),
     "timeseries": (_timeseries, "forecast time series: train, evaluate, forecast, backtest"),
     "data": (_data, "data sets by name: list, show, fetch"),

@@ -17,7 +17,7 @@ from typing import Literal
 
 from mambakit.apps.recommendation_explain import explain
 from mambakit.apps.recommendation_export import export
-from mambakit.apps.recommendation_train import evaluate, load_model, read, train
+from mambakit.apps.recommendation_train import evaluate, load_model, read, tell_of_missing, train
 from mambakit.apps.recommendation_update import update
 from mambakit.apps.shared import check_suffix, in_plain_torch, words_of, write_table
 from mambakit.core.cli import print_json, run_app
@@ -84,6 +84,7 @@ def recommend(
     check_suffix("output", output, (".csv", ".parquet"))
     recommender = load_model(model, device, item_features, columns)
     given, unknown = recommending.on_catalogue(recommender, read(input, columns, user_features=user_features))
+    tell_of_missing(recommender, given)
     if unknown:
         print(f"note: {unknown} events with items outside the catalogue are left out", file=sys.stderr)
     if nothing := int(recommender.unknown.sum()):

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from mambakit.apps.recommendation_train import load_model, read, told
+from mambakit.apps.recommendation_train import load_model, read, tell_of_missing, told
 from mambakit.apps.shared import check_suffix, in_plain_torch, write_table
 from mambakit.core.cli import print_json
 from mambakit.domains.recommendation.config import Columns
@@ -80,6 +80,7 @@ def explain(
     features = {"item_features": item_features, "user_features": user_features}
     given = read(input, columns, **features, cold_items=True)  # titles, also of items without an event
     titles = _titles(given)
+    tell_of_missing(recommender, given)
     known, unknown = recommending.on_catalogue(recommender, given)
     chosen = None if item is None else [item]
     n_events = int((known.users == user)[known.user].sum())

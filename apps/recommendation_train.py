@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json as jsonlib
 import shutil
 import sys
@@ -54,7 +55,7 @@ def train(
     device: str = "auto",
     max_time: str | None = None,
     overwrite: bool = False,
-    baselines: list[Peer] | None = None,
+    baselines: list[Peer] = [],  # noqa: B006  (only read)
     model: ModelConfig = PRESET_MODEL,
     loss: LossConfig = PRESET_LOSS,
     train: TrainConfig = PRESET_TRAIN,
@@ -96,6 +97,7 @@ def train(
     """
     from mambakit.core.training import RunFolder
     from mambakit.domains.recommendation import report
+    from mambakit.domains.recommendation.model import check_network
     from mambakit.domains.recommendation.peers import PEERS, peer_config
     from mambakit.domains.recommendation.training import train_recommender
 
@@ -106,9 +108,15 @@ def train(
         "cold_items": cold_items,
     }
     interactions = read(data, columns, **source, **counts)
-    spec = {"split": split, "validation_at": validation_at, "test_at": test_at, **counts}
+    spec: dict[str, Any] = {"split": split, "validation_at": validation_at, "test_at": test_at, **counts}
     parts = split_of(interactions, spec)
+    if parts.moments is not None and (validation_at, test_at) == (None, None):
+        # of more data, fractions would give other moments, and test events that were learned from
+        spec |= dict(zip(("validation_at", "test_at"), parts.moments, strict=True))
     config = train_config(train, seed, device, max_time)
+    networks = {peer: peer_config(peer, model) for peer in PEERS if peer in baselines}
+    for network in (model, *networks.values()):
+        check_network(network)  # before there is a run folder
 
     def trained(folder: Path, network: ModelConfig) -> tuple[RunFolder, Recommender, FitResult]:
         run = RunFolder(folder, overwrite=overwrite)
@@ -125,9 +133,9 @@ def train(
 
     run, recommender, result = trained(output, model)
     for peer in PEERS:
-        if peer in (baselines or ()):
+        if peer in networks:
             print(f"baseline: {PEERS[peer]}", file=sys.stderr)
-            trained(output / _BASELINES / peer, peer_config(peer, model))
+            trained(output / _BASELINES / peer, networks[peer])
         elif overwrite:  # one of the run that was here
             shutil.rmtree(output / _BASELINES / peer, ignore_errors=True)
     evaluation = measure(recommender, interactions, parts, device, load_peers(output, device))
@@ -155,7 +163,7 @@ def evaluate(
 
     Networks that were trained beside the model (train --baselines) are among them. The split is that of the
     training. Seen items are ranked in one column and left out in the other. Items of the data that came after
-    training are known by their features alone.
+    training are known by their features alone, and no baseline counts their events.
 
     Args:
         model: Folder of the saved model.
@@ -169,6 +177,7 @@ def evaluate(
     Examples:
         mambakit recommendation evaluate --model runs/ml --data ml-latest-small --json
     """
+    from mambakit.domains.recommendation.counting import training_events
     from mambakit.domains.recommendation.new_items import with_new_items
 
     recommender = load_model(model, device)
@@ -178,11 +187,22 @@ def evaluate(
     if [str(name) for name in interactions.items] != recommender.tokenizer.items:
         known = interactions
         recommender, interactions, said = with_new_items(recommender, known)
-        print(said, file=sys.stderr)
+        if said:
+            print(said, file=sys.stderr)
         peers = {name: with_new_items(peer, known)[0] for name, peer in load_peers(model, device).items()}
     else:
         peers = load_peers(model, device)
-    evaluation = measure(recommender, interactions, split_of(interactions, spec), device, peers)
+    tell_of_missing(recommender, interactions)
+    split = dataclasses.replace(split_of(interactions, spec), new=recommender.cold.cpu().numpy())
+    if (n := int(training_events(interactions, split).sum())) != (
+        learned := int(recommender.popularity.sum())
+    ):
+        print(
+            f"note: the model was trained on {learned:,} events; of these data it would be on {n:,}, "
+            "and popularity, bigram and item neighbours count those",
+            file=sys.stderr,
+        )
+    evaluation = measure(recommender, interactions, split, device, peers)
     if json:
         print_json({"data": data, "model": model, **evaluation.to_dict()})
     else:
@@ -238,6 +258,16 @@ def told(added: Added, source: Path) -> Added:
     """What came of new items, said to the person."""
     tell([f"{source}: {len(added.items):,} items are new to the model", *added.notes])
     return added
+
+
+def tell_of_missing(model: Recommender, interactions: Interactions) -> None:
+    """Says if the model reads features of users and none are given: scores are others then."""
+    if model.user_table is not None and interactions.user_features is None:
+        print(
+            "note: the model was trained with features of users, and none are given (--user-features): "
+            "it takes all for users of whom nothing is known",
+            file=sys.stderr,
+        )
 
 
 def load_peers(folder: Path, device: str) -> dict[str, Recommender]:

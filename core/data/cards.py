@@ -30,9 +30,9 @@ class Source:
     mirror: str | None = None
     """Where a mirror folder holds it: ``<domain>/<dataset>/<file>``."""
     compression: str | None = None
-    """``gzip``, ``zip`` or None."""
+    """``gzip``, ``zip``, ``tar`` (also compressed) or None."""
     member: str | None = None
-    """The file's path inside a zip archive."""
+    """The file's path inside an archive."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,21 @@ class CardFile:
     sources: tuple[Source, ...]
     split: str | None = None
     """The split that it holds, where each has a file of its own."""
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """A second way to split a data set, in files of its own, with columns as the card's or its own."""
+
+    files: dict[str, str]
+    """The file of each part: train, validation and test."""
+    rows: dict[str, int]
+    """How many rows each has."""
+    labels: dict[str, str]
+    """Label columns, and whether each is of ``regression`` or ``classification``."""
+    units: dict[str, str]
+    unreadable: int = 0
+    """Rows among them whose sample can't be read."""
 
 
 @dataclass(frozen=True)
@@ -77,13 +92,14 @@ class Card:
     """Provider inside a dependency (``statsmodels.co2``); None for data sets that are downloaded."""
     layout: str = "wide"
     """``wide``, a column a series; ``long``, a row a series and stamp; ``rows``, a row a series; ``pairs``,
-    lines of user and item; ``sequences``, a line a user."""
+    lines of user and item; ``sequences``, a line a user; ``labelled``, a row a sample and its labels;
+    ``lines``, a line a sample."""
     id_column: str | None = None
     """The series' names, where a file holds several."""
     time_parts: tuple[str, ...] = ()
     """Columns that make up a stamp together: year, month, day, hour."""
     target: str | None = None
-    """Of a long table, the column to forecast."""
+    """Of a long table, the column to forecast; of a labelled one, the label meant if none is named."""
     past: tuple[str, ...] = ()
     """Covariates known up to now."""
     future: tuple[str, ...] = ()
@@ -101,6 +117,14 @@ class Card:
     ``users``, ``times``, ``item_names`` or ``user_names``."""
     counts: dict[str, int] = field(default_factory=dict)
     """Of interactions: ``users``, ``items`` and ``events``."""
+    sample_column: str | None = None
+    """Of a labelled table, the samples."""
+    labels: dict[str, str] = field(default_factory=dict)
+    """Label columns, and whether each is of ``regression`` or ``classification``."""
+    unreadable: int = 0
+    """Rows whose sample can't be read, such as SMILES of broken valence."""
+    protocols: dict[str, Protocol] = field(default_factory=dict)
+    """Splits beside the card's own, by name."""
     text: str = ""
     """The Markdown below the head."""
     head: dict[str, Any] = field(default_factory=dict, repr=False)
@@ -159,6 +183,10 @@ def parse_card(text: str, source: str = "card") -> Card:
     unknown = set(facts.get("roles", {})) - {entry["name"] for entry in facts["files"]}
     if unknown:
         raise DataError(f"{source}: roles: there is no file {sorted(unknown)[0]!r}")
+    for protocol, own in facts.get("protocols", {}).items():
+        lost = set(own["files"].values()) - {entry["name"] for entry in facts["files"]}
+        if lost:
+            raise DataError(f"{source}: protocols: {protocol}: there is no file {sorted(lost)[0]!r}")
     for split, (start, stop) in facts.get("splits", {}).items():
         if not start < stop <= facts.get("rows", stop):
             raise DataError(f"{source}: split {split} [{start}, {stop}] is empty or ends after the last row")
@@ -193,6 +221,10 @@ def parse_card(text: str, source: str = "card") -> Card:
         horizon=facts.get("horizon"),
         roles=dict(facts.get("roles", {})),
         counts=dict(facts.get("counts", {})),
+        sample_column=facts.get("sample_column"),
+        labels=dict(facts.get("labels", {})),
+        unreadable=facts.get("unreadable", 0),
+        protocols={name: _protocol(own, facts) for name, own in facts.get("protocols", {}).items()},
         text=body.strip() + "\n",
         head=head,
     )
@@ -200,6 +232,7 @@ def parse_card(text: str, source: str = "card") -> Card:
 
 def render_card(card: Card) -> str:
     """The card as plain Markdown: a table of the facts in the head, then the card's own text."""
+    of_what = "the rows" if card.layout in ("labelled", "lines") else "each series"
     facts = [
         ("name", f"{card.name} ({card.domain})"),
         ("licence", card.head.get("license_name", card.license)),
@@ -216,9 +249,12 @@ def render_card(card: Card) -> str:
         ("known ahead", ", ".join(card.future)),
         ("static", ", ".join(card.static)),
         ("labels", card.label_column),
-        *((f"share, {split}", f"{share:.0%} of each series") for split, share in card.fractions.items()),
+        *((f"label, {kind}", _with_unit(name, card.units)) for name, kind in card.labels.items()),
+        ("not readable", f"{card.unreadable} rows" if card.unreadable else None),
+        *((f"share, {split}", f"{share:.0%} of {of_what}") for split, share in card.fractions.items()),
         ("rows, test", f"the last {card.horizon} of each series" if card.horizon else None),
         *((f"rows, {split}", f"{start:,} to {stop:,}") for split, (start, stop) in card.splits.items()),
+        *((f"protocol {name}", _rendered(own)) for name, own in card.protocols.items()),
         ("comes with", f"{card.embedded} (no download)" if card.embedded else None),
     ]
     for file in card.files:
@@ -239,6 +275,27 @@ _PlainLoader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
+
+
+def _protocol(own: dict[str, Any], facts: dict[str, Any]) -> Protocol:
+    return Protocol(
+        files=dict(own["files"]),
+        rows=dict(own["rows"]),
+        labels=dict(own.get("labels", facts.get("labels", {}))),
+        units={**facts["units"], **own.get("units", {})},
+        unreadable=own.get("unreadable", 0),
+    )
+
+
+def _rendered(protocol: Protocol) -> str:
+    parts = ", ".join(f"{part} {protocol.rows[part]:,}" for part in protocol.files)
+    labels = ", ".join(_with_unit(name, protocol.units) for name in protocol.labels)
+    lost = f"; {protocol.unreadable} rows not readable" if protocol.unreadable else ""
+    return f"{parts}; {labels}{lost}"
+
+
+def _with_unit(name: str, units: dict[str, str]) -> str:
+    return f"{name} ({units[name]})" if name in units else name
 
 
 def _file(entry: dict[str, Any]) -> CardFile:

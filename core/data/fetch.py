@@ -11,6 +11,7 @@ import gzip
 import os
 import shutil
 import sys
+import tarfile
 import tempfile
 import zipfile
 import zlib
@@ -177,6 +178,13 @@ def _opened(stored: Path, source: Source) -> Iterator[BinaryIO]:
         assert source.member is not None, "the card's schema wants a member for a zip"
         with zipfile.ZipFile(stored) as archive, archive.open(source.member) as member:
             yield member  # type: ignore[misc]
+    elif source.compression == "tar":
+        assert source.member is not None, "the card's schema wants a member for a tar"
+        with tarfile.open(stored) as packed:
+            entry = packed.extractfile(source.member)
+            if entry is None:
+                raise KeyError(f"{source.member} is no file")
+            yield entry  # type: ignore[misc]
     else:
         with stored.open("rb") as stream:
             yield stream
@@ -186,7 +194,7 @@ def _opened(stored: Path, source: Source) -> Iterator[BinaryIO]:
 def _damage_named(origin: Path | str) -> Iterator[None]:
     try:
         yield
-    except (EOFError, zlib.error, gzip.BadGzipFile, zipfile.BadZipFile, KeyError) as error:
+    except (EOFError, zlib.error, gzip.BadGzipFile, zipfile.BadZipFile, tarfile.TarError, KeyError) as error:
         raise DataError(f"{origin}: damaged, cannot be unpacked ({error})") from error
 
 

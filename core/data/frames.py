@@ -15,7 +15,14 @@ from numpy.typing import NDArray
 
 from mambakit.core.errors import DataError
 
-_READERS = {".csv": "csv", ".txt": "csv", ".gz": "csv", ".parquet": "parquet", ".pq": "parquet"}
+_READERS = {
+    ".csv": "csv",
+    ".txt": "csv",
+    ".tsv": "csv",
+    ".gz": "csv",
+    ".parquet": "parquet",
+    ".pq": "parquet",
+}
 _ATOMIC = (".inter", ".item", ".user")  # RecBole's tables: parted by tabs, a quote is a letter
 _READERS |= dict.fromkeys(_ATOMIC, "csv")
 # What stands for a missing number in a text column; pyarrow's own list for numbers, which is pandas' too.
@@ -41,7 +48,7 @@ def read_columns(path: Path | str, choose: Choose) -> tuple[pd.DataFrame, list[s
     """Some columns of a CSV (also compressed, ``.csv.gz``) or Parquet file, and the names of all.
 
     A byte order mark, CRLF line ends and blanks around column names are taken off. Columns of text come as
-    categories. Commas, semicolons and tabs part columns, whichever the first line has most of.
+    categories. Commas, semicolons, tabs or bars part columns, whichever the first line has most of.
 
     Raises:
         DataError: If the file can't be read, or names a column twice.
@@ -191,7 +198,7 @@ def _header(path: Path) -> tuple[list[str], str]:
         first = stream.readline()
         if not first.strip():
             raise DataError(f"{path} is empty")
-        delimiter = max(",;\t", key=first.count)
+        delimiter = max(",;\t|", key=first.count)
         return next(csv.reader([first], delimiter=delimiter)), delimiter
 
 

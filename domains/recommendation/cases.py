@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from mambakit.core.errors import DataError
 from mambakit.domains.recommendation.counting import item_counts
+from mambakit.domains.recommendation.data import tied
 from mambakit.domains.recommendation.interactions import Interactions, Split
 
 GROUPINGS = ("gap", "target", "history")
@@ -80,9 +81,8 @@ def cases_of(
         raise DataError(f"there is no {which} event to be foretold{why}")
     user, target = interactions.user[event], interactions.item[event]
     history = event - interactions.offsets[user]
-    has_before = history > 0
-    gap = interactions.time[event] - interactions.time[event - has_before]
-    gap_kind = np.where(np.isnan(gap), "unknown", np.where(has_before & (gap == 0), "tied", "untied"))
+    timeless = np.isnan(interactions.time[event])
+    gap_kind = np.where(timeless, "unknown", np.where(tied(interactions, event), "tied", "untied"))
     cold = item_counts(interactions, split)[target] == 0
     names = [_range(low, high) for low, high in zip(_HISTORY_ENDS, [*_HISTORY_ENDS[1:], None], strict=True)]
     place = np.searchsorted(_HISTORY_ENDS, history, side="right") - 1

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 def training_events(interactions: Interactions, split: Split) -> NDArray[np.bool_]:
     """Which events are learned from, ``(n_events,)``."""
-    return events_until(interactions, split.train_end)
+    known = events_until(interactions, split.train_end)
+    return known if split.new is None else known & ~split.new[interactions.item]
 
 
 def events_until(interactions: Interactions, ends: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -34,7 +35,7 @@ def transitions(interactions: Interactions, split: Split) -> sparse.csr_matrix:
     from scipy import sparse  # here, as a live update counts nothing, and must not wait for it
 
     known = training_events(interactions, split)
-    pairs = known[1:] & (interactions.user[1:] == interactions.user[:-1])
+    pairs = known[1:] & known[:-1] & (interactions.user[1:] == interactions.user[:-1])
     before, after = interactions.item[:-1][pairs], interactions.item[1:][pairs]
     n = interactions.n_items
     return sparse.coo_matrix((np.ones(len(after)), (before, after)), shape=(n, n)).tocsr()
@@ -53,14 +54,24 @@ def users_by_items(interactions: Interactions, split: Split) -> sparse.csr_matri
 
 
 def events_before(
-    interactions: Interactions, events: NDArray[np.int64], most: int | None = None
+    interactions: Interactions,
+    events: NDArray[np.int64],
+    most: int | None = None,
+    *,
+    users: NDArray[np.int64] | None = None,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The events that each event's user had before it, the last ``most`` of them.
+
+    Args:
+        interactions: All events.
+        events: ``(n,)``; with ``users`` also one past a user's last event.
+        most: Of each at most; all by default.
+        users: Whose each is, ``(n,)``; by default the event's own.
 
     Returns:
         Rows into ``events``, non-decreasing, and the events before, in order: ``(n_pairs,)`` int64 each.
     """
-    first = interactions.offsets[interactions.user[events]]
+    first = interactions.offsets[interactions.user[events] if users is None else users]
     if most is not None:
         first = np.maximum(first, events - most)
     return np.repeat(np.arange(len(events)), events - first), stretches(first, events)

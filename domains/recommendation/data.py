@@ -85,6 +85,7 @@ def time_split(
         train_end=interactions.offsets[:-1] + begins,
         validation=np.flatnonzero(late & ~last),
         test=np.flatnonzero(last),
+        moments=(first, second),
     )
     for name, count in (
         ("train", int((~late).sum())),

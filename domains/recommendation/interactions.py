@@ -86,8 +86,12 @@ class Split:
         train_end: ``(n_users,)``: the events of user u from ``offsets[u]`` to here are learned from.
         validation: Events to be foretold while training is watched, ``(n,)`` int64 into the events.
         test: Events to be foretold once, at the end; the validation events before them are known then.
+        new: ``(n_items,)``: items that came after training, whose events are not learned from.
+        moments: Of a split in time the first moments of validation and of test, in seconds as the events'.
     """
 
     train_end: NDArray[np.int64]
     validation: NDArray[np.int64]
     test: NDArray[np.int64]
+    new: NDArray[np.bool_] | None = None
+    moments: tuple[float, float] | None = None

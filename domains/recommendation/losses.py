@@ -1,6 +1,6 @@
 """What training minimises: how well the next item is told from all others, or from some that are drawn.
 
-s+ is the score of the right item, s- one of k drawn ones, among n items.
+s+ is the score of the right item, s- one of k drawn ones, among the n items with a training event.
 
 cross-entropy     -log softmax(s)[right], over all items
 sampled-softmax   -log softmax of s - log(k q) over the right one and the drawn ones, q the odds of each draw;
@@ -27,9 +27,9 @@ def draw_items(odds: Tensor, n: int) -> Tensor:
 
 
 def popularity_odds(item: Tensor, n_items: int, power: float) -> Tensor:
-    """How often each item is drawn: its count, one more for all, to a power; ``(n_items,)``."""
-    counts = torch.bincount(item, minlength=n_items).float() + 1
-    odds = counts**power
+    """How often each item is drawn: its count to a power, never one without any; ``(n_items,)``."""
+    counts = torch.bincount(item, minlength=n_items)
+    odds = counts.float() ** power * (counts > 0)
     return odds / odds.sum()
 
 
@@ -41,15 +41,17 @@ def next_item_loss(
     Args:
         hidden: ``(n, d_model)``.
         target: ``(n,)`` int64.
-        catalogue: All items.
+        catalogue: All items; the bias of those that are never right is minus infinity.
         config: Which loss.
-        odds: Of drawing each item, ``(n_items,)``; all alike if None. Cross-entropy draws none.
+        odds: Of drawing each item, ``(n_items,)``, zero for those that are never right; all others alike if
+            None. Cross-entropy draws none.
     """
     if config.loss == "cross-entropy":
         return linear_cross_entropy(hidden, catalogue.vectors, target, catalogue.bias).mean()
-    n_items = len(catalogue.bias)
+    possible = catalogue.bias.isfinite()
+    n_items = possible.sum()
     if odds is None:
-        odds = torch.full((n_items,), 1 / n_items, device=hidden.device)
+        odds = possible / n_items
     drawn = draw_items(odds, config.n_negatives)
     right = (hidden * catalogue.vectors[target]).sum(-1).float() + catalogue.bias[target]
     wrong = (hidden @ catalogue.vectors[drawn].T.to(hidden.dtype)).float() + catalogue.bias[drawn]
@@ -58,7 +60,7 @@ def next_item_loss(
         wrong = (wrong - (config.n_negatives * odds[drawn]).log()).masked_fill(by_chance, -torch.inf)
         return (torch.cat([right[:, None], wrong], 1).logsumexp(1) - right).mean()
     t = config.gbce_t if config.loss == "gbce" else 0.0
-    alpha = config.n_negatives / max(1, n_items - 1)
+    alpha = config.n_negatives / (n_items - 1).clamp(min=1)
     beta = alpha * (t * (1 - 1 / alpha) + 1 / alpha)
     against = F.softplus(wrong).masked_fill(by_chance, 0.0)
     return (beta * F.softplus(-right) + against.sum(1)).mean()

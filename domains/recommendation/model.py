@@ -25,7 +25,7 @@ from mambakit.core.errors import DataError, UsageError
 from mambakit.core.hub import HubModel
 from mambakit.core.state import State
 from mambakit.domains.recommendation.config import ModelConfig, RecommenderConfig
-from mambakit.domains.recommendation.counting import stretches
+from mambakit.domains.recommendation.counting import events_before
 from mambakit.domains.recommendation.histories import context_batch
 from mambakit.domains.recommendation.interactions import Interactions
 from mambakit.domains.recommendation.tokenizer import N_GAP_BINS, EventTokenizer, bin_elapsed
@@ -111,9 +111,14 @@ class Recommender(nn.Module, HubModel):
         return Catalogue(vectors, bias.masked_fill(self.unknown, -torch.inf))
 
     @property
+    def described(self) -> Tensor:
+        """Items of which some feature is known, ``(n_items,)`` bool."""
+        return (self.item_words > 0).any(1)
+
+    @property
     def unknown(self) -> Tensor:
         """Items of which neither a training event nor a feature is known, ``(n_items,)`` bool."""
-        return self.cold & ~(self.item_words > 0).any(1)
+        return self.cold & ~self.described
 
     def forward(
         self,
@@ -269,13 +274,22 @@ class Recommender(nn.Module, HubModel):
         return x * self.config.model.d_model**0.5
 
 
+def check_network(model: ModelConfig) -> None:
+    """Builds a network without memory for it.
+
+    Raises:
+        UsageError: If it can't be, as ``Recommender`` raises it.
+    """
+    with torch.device("meta"):
+        Recommender(RecommenderConfig(1, model=model))
+
+
 def seen_before(
     interactions: Interactions, users: NDArray[np.int64], ends: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Places ``(row, item)`` of what each user has had before an event, ``ends`` being places of events."""
-    first = interactions.offsets[users]
-    rows = np.repeat(np.arange(len(ends)), ends - first)
-    return rows, interactions.item[stretches(first, ends)]
+    row, at = events_before(interactions, ends, users=users)
+    return row, interactions.item[at]
 
 
 def in_chunks(cases: NDArray[np.int64], n_items: int) -> list[NDArray[np.int64]]:

@@ -77,7 +77,7 @@ def add_items(model: Recommender, items: Features) -> Added:
     if "year" in tokenizer.item_words.edges and "year" not in items.frame:
         items = dated(items) or items  # as films' titles were read in training
     encoded = torch.from_numpy(tokenizer.item_words.encode(items.frame, len(items.names)))
-    had = torch.tensor([name in tokenizer.index for name in items.names])
+    had = torch.tensor([name in tokenizer.index for name in items.names], dtype=torch.bool)
     blank = ~had & ~(encoded > 0).any(1)
     notes = []
     if had.any():
@@ -98,6 +98,8 @@ def add_items(model: Recommender, items: Features) -> Added:
 def with_new_items(model: Recommender, interactions: Interactions) -> tuple[Recommender, Interactions, str]:
     """The recommender with the interactions' further items, the interactions on its catalogue, what to say.
 
+    Nothing is said, and no feature is needed, where the interactions have its items in another order.
+
     Args:
         model: A trained recommender.
         interactions: Events of all items that it was trained on, and of others with features.
@@ -107,11 +109,13 @@ def with_new_items(model: Recommender, interactions: Interactions) -> tuple[Reco
     """
     known, there = model.tokenizer.index, {str(name) for name in interactions.items}
     new = [place for place, name in enumerate(interactions.items) if str(name) not in known]
+    if there == set(known):
+        return model, on_catalogue(model, interactions)[0], ""
     if interactions.item_features is None or model.item_table is None or not there.issuperset(known):
         raise UsageError(
             f"data: it has another catalogue ({interactions.n_items} items, {len(new)} of them new) than the "
-            f"model was trained on ({model.config.n_items}); evaluate on the data of the training, on the "
-            "same with further items and their features, or train anew"
+            f"model was trained on ({len(known)}, of which {len(known.keys() - there)} are not there); "
+            "evaluate on the data of the training, or on the same with further items and their features"
         )
     features = Features(
         "the data", [str(interactions.items[i]) for i in new], interactions.item_features.iloc[new], "items"

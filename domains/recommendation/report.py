@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-
 import pandas as pd
 
 from mambakit.core.training import FitResult, Report, RunFolder
@@ -105,27 +102,6 @@ def add_evaluation(report: Report, evaluation: Evaluation) -> None:
     report.add_table(_group_table(evaluation), "cold: no training event has the target.")
     report.add_heading("What the lists are like")
     report.add_table(_table(evaluation, _is_of_lists), LISTS_NOTE)
-
-
-def write_evaluation(
-    path: Path, evaluation: Evaluation, *, title: str, settings: Mapping[str, object] | None = None
-) -> Path:
-    """Writes the report of an evaluation as one HTML file.
-
-    Args:
-        path: The file.
-        evaluation: What was measured.
-        title: Its heading.
-        settings: What it was run with.
-
-    Returns:
-        The path.
-    """
-    report = Report(title)
-    counts = {"cases": len(evaluation.cases), "users": int(evaluation.cases.user.nunique())}
-    report.add_metrics({**counts, "items": evaluation.n_items, **(settings or {})})
-    add_evaluation(report, evaluation)
-    return report.write(path)
 
 
 def _is_accuracy(name: str) -> bool:

@@ -60,6 +60,7 @@ class RecommenderTask(pl.LightningModule):
         if self.model.item_table is not None and self.loss_config.id_dropout:
             n_items = self.model.config.n_items
             hidden_ids = torch.rand(n_items, device=self.device) < self.loss_config.id_dropout
+            hidden_ids &= self.model.described  # of the others nothing would be left
         catalogue = self.model.catalogue(hidden_ids)
         # what is never the right one is no wrong one either: its features would be learned as unwanted
         catalogue = catalogue._replace(bias=catalogue.bias.masked_fill(self.model.cold, -torch.inf))

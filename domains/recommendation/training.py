@@ -120,11 +120,11 @@ def fit_cold_shift(
 ) -> None:
     """Set what is added to the score of items that are known by their features alone.
 
-    A fifth of the trained items, drawn with the seed, are taken for new ones; the rest is as in
+    A fifth of the trained items with features, drawn with the seed, are taken for new ones; the rest is as in
     ``fit_repeat_shift``: as many of these events are expected to be theirs as are.
     """
     taken = torch.from_numpy(np.random.default_rng(seed).random(model.config.n_items) < _TAKEN_FOR_NEW)
-    taken = taken.to(model.cold.device) & ~model.cold
+    taken = taken.to(model.cold.device) & ~model.cold & model.described
     catalogue, as_new = model.catalogue(), model.catalogue(taken)
     as_new = as_new._replace(bias=as_new.bias.masked_fill(model.cold, -torch.inf))
     odds, hits = [], []

@@ -375,3 +375,74 @@ def test_new_items_are_recommended_by_their_features(
     words = ["export", "--model", run, "--output", str(tmp_path / "served"), "--item-features", str(new)]
     assert main(words) == 0
     assert pd.read_parquet(tmp_path / "served" / "items.parquet")["item"].iloc[-1] == "fresh"
+
+
+def test_grown_and_shuffled_data_are_measured_as_the_model_knows_them(
+    table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    items = pd.DataFrame({"item": [f"i{i}" for i in range(15)], "kind": [f"k{i % 3}" for i in range(15)]})
+    items.to_csv(tmp_path / "items.csv", index=False)
+    users = pd.DataFrame({"user": [f"u{i}" for i in range(60)], "plan": ["free", "paid"] * 30})
+    users.to_csv(tmp_path / "users.csv", index=False)
+    run = str(tmp_path / "run")
+    about_items, about_users = (
+        [f"--{kind}-features", str(tmp_path / f"{kind}s.csv")] for kind in ("item", "user")
+    )
+    words = ["train", "--data", str(table), "--split", "time", "--output", run, *SMALL, *about_items]
+    assert main([*words, *about_users, "--device", "cpu", "--train.max_epochs", "1", "--json"]) == 0
+    trained = json.loads(capsys.readouterr().out)
+
+    def evaluated(data: pd.DataFrame, *more: str) -> tuple[dict, str]:
+        data.to_csv(tmp_path / "given.csv", index=False)
+        given = ["evaluate", "--model", run, "--data", str(tmp_path / "given.csv"), "--device", "cpu"]
+        assert main([*given, *more, "--json"]) == 0
+        said = capsys.readouterr()
+        return json.loads(said.out), said.err
+
+    # each user's own rows stay in order: two are at the same time
+    shuffled = events().sort_values("user", kind="stable", ascending=False)
+    for more in ((), tuple(about_items)):
+        found, said = evaluated(shuffled, *more, *about_users)
+        assert "new items" not in said
+        assert "note: the model was trained" not in said
+        for own, theirs in zip(found["results"], trained["results"], strict=True):
+            assert own["ndcg@10"] == pytest.approx(theirs["ndcg@10"], abs=1e-6), own["scorer"]
+
+    _, said = evaluated(shuffled)
+    missing = "trained with features of users, and none are given (--user-features)"
+    assert missing in said
+    for words in (["recommend", "--k", "2"], ["explain", "--user", "u3", "--k", "1"]):
+        for more, is_said in (([], True), (about_users, False)):
+            assert main([*words, "--model", run, "--input", str(table), *more]) == 0
+            assert (missing in capsys.readouterr().err) == is_said
+    test_at = json.loads((tmp_path / "run" / "split.json").read_text("utf-8"))["test_at"]
+    later = pd.DataFrame(
+        [(f"u{u}", "fresh", 1_700_000_000 - 9 + i) for u in range(60) for i in range(8)]
+        + [(f"u{u}", "fresh", 1_800_000_000 + u) for u in range(60)],
+        columns=["user", "item", "timestamp"],
+    )
+    pd.concat([items, pd.DataFrame({"item": ["fresh"], "kind": ["k1"]})]).to_csv(
+        tmp_path / "items.csv", index=False
+    )
+    grown = pd.concat([events(), later], ignore_index=True)
+    found, said = evaluated(grown, *about_items, *about_users)
+    assert "1 items that came after training" in said
+    assert "note: the model was trained" not in said  # what it learned from is as it was
+    assert found["cases"] == (grown["timestamp"] >= test_at).sum() == trained["cases"] + 60
+    groups = {(row["scorer"], row["group"]): row for row in found["groups"] if row["filter"] == "unfiltered"}
+    assert groups["mambakit", "cold"]["cases"] == 60
+    assert groups["popularity", "cold"]["hr@10"] == 0  # in 480 events, but in none that was learned from
+    more_of_old = pd.concat([grown, later.assign(item="i1")[:9]], ignore_index=True)
+    _, said = evaluated(more_of_old, *about_items, *about_users)
+    assert "note: the model was trained on" in said
+
+
+def test_what_cannot_be_built_leaves_no_folder(
+    table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["train", "--data", str(table), "--output", str(tmp_path / "run"), "--model.d_model", "32"]
+    assert main([*words, "--model.time", "dt", "--model.blocks", "[attention,mlp]"]) == 2
+    assert "time: dt drives dt, which none of the blocks" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+    assert main([*words, "--baselines", "foo"]) == 2
+    assert "--baselines: expected one of 'sasrec', 'gru4rec', got 'foo'" in capsys.readouterr().err

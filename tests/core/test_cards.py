@@ -143,6 +143,14 @@ def test_reads_a_card_of_the_users_own(tmp_path: Path) -> None:
         ("  splits: {train: [0, 80], test: [80, 100]}\n", "", "splits|anyOf|valid under any"),
         ("  rows: 100\n", "  rows: 100\n  roles: {other.csv: future}\n", "there is no file 'other.csv'"),
         ("  rows: 100\n", "  rows: 100\n  layout: tall\n", "layout"),
+        ("  rows: 100\n", "  rows: 100\n  labels: {y: ranking}\n", "labels.y: 'ranking' is not one of"),
+        (
+            "  rows: 100\n",
+            "  rows: 100\n  protocols: {old: {files: {train: a, validation: b, test: c}, "
+            "rows: {train: 1, validation: 1, test: 1}}}\n",
+            "protocols: old: there is no file 'a'",
+        ),
+        ("tiny.csv\n  rows", "tiny.csv\n          compression: tar\n  rows", "required|depend"),
     ],
 )
 def test_broken_card_names_the_place(old: str, new: str, reason: str) -> None:

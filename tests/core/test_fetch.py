@@ -8,6 +8,7 @@ import http.server
 import io
 import os
 import random
+import tarfile
 import threading
 import zipfile
 from collections.abc import Iterator
@@ -33,6 +34,18 @@ def zipped(data: bytes, member: str = "inside/data.bin") -> bytes:
     with zipfile.ZipFile(buffer, "w") as archive:
         archive.writestr(member, data)
     return buffer.getvalue()
+
+
+def tarred(data: bytes, member: str = "inside/data.bin") -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+        entry = tarfile.TarInfo(member)
+        entry.size = len(data)
+        archive.addfile(entry, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+PACKERS = {"gzip": gzip.compress, "zip": zipped, "tar": tarred}
 
 
 def card_for(url: str, served: bytes = PLAIN, **source: Any) -> Card:
@@ -205,19 +218,28 @@ class TestNetwork:
             fetch(card_for(server.url))
         assert visible(cache) == []
 
-    @pytest.mark.parametrize("compression", ["gzip", "zip"])
+    @pytest.mark.parametrize("compression", PACKERS)
     def test_unpacks_and_checks_the_plain_bytes(self, server: Server, cache: Path, compression: str) -> None:
-        member = {"member": "inside/data.bin"} if compression == "zip" else {}
-        server.body = gzip.compress(PLAIN) if compression == "gzip" else zipped(PLAIN)
+        member = {} if compression == "gzip" else {"member": "inside/data.bin"}
+        server.body = PACKERS[compression](PLAIN)
         card = card_for(server.url, server.body, compression=compression, **member)
         assert fetch(card)["data.bin"].read_bytes() == PLAIN
         assert visible(cache) == ["data.bin"]
 
         other = bytes(10)
-        server.body = gzip.compress(other) if compression == "gzip" else zipped(other)
+        server.body = PACKERS[compression](other)
         (cache / "data.bin").unlink()
         with pytest.raises(DataError, match="unpacks to other bytes"):
             fetch(card_for(server.url, server.body, compression=compression, **member))
+        assert visible(cache) == []
+
+    @pytest.mark.parametrize("compression", ["zip", "tar"])
+    def test_an_archive_without_the_member_is_damaged(
+        self, server: Server, cache: Path, compression: str
+    ) -> None:
+        server.body = PACKERS[compression](PLAIN)
+        with pytest.raises(DataError, match="damaged, cannot be unpacked"):
+            fetch(card_for(server.url, server.body, compression=compression, member="other.bin"))
         assert visible(cache) == []
 
     def test_next_source_is_tried(self, server: Server, cache: Path) -> None:

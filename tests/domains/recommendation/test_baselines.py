@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 
 from mambakit.core.errors import UsageError
 from mambakit.domains.recommendation.baselines import Bigram, ItemKNN, Popularity
+from mambakit.domains.recommendation.cases import cases_of
+from mambakit.domains.recommendation.counting import transitions
 from mambakit.domains.recommendation.interactions import Interactions, Split
 
 
@@ -49,6 +51,23 @@ def test_bigram_keeps_popularity_apart_beside_large_counts(interactions_of):
     split = Split(train_end=ends, validation=ends[:0], test=ends[:0])
     (row,) = order_of(Bigram(interactions, split).scores(interactions, np.array([1])))
     assert row[:5] == [1, 2, 3, 4, 0]
+
+
+def test_events_of_new_items_are_not_counted(interactions_of):
+    histories = [[0, 5, 1, 2, 0], [2, 1, 5, 5, 0], [5, 0, 1, 0, 1]]
+    whole = interactions_of(histories, n_items=6)
+    split = Split(whole.offsets[1:] - 1, whole.offsets[:0], whole.offsets[1:] - 1, new=np.arange(6) == 5)
+    old = interactions_of([[item for item in one if item != 5] for one in histories], n_items=6)
+    known = Split(old.offsets[1:] - 1, old.offsets[:0], old.offsets[1:] - 1)
+    for kind in (Popularity, ItemKNN):
+        scores = [kind(*one).scores(one[0], one[1].test) for one in ((whole, split), (old, known))]
+        if kind is Popularity:
+            assert scores[0].tolist() == scores[1].tolist()
+        else:
+            assert (kind(whole, split).similarity != kind(old, known).similarity).nnz == 0
+    assert transitions(whole, split).toarray().sum() == 4  # none over an item that is not known
+    targets = cases_of(whole, dataclasses.replace(split, test=np.arange(15))).target_kind
+    assert [kind == "cold" for kind in targets] == (whole.item == 5).tolist()
 
 
 def slow_bigram(interactions: Interactions, split: Split, event: int) -> np.ndarray:

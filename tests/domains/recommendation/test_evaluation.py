@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from mambakit.core.errors import DataError, UsageError
+from mambakit.core.training import Report
 from mambakit.domains.recommendation import plots, report
 from mambakit.domains.recommendation.baselines import Bigram, ItemKNN, Popularity
 from mambakit.domains.recommendation.evaluation import evaluate
@@ -198,8 +199,9 @@ def test_json_text_and_report(larger, tmp_path):
     half = (row["ndcg@10-hi"] - row["ndcg@10-lo"]) / 2
     assert f"{row['ndcg@10']:.4f} ±{half:.4f}" in found.text().splitlines()[2]
     assert "ndcg@5" not in found.text()
-    path = report.write_evaluation(tmp_path / "report.html", found, title="Three <counters>")
-    html = path.read_text("utf-8")
+    page = Report("Three <counters>")
+    report.add_evaluation(page, found)
+    html = page.write(tmp_path / "report.html").read_text("utf-8")
     assert html.count("data:image/png") == 3
     for words in ("Three &lt;counters&gt;", "feature-diversity@10", "Krichene", "left out: 30 events"):
         assert words in html

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from pathlib import Path
 
@@ -16,12 +17,15 @@ from mambakit.domains.recommendation.baselines import Popularity
 from mambakit.domains.recommendation.config import PRESET_TRAIN, LossConfig, ModelConfig
 from mambakit.domains.recommendation.data import leave_one_out
 from mambakit.domains.recommendation.embedded import Shop, make_shop
+from mambakit.domains.recommendation.features import Features
+from mambakit.domains.recommendation.histories import Histories
 from mambakit.domains.recommendation.interactions import Interactions
 from mambakit.domains.recommendation.live import LiveRecommender
 from mambakit.domains.recommendation.model import Recommender, seen_before
 from mambakit.domains.recommendation.new_items import add_items, read_new_items, with_new_items
 from mambakit.domains.recommendation.recommending import Shown, on_catalogue, recommend
 from mambakit.domains.recommendation.store.records import Record
+from mambakit.domains.recommendation.task import RecommenderTask
 from mambakit.domains.recommendation.training import fit_cold_shift, train_recommender
 
 TINY = ModelConfig(d_model=32, n_layers=1, d_state=8, head_dim=8, dropout=0.0, embedding_dropout=0.0)
@@ -169,6 +173,41 @@ def test_an_item_without_training_events_is_not_known_by_its_id(
         recommend(longer, given, 100, shown=Shown(filter_seen=False))
 
 
+def test_items_in_another_order_are_not_new(whole: Interactions, model: Recommender) -> None:
+    old = without(whole, np.arange(0, 100, NEW))
+    order = np.random.default_rng(0).permutation(90)
+    assert old.item_features is not None
+    features = old.item_features.iloc[order].reset_index(drop=True)
+    shuffled = dataclasses.replace(old, items=old.items[order], item=np.argsort(order)[old.item])
+    events = old.offsets[1:] - 1
+    for known in (None, features):
+        found, given, said = with_new_items(model, dataclasses.replace(shuffled, item_features=known))
+        assert (found, said) == (model, "")
+        assert torch.equal(found.scores(given, events), model.scores(old, events))
+    assert add_items(model, Features("none", [], features[:0], "items")).model is model
+
+
+def test_items_without_features_are_never_taken_for_new_ones(whole: Interactions, model: Recommender) -> None:
+    old = without(whole, np.arange(0, 100, NEW))
+    model = copy.deepcopy(model)
+    model.item_words[::2] = 0
+    task = RecommenderTask(
+        model, old, old.item, old.offsets[1:] - 1, PRESET_TRAIN, LossConfig(id_dropout=1.0)
+    )
+    task.log = lambda *args, **kwargs: None  # type: ignore[method-assign]
+    histories = Histories(old, old.offsets[1:] - 1, model.tokenizer, max_length=200, row_length=200)
+    task.training_step(next(iter(histories.loader(200))), 0).backward()
+    learned = model.ids.weight.grad[:90].abs().sum(1) > 0
+    assert torch.equal(learned, ~model.described & ~model.cold)
+    # half of the items have no word; of the others a fifth is drawn
+    events = old.offsets[1:] - 2
+    fit_cold_shift(model, old, events, seed=3)
+    taken = (np.random.default_rng(3).random(90) < 0.2) & model.described.numpy() & ~model.cold.numpy()
+    odds = expected_of(model, old, events, taken)
+    came = int(taken[old.item[events]].sum())
+    assert odds == pytest.approx((came + 0.5) * len(events) / (len(events) + 1), abs=1e-2)
+
+
 def test_models_and_data_without_features_refuse_new_items(whole: Interactions, model: Recommender) -> None:
     with pytest.raises(UsageError, match=r"another catalogue .100 items, 10 of them new"):
         with_new_items(model, dataclasses.replace(whole, item_features=None))
@@ -178,17 +217,21 @@ def test_models_and_data_without_features_refuse_new_items(whole: Interactions, 
         add_items(plain, read_new_items(pd.DataFrame({"item": ["x"], "category": ["books"]})))
 
 
+def expected_of(model: Recommender, old: Interactions, events: np.ndarray, taken: np.ndarray) -> float:
+    """Of how many events some items are expected, known by their features and shifted as new ones are."""
+    hidden = model.hidden(old, old.user[events], events, model.catalogue())
+    as_new = model.catalogue(torch.from_numpy(taken))
+    score = model.score(hidden, as_new, seen_before(old, old.user[events], events)).detach()
+    score[:, model.cold] = -torch.inf
+    score[:, taken] += model.cold_shift
+    return float(score.softmax(1)[:, taken].sum())
+
+
 def test_as_many_new_items_are_expected_as_come(whole: Interactions, model: Recommender) -> None:
     old = without(whole, np.arange(0, 100, NEW))
     events = old.offsets[1:] - 2
     fit_cold_shift(model, old, events, seed=3)
-    cold = model.cold.numpy()
-    taken = (np.random.default_rng(3).random(90) < 0.2) & ~cold  # which the fit takes for new ones
-    as_new = model.catalogue(torch.from_numpy(taken))
-    hidden = model.hidden(old, old.user[events], events, model.catalogue())
-    score = model.score(hidden, as_new, seen_before(old, old.user[events], events)).detach()
-    score[:, cold] = -torch.inf
-    score[:, taken] += model.cold_shift
+    taken = (np.random.default_rng(3).random(90) < 0.2) & ~model.cold.numpy()  # taken for new ones
     came = int(taken[old.item[events]].sum())
     n = len(events)
-    assert float(score.softmax(1)[:, taken].sum()) == pytest.approx((came + 0.5) * n / (n + 1), abs=1e-2)
+    assert expected_of(model, old, events, taken) == pytest.approx((came + 0.5) * n / (n + 1), abs=1e-2)

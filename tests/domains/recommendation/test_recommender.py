@@ -279,6 +279,24 @@ def test_losses_are_their_formulas() -> None:
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("loss", ["sampled-softmax", "gbce", "bce"])
+def test_sampled_losses_are_the_same_beside_cold_items(loss: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    hidden, vectors = torch.randn(50, 8, generator=generator), torch.randn(30, 8, generator=generator)
+    target = torch.randint(20, (50,), generator=generator)
+    bias = torch.zeros(30).index_fill(0, torch.arange(20, 30), -torch.inf)
+    config = LossConfig(loss=loss, n_negatives=100_000)  # type: ignore[arg-type]
+    odds = popularity_odds(torch.arange(20).repeat(3), 30, 0.5)
+    assert not odds[20:].any()
+    torch.testing.assert_close(odds[:20], torch.full((20,), 1 / 20))
+    found = []
+    for n, own in ((20, None), (30, None), (30, odds)):
+        torch.manual_seed(0)
+        found.append(next_item_loss(hidden, target, Catalogue(vectors[:n], bias[:n]), config, own))
+    torch.testing.assert_close(found[1], found[0], rtol=0.01, atol=0.0)
+    torch.testing.assert_close(found[2], found[1])
+
+
 @pytest.mark.parametrize("repeats", [True, False])
 def test_repeat_shift_follows_how_often_users_repeat(repeats: bool) -> None:
     n_items, rows = 20, []

@@ -1,0 +1,212 @@
+"""Goal-directed design beside what others published: Saturn's part-1 task and the RDKit-only oracles of PMO.
+
+    python benchmarks/molecules_design.py runs/zinc250k-lm --jobs 8 --gpus 0 1
+    python benchmarks/molecules_design.py runs/zinc250k-lm --tasks saturn-part1 --seeds 0 --device cpu
+    python benchmarks/molecules_design.py runs/zinc250k-lm --tasks qed median1 --budget 500
+
+The first argument is a language model's folder (mambakit molecules pretrain --data zinc250k). Saturn's task
+has a budget of 1,000 unique oracle calls; a hit has a reward of 0.7 or more, before the diversity filter. Its
+published run is one seed with a ChEMBL 33 prior. PMO has 10,000 calls; the area under the mean of the best
+ten is taken every 100 calls, and a run that ends early keeps its last mean. PMO asks for no diversity: no
+filter and no purge there.
+
+Each run keeps its folder under --output: what is stopped goes on when the same command is given again. Rows
+are written to results/molecules_design.json for tasks of which all runs are done, unless --budget or --set is
+given.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+SATURN, SATURN_BUDGET, PMO_BUDGET, HIT = "saturn-part1", 1_000, 10_000, 0.7
+# Of the run that Saturn's repository ships (experimental_reproduction/part_1/oracle_history.csv).
+SATURN_RUN = {"hits": 125, "scaffolds": 61, "first": 608, "tenth": 762, "hundredth": 972}
+# AUC top-10 as Table 1 of f-RAG (Lee et al. 2024) prints them: f-RAG, Genetic-GFN, REINVENT.
+PUBLISHED = {
+    "albuterol_similarity": (0.977, 0.949, 0.882),
+    "amlodipine_mpo": (0.749, 0.761, 0.635),
+    "celecoxib_rediscovery": (0.778, 0.802, 0.710),
+    "deco_hop": (0.936, 0.733, 0.666),
+    "fexofenadine_mpo": (0.856, 0.856, 0.784),
+    "isomers_c7h8n2o2": (0.955, 0.969, 0.852),
+    "isomers_c9h10n2o2pf2cl": (0.850, 0.897, 0.642),
+    "median1": (0.340, 0.379, 0.356),
+    "median2": (0.323, 0.294, 0.276),
+    "mestranol_similarity": (0.671, 0.708, 0.618),
+    "osimertinib_mpo": (0.866, 0.860, 0.837),
+    "perindopril_mpo": (0.681, 0.595, 0.537),
+    "qed": (0.939, 0.942, 0.941),
+    "ranolazine_mpo": (0.820, 0.819, 0.760),
+    "scaffold_hop": (0.576, 0.615, 0.560),
+    "sitagliptin_mpo": (0.601, 0.634, 0.021),
+    "thiothixene_rediscovery": (0.584, 0.583, 0.534),
+    "troglitazone_rediscovery": (0.448, 0.511, 0.441),
+    "valsartan_smarts": (0.627, 0.135, 0.178),
+    "zaleplon_mpo": (0.486, 0.552, 0.358),
+}
+METHODS = ("f-RAG (published)", "Genetic-GFN (published)", "REINVENT (published)")
+
+
+def run_job(job: dict[str, Any]) -> dict[str, Any]:
+    """One task with one seed, taken up where it was."""
+    import torch
+
+    from mambakit.core.training import RunFolder, resolve_device
+    from mambakit.domains.molecules.design.agent import Agent
+    from mambakit.domains.molecules.design.config import DesignConfig
+    from mambakit.domains.molecules.design.measures import auc_top, hits, top_mean
+    from mambakit.domains.molecules.design.objective_file import load_objective
+    from mambakit.domains.molecules.design.optimise import Design
+
+    torch.set_num_threads(1)
+    own = {} if job["task"] == SATURN else {"bucket_size": 0, "purge": False}
+    config = dataclasses.replace(DesignConfig(), **own, **job["changes"])
+    run = RunFolder(Path(job["output"]) / f"{job['task']}-{job['seed']}")
+    run.start({**{key: job[key] for key in ("task", "seed", "model")}, "design": config}, seed=job["seed"])
+    agent = Agent.load(Path(job["model"]), resolve_device(job["device"]))
+    objective = load_objective(job["task"])
+    design = Design(agent, objective, run, budget=job["budget"], config=config, seed=job["seed"])
+    began, before = time.monotonic(), len(design.history)
+    designed = design.run(max_time_s=job["max_time"])
+    seconds, history = time.monotonic() - began, designed.history
+    rewards = history.rewards
+    return {
+        **job,
+        "stopped": designed.stopped,
+        "calls": len(history),
+        "seconds": round(seconds, 1),
+        "calls_per_s": round((len(history) - before) / seconds, 2),
+        "valid": round(1 - designed.counts.invalid / max(designed.counts.sampled, 1), 4),
+        "top10": round(top_mean(rewards), 4),
+        "auc_top10": round(auc_top(rewards, job["budget"]), 4),
+        **hits(rewards, [one.scaffold for one in history.calls], HIT),
+    }
+
+
+def saturn_rows(done: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of Saturn's task: means over seeds beside the published run; where a hit never came, no mean."""
+    from rows import row
+
+    seeds = sorted(job["seed"] for job in done)
+    units = {
+        "hits": f"molecules at reward {HIT} or more in {SATURN_BUDGET} calls",
+        "scaffolds": "Murcko scaffolds of the hits",
+        **{name: f"oracle call of the {name} hit" for name in ("first", "tenth", "hundredth")},
+    }
+    made = []
+    for name, unit in units.items():
+        values = [job[name] for job in done]
+        whole = None not in values
+        what = f"molecules/{SATURN}/{name if name in ('hits', 'scaffolds') else f'{name}-hit'}"
+        made.append(
+            row(
+                what,
+                round(statistics.mean(values), 1) if whole else None,
+                unit,
+                peers={"Saturn (published, one seed, ChEMBL prior)": SATURN_RUN[name]},
+                spread=round(statistics.pstdev(values), 1) if whole else None,
+                seeds=seeds,
+            )
+        )
+    return made
+
+
+def pmo_rows(done: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A row an oracle, and their sum where all twenty are done with the same seeds."""
+    from rows import row
+
+    made, sums = [], {}
+    seeds = sorted({job["seed"] for job in done})
+    for task, published in PUBLISHED.items():
+        values = {job["seed"]: job["auc_top10"] for job in done if job["task"] == task}
+        if sorted(values) != seeds:
+            continue
+        sums[task] = values
+        made.append(
+            row(
+                f"molecules/pmo-20/auc-top10/{task}",
+                round(statistics.mean(values.values()), 3),
+                f"area under the mean of the best ten, {PMO_BUDGET} calls",
+                peers=dict(zip(METHODS, published, strict=True)),
+                spread=round(statistics.pstdev(values.values()), 3),
+                seeds=seeds,
+            )
+        )
+    if len(sums) == len(PUBLISHED):
+        totals = [sum(values[seed] for values in sums.values()) for seed in seeds]
+        columns = zip(*PUBLISHED.values(), strict=True)
+        peers = {name: round(sum(column), 2) for name, column in zip(METHODS, columns, strict=True)}
+        made.append(
+            row(
+                "molecules/pmo-20/sum-auc-top10",
+                round(statistics.mean(totals), 3),
+                f"sum over 20 oracles, {PMO_BUDGET} calls each",
+                peers=peers,
+                spread=round(statistics.pstdev(totals), 3),
+                seeds=seeds,
+            )
+        )
+    return made
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("model", help="folder of a language model")
+    parser.add_argument("--tasks", nargs="+", default=[SATURN, *PUBLISHED], choices=[SATURN, *PUBLISHED])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
+    parser.add_argument("--jobs", type=int, default=1, help="processes at once")
+    parser.add_argument("--gpus", nargs="*", default=[], help="which accelerators the processes share")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda")
+    parser.add_argument("--budget", type=int, help="oracle calls, for a quick look")
+    parser.add_argument("--max-time", type=float, help="seconds a run; it goes on with the next command")
+    parser.add_argument("--output", default="runs/molecules-design", help="where the runs are kept")
+    parser.add_argument("--set", dest="given", nargs="*", default=[], metavar="FIELD=JSON")
+    arguments = parser.parse_args()
+    pairs = (one.partition("=") for one in arguments.given)
+    changes = {key: json.loads(value) for key, _, value in pairs}
+    jobs = [
+        {
+            "task": task,
+            "seed": seed,
+            "model": arguments.model,
+            "budget": arguments.budget or (SATURN_BUDGET if task == SATURN else PMO_BUDGET),
+            "device": arguments.device,
+            "max_time": arguments.max_time,
+            "output": arguments.output,
+            "changes": changes,
+        }
+        for seed in arguments.seeds
+        for task in arguments.tasks
+    ]
+    from processes import run_all
+
+    def tell(job: dict[str, Any], seconds: float) -> None:
+        left_out = ("model", "device", "max_time", "output", "changes")
+        shown = {key: value for key, value in job.items() if key not in left_out}
+        print(json.dumps({**shown, "at": round(seconds)}), flush=True)
+
+    done = run_all(run_job, jobs, arguments.jobs, tell=tell, gpus=arguments.gpus)
+    whole = [job for job in done if "error" not in job and job["stopped"] != "max-time"]
+    if changes or arguments.budget:
+        return
+    rows = []
+    saturn = [job for job in whole if job["task"] == SATURN]
+    if len(saturn) == len(arguments.seeds):
+        rows += saturn_rows(saturn)
+    rows += pmo_rows([job for job in whole if job["task"] != SATURN])
+    if rows:
+        from rows import write_rows
+
+        print(write_rows("molecules_design", rows))
+
+
+if __name__ == "__main__":
+    main()

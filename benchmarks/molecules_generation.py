@@ -1,0 +1,156 @@
+"""The preset on ZINC250k: molecules drawn from it, measured beside held-out ones and a 6-gram model.
+
+    python benchmarks/molecules_generation.py --seeds 0 1 2 --device cuda
+    python benchmarks/molecules_generation.py --set train.max_epochs=10 corpus.randomize=0 --n 2000
+
+A seed draws the parts of the data, the weights and the samples. The weights are those of the lowest
+validation loss; temperature 1, no truncation. Validity is of all samples, the other measures as
+domains/molecules/language/metrics.py has them, of the first 10,000. Runs with ``--set`` or ``--limit`` write
+no rows; others write results/molecules-generation.json. ``--keep FOLDER`` keeps runs and models, and resumes
+those that were killed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from mambakit.core.training import RunFolder, resolve_device
+from mambakit.domains.molecules.cards import load_molecules
+from mambakit.domains.molecules.language.config import PRESET_CORPUS, PRESET_MODEL, PRESET_TRAIN
+from mambakit.domains.molecules.language.corpus import make_corpus
+from mambakit.domains.molecules.language.quality import BASELINE, HELD_OUT, SAMPLES, measure
+from mambakit.domains.molecules.language.sampling import SamplingConfig, sample
+from mambakit.domains.molecules.language.training import train_language_model
+from mambakit.domains.molecules.molecules import Molecules
+from rows import row, write_rows
+
+MEASURES = {
+    "valid": "of samples",
+    "unique@10k": "of valid samples",
+    "novel": "of unique samples",
+    "kl": "GuacaMol KL score",
+    "int-div": "1 - mean Tanimoto",
+    "snn-held-out": "mean Tanimoto",
+    "scaf-held-out": "cosine",
+    "snn-train": "mean Tanimoto",
+    "scaf-train": "cosine",
+}
+
+
+def first(molecules: Molecules, most: int | None) -> Molecules:
+    """The first so many."""
+    if most is None:
+        return molecules
+    return dataclasses.replace(
+        molecules, rows=molecules.rows[:most], smiles=molecules.smiles[:most], labels=molecules.labels[:most],
+        table=None, parts=None,
+    )  # fmt: skip
+
+
+def run_seed(molecules: Molecules, seed: int, arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Trains with one seed, draws and measures."""
+    configs: dict[str, Any] = {
+        "model": PRESET_MODEL,
+        "corpus": PRESET_CORPUS,
+        "train": dataclasses.replace(
+            PRESET_TRAIN, seed=seed, device=arguments.device, num_workers=arguments.workers
+        ),
+    }
+    for change in arguments.given:
+        name, _, value = change.partition("=")
+        part, _, field = name.partition(".")
+        configs[part] = dataclasses.replace(configs[part], **{field: json.loads(value)})
+    began = time.monotonic()
+    corpus = make_corpus(molecules, configs["corpus"], seed=seed)
+    model, result = train_language_model(
+        corpus,
+        RunFolder(folder / f"seed-{seed}"),
+        model_config=configs["model"],
+        corpus_config=configs["corpus"],
+        train_config=configs["train"],
+    )
+    model.save_pretrained(folder / f"seed-{seed}")
+    trained = time.monotonic()
+    model.to(resolve_device(arguments.device))
+    config = SamplingConfig(n=arguments.n, seed=seed, batch_size=arguments.batch)
+    drawn = [one.smiles for one in sample(model, config)]
+    seconds = time.monotonic() - trained
+    assert model.reference is not None
+    rows = {one["molecules"]: one for one in measure(drawn, model.reference).rows}
+    return {
+        "seed": seed,
+        "parameters": sum(one.numel() for one in model.parameters()),
+        "bits_per_token": result.best_score / math.log(2),
+        "epochs": result.epochs,
+        "training_seconds": round(trained - began, 1),
+        "samples_per_second": round(arguments.n / seconds, 1),
+        "rows": rows,
+    }
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--data", default="zinc250k")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--workers", type=int, default=0, help="processes that write SMILES anew")
+    parser.add_argument("--n", type=int, default=10_000, help="molecules to draw")
+    parser.add_argument("--batch", type=int, default=1000, help="drawn at once")
+    parser.add_argument("--limit", type=int, help="learn from the first so many alone, to try it out")
+    parser.add_argument("--keep", type=Path, help="a folder for the runs")
+    parser.add_argument("--set", dest="given", nargs="*", default=[], metavar="PART.FIELD=JSON")
+    arguments = parser.parse_args()
+    molecules = first(load_molecules(arguments.data, tasks=()), arguments.limit)
+    done = []
+    with tempfile.TemporaryDirectory() as temporary:
+        for seed in arguments.seeds:
+            done.append(run_seed(molecules, seed, arguments, arguments.keep or Path(temporary)))
+            print(json.dumps(done[-1]), flush=True)
+    if arguments.given or arguments.limit:
+        return
+
+    def over_seeds(of: str, measure: str) -> list[float]:
+        return [one["rows"][of][measure] for one in done if of in one["rows"]]
+
+    made = []
+    for name, unit in MEASURES.items():
+        values = over_seeds(SAMPLES, name)
+        peers = {
+            of: round(statistics.mean(over_seeds(of, name)), 4)
+            for of in (HELD_OUT, BASELINE)
+            if not (of == HELD_OUT and name.endswith("held-out"))
+        }
+        made.append(
+            row(
+                f"molecules/{arguments.data}/generation/{name}",
+                round(statistics.mean(values), 4),
+                unit,
+                peers=peers,
+                spread=round(statistics.pstdev(values), 4),
+                seeds=arguments.seeds,
+            )
+        )
+    bits = [one["bits_per_token"] for one in done]
+    made.append(
+        row(
+            f"molecules/{arguments.data}/generation/bits-per-token",
+            round(statistics.mean(bits), 4),
+            "bits a token of canonical SMILES",
+            spread=round(statistics.pstdev(bits), 4),
+            seeds=arguments.seeds,
+        )
+    )
+    print(write_rows("molecules-generation", made))
+
+
+if __name__ == "__main__":
+    main()

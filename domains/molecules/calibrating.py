@@ -1,0 +1,62 @@
+"""Temperatures, conformal intervals and sets from the validation molecules, saved with the model.
+
+These molecules also chose when training stopped, so that the promise is a little too bright; the coverage on
+test molecules stands beside it in every evaluation.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mambakit.core.calibration import Calibrator, ConformalSets, SplitConformal, TemperatureScaling
+from mambakit.domains.molecules.inputs import MoleculeInputs
+from mambakit.domains.molecules.model import PropertyModel
+from mambakit.domains.molecules.prediction import (
+    INTERVAL,
+    SETS,
+    TEMPERATURE,
+    centre,
+    in_units,
+    outputs_of,
+    tasks_by_kind,
+)
+from mambakit.domains.molecules.task import combined
+
+
+def calibrate(model: PropertyModel, inputs: MoleculeInputs, labels: NDArray[np.float64]) -> None:
+    """Fit the calibrators of a trained model; tasks without labels of both kinds get no temperature.
+
+    Args:
+        model: Its ``calibrators`` are replaced.
+        inputs: Validation molecules, written in as many ways as predictions will be.
+        labels: In their own units, ``(n, n_tasks)``; NaN where unknown.
+    """
+    model.calibrators = {}
+    output, _ = outputs_of(model, inputs)
+    target = torch.from_numpy(labels)
+    numbers, classes = tasks_by_kind(model)
+    fitted: dict[str, Calibrator] = {}
+    if numbers:
+        conformal = SplitConformal("residual" if output.quantiles is None else "quantile")
+        said = centre(model, output, conformal.score)[:, numbers]
+        fitted[INTERVAL] = conformal.fit(said, target[:, numbers])
+    is_class = torch.tensor([task.kind == "classification" for task in model.config.tasks])
+    logits = combined(output, is_class)
+    for task in classes:
+        there = ~target[:, task].isnan()
+        known = target[there, task].long()
+        if len(known.unique()) < 2:
+            continue
+        z = logits[there, task]
+        fitted[TEMPERATURE.format(task)] = TemperatureScaling().fit(torch.stack([0 * z, z], -1), known)
+    model.calibrators = fitted
+    value = torch.from_numpy(in_units(model, output)[0])
+    for task in classes:
+        there = ~target[:, task].isnan()
+        if there.any():
+            p = value[there, task]
+            sets = ConformalSets("lac").fit(torch.stack([1 - p, p], -1), target[there, task].long())
+            fitted[SETS.format(task)] = sets
+    model.calibrators = fitted

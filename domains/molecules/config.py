@@ -1,0 +1,170 @@
+"""What a property model is made of, and the preset that small sets are trained with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+from mambakit.core.backbone import BackboneConfig
+from mambakit.core.errors import UsageError
+from mambakit.core.training import TrainConfig
+from mambakit.domains.molecules.molecules import Task
+
+Features = Literal["none", "descriptors", "ecfp", "both"]
+Uncertainty = Literal["none", "quantiles", "normal"]
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The shape of the network; the defaults are the preset."""
+
+    members: int = 3
+    """Networks, begun and trained apart, that are averaged; how far they differ is the uncertainty of not
+    having seen enough. Each costs as much as another."""
+    sequence: bool = True
+    """Read the SMILES; without, only the features are looked at."""
+    d_model: int = 64
+    """Width of the stack that reads SMILES."""
+    blocks: list[str] = field(default_factory=lambda: ["mamba2"])
+    """Kinds of block in a layer."""
+    n_layers: int = 2
+    """How many times they are stacked."""
+    d_state: int = 32
+    """State size of the Mamba blocks."""
+    head_dim: int = 32
+    """Channels a head of the Mamba blocks."""
+    features: Features = "both"
+    """What is read beside the SMILES: RDKit descriptors, counts of circular fragments (ecfp), both, none."""
+    d_hidden: int = 256
+    """Width of what the features become, and of the layers before the outputs."""
+    n_hidden: int = 1
+    """Layers between what was read and the outputs."""
+    dropout: float = 0.1
+    """Share of each block's output that is dropped while training."""
+    head_dropout: float = 0.3
+    """Share of features and hidden activations that is dropped while training."""
+    uncertainty: Uncertainty = "quantiles"
+    """How the width of a regression's interval is learned; none has one width for all molecules."""
+    test_smiles: int = 8
+    """Ways of writing each molecule that a prediction is averaged over, the canonical one first; 1 is off."""
+    max_tokens: int = 512
+    """Longer SMILES are cut there for the sequence model; features see the whole molecule."""
+
+    def __post_init__(self) -> None:
+        least = ("members", "d_model", "n_layers", "d_state", "head_dim", "d_hidden", "test_smiles")
+        for name in least:
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        if self.n_hidden < 0:
+            raise UsageError(f"n_hidden: expected at least 0, got {self.n_hidden}")
+        if self.max_tokens < 2:
+            raise UsageError(f"max_tokens: expected at least 2, got {self.max_tokens}")
+        for name in ("dropout", "head_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UsageError(f"{name}: expected a share from 0 to below 1, got {getattr(self, name)}")
+        for name, kind in (("features", Features), ("uncertainty", Uncertainty)):
+            if getattr(self, name) not in get_args(kind):
+                raise UsageError(
+                    f"{name}: expected one of {', '.join(get_args(kind))}, got {getattr(self, name)!r}"
+                )
+        if not self.sequence and self.features == "none":
+            raise UsageError("sequence, features: a model without both has nothing to read")
+
+    @property
+    def reads_descriptors(self) -> bool:
+        """Whether descriptors are read."""
+        return self.features in ("descriptors", "both")
+
+    @property
+    def reads_ecfp(self) -> bool:
+        """Whether fragment counts are read."""
+        return self.features in ("ecfp", "both")
+
+    def backbone(self) -> BackboneConfig:
+        """The stack that reads SMILES, both ways."""
+        options = {"d_state": self.d_state, "head_dim": self.head_dim}
+        return BackboneConfig(
+            d_model=self.d_model,
+            layers=list(self.blocks),
+            repeat=self.n_layers,
+            block_options={"mamba2": options} if "mamba2" in self.blocks else {},
+            bidirectional=True,
+            dropout=self.dropout,
+        )
+
+
+@dataclass(frozen=True)
+class PropertyConfig:
+    """A network and the properties it is for: what ``config.json`` holds."""
+
+    tasks: list[Task]
+    """The properties, in the order of the outputs."""
+    mean: list[float]
+    """Of each property's training labels; 0 for a classification."""
+    deviation: list[float]
+    """Standard deviation of each property's training labels; 1 for a classification."""
+    n_ids: int
+    """Size of the vocabulary."""
+    backbone: BackboneConfig
+    """The stack that reads SMILES."""
+    n_descriptors: int = 0
+    """Descriptors that are read."""
+    n_ecfp: int = 0
+    """Counts of circular fragments that are read."""
+    trained_on: str = ""
+    """Name of the data."""
+    n_trained: int = 0
+    """Molecules of the training split."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """The shape of the rest."""
+
+    def __post_init__(self) -> None:
+        if not self.tasks:
+            raise UsageError("tasks: expected one or more")
+        for name in ("mean", "deviation"):
+            if len(getattr(self, name)) != len(self.tasks):
+                raise UsageError(
+                    f"{name}: expected one for each of {len(self.tasks)} tasks, "
+                    f"got {len(getattr(self, name))}"
+                )
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """What training minimises, and what is done to the molecules."""
+
+    random_smiles: float = 0.9
+    """Share of the molecules of a step that are written in another way than the canonical one."""
+    hidden_tokens: float = 0.02
+    """Share of the tokens that a step does not know, as it does those that training had not."""
+    feature_noise: float = 0.0
+    """Deviation of the noise on the scaled descriptors."""
+    interval_weight: float = 0.2
+    """Weight of the quantiles' (or normal distribution's) loss beside that of the value itself."""
+    pretrained_lr: float = 0.3
+    """The stack of a pretrained language model learns at this share of the learning rate."""
+
+    def __post_init__(self) -> None:
+        for name in ("random_smiles", "hidden_tokens"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UsageError(f"{name}: expected a share from 0 to 1, got {getattr(self, name)}")
+        for name in ("feature_noise", "interval_weight", "pretrained_lr"):
+            if not getattr(self, name) >= 0:
+                raise UsageError(f"{name}: expected at least 0, got {getattr(self, name)}")
+
+
+# Small enough for a CPU. Features were chosen by validation on ESOL and BBBP (ibm-split): descriptors alone
+# were better on ESOL, counts of fragments beside them on BBBP.
+PRESET_MODEL = ModelConfig()
+PRESET_LOSS = LossConfig()
+PRESET_TRAIN = TrainConfig(
+    max_epochs=30,
+    batch_size=32,
+    lr=1e-3,
+    weight_decay=0.05,
+    warmup_fraction=0.1,
+    final_lr_fraction=0.01,
+    ema_decay=0.99,
+    patience=10,
+    precision="32-true",
+)

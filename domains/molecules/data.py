@@ -1,0 +1,198 @@
+"""The data of a training run: loaded, split and recorded, so that an evaluation finds the same molecules.
+
+Beside the model lie ``split.json``, which says how to make the split again, and ``training_molecules.csv``,
+the molecules and labels that baselines are fitted on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from mambakit.core.errors import DataError, UsageError
+from mambakit.core.training.run_folder import write_atomically
+from mambakit.domains.molecules.cards import load_molecules, molecule_cards
+from mambakit.domains.molecules.leaks import leaks
+from mambakit.domains.molecules.molecules import Molecules, Split, Task
+from mambakit.domains.molecules.splits import split_molecules
+
+SPLIT_FILE, TRAINING_FILE = "split.json", "training_molecules.csv"
+_DEFAULT = "scaffold"
+_PARTS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """What a user said of the data.
+
+    Attributes:
+        data: A card's name, or a path.
+        split: The protocol; None for the default.
+        split_column: Of ``column``.
+        smiles_column: Of files.
+        tasks: Label columns; None for the default.
+        units: Of some tasks, ``TASK=UNIT`` each.
+        largest_component: Whether salts lose their small components.
+        seed: Of the split.
+    """
+
+    data: str
+    split: str | None = None
+    split_column: str | None = None
+    smiles_column: str | None = None
+    tasks: list[str] | None = None
+    units: list[str] | None = None
+    largest_component: bool = False
+    seed: int = 0
+
+    @property
+    def protocol(self) -> str:
+        """The one asked for; column where a split column is named; scaffold."""
+        return self.split or ("column" if self.split_column else _DEFAULT)
+
+
+def load(spec: DataSpec) -> tuple[Molecules, Split]:
+    """The molecules and their split.
+
+    Raises:
+        UsageError, DataError: As ``load_molecules`` and ``split_molecules``; or on units that are none.
+    """
+    units = None
+    if spec.units is not None:
+        pairs = [one.rpartition("=") for one in spec.units]
+        wrong = next((one for one, (name, _, _) in zip(spec.units, pairs, strict=True) if not name), None)
+        if wrong is not None:
+            raise UsageError(f"units: expected TASK=UNIT, such as 'logS=log mol/L', got {wrong!r}")
+        units = {name.strip(): unit.strip() for name, _, unit in pairs}
+    molecules = load_molecules(
+        spec.data,
+        protocol=spec.protocol,
+        smiles_column=spec.smiles_column,
+        tasks=spec.tasks,
+        units=units,
+        largest=spec.largest_component,
+    )
+    return molecules, split_molecules(molecules, spec.protocol, seed=spec.seed, column=spec.split_column)
+
+
+def leak_sentence(molecules: Molecules, split: Split) -> str:
+    """What test shares with training, or nothing without a test part."""
+    return leaks(molecules, split).sentence() if len(split.test) else ""
+
+
+def counted(molecules: Molecules) -> list[str]:
+    """What was read and what could not be, a line each."""
+    lost = molecules.left_out
+    if not len(lost):
+        return []
+    first = lost.iloc[0]
+    return [
+        f"{molecules.name}: {len(molecules)} molecules; {len(lost)} rows can't be read and are left out (the "
+        f"first, row {first['row']}: {first['reason']})"
+    ]
+
+
+def save(folder: Path, spec: DataSpec, molecules: Molecules, split: Split) -> None:
+    """Record how to make the split again, and what was learned from."""
+    content = {
+        **dataclasses.asdict(spec),
+        "split": split.name,
+        "molecules": len(molecules),
+        "digest": _digest(molecules),
+        "rows": {part: molecules.rows[getattr(split, part)].tolist() for part in _PARTS},
+    }
+    write_atomically(folder / SPLIT_FILE, json.dumps(content) + "\n")
+    frame = pd.DataFrame(molecules.labels[split.train], columns=[task.name for task in molecules.tasks])
+    frame.insert(0, "smiles", molecules.smiles[split.train])
+    write_atomically(folder / TRAINING_FILE, frame.to_csv(index=False))
+
+
+def training_molecules(folder: Path, tasks: Sequence[Task]) -> tuple[list[str], NDArray[np.float64]]:
+    """SMILES and labels ``(n, n_tasks)`` that a model was trained on.
+
+    Raises:
+        DataError: If the folder doesn't have them.
+    """
+    try:
+        frame = pd.read_csv(folder / TRAINING_FILE, dtype={"smiles": str}, keep_default_na=True)
+        return frame["smiles"].tolist(), frame[[task.name for task in tasks]].to_numpy(np.float64)
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(
+            f"{folder}: {TRAINING_FILE} is missing or damaged ({error}), so no baseline can be fitted"
+        ) from None
+
+
+def to_evaluate(
+    folder: Path, tasks: Sequence[Task], data: str | None, part: str | None, smiles_column: str | None
+) -> tuple[Molecules, NDArray[np.int64], str]:
+    """The molecules to measure a saved model on, which of them, and what these are called.
+
+    Args:
+        folder: Of the model.
+        tasks: Of the model.
+        data: A card or file; None, or the training's, for the data of the training.
+        part: Of the training's split; None for test, or for all of other data.
+        smiles_column: Of other data.
+
+    Raises:
+        DataError: If the data of the training have changed, or others lack the labels.
+        UsageError: If a part is asked for of other data.
+    """
+    spec, digest = _recorded(folder)
+    if data is None or data == spec.data:
+        molecules, split = load(spec)
+        if _digest(molecules) != digest:
+            raise DataError(
+                f"data: {spec.data} is no longer what the model was trained on, so its split can't be made "
+                "again; copy it to another name to measure the model on all of it"
+            )
+        molecules = _of_tasks(molecules, tasks)
+        which = part or "test"
+        places = np.arange(len(molecules)) if which == "all" else getattr(split, which)
+        if not len(places):
+            raise DataError(f"part: the {spec.protocol} split of {spec.data} has no {which} part")
+        return molecules, places, f"{which} part of the {split.name} split" if which != "all" else "all"
+    if part not in (None, "all"):
+        raise UsageError(f"part: {data} was not split in training; it is measured as a whole")
+    names = [task.name for task in tasks]
+    if data.lower() in {name.lower() for name in molecule_cards()}:
+        molecules = load_molecules(data, tasks=names)
+    else:
+        kinds = {task.name: task.kind for task in tasks}
+        units = {task.name: task.unit for task in tasks if task.unit}
+        molecules = load_molecules(
+            data, smiles_column=smiles_column, tasks=names, kinds=kinds, units=units,
+            largest=spec.largest_component,
+        )  # fmt: skip
+    return molecules, np.arange(len(molecules)), "all"
+
+
+def _of_tasks(molecules: Molecules, tasks: Sequence[Task]) -> Molecules:
+    """With the tasks that the model learned."""
+    names = [task.name for task in molecules.tasks]
+    kept = [names.index(task.name) for task in tasks]
+    return dataclasses.replace(molecules, tasks=tuple(tasks), labels=molecules.labels[:, kept])
+
+
+def _recorded(folder: Path) -> tuple[DataSpec, str]:
+    try:
+        content: dict[str, Any] = json.loads((folder / SPLIT_FILE).read_text("utf-8"))
+        names = [field.name for field in dataclasses.fields(DataSpec)]
+        return DataSpec(**{name: content[name] for name in names}), str(content["digest"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{folder}: {SPLIT_FILE} is missing or damaged ({error}); train it anew") from None
+
+
+def _digest(molecules: Molecules) -> str:
+    digest = hashlib.sha256("\n".join(molecules.smiles.tolist()).encode())
+    digest.update(molecules.rows.tobytes())
+    return digest.hexdigest()[:32]

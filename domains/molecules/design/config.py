@@ -1,0 +1,47 @@
+"""How a design learns; the defaults are Saturn's (Guo & Schwaller 2024, arXiv:2405.17066)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mambakit.core.errors import UsageError
+
+
+@dataclass(frozen=True)
+class DesignConfig:
+    """How a design learns; see each field."""
+
+    batch_size: int = 16
+    """Molecules sampled in a step."""
+    sigma: float = 128.0
+    """Nats of log-likelihood that a reward of 1 is worth."""
+    lr: float = 1e-4
+    """Learning rate of Adam."""
+    rounds: int = 10
+    """Updates a step with the batch and the memory written anew as other SMILES (Augmented Memory); 0 for
+    plain REINVENT."""
+    memory: int = 100
+    """The best molecules that are remembered and replayed."""
+    replayed: int = 10
+    """Remembered molecules beside the sampled ones in a step's first update."""
+    purge: bool = True
+    """Forget molecules whose scaffold the diversity filter has closed."""
+    bucket_size: int = 10
+    """Molecules of one Murcko scaffold that are rewarded; further ones count 0 in learning.
+    0 for no filter."""
+    max_tokens: int = 160
+    """Tokens of a sampled molecule at most; an unfinished one is invalid."""
+    patience: int | None = None
+    """Stop after so many oracle calls without a better mean of the best ten; by default the budget
+    ends it."""
+
+    def __post_init__(self) -> None:
+        least = {"batch_size": 1, "rounds": 0, "memory": 1, "replayed": 0, "bucket_size": 0, "max_tokens": 2}
+        for name, value in least.items():
+            if getattr(self, name) < value:
+                raise UsageError(f"{name}: expected at least {value}, got {getattr(self, name)}")
+        for name in ("sigma", "lr"):
+            if not getattr(self, name) > 0:
+                raise UsageError(f"{name}: expected a positive number, got {getattr(self, name)}")
+        if self.patience is not None and self.patience < 1:
+            raise UsageError(f"patience: expected at least 1, got {self.patience}")

@@ -1,0 +1,100 @@
+"""One step of learning: the agent's likelihoods move to the prior's, lifted by the rewards.
+
+    loss = mean((log p_prior(s) + sigma R(s) - log p_agent(s))^2)
+
+REINVENT's augmented likelihood (Olivecrona et al. 2017, J. Cheminform. 9, 48). A step learns once from the
+sampled batch and some remembered molecules, then ``rounds`` times from the batch and the whole memory, each
+time written as other SMILES (Augmented Memory, Guo & Schwaller 2024, JACS Au 4, 2160).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from mambakit.core.errors import UserError
+from mambakit.domains.molecules.design.agent import Agent
+from mambakit.domains.molecules.design.config import DesignConfig
+from mambakit.domains.molecules.design.memory import Memory, Remembered, rewritings
+
+Weighted = list[tuple[list[int], float]]
+"""Ids of molecules, and their rewards."""
+
+
+class Learner:
+    """The agent, its prior and its optimizer.
+
+    Args:
+        agent: Learns in place.
+        prior: Stays as it is.
+        config: Sizes and rates.
+    """
+
+    def __init__(self, agent: Agent, prior: Agent, config: DesignConfig) -> None:
+        self.agent, self.prior, self.config = agent, prior, config
+        fused = agent.device.type == "cuda"  # one launch
+        self.optimizer = torch.optim.Adam(agent.model.parameters(), lr=config.lr, fused=fused or None)
+
+    def step(
+        self,
+        batch: Sequence[Remembered],
+        sampled: Sequence[list[int]],
+        memory: Memory,
+        rng: np.random.Generator,
+    ) -> float:
+        """Learns from a batch, whose molecules are in the memory already where they belong there.
+
+        Args:
+            batch: The valid molecules of the step.
+            sampled: Their ids as sampled.
+            memory: What is replayed.
+            rng: Draws what is replayed and how it is written.
+
+        Returns:
+            The first update's loss.
+
+        Raises:
+            UserError: If the loss is not a number.
+        """
+        rounds = self.config.rounds
+        first: Weighted = [(ids, one.reward) for ids, one in zip(sampled, batch, strict=True)]
+        first += self._written([(one, one.text) for one in memory.drawn(self.config.replayed, rng)])
+        updates = [first]
+        replayed = [*batch, *memory.best]
+        ways = [rewritings(one.smiles, rounds, rng) for one in replayed]
+        for i in range(rounds):
+            updates.append(self._written([(one, way[i]) for one, way in zip(replayed, ways, strict=True)]))
+        with torch.no_grad():  # the prior of all updates together: fewer and fuller batches
+            flat = [ids for update in updates for ids, _ in update]
+            prior = self.prior.log_likelihoods(flat)
+        losses, begin = [], 0
+        for update in updates:
+            if update:
+                losses.append(self._update(update, prior[begin : begin + len(update)]))
+            begin += len(update)
+        if not losses:
+            return 0.0
+        values = torch.stack(losses).tolist()  # a GPU is waited for once a step
+        if not np.isfinite(values).all():
+            raise UserError("the loss is no number any more; take a lower lr or sigma (all calls are kept)")
+        return float(values[0])
+
+    def _written(self, molecules: Sequence[tuple[Remembered, str]]) -> Weighted:
+        """Molecules as ids; as they were sampled where another way needs tokens that there are not."""
+        made = []
+        for one, text in molecules:
+            ids = self.agent.encode(text) or self.agent.encode(one.text)
+            if ids is not None:
+                made.append((ids, one.reward))
+        return made
+
+    def _update(self, update: Weighted, prior: torch.Tensor) -> torch.Tensor:
+        rewards = torch.tensor([reward for _, reward in update], device=self.agent.device)
+        target = prior + self.config.sigma * rewards
+        loss = (target - self.agent.log_likelihoods([ids for ids, _ in update])).square().mean()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        return loss.detach()

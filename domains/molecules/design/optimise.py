@@ -1,0 +1,225 @@
+"""Goal-directed design: sample, score, learn, until the oracle budget is spent; a killed run goes on.
+
+Two things on disk make a run's progress. ``molecules.csv`` has every oracle call, written before anything is
+learned from it. ``checkpoints/last.pt`` has weights, optimizer, memory and filter, now and then. All that is
+drawn in a step follows from seed and step alone, so a run taken up from its checkpoint samples the same
+molecules again, finds them in the cache, and comes to where it was killed without asking an oracle twice.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from rdkit import Chem
+
+from mambakit.core.errors import DataError
+from mambakit.core.training import RunFolder
+from mambakit.domains.molecules.design.agent import Agent
+from mambakit.domains.molecules.design.config import DesignConfig
+from mambakit.domains.molecules.design.diversity import DiversityFilter
+from mambakit.domains.molecules.design.history import History
+from mambakit.domains.molecules.design.learning import Learner
+from mambakit.domains.molecules.design.measures import top_mean
+from mambakit.domains.molecules.design.memory import Memory, Remembered
+from mambakit.domains.molecules.design.objective import Objective
+from mambakit.domains.molecules.structures import is_reaction, scaffold, structure
+
+HISTORY_FILE = "molecules.csv"
+_CHECKPOINT_FILE = "last.pt"
+_IDLE_STEPS = 50  # without a new molecule: sampling repeats itself
+_LOST_STEPS = 10  # without a valid molecule: the agent has unlearned the language
+
+
+@dataclass
+class Counts:
+    """What became of what was sampled."""
+
+    steps: int = 0
+    sampled: int = 0
+    invalid: int = 0
+    """No molecule: RDKit can't read it, or it did not end."""
+    repeated: int = 0
+    """Molecules that had been scored before, or stood twice in their batch; they cost nothing."""
+    restarts: int = 0
+    """Times that the agent took the prior's weights, having lost the language."""
+    idle: int = field(default=0, repr=False)
+    lost: int = field(default=0, repr=False)
+
+
+@dataclass(frozen=True)
+class Designed:
+    """How a run ended: with its budget spent (``budget``), ``max-time``, ``patience``, or ``nothing-new``."""
+
+    history: History
+    counts: Counts
+    stopped: str
+
+
+class Design:
+    """A run of goal-directed design in a folder.
+
+    Args:
+        agent: The language model; it learns in place.
+        objective: What is wanted.
+        run: A started run folder; what it holds is taken up.
+        budget: Oracle calls: unique canonical SMILES that are scored.
+        config: How to learn.
+        seed: Of all draws.
+        checkpoint_s: Seconds between two checkpoints.
+
+    Raises:
+        DataError: If the folder holds a design with another objective, or is damaged.
+    """
+
+    def __init__(
+        self,
+        agent: Agent,
+        objective: Objective,
+        run: RunFolder,
+        *,
+        budget: int,
+        config: DesignConfig = DesignConfig(),  # noqa: B008  (frozen)
+        seed: int = 0,
+        checkpoint_s: float = 30.0,
+    ) -> None:
+        self.agent, self.objective, self.budget = agent, objective, budget
+        self.config, self.seed, self.checkpoint_s = config, seed, checkpoint_s
+        self.learner = Learner(agent, agent.prior(), config)
+        self.memory, self.filter = Memory(config.memory), DiversityFilter(config.bucket_size)
+        self.history = History(run.path / HISTORY_FILE, objective.names)
+        self.counts = Counts()
+        self._checkpoint = run.checkpoints / _CHECKPOINT_FILE
+        if self._checkpoint.exists():
+            self._load()
+
+    def run(
+        self, *, max_time_s: float | None = None, after_step: Callable[[Design], None] | None = None
+    ) -> Designed:
+        """Go on until something ends the run.
+
+        Args:
+            max_time_s: Seconds from now.
+            after_step: Called after each step: to draw, to tell.
+
+        Raises:
+            DataError: If a component of the objective fails all the time.
+            UserError: If the loss is not a number.
+        """
+        began = saved = time.monotonic()
+        while not (stopped := self._stopped(began, max_time_s)):
+            self._step()
+            if time.monotonic() - saved >= self.checkpoint_s:
+                self._save()
+                saved = time.monotonic()
+            if after_step is not None:
+                after_step(self)
+        self._save()
+        return Designed(self.history, self.counts, stopped)
+
+    def _stopped(self, began: float, max_time_s: float | None) -> str:
+        n, patience = len(self.history), self.config.patience
+        if n >= self.budget:
+            return "budget"
+        if max_time_s is not None and time.monotonic() - began >= max_time_s:
+            return "max-time"
+        if patience is not None and n > patience:
+            rewards = self.history.rewards
+            if top_mean(rewards) <= top_mean(rewards[:-patience]):
+                return "patience"
+        return "nothing-new" if self.counts.idle >= _IDLE_STEPS else ""
+
+    def _step(self) -> None:
+        config, counts = self.config, self.counts
+        rng = np.random.default_rng([self.seed, counts.steps])
+        sampled = self.agent.sample(
+            config.batch_size, config.max_tokens, seed=self.seed * 1_000_003 + counts.steps
+        )
+        counts.steps += 1
+        counts.sampled += len(sampled)
+        molecules: dict[str, tuple[Chem.Mol, str, list[int]]] = {}
+        n_valid = 0
+        for text, ids in sampled:
+            mol = readable(text)
+            if mol is not None:
+                n_valid += 1
+                molecules.setdefault(Chem.MolToSmiles(mol), (mol, text, ids))
+        counts.invalid += len(sampled) - n_valid
+        n_new = self._score({smiles: mol for smiles, (mol, _, _) in molecules.items()})
+        counts.repeated += n_valid - n_new
+        counts.idle = 0 if n_new else counts.idle + 1
+        counts.lost = 0 if n_valid else counts.lost + 1
+        self._learn({smiles: one for smiles, one in molecules.items() if smiles in self.history}, rng)
+        if counts.lost >= _LOST_STEPS:
+            self.agent.model.load_state_dict(self.learner.prior.model.state_dict())
+            self.learner = Learner(self.agent, self.learner.prior, config)
+            counts.lost, counts.restarts = 0, counts.restarts + 1
+
+    def _score(self, molecules: dict[str, Chem.Mol]) -> int:
+        """Asks the objective for those that it does not know, as far as the budget goes; how many."""
+        new = [smiles for smiles in molecules if smiles not in self.history]
+        new = new[: self.budget - len(self.history)]
+        at_once = self.objective.at_once or len(new) or 1
+        for begin in range(0, len(new), at_once):
+            part = new[begin : begin + at_once]
+            mols = [molecules[smiles] for smiles in part]
+            scores = self.objective(part, mols)
+            self.history.append(part, [scaffold(mol) for mol in mols], scores)
+        return len(new)
+
+    def _learn(self, molecules: dict[str, tuple[Chem.Mol, str, list[int]]], rng: np.random.Generator) -> None:
+        called = [self.history[smiles] for smiles in molecules]
+        # a molecule without rings has no scaffold: it stands for itself
+        buckets = [one.scaffold or one.smiles for one in called]
+        rewards = self.filter.filtered(buckets, np.array([one.reward for one in called]))
+        batch = [
+            Remembered(smiles, text, bucket, float(reward))
+            for (smiles, (_, text, _)), bucket, reward in zip(
+                molecules.items(), buckets, rewards, strict=True
+            )
+        ]
+        self.memory.add(batch)
+        if self.config.purge:
+            self.memory.purge(self.filter.full(one.scaffold for one in self.memory.best))
+        self.learner.step(batch, [ids for _, _, ids in molecules.values()], self.memory, rng)
+
+    def _save(self) -> None:
+        content = {
+            "agent": self.agent.model.state_dict(),
+            "optimizer": self.learner.optimizer.state_dict(),
+            "memory": [tuple(one) for one in self.memory.best],
+            "filter": dict(self.filter.counts),
+            "counts": dict(self.counts.__dict__),
+        }
+        self._checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        partial = self._checkpoint.with_suffix(".saving")
+        torch.save(content, partial)
+        partial.replace(self._checkpoint)
+
+    def _load(self) -> None:
+        try:
+            content: dict[str, Any] = torch.load(
+                self._checkpoint, map_location=self.agent.device, weights_only=True
+            )
+            self.agent.model.load_state_dict(content["agent"])
+            self.learner.optimizer.load_state_dict(content["optimizer"])
+            self.memory.best = [Remembered(*one) for one in content["memory"]]
+            self.filter.counts.update(content["filter"])
+            self.counts = Counts(**content["counts"])
+        except (OSError, RuntimeError, KeyError, TypeError, ValueError, EOFError) as error:
+            raise DataError(
+                f"{self._checkpoint} is damaged or of another model ({' '.join(str(error).split())[:200]}); "
+                "remove it to learn anew from the molecules scored so far, which cost no further calls"
+            ) from None
+
+
+def readable(text: str) -> Chem.Mol | None:
+    """The molecule of a sampled text, as its canonical SMILES reads; None if there is none."""
+    if not text or is_reaction(text):
+        return None
+    mol, _ = structure(text)
+    return None if mol is None else structure(Chem.MolToSmiles(mol))[0]

@@ -1,0 +1,90 @@
+"""Fixed features of molecules: extended-connectivity fingerprints and RDKit's 2D descriptors.
+
+ECFP4 (Rogers & Hahn 2010, doi:10.1021/ci100050t) are Morgan fingerprints of radius 2; counts are folded into
+a fixed number of places.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from rdkit import Chem, DataStructs, rdBase
+from rdkit.Chem import Descriptors, rdFingerprintGenerator
+
+# The largest descriptor that counts as finite: Ipc grows beyond float32 with the size of a molecule.
+_LARGEST = 1e6
+_CHUNK = 100  # molecules sent to another process at once
+
+
+def descriptor_names() -> list[str]:
+    """RDKit's 2D descriptors in the order of the columns of ``descriptors``."""
+    return [name for name, _ in Descriptors.descList]
+
+
+def descriptors(mols: Sequence[Chem.Mol], *, n_jobs: int = 1) -> NDArray[np.float64]:
+    """All of RDKit's 2D descriptors, ``(n, n_descriptors)``, every number finite.
+
+    What RDKit can't tell (partial charges of metals) is 0. Values beyond 1e6 in size are cut there: only
+    ``Ipc`` has them, which grows exponentially with the number of atoms. A molecule takes milliseconds: for
+    thousands of them ``n_jobs`` processes pay (-1: one a core).
+    """
+    if n_jobs == 1 or len(mols) < 2 * _CHUNK:
+        values = _descriptor_rows(mols)
+    else:
+        import joblib
+
+        chunks = [list(mols[start : start + _CHUNK]) for start in range(0, len(mols), _CHUNK)]
+        rows = joblib.Parallel(n_jobs)(joblib.delayed(_descriptor_rows)(chunk) for chunk in chunks)
+        values = np.concatenate(rows)
+    return np.clip(np.nan_to_num(values, nan=0.0, posinf=_LARGEST, neginf=-_LARGEST), -_LARGEST, _LARGEST)
+
+
+def ecfp_counts(mols: Sequence[Chem.Mol], *, size: int = 2048, radius: int = 2) -> NDArray[np.float32]:
+    """Counts of circular substructures, folded, ``(n, size)``; radius 2 is ECFP4."""
+    generator = rdFingerprintGenerator.GetMorganGenerator(radius=radius, fpSize=size)
+    counts = np.empty((len(mols), size), dtype=np.float32)
+    with rdBase.BlockLogs():
+        for row, mol in enumerate(mols):
+            counts[row] = generator.GetCountFingerprintAsNumPy(mol)
+    return counts
+
+
+def nearest_similarity(mols: Sequence[Chem.Mol], training: Sequence[Chem.Mol]) -> NDArray[np.float64]:
+    """Of each molecule the largest Tanimoto similarity of ECFP4 bits to one of training, ``(n,)`` in [0, 1].
+
+    Raises:
+        ValueError: If training is empty.
+    """
+    if not len(training):
+        raise ValueError("training: expected at least one molecule, got none")
+    known = bits(training)
+    return np.array([max(DataStructs.BulkTanimotoSimilarity(one, known)) for one in bits(mols)])
+
+
+def bits(mols: Sequence[Chem.Mol], *, size: int = 2048, radius: int = 2) -> list[DataStructs.ExplicitBitVect]:
+    """Which circular substructures are there, folded into ``size`` bits: for similarities."""
+    generator = rdFingerprintGenerator.GetMorganGenerator(radius=radius, fpSize=size)
+    with rdBase.BlockLogs():
+        return [generator.GetFingerprint(mol) for mol in mols]
+
+
+def _descriptor_rows(mols: Sequence[Chem.Mol]) -> NDArray[np.float64]:
+    values = np.empty((len(mols), len(Descriptors.descList)))
+    with rdBase.BlockLogs():
+        for row, mol in enumerate(mols):
+            values[row] = [_value(of, mol) for _, of in Descriptors.descList]
+    return values
+
+
+def _value(of: object, mol: Chem.Mol) -> float:
+    try:
+        return float(of(mol))  # type: ignore[operator]
+    except (
+        ValueError,
+        RuntimeError,
+        ZeroDivisionError,
+        OverflowError,
+    ):  # what RDKit raises for odd molecules
+        return np.nan

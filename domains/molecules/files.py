@@ -1,0 +1,180 @@
+"""Files of molecules as tables: CSV and Parquet, SMILES files, SD files.
+
+Text that is not UTF-8 is taken for Latin-1: names of substances are often written so.
+"""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from rdkit import Chem
+
+from mambakit.core.data.frames import find_column, read_columns, shortened
+from mambakit.core.errors import DataError
+from mambakit.domains.molecules.structures import captured, reason_of
+
+USUAL_COLUMNS = (
+    "smiles",
+    "canonical_smiles",
+    "mol",
+    "structure",
+    "molecule",
+    "rxn_smiles",
+    "reaction_smiles",
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """Rows as they stand in a file.
+
+    Attributes:
+        rows: Where each stands, from 1: lines of SMILES files, of tables the rows below the header.
+        table: All columns, as read.
+        smiles_column: The one of structures.
+        names: Columns that name molecules.
+        reasons: Why RDKit could not read a record, by place from 0: of SD files, whose SMILES is then empty.
+    """
+
+    rows: NDArray[np.int64]
+    table: pd.DataFrame
+    smiles_column: str
+    names: tuple[str, ...] = ()
+    reasons: dict[int, str] = field(default_factory=dict)
+
+    @property
+    def smiles(self) -> list[str]:
+        """One of each row, unchecked."""
+        column = self.table[self.smiles_column].astype(object)
+        return ["" if one is None or one is pd.NA or one != one else str(one) for one in column]
+
+
+def read_source(path: Path, smiles_column: str | None = None) -> Source:
+    """A file's rows, read by what its name ends in (``.gz`` may follow).
+
+    Raises:
+        DataError: If there is no such file, it is empty, can't be read, or has no column of SMILES.
+    """
+    if not path.exists():
+        raise DataError(f"no such file: {path}")
+    if path.is_dir():
+        raise DataError(f"{path} is a folder; name a file of molecules in it")
+    suffix = Path(path.stem).suffix if path.suffix.lower() == ".gz" else path.suffix
+    reader = _READERS.get(suffix.lower())
+    if reader is None:
+        raise DataError(f"{path}: expected .csv, .parquet, .smi or .sdf, got {suffix or 'no extension'!r}")
+    found = reader(path, smiles_column)
+    if found.table.empty:
+        raise DataError(f"{path} has no rows")
+    return found
+
+
+def read_lines(path: Path) -> Source:
+    """A file of SMILES, one a line, whatever its name ends in.
+
+    Raises:
+        DataError: If it is empty or can't be read.
+    """
+    return _smi(path, None)
+
+
+def find_smiles(columns: Sequence[str], path: object, asked: str | None = None) -> str:
+    """The column of structures: the one asked for, or the first with a usual name.
+
+    Raises:
+        DataError: If there is none.
+    """
+    if asked is not None:
+        return find_column(asked, columns, str(path), "SMILES column")
+    lowered = {one.lower(): one for one in reversed(columns)}
+    for usual in USUAL_COLUMNS:
+        if usual in lowered:
+            return lowered[usual]
+    raise DataError(
+        f"{path}: no column is called smiles (or {', '.join(USUAL_COLUMNS[1:])}); name the column of SMILES; "
+        f"found: {shortened(list(columns))}; a file without a header should end in .smi"
+    )
+
+
+def _table(path: Path, smiles_column: str | None) -> Source:
+    name = ""
+
+    def choose(names: list[str]) -> tuple[list[str], list[str], list[str]]:
+        nonlocal name
+        name = find_smiles(names, path, smiles_column)
+        return names, [name], []
+
+    frame, _ = read_columns(path, choose)
+    texts = [one for one in frame if isinstance(frame[one].dtype, pd.CategoricalDtype)]
+    frame = frame.astype(dict.fromkeys(texts, object))
+    for one in frame.columns:
+        if (
+            pd.api.types.is_object_dtype(frame[one].dtype)
+            and frame[one].map(lambda held: isinstance(held, bytes)).any()
+        ):  # a column that is not UTF-8
+            frame[one] = frame[one].map(
+                lambda held: held.decode("latin-1") if isinstance(held, bytes) else held
+            )
+    return Source(np.arange(1, len(frame) + 1), frame, name)
+
+
+def _smi(path: Path, smiles_column: str | None) -> Source:
+    """Lines ``SMILES name``: a first line that names its columns is a header."""
+    lines = _text(path).splitlines()
+    kept = [(row, line.strip()) for row, line in enumerate(lines, 1) if line.strip()]
+    if kept and kept[0][1].split()[0].lower() in USUAL_COLUMNS:
+        kept = [(row - kept[0][0], line) for row, line in kept[1:]]
+    pairs = [[*line.split(maxsplit=1), ""][:2] for _, line in kept]
+    frame = pd.DataFrame(pairs, columns=["smiles", "name"], dtype=object)
+    if not frame.empty and not frame["name"].any():
+        frame = frame.drop(columns="name")
+    return Source(np.array([row for row, _ in kept], dtype=np.int64), frame, "smiles", ("name",))
+
+
+def _sdf(path: Path, smiles_column: str | None) -> Source:
+    """Records of an SD file: the structure drawn there as canonical SMILES, and its fields."""
+    supplier = Chem.SDMolSupplier()
+    supplier.SetData(_text(path))
+    records: list[dict[str, str]] = []
+    reasons: dict[int, str] = {}
+    while not supplier.atEnd():
+        with captured() as log:
+            mol = next(supplier)
+        if mol is None:
+            reasons[len(records)] = reason_of(log)
+            records.append({"smiles": ""})
+            continue
+        fields = {name: mol.GetProp(name) for name in mol.GetPropNames()}
+        title = {"name": mol.GetProp("_Name")} if mol.HasProp("_Name") and mol.GetProp("_Name") else {}
+        records.append({**title, **fields, "smiles": Chem.MolToSmiles(mol)})
+    frame = pd.DataFrame.from_records(records)
+    return Source(np.arange(1, len(frame) + 1), frame, "smiles", ("name",), reasons)
+
+
+def _text(path: Path) -> str:
+    try:
+        raw = gzip.decompress(path.read_bytes()) if path.suffix.lower() == ".gz" else path.read_bytes()
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path}: can't be read as text ({' '.join(str(error).split())})") from error
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        text = raw.decode("latin-1")
+    if not text.strip():
+        raise DataError(f"{path} is empty")
+    return text
+
+
+_Reader = Callable[[Path, str | None], Source]
+_READERS: dict[str, _Reader] = {
+    **dict.fromkeys((".csv", ".txt", ".tsv", ".parquet", ".pq"), _table),
+    **dict.fromkeys((".smi", ".smiles", ".ism"), _smi),
+    **dict.fromkeys((".sdf", ".sd", ".mol"), _sdf),
+}

@@ -1,0 +1,141 @@
+"""Molecules to learn a language from: each once, written canonically, in three parts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from rdkit import Chem, rdBase
+
+from mambakit.core.adapters import SampleError
+from mambakit.core.errors import DataError
+from mambakit.domains.molecules.language.config import CorpusConfig
+from mambakit.domains.molecules.molecules import LEFT_OUT, Molecules
+from mambakit.domains.molecules.structures import canonical, is_reaction
+from mambakit.domains.molecules.tokenizer import TOKENIZERS, SmilesTokenizer
+
+
+@dataclass(frozen=True, eq=False)
+class Corpus:
+    """Canonical SMILES, no molecule twice.
+
+    Attributes:
+        name: Of the data.
+        train, validation, held_out: To learn from, to choose weights by, to compare samples with.
+        left_out: Rows that are in none of them: ``row, smiles, reason``.
+        tokenizer: Fitted on ``train``, or extended by it.
+    """
+
+    name: str
+    train: list[str]
+    validation: list[str]
+    held_out: list[str]
+    left_out: pd.DataFrame
+    tokenizer: SmilesTokenizer
+
+
+def make_corpus(
+    molecules: Molecules, config: CorpusConfig, *, seed: int = 0, tokenizer: SmilesTokenizer | None = None
+) -> Corpus:
+    """Parts of some molecules, those of the source where it has parts, else drawn at random.
+
+    Args:
+        molecules: What was read.
+        config: How much is held out, and what is too long.
+        seed: Of the draw.
+        tokenizer: One to extend by what is new, for transfer; by default one is fitted on the training part.
+
+    Raises:
+        DataError: If a part comes out empty.
+    """
+    left_out = [molecules.left_out[list(LEFT_OUT)]]
+    first: dict[str, int] = {}
+    lost: list[tuple[int, str, str]] = []
+    for i, (row, smiles) in enumerate(zip(molecules.rows.tolist(), molecules.smiles.tolist(), strict=True)):
+        written = canonical(smiles)
+        if written in first:
+            lost.append((row, smiles, f"the same molecule as in row {molecules.rows[first[written]]}"))
+        else:
+            first[written] = i
+    names, places = list(first), np.fromiter(first.values(), dtype=np.int64, count=len(first))
+    part = _parts(molecules, places, config, seed)
+    train = [name for name, one in zip(names, part, strict=True) if one == "train"]
+    cutter = TOKENIZERS[config.notation]() if tokenizer is None else tokenizer
+    vocabulary = [smiles for smiles in train if not _cannot_be_cut(cutter, smiles)]
+    if cutter.kind == "selfies":  # other ways of writing a molecule have other symbols
+        vocabulary += [rewritten(smiles, 1 + i) for i, smiles in enumerate(vocabulary)]
+        vocabulary = [smiles for smiles in vocabulary if not _cannot_be_cut(cutter, smiles)]
+    cutter = cutter.fit(vocabulary) if tokenizer is None else cutter
+    if tokenizer is not None:
+        cutter.extend(vocabulary)
+    parts: dict[str, list[str]] = {"train": [], "validation": [], "test": []}
+    for name, place, one in zip(names, places, part, strict=True):
+        reason = _unfit(cutter, name, config.max_length)
+        if reason:
+            lost.append((int(molecules.rows[place]), str(molecules.smiles[place]), reason))
+        else:
+            parts[one].append(name)
+    for one, members in parts.items():
+        if not members:
+            raise DataError(
+                f"{molecules.name}: no {one} molecules are left of {len(molecules)} read ({len(lost)} are "
+                "repeated, too long, or can't be written with this notation); give more molecules"
+            )
+    left_out.append(pd.DataFrame(lost, columns=list(LEFT_OUT)))
+    return Corpus(
+        name=molecules.name,
+        train=parts["train"],
+        validation=parts["validation"],
+        held_out=parts["test"],
+        left_out=pd.concat([one for one in left_out if len(one)] or left_out[:1], ignore_index=True),
+        tokenizer=cutter,
+    )
+
+
+def rewritten(smiles: str, seed: int) -> str:
+    """The same molecule from another atom on, in another order (Bjerrum 2017, arXiv:1703.07076).
+
+    A reaction, and what RDKit can't read, stays as it is.
+
+    Args:
+        smiles: One or more components.
+        seed: From 1; the same one gives the same SMILES.
+    """
+    if is_reaction(smiles):
+        return smiles
+    with rdBase.BlockLogs():
+        mol = Chem.MolFromSmiles(smiles)
+    if mol is None or mol.GetNumAtoms() == 0:
+        return smiles
+    return str(Chem.MolToRandomSmilesVect(mol, 1, randomSeed=seed)[0])
+
+
+def _parts(molecules: Molecules, places: np.ndarray, config: CorpusConfig, seed: int) -> np.ndarray:
+    """``train``, ``validation`` or ``test`` of each."""
+    if molecules.parts is not None:
+        return molecules.parts[places]
+    n = len(places)
+    n_held = max(1, min(config.max_held_out, round(config.held_out * n)))
+    part = np.full(n, "train", dtype="<U10")
+    order = np.random.default_rng(seed).permutation(n)
+    part[order[:n_held]] = "validation"
+    part[order[n_held : 2 * n_held]] = "test"
+    return part
+
+
+def _cannot_be_cut(tokenizer: SmilesTokenizer, smiles: str) -> str:
+    try:
+        tokenizer.pieces(smiles)
+    except SampleError as error:
+        return error.reason
+    return ""
+
+
+def _unfit(tokenizer: SmilesTokenizer, smiles: str, max_length: int) -> str:
+    """Why a molecule can't be learned from; '' if it can."""
+    try:
+        n = len(tokenizer.encode(smiles)) - 2
+    except SampleError as error:
+        return error.reason
+    return f"{n} tokens are more than max_length={max_length}" if n > max_length else ""

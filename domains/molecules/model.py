@@ -1,0 +1,221 @@
+"""The property model: SMILES read both ways, features beside them, and one output for each property.
+
+    tokens -> embedding -> Mamba-2 layers, both directions -> mean and last of the real tokens
+    descriptors, scaled      -> linear map
+    counts of ECFP fragments -> logarithm -> linear map
+    all of it together -> hidden layers -> a value (or logit) for each property, and quantiles around it
+    average over the members: such networks begun and trained apart  (Lakshminarayanan et al. 2017)
+
+Graph networks gain from descriptors in the same way: Yang et al. 2019, arXiv:1904.01561, section 3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple, Self
+
+import torch
+from torch import Tensor, nn
+
+from mambakit.core.backbone import Backbone
+from mambakit.core.distributions import DistributionHead, forecast_head
+from mambakit.core.heads import QuantileHead, pool_tokens
+from mambakit.core.hub import HubModel
+from mambakit.domains.molecules.config import PropertyConfig
+from mambakit.domains.molecules.neighbours import TrainingSet
+from mambakit.domains.molecules.tokenizer import SmilesTokenizer, load_tokenizer
+
+# The pair of quantiles that intervals begin from; conformal calibration widens or narrows it.
+LEVELS = (0.05, 0.5, 0.95)
+# Scaled descriptors beyond are as good as here: a molecule unlike all of training must not throw the network.
+_FARTHEST = 5.0
+
+
+class Batch(NamedTuple):
+    """Molecules as a network reads them.
+
+    Attributes:
+        ids: ``(batch, length)`` int64; anything at padding.
+        lengths: Real tokens of each, ``(batch,)`` int64.
+        descriptors: As RDKit computes them, ``(batch, n_descriptors)`` float64; NaN where undefined.
+        ecfp: Counts of fragments, ``(batch, n_ecfp)`` float32.
+    """
+
+    ids: Tensor
+    lengths: Tensor
+    descriptors: Tensor
+    ecfp: Tensor
+
+    def to(self, device: torch.device | str) -> Batch:
+        """On another device; descriptors become float32 only after scaling."""
+        return Batch(*(one.to(device) for one in self))
+
+
+class Output(NamedTuple):
+    """What networks say of scaled labels.
+
+    Attributes:
+        value: Scaled values, or logits of classifications, ``(..., batch, n_tasks)``.
+        quantiles: Of the scaled values at ``LEVELS``, ``(..., batch, n_tasks, 3)``; None without.
+    """
+
+    value: Tensor
+    quantiles: Tensor | None
+
+
+class DescriptorScaler(nn.Module):
+    """Descriptors to numbers of ordinary size: ``asinh((x - median) / spread)``, standardised, bounded.
+
+    Descriptors have tails over many orders of magnitude; asinh is linear near the median and logarithmic far
+    from it. Undefined ones become the mean, constant ones zero.
+    """
+
+    median: Tensor
+    spread: Tensor
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, n_descriptors: int) -> None:
+        super().__init__()
+        for name in ("median", "mean"):
+            self.register_buffer(name, torch.zeros(n_descriptors, dtype=torch.float64))
+        for name in ("spread", "deviation"):
+            self.register_buffer(name, torch.ones(n_descriptors, dtype=torch.float64))
+
+    @torch.no_grad()
+    def fit(self, x: Tensor) -> Self:
+        """Take the scales of the training molecules, ``(n, n_descriptors)`` float64."""
+        x = torch.where(x.isfinite(), x, torch.nan)
+        low, middle, high = x.nanquantile(torch.tensor([0.25, 0.5, 0.75], dtype=x.dtype), dim=0)
+        self.median.copy_(middle.nan_to_num())
+        # a descriptor that is mostly one value has no quartiles apart; its range then
+        width = torch.where(high > low, (high - low) / 1.349, (x - middle).abs().nan_to_num().amax(0))
+        self.spread.copy_(torch.where(width > 0, width, 1.0).nan_to_num(1.0))
+        bent = torch.asinh((x - self.median) / self.spread)
+        there = (~bent.isnan()).sum(0).clamp(min=1)
+        self.mean.copy_(bent.nan_to_num().sum(0) / there)
+        square = ((bent - self.mean) ** 2).nan_to_num().sum(0) / there
+        # infinite for constants: whatever a new molecule has there, training says nothing about it
+        self.deviation.copy_(torch.where(square > 1e-12, square.sqrt(), torch.inf))
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(batch, n_descriptors)`` to the same shape, float32 and finite."""
+        bent = torch.asinh((x - self.median) / self.spread)
+        scaled = ((bent - self.mean) / self.deviation).nan_to_num(0.0, _FARTHEST, -_FARTHEST)
+        return scaled.clamp(-_FARTHEST, _FARTHEST).float()
+
+
+class Network(nn.Module):
+    """One member of a property model.
+
+    Args:
+        config: The network and the properties it is for.
+    """
+
+    def __init__(self, config: PropertyConfig) -> None:
+        super().__init__()
+        model = config.model
+        width = config.backbone.d_model
+        self.dropout = nn.Dropout(model.head_dropout)
+        parts = 0
+        if model.sequence:
+            self.embedding = nn.Embedding(config.n_ids, width)
+            nn.init.normal_(self.embedding.weight, std=0.02)
+            self.backbone = Backbone(config.backbone)
+            self.from_tokens = nn.Linear(2 * width, model.d_hidden)
+            parts += 1
+        if config.n_descriptors:
+            self.from_descriptors = nn.Linear(config.n_descriptors, model.d_hidden)
+            parts += 1
+        if config.n_ecfp:
+            self.from_ecfp = nn.Linear(config.n_ecfp, model.d_hidden)
+            parts += 1
+        widths = [parts * model.d_hidden] + [model.d_hidden] * model.n_hidden
+        self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
+        self.value = nn.Linear(widths[-1], len(config.tasks))
+        self.interval: QuantileHead | DistributionHead | None = None
+        if model.uncertainty != "none" and any(task.kind == "regression" for task in config.tasks):
+            self.interval = forecast_head(
+                model.uncertainty, d_model=widths[-1], quantiles=LEVELS, d_output=len(config.tasks)
+            )
+            self.interval.begin_at_normal(1.0)
+
+    def forward(self, batch: Batch, descriptors: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Values or logits ``(batch, n_tasks)``, and what the interval's head says of them."""
+        read = self.read(batch, descriptors)
+        # intervals learn from what the values made of the molecule, and do not change it
+        said = None if self.interval is None else self.interval(read.detach())
+        return self.value(read), said
+
+    def read(self, batch: Batch, descriptors: Tensor) -> Tensor:
+        """The vector that the outputs are read from, ``(batch, d_hidden)``.
+
+        Args:
+            batch: Molecules.
+            descriptors: Scaled, ``(batch, n_descriptors)``.
+        """
+        parts = []
+        if hasattr(self, "embedding"):
+            tokens, _ = self.backbone(self.embedding(batch.ids), lengths=batch.lengths)
+            pooled = [pool_tokens(tokens, pool, batch.lengths) for pool in ("mean", "last")]
+            parts.append(self.from_tokens(self.dropout(torch.cat(pooled, -1))))
+        if hasattr(self, "from_descriptors"):
+            parts.append(self.from_descriptors(self.dropout(descriptors)))
+        if hasattr(self, "from_ecfp"):
+            parts.append(self.from_ecfp(self.dropout(batch.ecfp.log1p())))
+        x = torch.relu(torch.cat(parts, -1))
+        for layer in self.hidden:
+            x = torch.relu(layer(self.dropout(x)))
+        return self.dropout(x)
+
+
+class PropertyModel(nn.Module, HubModel):
+    """Values and probabilities of properties: the mean of the members'.
+
+    What it was trained on lies beside the weights: the tokenizer, and the fingerprints of the training
+    molecules, which say how near a new molecule is to them.
+
+    Args:
+        config: The network and the properties it is for.
+    """
+
+    members: Sequence[Network]
+    tokenizer: SmilesTokenizer
+    trained: TrainingSet
+
+    def __init__(self, config: PropertyConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.scaler = DescriptorScaler(config.n_descriptors)
+        self.members = nn.ModuleList(  # type: ignore[assignment]
+            Network(config) for _ in range(config.model.members)
+        )
+
+    def forward(self, batch: Batch) -> Output:
+        """What each member says; ``quantiles`` of whichever head."""
+        descriptors = self.scaler(batch.descriptors)
+        values, quantiles = [], []
+        for member in self.members:
+            value, said = member(batch, descriptors)
+            values.append(value)
+            if member.interval is not None and said is not None:
+                quantiles.append(member.interval.to_quantiles(said))
+        return Output(torch.stack(values), torch.stack(quantiles) if quantiles else None)
+
+    def embed(self, batch: Batch) -> Tensor:
+        """The vectors that the members' outputs are read from, one behind the other, ``(batch, d)``."""
+        descriptors = self.scaler(batch.descriptors)
+        return torch.cat([member.read(batch, descriptors) for member in self.members], -1)
+
+    def save_extra(self, folder: Path) -> None:
+        """Writes the tokenizer and the fingerprints of the training molecules."""
+        self.tokenizer.save(folder)
+        self.trained.save(folder)
+
+    def load_extra(self, folder: Path) -> None:
+        """Reads them."""
+        self.tokenizer = load_tokenizer(folder)
+        self.trained = TrainingSet.load(folder)

@@ -1,0 +1,162 @@
+"""What a trained model says of molecules: averaged over members and over ways of writing them, calibrated."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mambakit.core.calibration import ConformalSets, SplitConformal, TemperatureScaling
+from mambakit.domains.molecules.inputs import MoleculeInputs
+from mambakit.domains.molecules.model import Output, PropertyModel
+from mambakit.domains.molecules.task import combined
+
+INTERVAL, TEMPERATURE, SETS = "interval", "temperature-{}", "sets-{}"
+ALPHA = 0.1
+_TOKENS_AT_ONCE = 16_384
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """Of ``n`` molecules and ``t`` tasks, in the labels' own units; NaN where a task has no such thing.
+
+    Attributes:
+        value: Values, or probabilities of 1, ``(n, t)``.
+        spread: How far the members differ, their standard deviation, ``(n, t)``: not having seen enough.
+        low, high: Interval of a value that holds ``1 - alpha`` of the labels, ``(n, t)``; infinite where
+            validation had too few labels.
+        sets: Whether the labels 0 and 1 can't be ruled out, ``(n, t, 2)`` bool; of classifications.
+        similarity: Tanimoto similarity to the nearest training molecule, ``(n,)``.
+        embeddings: The vectors that the outputs are read from, ``(n, d)``, where they were asked for.
+        cut: Places of molecules longer than the sequence model reads.
+    """
+
+    value: NDArray[np.float64]
+    spread: NDArray[np.float64]
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+    sets: NDArray[np.bool_]
+    similarity: NDArray[np.float64]
+    embeddings: NDArray[np.float64] | None
+    cut: tuple[int, ...]
+
+
+def inputs_of(model: PropertyModel, smiles: list[str], *, seed: int = 0) -> MoleculeInputs:
+    """Molecules as a trained model reads them."""
+    config = model.config.model
+    inputs = MoleculeInputs(smiles, config, ways=config.test_smiles if config.sequence else 1, seed=seed)
+    inputs.tokenizer = model.tokenizer
+    return inputs
+
+
+def predict(
+    model: PropertyModel, inputs: MoleculeInputs, *, alpha: float = ALPHA, embed: bool = False
+) -> Predictions:
+    """Predicts every property of molecules.
+
+    Args:
+        model: Trained.
+        inputs: The molecules, with the model's tokenizer.
+        alpha: The share of labels that may lie outside the intervals and sets.
+        embed: With the embeddings.
+    """
+    output, embeddings = outputs_of(model, inputs, embed=embed)
+    value, spread = in_units(model, output)
+    n, n_tasks = value.shape
+    low, high = np.full((n, n_tasks), np.nan), np.full((n, n_tasks), np.nan)
+    numbers, classes = tasks_by_kind(model)
+    conformal: SplitConformal | None = model.calibrators.get(INTERVAL)
+    if numbers and conformal is not None and n:
+        bounds = conformal.interval(centre(model, output, conformal.score)[:, numbers], alpha)
+        below, above = (bound.numpy() for bound in bounds)
+        crossed = below > above  # a quantile interval that calibration made narrower than nothing
+        below[crossed] = above[crossed] = (below[crossed] + above[crossed]) / 2
+        low[:, numbers], high[:, numbers] = below, above
+    sets = np.ones((n, n_tasks, 2), dtype=bool)
+    for task in classes:
+        made: ConformalSets | None = model.calibrators.get(SETS.format(task))
+        p = torch.from_numpy(value[:, task])
+        if made is not None and n:
+            both = torch.stack([1 - p, p], -1)
+            # the likelier label is always in: a model that is right more often would else say nothing at all
+            inside = made.sets(both, alpha) | (both == both.amax(-1, keepdim=True))
+            sets[:, task] = inside.numpy()
+    return Predictions(
+        value=value,
+        spread=spread,
+        low=low,
+        high=high,
+        sets=sets,
+        similarity=model.trained.similarity(inputs.fragments),
+        embeddings=embeddings,
+        cut=tuple(sorted(inputs.cut)),
+    )
+
+
+@torch.no_grad()
+def outputs_of(
+    model: PropertyModel, inputs: MoleculeInputs, *, embed: bool = False
+) -> tuple[Output, NDArray[np.float64] | None]:
+    """The members' outputs, averaged over ways of writing, ``(members, n, ...)`` float64 on the CPU.
+
+    Logits are averaged, not probabilities: a way of writing that the model can't read says little then.
+    """
+    model.eval()
+    device = next(model.parameters()).device
+    n, n_tasks, members = len(inputs), len(model.config.tasks), len(model.members)
+    value = torch.zeros(members, n, n_tasks, dtype=torch.float64)
+    quantiles: Tensor | None = None
+    embeddings: Tensor | None = None
+    for way in range(inputs.ways):
+        for places in inputs.batches(way, _TOKENS_AT_ONCE):
+            batch = inputs.batch(places.tolist(), [way] * len(places)).to(device)
+            said = model(batch)
+            value[:, places] += said.value.double().cpu() / inputs.ways
+            if said.quantiles is not None:
+                if quantiles is None:
+                    quantiles = torch.zeros(members, n, *said.quantiles.shape[2:], dtype=torch.float64)
+                quantiles[:, places] += said.quantiles.double().cpu() / inputs.ways
+            if embed:
+                vectors = model.embed(batch).double().cpu() / inputs.ways
+                if embeddings is None:
+                    embeddings = torch.zeros(n, vectors.shape[1], dtype=torch.float64)
+                embeddings[places] += vectors
+    return Output(value, quantiles), None if embeddings is None else embeddings.numpy()
+
+
+def in_units(model: PropertyModel, output: Output) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Values and calibrated probabilities ``(n, n_tasks)``, and how far the members differ."""
+    config = model.config
+    is_class = torch.tensor([task.kind == "classification" for task in config.tasks])
+    mean, deviation = (torch.tensor(one, dtype=torch.float64) for one in (config.mean, config.deviation))
+    temperature = torch.ones(len(config.tasks), dtype=torch.float64)
+    for task in range(len(config.tasks)):
+        fitted: TemperatureScaling | None = model.calibrators.get(TEMPERATURE.format(task))
+        if fitted is not None:
+            temperature[task] = fitted.temperature
+    one = combined(output, is_class)
+    value = torch.where(is_class, (one / temperature).sigmoid(), one * deviation + mean)
+    each = torch.where(is_class, (output.value / temperature).sigmoid(), output.value * deviation)
+    return value.numpy(), each.std(0, correction=0).numpy()
+
+
+def centre(model: PropertyModel, output: Output, score: str) -> Tensor:
+    """What intervals begin from: the value ``(n, t)``, or its outer quantiles ``(n, t, 2)``, in units."""
+    config = model.config
+    mean, deviation = (torch.tensor(one, dtype=torch.float64) for one in (config.mean, config.deviation))
+    if score == "residual" or output.quantiles is None:
+        return output.value.mean(0) * deviation + mean
+    pair = output.quantiles.mean(0)[..., [0, -1]]
+    return pair * deviation[:, None] + mean[:, None]
+
+
+def tasks_by_kind(model: PropertyModel) -> tuple[list[int], list[int]]:
+    """Places of the regressions, and of the classifications."""
+    kinds = [task.kind for task in model.config.tasks]
+    return (
+        [i for i, kind in enumerate(kinds) if kind == "regression"],
+        [i for i, kind in enumerate(kinds) if kind == "classification"],
+    )

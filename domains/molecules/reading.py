@@ -1,0 +1,157 @@
+"""Molecules in: CSV, Parquet, SMILES (``.smi``) and SD files, with labels and with what could not be read.
+
+What each kind of bad input does
+--------------------------------
+Rows whose structure RDKit can't read are left out of the molecules and kept in ``left_out`` with their row
+and RDKit's reason: a syntax error, a broken valence, rings that can't be kekulised, nothing given.
+
+Errors are: an empty file, a column that is missing, text or infinity among labels that were asked for, a
+label column without any label, classes that are not 0 and 1, no readable row at all.
+
+Not bad, but worth knowing (``Molecules.notes``): labels that never change, one class only, the same structure
+with different labels, numeric columns that are not taken for labels.
+
+Salts and mixtures stay as given (``largest`` keeps the largest component), and so does each SMILES: blanks
+around it are taken off, nothing is made canonical.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from rdkit import Chem
+
+from mambakit.core.errors import DataError
+from mambakit.domains.molecules.duplicates import conflicts
+from mambakit.domains.molecules.files import Source, read_source
+from mambakit.domains.molecules.labels import read_labels
+from mambakit.domains.molecules.molecules import LEFT_OUT, Molecules, TaskKind
+from mambakit.domains.molecules.structures import canonical, is_reaction, largest_component, shown, structure
+
+
+def read_molecules(
+    path: Path | str,
+    *,
+    smiles_column: str | None = None,
+    tasks: Sequence[str] | None = None,
+    kinds: Mapping[str, TaskKind] | None = None,
+    units: Mapping[str, str] | None = None,
+    largest: bool = False,
+    name: str | None = None,
+) -> Molecules:
+    """The molecules of a file; the module's docstring says what bad input does.
+
+    Args:
+        path: ``.csv`` (commas, semicolons, tabs or bars), ``.parquet``, ``.smi`` or ``.sdf``; ``.gz`` may
+            follow, except on Parquet.
+        smiles_column: The column of structures; by default the one called smiles, or one of its usual names.
+        tasks: Columns of labels; None takes all that hold numbers, ``()`` none: for structures alone.
+        kinds: ``regression`` or ``classification`` of some tasks; of the others told from their values.
+        units: Of some tasks, for printing.
+        largest: Keep only the largest component of salts and mixtures, written anew as SMILES.
+        name: What to call the file in sentences; its path by default.
+
+    Raises:
+        DataError: If the file or its labels can't be used.
+        UsageError: If an option contradicts another.
+    """
+    source = read_source(Path(path), smiles_column)
+    return assemble(
+        source, name or str(path), tasks=tasks, kinds=kinds, units=units, largest=largest, check=True
+    )
+
+
+def assemble(
+    source: Source,
+    name: str,
+    *,
+    tasks: Sequence[str] | None,
+    kinds: Mapping[str, TaskKind] | None = None,
+    units: Mapping[str, str] | None = None,
+    largest: bool = False,
+    check: bool = True,
+    parts: NDArray[np.str_] | None = None,
+) -> Molecules:
+    """Rows of a file as molecules.
+
+    Args:
+        source: The rows.
+        name: What to call them.
+        tasks, kinds, units, largest: As ``read_molecules`` has them.
+        check: Whether to let RDKit read each structure; False for files that are known to be readable.
+        parts: ``train``, ``validation`` or ``test`` of each row.
+
+    Raises:
+        DataError: If no row can be read, or the labels can't be used.
+    """
+    given = [one.strip() for one in source.smiles]
+    names: list[str] = []  # canonical, to find structures that stand in several rows
+    reasons = dict(source.reasons)
+    if check:
+        for place, one in enumerate(given):
+            mol, reason = structure(one)
+            if mol is None:
+                reasons.setdefault(place, reason)
+            elif tasks is None or tasks:
+                names.append(canonical(one) if is_reaction(one) else str(Chem.MolToSmiles(mol)))
+    kept = np.array([place not in reasons for place in range(len(given))], dtype=bool)
+    places = np.flatnonzero(kept)
+    lost = [(int(source.rows[i]), given[i], reasons[i]) for i in sorted(reasons)]
+    if not len(places):
+        row, text, reason = lost[0]
+        raise DataError(
+            f"{name}: none of its {len(lost)} structures can be read; the first, row {row}, {shown(text)}: "
+            f"{reason}"
+        )
+    rows = source.rows[places]
+    table = source.table.iloc[places].reset_index(drop=True)
+    column, skip = source.smiles_column, source.names
+    labels, found, notes = read_labels(table, rows, name, tasks, column, skip, kinds, units)
+    smiles = [given[i] for i in places]
+    if largest:
+        smiles, changed = _largest(smiles)
+        notes += [f"{name}: of {changed} salts and mixtures only the largest component is kept"] * bool(
+            changed
+        )
+    molecules = Molecules(
+        name=name,
+        rows=rows,
+        smiles=np.array(smiles, dtype=str),
+        labels=labels,
+        tasks=found,
+        left_out=pd.DataFrame(lost, columns=list(LEFT_OUT)),
+        table=table,
+        parts=None if parts is None else parts[places],
+        notes=tuple(notes),
+    )
+    return _with_conflicts(molecules, None if largest else names) if found and check else molecules
+
+
+def _largest(smiles: list[str]) -> tuple[list[str], int]:
+    changed = 0
+    for place, one in enumerate(smiles):
+        if "." in one and not is_reaction(one):
+            mol, _ = structure(one)
+            if mol is not None and len(Chem.GetMolFrags(mol)) > 1:
+                smiles[place] = str(Chem.MolToSmiles(largest_component(mol)))
+                changed += 1
+    return smiles, changed
+
+
+def _with_conflicts(molecules: Molecules, names: list[str] | None) -> Molecules:
+    found = conflicts(molecules, names)
+    if found.empty:
+        return molecules
+    first = found.iloc[0]
+    rows = ", ".join(str(row) for row in first["rows"])
+    values = ", ".join(f"{value:g}" for value in first["labels"])
+    note = (
+        f"{molecules.name}: {found['smiles'].nunique()} structures stand in several rows with different "
+        f"labels, as {shown(first['smiles'])} in rows {rows} ({first['task']}: {values})"
+    )
+    return dataclasses.replace(molecules, notes=(*molecules.notes, note))

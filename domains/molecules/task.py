@@ -1,0 +1,196 @@
+"""Training: each member on its own batches of randomised SMILES; blank labels are left out of the loss."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from mambakit.core.adapters.vocabulary import N_SPECIAL, UNK_ID
+from mambakit.core.auxiliary import auxiliary_loss
+from mambakit.core.heads import fill_missing, masked_mean
+from mambakit.core.training import MemberTraining, TrainConfig
+from mambakit.core.training.optim import parameter_groups, warmup_cosine
+from mambakit.domains.molecules.config import LossConfig
+from mambakit.domains.molecules.inputs import MoleculeInputs
+from mambakit.domains.molecules.model import Network, Output, PropertyModel
+
+# Batches that are sorted together: the more, the less padding, and the less chance in who is with whom.
+_STRETCH = 8
+
+
+class MemberBatches(Sampler[list[tuple[int, ...]]]):
+    """Places of molecules in batches for every member at once, each member in an order of its own.
+
+    Molecules of a batch are of like length, so that little of it is padding: the order is cut into stretches
+    of some batches, and each stretch is sorted.
+
+    Args:
+        lengths: Tokens of each molecule about, ``(n,)``.
+        members: How many.
+        batch_size: Molecules of a batch.
+    """
+
+    def __init__(self, lengths: Sequence[int], members: int, batch_size: int) -> None:
+        self.lengths = torch.tensor(list(lengths), dtype=torch.int64)
+        self.members, self.batch_size = members, batch_size
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.lengths) / self.batch_size)
+
+    def __iter__(self) -> Iterator[list[tuple[int, ...]]]:
+        """Of each batch the places by member; the last is smaller where the batches don't come out even."""
+        orders = [self._order() for _ in range(self.members)]
+        for batches in zip(*orders, strict=True):
+            yield list(zip(*(one.tolist() for one in batches), strict=True))
+
+    def _order(self) -> list[Tensor]:
+        batches: list[Tensor] = []
+        for stretch in torch.randperm(len(self.lengths)).split(_STRETCH * self.batch_size):
+            batches += stretch[self.lengths[stretch].argsort()].split(self.batch_size)
+        whole = [one for one in batches if len(one) == self.batch_size]
+        rest = [one for one in batches if len(one) < self.batch_size]
+        return [whole[i] for i in torch.randperm(len(whole))] + rest
+
+    def loader(self) -> DataLoader[Tensor]:
+        """Batches ``(batch, members)`` of places."""
+        return DataLoader(_Places(), batch_sampler=self)
+
+
+class _Places(Dataset[Tensor]):
+    """The places themselves: molecules are written and cut where they are trained on."""
+
+    def __getitem__(self, places: tuple[int, ...]) -> Tensor:
+        return torch.tensor(places)
+
+
+class PropertyTask(MemberTraining, pl.LightningModule):
+    """Trains a ``PropertyModel``.
+
+    ``val/loss`` is the mean over tasks of what the mean of the members gets on canonical SMILES: squared
+    error of scaled labels, or cross-entropy.
+
+    Args:
+        model: The network.
+        inputs: All molecules.
+        labels: ``(n, n_tasks)``, scaled where they are numbers; NaN where unknown.
+        train: The training options.
+        loss: What to minimise.
+        pretrained: Whether the stacks come from a language model.
+    """
+
+    def __init__(
+        self,
+        model: PropertyModel,
+        inputs: MoleculeInputs,
+        labels: Tensor,
+        train: TrainConfig,
+        loss: LossConfig,
+        *,
+        pretrained: bool = False,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.train_config, self.loss_config, self.pretrained = train, loss, pretrained
+        self._inputs = inputs
+        self.labels: Tensor
+        self.register_buffer("labels", labels.float(), persistent=False)
+        kinds = [task.kind == "classification" for task in model.config.tasks]
+        self.is_class: Tensor
+        self.register_buffer("is_class", torch.tensor(kinds), persistent=False)
+        self._said: list[tuple[Tensor, Tensor]] = []
+
+    def training_step(self, places: Tensor, batch_idx: int) -> Tensor:
+        """The members' losses, summed."""
+        losses = [
+            self._loss_of(member, mine.tolist())
+            for member, mine in zip(self.model.members, places.unbind(1), strict=True)
+        ]
+        mean = torch.stack(losses).detach().mean()
+        self.log("train/loss", mean, on_step=False, on_epoch=True, batch_size=len(places))
+        return torch.stack(losses).sum() + auxiliary_loss(self.model)
+
+    def _loss_of(self, member: Network, places: list[int]) -> Tensor:
+        config = self.loss_config
+        n_ways = self._inputs.ways
+        ways = torch.zeros(len(places), dtype=torch.int64)
+        if n_ways > 1:
+            ways = torch.randint(1, n_ways, (len(places),)) * (torch.rand(len(places)) < config.random_smiles)
+        batch = self._inputs.batch(places, ways.tolist()).to(self.device)
+        hidden = (torch.rand(batch.ids.shape, device=self.device) < config.hidden_tokens) & (
+            batch.ids >= N_SPECIAL
+        )
+        batch = batch._replace(ids=batch.ids.masked_fill(hidden, UNK_ID))
+        descriptors = self.model.scaler(batch.descriptors)
+        if config.feature_noise:
+            descriptors = descriptors + config.feature_noise * torch.randn_like(descriptors)
+        value, said = member(batch, descriptors)
+        target = self.labels[places]
+        there = ~target.isnan()
+        loss = masked_mean(losses_of(value, target, self.is_class), there)
+        if said is not None and member.interval is not None:
+            counts = there & ~self.is_class
+            of_interval = member.interval.losses(said, fill_missing(target, counts)).mean(-1)
+            loss = loss + config.interval_weight * masked_mean(of_interval, counts)
+        return loss
+
+    def validation_step(self, places: Tensor, batch_idx: int) -> None:
+        """What is said of the validation molecules."""
+        output = self.model(self._inputs.batch(places.tolist()).to(self.device))
+        self._said.append((combined(output, self.is_class), self.labels[places]))
+
+    def on_validation_epoch_end(self) -> None:
+        """The loss of them all, task by task, so that a task with few labels counts as much as another."""
+        if not self._said:
+            return
+        value, target = (torch.cat(parts) for parts in zip(*self._said, strict=True))
+        self._said = []
+        there = ~target.isnan()
+        losses = losses_of(value, target, self.is_class).masked_fill(~there, 0.0)
+        by_task = losses.sum(0) / there.sum(0).clamp(min=1)
+        self.log("val/loss", by_task[there.any(0)].mean())
+
+    def configure_optimizers(self) -> Any:
+        """AdamW with warm-up and cosine; the stack of a language model learns more slowly."""
+        config = self.train_config
+        total = int(self.trainer.estimated_stepping_batches)
+        slow = {id(parameter) for parameter in self._stacks()} if self.pretrained else set()
+        split = []
+        for group in parameter_groups(self.model, config.weight_decay):
+            for share, inside in ((1.0, False), (self.loss_config.pretrained_lr, True)):
+                chosen = [one for one in group["params"] if (id(one) in slow) == inside]
+                if chosen:
+                    split.append({**group, "params": chosen, "lr": config.lr * share})
+        optimizer = torch.optim.AdamW(split, lr=config.lr)
+        warmup = round(config.warmup_fraction * total)
+        last = 1.0 if config.schedule == "constant" else config.final_lr_fraction
+        schedule = warmup_cosine(optimizer, total, warmup, last)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _stacks(self) -> Iterator[nn.Parameter]:
+        for member in self.model.members:
+            yield from member.embedding.parameters()
+            yield from member.backbone.parameters()
+
+
+def losses_of(value: Tensor, target: Tensor, is_class: Tensor) -> Tensor:
+    """Squared errors, or cross-entropies of logits; zero where the target is NaN, like ``value``."""
+    there = ~target.isnan()
+    known = torch.where(there, target, 0.0)
+    entropy = F.binary_cross_entropy_with_logits(value, known.clamp(0, 1), reduction="none")
+    return torch.where(there, torch.where(is_class, entropy, (value - known).square()), 0.0)
+
+
+def combined(output: Output, is_class: Tensor) -> Tensor:
+    """The members as one, ``(batch, n_tasks)``: mean value, or the logit of the mean probability."""
+    mean = output.value.mean(0)
+    if len(output.value) == 1:
+        return mean
+    p = output.value.double().sigmoid().mean(0)
+    return torch.where(is_class, torch.logit(p, eps=1e-12).to(mean), mean)

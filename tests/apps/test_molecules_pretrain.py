@@ -1,0 +1,108 @@
+"""Languages of molecules, as a person calls them: pretrain, continue on other data, generate, bad calls."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("rdkit")
+
+from rdkit import Chem, RDConfig
+
+from mambakit.apps.molecules import main
+
+SMALL = ["--model.d_model", "16", "--model.n_layers", "1", "--model.d_state", "8", "--model.head_dim", "8"]
+BUDGET = ["--train.max_epochs", "2", "--train.batch_size", "32", "--train.lr", "2e-2", "--device", "cpu"]
+CORPUS = ["--corpus.max_length", "40", "--corpus.n_reference", "50"]
+
+
+def pretrain(data: Path, output: Path, *words: str) -> int:
+    run = ["pretrain", "--data", str(data), "--output", str(output), "--samples", "20"]
+    return main([*run, *SMALL, *BUDGET, *CORPUS, *words])
+
+
+@pytest.fixture(scope="module")
+def molecules(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "some.smi"
+    lines = (Path(RDConfig.RDDataDir) / "NCI" / "first_5K.smi").read_text().splitlines()
+    path.write_text("\n".join([*lines[:120], "C1CC"]) + "\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def model(molecules: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "lm"
+    assert pretrain(molecules, folder) == 0
+    return folder
+
+
+def test_a_run_leaves_a_model_a_report_and_the_rows_left_out(model: Path) -> None:
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "training.safetensors", "metrics.csv"):
+        assert (model / name).exists()
+    report = (model / "report.html").read_text("utf-8")
+    for word in ("6-gram", "held-out molecules", "unique@10k", "bits a token"):
+        assert word in report
+    with (model / "left_out.csv").open() as stream:
+        reasons = {int(row["row"]): row["reason"] for row in csv.DictReader(stream)}
+    assert "ring" in reasons[121]
+
+
+def test_molecules_are_written_with_their_faults(model: Path, tmp_path: Path, capsys) -> None:
+    out = {name: tmp_path / f"new.{name}" for name in ("csv", "smi", "html", "png")}
+    words = ["generate", "--model", str(model), "--n", "30", "--max-length", "40", "--device", "cpu"]
+    more = ["--report", str(out["html"]), "--grid", str(out["png"]), "--json"]
+    assert main([*words, "--output", str(out["csv"]), *more]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [one["molecules"] for one in found["results"]] == ["mambakit", "held-out molecules", "6-gram"]
+    with out["csv"].open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert [row["number"] for row in rows] == [str(i) for i in range(1, 31)]
+    for row in rows:
+        assert (row["valid"] == "true") == (row["reason"] == "")
+    valid = [row for row in rows if row["valid"] == "true"]
+    assert found["results"][0]["valid"] == pytest.approx(len(valid) / 30)
+    assert json.loads(out["html"].with_suffix(".json").read_text())["results"][0]["n"] == 30
+    assert out["png"].read_bytes().startswith(b"\x89PNG")
+    assert main([*words, "--output", str(out["smi"]), "--measure", "false"]) == 0
+    lines = out["smi"].read_text().splitlines()
+    assert lines == [f"{row['smiles']} sample-{row['number']}" for row in valid]
+
+
+def test_unique_ones_of_a_scaffold(model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "some.csv"
+    words = ["generate", "--model", str(model), "--n", "5", "--unique", "--scaffold", "*c1ccccc1"]
+    words += ["--max-length", "30", "--device", "cpu", "--batch-size", "60", "--measure", "false"]
+    assert main([*words, "--output", str(path)]) == 0
+    with path.open() as stream:
+        names = [row["canonical"] for row in csv.DictReader(stream)]
+    assert 0 < len(names) <= 5  # a model that has hardly learned may not find five in a hundred draws
+    assert len(set(names)) == len(names)
+    phenyl = Chem.MolFromSmarts("[!#1]c1[cH][cH][cH][cH][cH]1")
+    assert all(Chem.MolFromSmiles(name).HasSubstructMatch(phenyl) for name in names)
+
+
+def test_training_goes_on_with_a_larger_vocabulary(model: Path, tmp_path: Path, capsys) -> None:
+    data = tmp_path / "tin.smi"
+    data.write_text("\n".join("C" * n + "[Lu]" for n in range(1, 30)) + "\n")
+    assert pretrain(data, tmp_path / "tin", "--pretrained", str(model)) == 0
+    assert "tokens are new to the model: [Lu] (row 1, 2, 3, ...)" in capsys.readouterr().err
+    old, new = (json.loads((one / "config.json").read_text())["n_ids"] for one in (model, tmp_path / "tin"))
+    assert new > old  # RDKit writes neighbours of a metal in brackets: those are new too
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--prefix", "C!"], "position 1, '!'"),
+        (["--scaffold", "c1ccccc1"], "needs atoms and, where substituents go, *"),
+        (["--temperature", "0"], "temperature: expected a positive number"),
+        (["--output", "new.txt"], "ends in .csv or .smi"),
+        (["--n", "0"], "n: expected at least 1"),
+    ],
+)
+def test_wrong_calls_say_what_is_wrong(model: Path, words: list[str], said: str, capsys) -> None:
+    assert main(["generate", "--model", str(model), *words]) == 2
+    assert said in capsys.readouterr().err

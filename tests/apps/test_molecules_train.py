@@ -1,0 +1,174 @@
+"""`mambakit molecules train`, `predict` and `evaluate`, as a person calls them, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from mambakit.apps.molecules import main
+from mambakit.core.training.report import Report
+
+SMALL = ["--model.members", "1", "--model.d_model", "16", "--model.n_layers", "1", "--model.features", "ecfp"]
+SMALL += ["--model.d_hidden", "16", "--model.test_smiles", "2", "--device", "cpu"]
+BUDGET = ["--train.max_epochs", "3", "--train.lr", "1e-2", "--train.batch_size", "16"]
+BAD = {"c1ccccc": "unclosed ring", "C(C)(C)(C)(C)C": "valence"}
+
+
+def labelled() -> pd.DataFrame:
+    """Chains of carbon with an end of three kinds: their boiling points roughly, and a class."""
+    rows = []
+    for n in range(1, 17):
+        for end, shift in (("O", 60.0), ("N", 30.0), ("", 0.0)):
+            rows.append((f"{end}{n}", "C" * n + end, 30.0 * n + shift, int(end == "O")))
+    frame = pd.DataFrame(rows, columns=["id", "smiles", "boils", "acid"])
+    frame.loc[frame.index % 5 == 0, "boils"] = None
+    bad = pd.DataFrame([("bad", one, 1.0, 0) for one in BAD], columns=frame.columns)
+    return pd.concat([frame.iloc[:10], bad, frame.iloc[10:]], ignore_index=True)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("molecules")
+    labelled().to_csv(folder / "data.csv", index=False)
+    words = [
+        "train",
+        "--data",
+        str(folder / "data.csv"),
+        "--output",
+        str(folder / "run"),
+        "--split",
+        "random",
+    ]
+    words += ["--tasks", "boils", "acid", "--units", "boils=K", *SMALL, *BUDGET]
+    assert main(words) == 0
+    return folder
+
+
+def test_run_folder_is_whole(folder: Path) -> None:
+    for name in (
+        "config.yaml",
+        "metrics.csv",
+        "model.safetensors",
+        "pictures/parity.png",
+        "pictures/roc.png",
+    ):
+        assert (folder / "run" / name).stat().st_size > 0
+    report = (folder / "run/report.html").read_text()
+    for said in ("random forest", "training mean", "test molecules", "unclosed ring", "<td>K</td>"):
+        assert said in report
+    assert Report("").render()[:15] == report[:15]
+
+
+def test_predicts_every_row_in_its_order(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    call = ["predict", "--model", str(folder / "run"), "--input", str(folder / "data.csv")]
+    outputs = ["--output", str(folder / "out.csv"), "--embeddings", str(folder / "vectors.parquet")]
+    assert main([*call, *outputs]) == 0
+    assert "48 of 50 rows predicted, 2 have an error (the first, row 11" in capsys.readouterr().err
+    given, made = labelled(), pd.read_csv(folder / "out.csv")
+    pd.testing.assert_frame_equal(made[list(given.columns)], given)
+    bad = made["error"].notna()
+    assert made.index[bad].tolist() == [10, 11]
+    for error, expected in zip(made["error"][bad], BAD.values(), strict=True):
+        assert expected in error
+    assert made.loc[~bad, "boils_predicted"].notna().all()
+    assert made.loc[bad, "boils_predicted"].isna().all()
+    assert made.loc[~bad, "acid_probability"].between(0, 1).all()
+    assert (made["nearest_train_similarity"] == 1).sum() >= 38
+    vectors = pd.read_parquet(folder / "vectors.parquet")
+    assert vectors["row"].tolist() == [i + 1 for i in range(50) if i not in (10, 11)]
+
+
+def test_evaluates_as_training_did(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", "--model", str(folder / "run"), "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert {row["model"] for row in said["results"]} == {"mambakit", "random forest", "training mean"}
+    assert said["n"] == 5
+    ours = next(row for row in said["results"] if row["task"] == "boils")
+    assert ours["unit"] == "K"
+    assert 0 <= ours["coverage"] <= 1
+    report = (folder / "run/report.html").read_text()
+    assert f"{ours['rmse']:.4g}" in report  # the same molecules, the same numbers
+
+
+def test_evaluates_another_file_whole(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    later = labelled().iloc[20:40]
+    later.to_csv(folder / "later.csv", index=False)
+    call = ["evaluate", "--model", str(folder / "run"), "--data", str(folder / "later.csv"), "--json"]
+    assert main(call) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["n"] == 20
+    assert said["known_from_training"] > 10  # and it says so
+    assert main([*call, "--part", "test"]) == 2
+
+
+def test_a_finished_run_is_taken_up(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [
+        "train",
+        "--data",
+        str(folder / "data.csv"),
+        "--output",
+        str(folder / "run"),
+        "--split",
+        "random",
+    ]
+    words += ["--tasks", "boils", "acid", "--units", "boils=K", *SMALL, *BUDGET]
+    assert main([*words, "--json"]) == 0
+    assert "finished: its best weights are loaded" in capsys.readouterr().err
+    assert main([*words, "--model.d_hidden", "8"]) == 1
+    assert "another config" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "flags", "status", "said"),
+    [
+        ("", [], 1, "is empty"),
+        ("name,value\na,1\n", [], 1, "no column is called smiles"),
+        ("smiles,y\nxx,1\n", [], 1, "none of its 1 structures can be read"),
+        ("smiles,y\n" + "".join(f"{'C' * n},1\n" for n in range(1, 30)), [], 1, "only one class (1)"),
+        (
+            "smiles,y\n" + "".join(f"{'C' * n},2.5\n" for n in range(1, 30)),
+            [],
+            1,
+            "the same label everywhere",
+        ),
+        ("smiles,y\n" + "".join(f"{'C' * n},\n" for n in range(1, 30)), [], 1, "nothing to learn"),
+        ("smiles,y\nC,1\nCC,2\n", ["--tasks", "z"], 1, "'z'"),
+        ("smiles,y\nC,1\nCC,2\n", ["--split", "ibm-split"], 2, "only cards have an ibm-split"),
+        ("smiles,y\nC,1\nCC,2\n", ["--units", "K"], 2, "expected TASK=UNIT"),
+        ("smiles,y\nC,1\nCC,2\n", ["--alpha", "2"], 2, "share inside"),
+    ],
+)
+def test_says_in_one_sentence_what_is_wrong(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    content: str,
+    flags: list[str],
+    status: int,
+    said: str,
+) -> None:
+    (tmp_path / "data.csv").write_text(content)
+    words = ["train", "--data", str(tmp_path / "data.csv"), "--output", str(tmp_path / "run"), *SMALL]
+    assert main([*words, "--split", "random", *flags]) == status
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: ")
+    assert said in error
+
+
+def test_refuses_a_file_without_one_readable_row(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "bad.smi").write_text("c1ccccc\nxx\n")
+    out = folder / "bad.csv"
+    call = [
+        "predict",
+        "--model",
+        str(folder / "run"),
+        "--input",
+        str(folder / "bad.smi"),
+        "--output",
+        str(out),
+    ]
+    assert main(call) == 1
+    assert "0 of 2 rows predicted" in capsys.readouterr().err
+    assert len(pd.read_csv(out)) == 2  # the reasons are there all the same
