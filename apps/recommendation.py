@@ -19,10 +19,10 @@ from mambakit.apps.recommendation_explain import explain
 from mambakit.apps.recommendation_export import export
 from mambakit.apps.recommendation_train import evaluate, load_model, read, tell_of_missing, train
 from mambakit.apps.recommendation_update import update
-from mambakit.apps.shared import check_suffix, words_of, write_table
+from mambakit.apps.shared import check_suffix, in_plain_torch, words_of, write_table
 from mambakit.core.cli import print_json, run_app
 from mambakit.core.errors import DataError
-from mambakit.domains.recommendation.naming import Columns
+from mambakit.domains.recommendation.config import Columns
 
 
 def recommend(
@@ -77,6 +77,8 @@ def recommend(
         mambakit recommendation recommend --model runs/ml --input all.parquet --search approximate --json
         mambakit recommendation recommend --model runs/ml --input new.csv --item-features new_items.csv
     """
+    import numpy as np
+
     from mambakit.domains.recommendation import recommending
 
     check_suffix("output", output, (".csv", ".parquet"))
@@ -94,9 +96,11 @@ def recommend(
         min_popularity=min_popularity,
     )
     chosen = None if users is None else words_of(users)
-    frame = recommending.recommend(
-        recommender, given, k, users=chosen, shown=shown, search=search, min_recall=min_recall
-    )
+    n_events = len(given) if chosen is None else int(np.isin(given.users, chosen)[given.user].sum())
+    with in_plain_torch(recommender.bias.device.type, n_events):
+        frame = recommending.recommend(
+            recommender, given, k, users=chosen, shown=shown, search=search, min_recall=min_recall
+        )
     if search == "approximate":
         print(
             "approximate search: {recall:.1%} of the exact top {k} found for {recall_users} of the users; "

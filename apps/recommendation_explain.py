@@ -6,10 +6,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from mambakit.apps.recommendation_train import load_model, read, tell_of_missing
-from mambakit.apps.shared import check_suffix, write_table
+from mambakit.apps.recommendation_train import load_model, read, tell_of_missing, told
+from mambakit.apps.shared import check_suffix, in_plain_torch, write_table
 from mambakit.core.cli import print_json
-from mambakit.domains.recommendation.naming import Columns
+from mambakit.domains.recommendation.config import Columns
 
 if TYPE_CHECKING:
     from mambakit.domains.recommendation.explaining import Explanation
@@ -57,7 +57,8 @@ def explain(
         plot: PNG, PDF or SVG with a bar an event, a panel an item.
         filter_seen: Rank without the items that the user has had.
         columns: Which column is what.
-        item_features: CSV, Parquet or .item file with a row an item; a title in it names items in words.
+        item_features: CSV, Parquet or .item file with a row an item; a title in it names items in words, and
+            items that came after training are known by their features.
         user_features: CSV, Parquet or .user file with a row a user.
         device: auto, cpu, cuda or mps.
         json: Print JSON for machines.
@@ -68,19 +69,25 @@ def explain(
             --plot why.png
     """
     from mambakit.domains.recommendation import explaining, recommending
+    from mambakit.domains.recommendation.new_items import add_items, read_new_items
 
     check_suffix("output", output, (".csv", ".parquet"))
     check_suffix("plot", plot, (".png", ".pdf", ".svg"))
     recommender = load_model(model, device)
+    if item_features is not None and recommender.item_table is not None:
+        added = add_items(recommender, read_new_items(item_features, columns))
+        recommender = told(added, item_features).model
     features = {"item_features": item_features, "user_features": user_features}
     given = read(input, columns, **features, cold_items=True)  # titles, also of items without an event
     titles = _titles(given)
     tell_of_missing(recommender, given)
     known, unknown = recommending.on_catalogue(recommender, given)
     chosen = None if item is None else [item]
-    found = explaining.explain(
-        recommender, known, user, items=chosen, k=k, method=method, filter_seen=filter_seen
-    )
+    n_events = int((known.users == user)[known.user].sum())
+    with in_plain_torch(recommender.bias.device.type, n_events):
+        found = explaining.explain(
+            recommender, known, user, items=chosen, k=k, method=method, filter_seen=filter_seen
+        )
     if unknown:
         print(f"note: {unknown} events with items outside the catalogue are left out", file=sys.stderr)
     for name in found.items:

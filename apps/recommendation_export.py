@@ -7,9 +7,17 @@ from pathlib import Path
 
 from mambakit.apps.recommendation_train import load_model
 from mambakit.core.cli import print_json
+from mambakit.domains.recommendation.config import Columns
 
 
-def export(*, model: Path, output: Path, json: bool = False) -> None:
+def export(
+    *,
+    model: Path,
+    output: Path,
+    columns: Columns = Columns(),  # noqa: B008  (frozen)
+    item_features: Path | None = None,
+    json: bool = False,
+) -> None:
     """Writes a model as files that need torch alone: its items, its step, and what they mean.
 
     items.parquet holds each item's vector, bias and popularity; step.pt2 a program that moves users' states
@@ -19,6 +27,9 @@ def export(*, model: Path, output: Path, json: bool = False) -> None:
     Args:
         model: Folder of the saved model, of recurrent blocks.
         output: Folder for the files; a new one, or empty.
+        columns: Which column of the items' table is what.
+        item_features: CSV, Parquet or .item file with a row an item: those that came after training are known
+            by their features, and written with the others.
         json: Print JSON for machines.
 
     Examples:
@@ -26,7 +37,7 @@ def export(*, model: Path, output: Path, json: bool = False) -> None:
     """
     from mambakit.domains.recommendation import serving
 
-    said = serving.export_recommender(load_model(model, "cpu"), output)
+    said = serving.export_recommender(load_model(model, "cpu", item_features, columns), output)
     if said["index"] is None:
         print('note: there is no search index: pip install "mambakit[ann]"', file=sys.stderr)
     if "left_out" in said:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from mambakit.apps.shared import train_config
+from mambakit.apps.shared import tell, train_config
 from mambakit.core.cli import print_json
 from mambakit.core.errors import UsageError
 from mambakit.core.folders import read_json_object
@@ -19,17 +19,18 @@ from mambakit.domains.recommendation.config import (
     PRESET_LOSS,
     PRESET_MODEL,
     PRESET_TRAIN,
+    Columns,
     LossConfig,
     ModelConfig,
     Peer,
 )
-from mambakit.domains.recommendation.naming import Columns
 
 if TYPE_CHECKING:
     from mambakit.core.training import FitResult, RunFolder
     from mambakit.domains.recommendation.evaluation import Evaluation
     from mambakit.domains.recommendation.interactions import Interactions, Split
     from mambakit.domains.recommendation.model import Recommender
+    from mambakit.domains.recommendation.new_items import Added
     from mambakit.domains.recommendation.scoring import Scorer
 
 SplitKind = Literal["leave-one-out", "time"]
@@ -250,10 +251,13 @@ def load_model(
     model = Recommender.from_pretrained(folder).to(resolve_device(device)).eval()
     if new_items is None:
         return model
-    added = add_items(model, read_new_items(new_items, columns))
-    for line in [f"{new_items}: {len(added.items):,} items are new to the model", *added.notes]:
-        print(f"note: {line}", file=sys.stderr)
-    return added.model
+    return told(add_items(model, read_new_items(new_items, columns)), new_items).model
+
+
+def told(added: Added, source: Path) -> Added:
+    """What came of new items, said to the person."""
+    tell([f"{source}: {len(added.items):,} items are new to the model", *added.notes])
+    return added
 
 
 def tell_of_missing(model: Recommender, interactions: Interactions) -> None:

@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import math
-import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from mambakit.apps.recommendation_train import load_model
-from mambakit.apps.shared import check_suffix, refuse_given, write_table
+from mambakit.apps.recommendation_train import load_model, told
+from mambakit.apps.shared import check_suffix, in_plain_torch, refuse_given, tell, write_table
 from mambakit.core.cli import print_json
 from mambakit.core.errors import DataError, UsageError
-from mambakit.domains.recommendation.naming import Columns
+from mambakit.domains.recommendation.config import Columns
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -60,8 +55,9 @@ def update(
         model: Folder of the saved model.
         store: Where the states are: a path (SQLite), or redis://host:port/0.
         user: Whose event it is; a new one begins without a history.
-        item: Its item; one outside the catalogue is counted, and changes nothing else.
-        time: When: an ISO date, or seconds since 1970.
+        item: Its item; the event of one outside the catalogue is left out, and can come again when the item
+            is known.
+        time: When: an ISO date, or seconds since 1970; milliseconds and finer are told by their size.
         event: What tells the event from all others of the user; item and time by default, so that without a
             time it must be given.
         input: In place of one event, many: CSV, Parquet or .inter file (user, item, timestamp and perhaps
@@ -91,7 +87,9 @@ def update(
         single = ("user", "item", "time", "event")
         refuse_given(update, values, single, "these are of a single event, not for --input")
     else:
-        refuse_given(update, values, ("columns", "output", "left_out"), "these are for --input")
+        refuse_given(update, values, ("output", "left_out"), "these are for --input")
+        if item_features is None and user_features is None:
+            refuse_given(update, values, ("columns",), "these are for tables")
         if user is None or item is None:
             raise UsageError("user, item: name both, or a table of events with --input")
         if time is None and event is None:
@@ -103,14 +101,18 @@ def update(
     from mambakit.domains.recommendation.new_items import read_new_items
     from mambakit.domains.recommendation.store.opening import open_store
     from mambakit.domains.recommendation.times import moment
-    from mambakit.domains.recommendation.updating import update_all
+    from mambakit.domains.recommendation.updating import UNKNOWN, update_all
 
     recommender = load_model(model, device)
-    new_items = None if item_features is None else read_new_items(item_features)
-    if not 1 <= k <= recommender.config.n_items:
-        raise UsageError(f"k: expected 1 to {recommender.config.n_items}, the items there are, got {k}")
-    if input is not None:
+    new_items = None if item_features is None else read_new_items(item_features, columns)
+    with in_plain_torch(recommender.bias.device.type):
         live = LiveRecommender(recommender, new_items)
+    if live.added is not None and item_features is not None:
+        told(live.added, item_features)
+    n_items = int((~live.model.unknown).sum())
+    if not 1 <= k <= n_items:
+        raise UsageError(f"k: expected 1 to {n_items}, the items that may be shown, got {k}")
+    if input is not None:
         events = _read(live, input, columns)
         features = _features(live, user_features, columns, events.users, events.features)
         with open_store(store, live.fingerprint, anew=new_store) as states:
@@ -120,41 +122,36 @@ def update(
     assert user is not None
     assert item is not None
     seconds = math.nan if time is None else moment(time, "time")
-    with _in_plain_torch(device):
-        live = LiveRecommender(recommender, new_items)
+    known = item in live.model.tokenizer.index
+    with in_plain_torch(recommender.bias.device.type):
         features = _features(live, user_features, columns, [user])
         with open_store(store, live.fingerprint, anew=new_store) as states:
-            outcome = states.update(
-                user,
-                event or event_of(item, seconds),
-                lambda past: live.moved(past, item, seconds, features),
-                time=seconds,
-            )
-            now = live.read(outcome.record.state, f"the state of user {user!r}")
+            if not known:
+                record, applied = states.get(user), False
+            else:
+                record, applied = states.update(
+                    user,
+                    event or event_of(item, seconds),
+                    lambda past: live.moved(past, item, seconds, features),
+                    time=seconds,
+                )
+        if record is None:
+            [now] = live.begun(features, 1)
+        else:
+            now = live.read(record.state, f"the state of user {user!r}")
         best = live.top(now, k, filter_seen=filter_seen)
+    if not known:
+        tell([f"item {item!r} is not in the catalogue: the event is left out, and can come again"])
+    n_events = 0 if record is None else record.n_events
     if json:
         items = [{"rank": i, "item": name, "score": score} for i, (name, score) in enumerate(best, 1)]
-        print_json(
-            {"user": user, "events": outcome.record.n_events, "applied": outcome.applied, "items": items}
-        )
+        out = {"left_out": None if known else UNKNOWN}
+        print_json({"user": user, "events": n_events, "applied": applied, **out, "items": items})
         return
-    note = "" if outcome.applied else " (this event had been applied before)"
-    print(f"user {user}, {outcome.record.n_events} events{note}")
+    note = " (this event had been applied before)" if known and not applied else ""
+    print(f"user {user}, {n_events} events{note}")
     for rank, (name, score) in enumerate(best, 1):
         print(f"{rank:3d}  {name}  {score:.4f}")
-
-
-@contextmanager
-def _in_plain_torch(device: str) -> Iterator[None]:
-    """On the CPU: one event is done in plain torch before the compiled loops would be loaded, or compiled."""
-    if device != "cpu" or os.environ.get("MAMBAKIT_BACKEND"):
-        yield
-        return
-    os.environ["MAMBAKIT_BACKEND"] = "reference"
-    try:
-        yield
-    finally:
-        del os.environ["MAMBAKIT_BACKEND"]
 
 
 def _read(live: LiveRecommender, input: str, columns: Columns) -> Incoming:
@@ -170,8 +167,7 @@ def _read(live: LiveRecommender, input: str, columns: Columns) -> Incoming:
             events = read_incoming(path, columns, known=known, name="standard input")
     else:
         events = read_incoming(input, columns, known=known)
-    for line in events.notes:
-        print(f"note: {line}", file=sys.stderr)
+    tell(events.notes)
     return events
 
 
@@ -185,12 +181,11 @@ def _features(
     """What is known of these users, a row each: what a file says, else what was found; None for nothing."""
     if live.model.user_table is None:
         if path is not None:
-            print("note: the model has read no features of users in training, nor now", file=sys.stderr)
+            tell(["the model has read no features of users in training, nor now"])
         return None
     if path is None:
         if found is None:
-            text = "the model reads features of users: new ones begin without any; give --user-features"
-            print(f"note: {text}", file=sys.stderr)
+            tell(["the model reads features of users: new ones begin without any; give --user-features"])
         return found
     from mambakit.domains.recommendation.features import read_features
     from mambakit.domains.recommendation.naming import find_column
@@ -198,13 +193,14 @@ def _features(
     notes: list[str] = []
     table = read_features(path, lambda names, at: find_column(names, columns, "user", at), "users")
     frame = table.of(users, notes)
-    for line in notes:
-        print(f"note: {line}", file=sys.stderr)
+    tell(notes)
     return frame
 
 
 def _tell(events: Incoming, done: Updated, output: Path | None, left_out: Path | None, json: bool) -> None:
     """The results of a table of events, and what is left out of it."""
+    import numpy as np
+
     from mambakit.domains.recommendation.updating import APPLIED, REPEATED
 
     counts = done.counts()

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from mambakit.core.errors import UsageError
 from mambakit.core.training import TrainConfig
+
+_FEW_EVENTS = 200
 
 
 def train_config(config: TrainConfig, seed: int, device: str, max_time: str | None) -> TrainConfig:
@@ -55,6 +60,29 @@ def write_table(frame: Any, path: Path) -> None:
 def some(names: Sequence[str]) -> str:
     """The first five names, and how many more."""
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def tell(notes: Iterable[str]) -> None:
+    """What a person should see, on stderr."""
+    for line in notes:
+        print(f"note: {line}", file=sys.stderr)
+
+
+@contextmanager
+def in_plain_torch(device: str, n_events: int = 1) -> Iterator[None]:
+    """A few events on the CPU in plain torch: to load the compiled loops, and torch's compiler, takes longer.
+
+    Args:
+        device: Where the model is.
+        n_events: How many are read.
+    """
+    if device != "cpu" or n_events > _FEW_EVENTS or os.environ.get("MAMBAKIT_BACKEND"):
+        yield
+        return
+    from mambakit.kernels.backend import use_backend
+
+    with use_backend("reference"):
+        yield
 
 
 def words_of(text: str) -> list[str]:

@@ -71,7 +71,8 @@ def main() -> None:
             score[server.number[item]] = -torch.inf
     best = score.topk(min(10, len(score)))
     for value, place in zip(best.values.tolist(), best.indices.tolist(), strict=True):
-        print(f"{server.items[place]}  {value:.4f}")
+        if math.isfinite(value):  # else had before, or an item of which nothing is known
+            print(f"{server.items[place]}  {value:.4f}")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,18 @@ Peer = Literal["sasrec", "gru4rec"]
 
 
 @dataclass(frozen=True)
+class Columns:
+    """Which column is what; None finds it by its usual names (user_id, userId, movieId, timestamp, ...)."""
+
+    user: str | None = None
+    """Who."""
+    item: str | None = None
+    """What."""
+    time: str | None = None
+    """When; a table without such a column is in the order of time."""
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """The shape of the network; the defaults are the preset."""
 

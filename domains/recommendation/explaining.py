@@ -247,13 +247,14 @@ def _chosen(
     filter_seen: bool,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The items to explain, ``(n,)``, and the rank of each."""
-    shown = np.ones(len(score), dtype=bool)
+    known = np.isfinite(score)  # of the others there is nothing to score them by
+    shown = known.copy()
     if filter_seen:
         shown[seen] = False
     if items is None:
         if not shown.any():
             raise UsageError(
-                f"filter_seen: the user has had all {len(score):,} items, so none is left to recommend; ask "
+                f"filter_seen: the user has had all {known.sum():,} items, so none is left to recommend; ask "
                 "for an item, or turn filter_seen off"
             )
         if not 1 <= k <= shown.sum():
@@ -264,6 +265,11 @@ def _chosen(
     for name in items:
         if name not in index:
             raise UsageError(f"item: {name!r} is not in the model's catalogue of {len(score):,} items")
+        if not known[index[name]]:
+            raise UsageError(
+                f"item: {name!r} has no training event and no feature that was there in training, so it is "
+                "never recommended and there is nothing to explain"
+            )
     chosen = np.array([index[name] for name in items], dtype=np.int64)
     better = (score[None, :] > score[chosen, None]) & shown
     return chosen, better.sum(1) + 1

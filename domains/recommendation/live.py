@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mambakit.core.adapters import TokenBatch
-from mambakit.core.errors import DataError
+from mambakit.core.errors import DataError, UsageError
 from mambakit.core.fingerprint import fingerprint
 from mambakit.core.state import State
 from mambakit.domains.recommendation.features import Features
 from mambakit.domains.recommendation.model import Catalogue, Recommender, in_chunks
-from mambakit.domains.recommendation.new_items import add_items, lasting_numbers
+from mambakit.domains.recommendation.new_items import Added, add_items, lasting_numbers
 from mambakit.domains.recommendation.store.records import Record
 from mambakit.domains.recommendation.store.states import decode_state, encode_state
 from mambakit.domains.recommendation.tokenizer import gap_bins
@@ -54,13 +54,16 @@ class LiveRecommender:
     Args:
         model: A trained recommender.
         new_items: Items that came after training; states outlive any change of them.
+
+    Attributes:
+        added: What came of the new items; None without any.
     """
 
     def __init__(self, model: Recommender, new_items: Features | None = None) -> None:
         self.fingerprint = fingerprint(model, model.tokenizer.state())
         n_trained = model.config.n_items
-        if new_items is not None:
-            model = add_items(model, new_items).model
+        self.added: Added | None = None if new_items is None else add_items(model, new_items)
+        model = model if self.added is None else self.added.model
         self._numbers = lasting_numbers(model.tokenizer.items, n_trained).to(model.bias.device)
         self._sorted, self._places = self._numbers.sort()
         self.model = model.eval()
@@ -94,12 +97,17 @@ class LiveRecommender:
 
         Args:
             past: What is stored; None for a new user.
-            item, time: As in ``after``.
+            item, time: As in ``after``; an item outside the catalogue is refused, as the store would never
+                take its event again once the item is known.
             features: Of a new user, one row.
 
         Raises:
-            DataError: If the event is before the last one, or the stored state is of another model.
+            UsageError: If the time is infinite.
+            DataError: If the item is not in the catalogue, the event is before the last one, or the stored
+                state is of another model.
         """
+        if item not in self.model.tokenizer.index:
+            raise DataError(f"item: {item!r} is not in the catalogue of {self.model.config.n_items:,} items")
         before = self.begun(features, 1)[0] if past is None else self.read(past.state)
         return self.write(self.after(before, item, time))
 
@@ -127,13 +135,17 @@ class LiveRecommender:
 
         Args:
             user: Before it; None for a new user.
-            item: Its name; one that is not in the catalogue changes nothing, as ``recommend`` leaves it out.
+            item: Its name; one that is not in the catalogue changes nothing, as ``recommend`` leaves it out;
+                don't count its event as applied, so that it can come again when the item is known.
             time: Seconds of the event; NaN where not known.
 
         Raises:
+            UsageError: If the time is infinite.
             DataError: If the event is before the last one.
         """
         user = user or self.begin()
+        if math.isinf(time):
+            raise UsageError(f"time: expected the seconds of the event of item {item!r}, or NaN, got {time}")
         if time < user.time:
             raise DataError(
                 f"time: the event of item {item!r} at {time} s is before the user's last at {user.time} s; "

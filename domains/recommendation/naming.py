@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 
 from mambakit.core.data.frames import id_codes, shortened
 from mambakit.core.errors import DataError
+from mambakit.domains.recommendation.config import Columns
 
 Part = Literal["user", "item", "time"]
 
@@ -22,18 +22,6 @@ _USUAL = {
     "item": ("item", "itemid", "iid", "movieid", "productid", "parentasin", "asin", "bookid", "songid"),
     "time": ("timestamp", "time", "datetime", "ts", "date", "eventtime", "unixreviewtime", "createdat"),
 }
-
-
-@dataclass(frozen=True)
-class Columns:
-    """Which column is what; None finds it by its usual names (user_id, userId, movieId, timestamp, ...)."""
-
-    user: str | None = None
-    """Who."""
-    item: str | None = None
-    """What."""
-    time: str | None = None
-    """When; a table without such a column is in the order of time."""
 
 
 def name_codes(column: pd.Series) -> tuple[NDArray[np.int64], list[str]]:

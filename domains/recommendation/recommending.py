@@ -81,7 +81,7 @@ def recommend(
         model: A trained recommender.
         interactions: The users' events, of the model's catalogue (``on_catalogue``).
         k: Items for each user.
-        users: Names of users; all of them by default.
+        users: Names of users, each of whom counts once; all of them by default.
         shown: What may be recommended.
         history: Events that are read of each user at most; None for all.
         search: exact scores all items; approximate those near a user, see ``ApproximateSearch``.
@@ -94,7 +94,8 @@ def recommend(
         whom it fell back to exact search; and ``cells_read``, the share of all cells that it read for each.
 
     Raises:
-        UsageError: If k is below 1 or above the items that may be shown, or a user is not there.
+        UsageError: If k is below 1 or above the items that may be shown, or a user is not there, or
+            none is named.
         DataError: If the interactions are of another catalogue.
         UserError: If approximate search isn't installed.
     """
@@ -112,11 +113,13 @@ def recommend(
         raise UsageError(f"k: expected 1 to {kept.sum()}, the items that may be shown, got {k}")
     chosen = np.arange(interactions.n_users)
     if users is not None:
+        if not users:
+            raise UsageError("users: expected at least one name, got none")
         place = {str(name): i for i, name in enumerate(interactions.users)}
         missing = [name for name in users if name not in place]
         if missing:
             raise UsageError(f"users: {missing[0]!r} has no events here")
-        chosen = np.array([place[name] for name in users], dtype=np.int64)
+        chosen = np.array([place[name] for name in dict.fromkeys(users)], dtype=np.int64)
     catalogue = model.eval().catalogue()
     asked = partial(ask, model, interactions, catalogue, history=history)
     exact = ExactSearch(model, catalogue, kept, filter_seen=shown.filter_seen)

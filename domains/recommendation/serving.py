@@ -170,7 +170,8 @@ def described(model: Recommender, index: Mapping[str, Any] | None) -> dict[str, 
             "zero seconds": 2,
             "more": f"min({N_GAP_BINS - 1}, 3 + floor(log2(max(1, seconds))))",
         },
-        "score": "hidden . vector + bias, and repeat_shift more for items that the user has had",
+        "score": "hidden . vector + bias, and repeat_shift more for items that the user has had; the bias "
+        "of an item of which nothing is known is minus infinity: it is never to be shown",
         "repeat_shift": float(model.repeat_shift),
         "step": {
             "inputs": ["item (batch,) int64", "gap (batch,) int64", "state, a dict of the tensors below"],

@@ -17,6 +17,7 @@ _PER_SECOND = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}
 _CALLED = ("seconds", "milliseconds", "microseconds", "nanoseconds")
 # As seconds 1e11 is the year 5138, as milliseconds 1973: between them no event of a log is in doubt.
 _BOUNDS = (1e11, 1e14, 1e17)
+_TOO_LARGE = 1e20  # even for nanoseconds
 
 
 def seconds_of(
@@ -25,7 +26,7 @@ def seconds_of(
     """Each row's time in seconds, and which rows hold something that is no time.
 
     Numbers are taken as seconds, milliseconds, microseconds or nanoseconds by their size, all of a column
-    alike. Dates are ISO 8601; those without an offset are in UTC.
+    alike; from 1e20 on they are no times. Dates are ISO 8601; those without an offset are in UTC.
 
     Args:
         column: Numbers, dates, or text that is one of both.
@@ -61,19 +62,21 @@ def seconds_of(
 
 
 def moment(value: float | str, name: str) -> float:
-    """One time that a person gave: seconds, or an ISO date.
+    """One time that a person gave, in seconds: a number in the unit of its size, or an ISO date.
 
     Raises:
-        UsageError: If it is neither.
+        UsageError: If it is neither, or too large for any unit.
     """
     try:
         number = float(value)
+        seconds = float(_from_numbers(np.array([number]), name, name, None)[0])
     except ValueError:
         found = pd.to_datetime(pd.Series([str(value)]), errors="coerce", utc=True, format="ISO8601")
-        number = float(_from_dates(found)[0])
-    if not np.isfinite(number):
-        raise UsageError(f"{name}: expected seconds or an ISO date such as 2026-01-31, got {value!r}")
-    return number
+        number = seconds = float(_from_dates(found)[0])
+    if not np.isfinite(seconds):
+        more = ", which is too large even for nanoseconds" if np.isfinite(number) else ""
+        raise UsageError(f"{name}: expected seconds or an ISO date such as 2026-01-31, got {value!r}{more}")
+    return seconds
 
 
 def _from_numbers(
@@ -81,6 +84,7 @@ def _from_numbers(
 ) -> NDArray[np.float64]:
     if unit is not None:
         return numbers / _PER_SECOND[unit]
+    numbers = np.where(np.abs(numbers) >= _TOO_LARGE, np.inf, numbers)
     finite = np.isfinite(numbers)
     kinds = np.digitize(np.abs(numbers), _BOUNDS)
     there = np.unique(kinds[finite])

@@ -372,6 +372,9 @@ def test_new_items_are_recommended_by_their_features(
     shown = [row["item"] for row in json.loads(capsys.readouterr().out)["items"]]
     assert len(shown) == 15
     assert "fresh" not in shown  # had, and so left out
+    words = ["export", "--model", run, "--output", str(tmp_path / "served"), "--item-features", str(new)]
+    assert main(words) == 0
+    assert pd.read_parquet(tmp_path / "served" / "items.parquet")["item"].iloc[-1] == "fresh"
 
 
 def test_grown_and_shuffled_data_are_measured_as_the_model_knows_them(

@@ -34,6 +34,8 @@ FORMAT = 1
 """Of what is stored, whichever the kind; another one is an error."""
 LONGEST_NAME = 1024
 """Bytes of a user's or an event's name."""
+ANEW = "anew=True, or --new-store at the command line"
+"""What begins a store anew, in messages."""
 _PATIENCE_S = 60.0
 
 
@@ -245,12 +247,12 @@ class Store(ABC):
     def _check_model(self, fingerprint: str | None) -> None:
         """Raises DataError unless the store belongs to our model."""
         if fingerprint is None:
-            raise DataError(f"{self.name} does not say which model it belongs to; begin it anew (anew=True)")
+            raise DataError(f"{self.name} does not say which model it belongs to; begin it anew ({ANEW})")
         if fingerprint != self.fingerprint:
             raise DataError(
                 f"{self.name} holds states of another model ({fingerprint[:8]}, this one is "
                 f"{self.fingerprint[:8]}), which mean nothing to this one; name another store, or begin this "
-                "one anew (anew=True) and rebuild it from the users' histories"
+                f"one anew ({ANEW}) and rebuild it from the users' histories"
             )
 
     def _check_format(self, found: object) -> None:
@@ -258,7 +260,7 @@ class Store(ABC):
         if found != FORMAT:
             raise DataError(
                 f"{self.name} has format {found!s}, this version of mambakit reads {FORMAT}; use the version "
-                "that wrote it, or begin it anew (anew=True) and rebuild it from the users' histories"
+                f"that wrote it, or begin it anew ({ANEW}) and rebuild it from the users' histories"
             )
 
     @abstractmethod

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mambakit.core.errors import DataError, UserError
-from mambakit.domains.recommendation.store.base import FORMAT, Change, Found, Store
+from mambakit.domains.recommendation.store.base import ANEW, FORMAT, Change, Found, Store
 from mambakit.domains.recommendation.store.records import DIGEST
 
 _APPLICATION_ID = 0x6D6B7573  # "mkus"
@@ -205,7 +205,7 @@ class SqliteStore(Store):
                 raise UserError(f"can't keep states in {self.name}: {error}") from error
             raise DataError(
                 f"{self.name} is damaged or no store of states ({error}); put a copy in its place, or "
-                "begin it anew (anew=True) and rebuild it from the users' histories"
+                f"begin it anew ({ANEW}) and rebuild it from the users' histories"
             ) from error
 
     def _create(self) -> None:

@@ -72,6 +72,20 @@ def test_ranks_and_scores_are_those_of_recommend(
     assert table["time"].tolist()[3] == "1970-01-01T01:06:40Z"
 
 
+def test_items_that_are_seen_or_of_which_nothing_is_known_are_not_shown() -> None:
+    model = recommender()
+    model.cold[[0, 2]] = True  # without features
+    events = one_user(HISTORY)
+    found = explain(model, events, "u0", k=3, method="leave-one-out")
+    assert sorted(found.items) == ["i6", "i7", "i8"]
+    with pytest.raises(UsageError, match="k: expected 1 to 3, the items that may be shown, got 4"):
+        explain(model, events, "u0", k=4)
+    assert len(explain(model, events, "u0", k=7, method="leave-one-out", filter_seen=False).items) == 7
+    for method in METHODS:
+        with pytest.raises(UsageError, match="item: 'i2' has no training event and no feature"):
+            explain(model, events, "u0", items=["i6", "i2"], method=method)
+
+
 @pytest.mark.parametrize("lost", range(5))
 def test_leaving_one_out_is_as_if_it_had_not_happened(
     lost: int, interactions_of: Callable[..., Interactions]

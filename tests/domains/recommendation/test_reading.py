@@ -125,6 +125,13 @@ def test_small_numbers_are_seconds_unless_a_unit_says_otherwise():
         read_interactions(frame, time_unit="h")  # type: ignore[arg-type]
 
 
+def test_numbers_too_large_for_any_unit_are_no_times():
+    frame = table([("a", "x", 1.7e9), ("a", "y", 1e300), ("a", "z", 1.8e9)])
+    found = read_interactions(frame)
+    assert histories(found) == {"a": ["x", "z"]}
+    assert found.time.tolist() == [1.7e9, 1.8e9]
+
+
 @pytest.mark.parametrize(
     ("times", "sentence"),
     [

@@ -192,8 +192,15 @@ def test_impossible_networks_are_refused(changes: dict[str, object], message: st
 
 def test_an_event_before_the_last_is_refused() -> None:
     live = LiveRecommender(fresh(shop(5)))
+    with pytest.raises(UsageError, match="expected the seconds of the event of item 'i1', or NaN, got inf"):
+        live.after(None, "i1", np.inf)
     with pytest.raises(DataError, match="send events in the order of time"):
         live.after(live.after(None, "i1", 100.0), "i2", 99.0)
+
+
+def test_a_store_never_marks_the_event_of_an_unknown_item() -> None:
+    with pytest.raises(DataError, match="item: 'of another shop' is not in the catalogue of 12 items"):
+        LiveRecommender(fresh(shop(5))).moved(None, "of another shop", 5.0)
 
 
 def test_only_features_tell_items_whose_ids_are_hidden() -> None:

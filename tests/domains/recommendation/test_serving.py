@@ -90,8 +90,15 @@ def given_to_a_server(name: str) -> tuple[list[str], list[str]]:
 
 
 @pytest.mark.parametrize(("blocks", "time"), [(["mamba2", "mlp"], "both"), (["mamba1", "conv"], "gaps")])
-def test_the_example_scores_as_the_model(blocks: list[str], time: str, tmp_path: Path) -> None:
+def test_the_example_scores_as_the_model(
+    blocks: list[str],
+    time: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     model = made(blocks, time)
+    model.item_words[10], model.cold[10] = 0, True  # of which nothing is known
     said = export_recommender(model, tmp_path / "served")
     assert said == json.loads((tmp_path / "served" / "serving.json").read_text("utf-8"))
     spec = importlib.util.spec_from_file_location("recommendation_serving", EXAMPLE)
@@ -104,6 +111,11 @@ def test_the_example_scores_as_the_model(blocks: list[str], time: str, tmp_path:
         items, times = given_to_a_server(name)
         found = server.scores(items, [float(time) for time in times])
         np.testing.assert_allclose(found.numpy(), expected, atol=1e-4, err_msg=name)
+    assert "the bias of an item of which nothing is known is minus infinity" in said["score"]
+    monkeypatch.setattr(example, "Server", lambda folder: server)  # it is slow to load
+    monkeypatch.setattr(sys, "argv", ["serving", "", *(f"i{i}" for i in range(9))])
+    example.main()
+    assert {line.split()[0] for line in capsys.readouterr().out.splitlines()} == {"i9", "i11"}
 
 
 @pytest.mark.slow  # ten seconds are torch's, to import what reads a program
