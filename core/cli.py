@@ -246,7 +246,9 @@ def _normalised(parser: ArgumentParser, argv: Sequence[str]) -> list[str]:
 
 
 def _is_list(hint: Any) -> bool:
-    return any(get_origin(one) is list for one in (hint, *get_args(hint)))
+    """Whether it is a list and nothing else, None aside: a word may be the name of a preset."""
+    options = (hint,) if get_origin(hint) is list else get_args(hint)
+    return bool(options) and all(get_origin(one) is list for one in options if one is not type(None))
 
 
 def _one_sentence(message: str, parser: ArgumentParser) -> str:
