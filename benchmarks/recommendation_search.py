@@ -120,8 +120,20 @@ def main(words: list[str] | None = None) -> None:
                 spread=spread("approximate"),
                 seeds=seeds,
             ),
-            row(f"{head}/recall@10", round(mean("recall"), 4), "of the exact ten", spread=spread("recall"), seeds=seeds),
-            row(f"{head}/cells-read", round(mean("cells"), 4), "of all cells", spread=spread("cells"), seeds=seeds),
+            row(
+                f"{head}/recall@10",
+                round(mean("recall"), 4),
+                "of the exact ten",
+                spread=spread("recall"),
+                seeds=seeds,
+            ),
+            row(
+                f"{head}/cells-read",
+                round(mean("cells"), 4),
+                "of all cells",
+                spread=spread("cells"),
+                seeds=seeds,
+            ),
             row(
                 f"{head}/build-and-choose",
                 round(mean("build-and-choose"), 3),
