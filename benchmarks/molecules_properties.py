@@ -145,23 +145,20 @@ def rows_of(found: list[dict[str, Any]], command: str) -> list[dict[str, Any]]:
 
 def main() -> int:
     """The command line."""
+    from processes import add_flags, run_all
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--sets", nargs="+", default=list(SETS))
     parser.add_argument("--protocols", nargs="+", default=list(PROTOCOLS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--pretrained", help="folder of a language model to begin with")
-    parser.add_argument("--jobs", type=int, default=1, help="processes at once")
-    parser.add_argument("--gpus", nargs="+", default=[], help="numbers of the GPUs that they take in turn")
-    parser.add_argument("--seconds", type=float, default=1e9, help="begin no job after so long")
-    parser.add_argument("--stop-after", type=float, default=1e9, help="keep what is done after so long")
+    add_flags(parser)
     parser.add_argument("--set", dest="changes", nargs="*", default=[], metavar="PART.FIELD=JSON")
     parser.add_argument("--validation-only", action="store_true", help="measure validation molecules instead")
     parser.add_argument("--raw", type=Path, help="also write every run's result here")
     arguments = parser.parse_args()
     changes = {name: json.loads(value) for name, _, value in (c.partition("=") for c in arguments.changes)}
     test = not (arguments.validation_only or changes)
-
-    from processes import run_all
 
     from mambakit.core.data import fetch, load_card
 

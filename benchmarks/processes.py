@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import multiprocessing
 import os
 import queue
@@ -11,6 +12,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 Job = dict[str, Any]
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """What a command line says of them: ``--jobs``, ``--gpus``, ``--seconds`` and ``--stop-after``."""
+    parser.add_argument("--jobs", type=int, default=1, help="processes at once")
+    parser.add_argument("--gpus", nargs="+", default=[], help="numbers of the GPUs that they take in turn")
+    parser.add_argument("--seconds", type=float, default=1e9, help="begin no job after so long")
+    parser.add_argument("--stop-after", type=float, default=1e9, help="keep what is done after so long")
 
 
 def run_all(

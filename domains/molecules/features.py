@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from rdkit import Chem, DataStructs, rdBase
 from rdkit.Chem import Descriptors, rdFingerprintGenerator
 
+from mambakit.domains.molecules.neighbours import TrainingSet
+
 # The largest descriptor that counts as finite: Ipc grows beyond float32 with the size of a molecule.
 _LARGEST = 1e6
 _CHUNK = 100  # molecules sent to another process at once
@@ -59,8 +61,7 @@ def nearest_similarity(mols: Sequence[Chem.Mol], training: Sequence[Chem.Mol]) -
     """
     if not len(training):
         raise ValueError("training: expected at least one molecule, got none")
-    known = bits(training)
-    return np.array([max(DataStructs.BulkTanimotoSimilarity(one, known)) for one in bits(mols)])
+    return TrainingSet.of(ecfp_counts(training)).similarity(ecfp_counts(mols))
 
 
 def bits(mols: Sequence[Chem.Mol], *, size: int = 2048, radius: int = 2) -> list[DataStructs.ExplicitBitVect]:
