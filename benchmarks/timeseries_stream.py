@@ -131,7 +131,7 @@ def by_series(model: Any, store: Any, split: str, device: str) -> dict[str, dict
                 continue
             offset, unit = float(store.offset[which]), float(store.unit[which])
             first, end = int(store.first[which]), int(store.bounds[which, part - 1])
-            history = store.values[first : first + end].double() * unit + offset
+            history = store.values[first : first + end].double().cpu() * unit + offset
             scale = mase_scale(history[:, None], season)[0]
             quantiles, linear, target = (
                 one[row][whole].double().cpu() * unit + offset
