@@ -27,7 +27,7 @@ from mambakit.domains.molecules.design.mutations import MUTATIONS
 MAX_ATOMS = 50
 MAX_RING = 7
 _TRIES = 10  # of a crossover or a mutation, before it is given up
-_TRIES_A_CHILD = 20
+_MOST_FAILURES = 50  # children in a row that are none or not new
 _CACHE = 10_000  # parents made ready
 _RANK_COEFFICIENT = 0.01
 _UNWANTED = tuple(
@@ -100,9 +100,9 @@ def offspring(
         return made
     taken = {*parents, *map(_flat, parents)}
     shares = rank_weights(len(parents)).cumsum()
-    for _ in range(_TRIES_A_CHILD * n):
-        if len(made) == n:
-            break
+    failures = 0
+    while len(made) < n and failures < _MOST_FAILURES:
+        failures += 1
         i, j = np.minimum(np.searchsorted(shares, rng.random(2)), len(parents) - 1)
         first = _read(parents[i])
         child = None if i == j else _crossed(first, _read(parents[j]), rng, max_atoms)
@@ -112,8 +112,9 @@ def offspring(
         if mol is None:
             continue
         smiles = Chem.MolToSmiles(mol)  # of what is read, as the loop will name it
-        if smiles not in taken:
-            made.setdefault(smiles, mol)
+        if smiles not in taken and smiles not in made:
+            made[smiles] = mol
+            failures = 0
     return made
 
 

@@ -19,7 +19,7 @@ from mambakit.domains.molecules.design.history import History
 from mambakit.domains.molecules.design.objective import Objective
 from mambakit.domains.molecules.structures import structure
 
-_IDLE_GENERATIONS = 50
+_IDLE_GENERATIONS = 10  # without a new molecule
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The edits of a mutation (Jensen 2019, Chem. Sci. 10, 3567): an atom or a bond more, less, or another.
 
 Each edits a Kekulé structure in place and returns whether it could; whether the result is a sound molecule is
-for its caller to see. Atoms with a charge are let alone.
+for its caller to see. Atoms with a charge, and those doubly bonded to one, are let alone.
 """
 
 from __future__ import annotations
@@ -133,7 +133,14 @@ def _element(rng: np.random.Generator) -> int:
 
 
 def _neutral(mol: Chem.RWMol) -> list[int]:
-    return [atom.GetIdx() for atom in mol.GetAtoms() if atom.GetFormalCharge() == 0]
+    charged = {atom.GetIdx() for atom in mol.GetAtoms() if atom.GetFormalCharge()}
+    bound = {
+        bond.GetOtherAtomIdx(i)
+        for i in charged
+        for bond in mol.GetAtomWithIdx(i).GetBonds()
+        if bond.GetBondType() != Chem.BondType.SINGLE
+    }
+    return [i for i in range(mol.GetNumAtoms()) if i not in charged and i not in bound]
 
 
 def _open_atoms(mol: Chem.RWMol) -> list[int]:
