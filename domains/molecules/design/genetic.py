@@ -87,8 +87,7 @@ def offspring(
         parents: Canonical SMILES, the best first, which can be read.
         n: How many children.
         rng: Draws everything.
-        mutation_rate: Share of the crossed that are mutated too. Of parents that can't be crossed the first
-            is mutated.
+        mutation_rate: Share of the crossed that are mutated too; of others the first parent is mutated.
         max_atoms: Heavy atoms of a child at most.
 
     Returns:
@@ -177,7 +176,7 @@ def _mutated(before: Chem.RWMol, rng: np.random.Generator, max_atoms: int) -> Ch
     with rdBase.BlockLogs():
         for _ in range(_TRIES):
             child = Chem.RWMol(before)
-            if MUTATIONS[rng.integers(len(MUTATIONS))](child, rng) and _is_sound(child, max_atoms):
+            if MUTATIONS[int(rng.integers(len(MUTATIONS)))](child, rng) and _is_sound(child, max_atoms):
                 return child.GetMol()
     return None
 
@@ -193,7 +192,7 @@ def _crossed(a: Parent, b: Parent, rng: np.random.Generator, max_atoms: int) -> 
         ways.append(lambda: _ring_cuts(a.rings, b.rings, rng))
     with rdBase.BlockLogs():
         for _ in range(_TRIES if ways else 0):
-            cuts = ways[rng.integers(len(ways))]()
+            cuts = ways[int(rng.integers(len(ways)))]()
             child = None if cuts is None else _joined(a.mol, b.mol, *cuts, rng)
             if child is not None and _is_sound(child, max_atoms):
                 return child.GetMol()
@@ -201,7 +200,7 @@ def _crossed(a: Parent, b: Parent, rng: np.random.Generator, max_atoms: int) -> 
 
 
 def _chain_cut(bonds: Sequence[tuple[int, int]], rng: np.random.Generator) -> Cut:
-    ends = bonds[rng.integers(len(bonds))]
+    ends = bonds[int(rng.integers(len(bonds)))]
     kept = int(rng.integers(2))
     return Cut([ends[kept]], [ends[1 - kept]])
 
@@ -210,7 +209,7 @@ def _ring_cuts(
     rings_a: Sequence[Sequence[int]], rings_b: Sequence[Sequence[int]], rng: np.random.Generator
 ) -> tuple[Cut, Cut] | None:
     """An arc of a ring of each, which make a ring of five to seven together; None if these two can't."""
-    a, b = rings_a[rng.integers(len(rings_a))], rings_b[rng.integers(len(rings_b))]
+    a, b = (rings[int(rng.integers(len(rings)))] for rings in (rings_a, rings_b))
     pairs = [(p, q) for p in range(1, len(a)) for q in range(1, len(b)) if 5 <= p + q <= MAX_RING]
     if not pairs:
         return None
