@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from rdkit import Chem
@@ -74,6 +74,7 @@ def check_child(smiles: str, mol: Chem.Mol, max_atoms: int) -> None:
 
 
 @settings(max_examples=25, deadline=None)
+@example(chosen=[15, 14, 21, 43, 0], seed=11, rate=0.5, max_atoms=6)  # an aromatic ring with O-O
 @given(
     chosen=st.lists(st.integers(0, 159), min_size=1, max_size=8, unique=True),
     seed=st.integers(0, 2**32),
