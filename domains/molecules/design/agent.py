@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Sequence
 from pathlib import Path
@@ -56,15 +57,13 @@ class Agent:
             pad_id=PAD,
             seed=seed,
         )
-        made = generate(self._decoder, [[START]], config)
+        made = generate(self._decoder, [[START]], config, constraint=self.model.symbols_only())
         sampled = []
         for ids, ended in zip(made.sequences(), made.finished.tolist(), strict=True):
             text = ""
-            if ended and not any(one in (PAD, START) for one in ids):
-                try:
+            if ended:
+                with contextlib.suppress(SampleError):  # symbols that together are no molecule
                     text = self.tokenizer.decode(Tokens(torch.tensor(ids)))
-                except SampleError:  # an id that no symbol has
-                    text = ""
             sampled.append((text, [START, *ids]))
         return sampled
 
