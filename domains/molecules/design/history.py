@@ -13,10 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from mambakit.core.errors import DataError
-from mambakit.domains.molecules.design.objective import Scores
-
-_FIRST, _LAST = ("call", "smiles", "scaffold", "reward"), ("reason",)
-
+from mambakit.domains.molecules.design.objective import COLUMNS, SHAPED, Scores
 
 class Called(NamedTuple):
     """One unique molecule that was scored."""
@@ -45,7 +42,8 @@ class History:
 
     def __init__(self, path: Path, names: Sequence[str]) -> None:
         self.path = path
-        self.columns = [*_FIRST, *(part for name in names for part in (name, f"{name}:shaped")), *_LAST]
+        parts = (part for name in names for part in (name, f"{name}{SHAPED}"))
+        self.columns = [*COLUMNS[:-1], *parts, COLUMNS[-1]]
         self.calls: list[Called] = []
         self._place: dict[str, int] = {}
         if path.exists():
