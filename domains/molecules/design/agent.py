@@ -17,6 +17,7 @@ from mambakit.domains.molecules.language.model import MoleculeModel
 from mambakit.domains.molecules.tokenizer import END, PAD, START
 
 _TOKENS_AT_ONCE = 32_768
+_LENGTHS = 16  # rows are padded to multiples of this
 
 
 class Agent:
@@ -94,7 +95,8 @@ class Agent:
         return torch.cat(parts)[back]
 
     def _log_likelihoods(self, sequences: Sequence[Sequence[int]]) -> Tensor:
-        longest = max(len(one) for one in sequences)
+        # few different lengths: what kernels compile, choose and keep for a shape serves the next update too
+        longest = 1 + _LENGTHS * -(-(max(len(one) for one in sequences) - 1) // _LENGTHS)
         ids = torch.tensor([[*one, *[PAD] * (longest - len(one))] for one in sequences]).to(self.device)
         target = ids[:, 1:]
         # the model is causal: what stands behind a sequence changes nothing before

@@ -29,6 +29,7 @@ from mambakit.domains.molecules.design.objective import Component, Objective, Sc
 from mambakit.domains.molecules.design.optimise import HISTORY_FILE, Design
 from mambakit.domains.molecules.design.pictures import running_top
 from mambakit.domains.molecules.structures import structure
+from mambakit.domains.molecules.tokenizer import END, START
 
 QUICK = DesignConfig(rounds=2, memory=20, lr=3e-3, max_tokens=30)
 
@@ -160,6 +161,15 @@ def test_log_likelihoods_are_those_of_sampling_in_any_order(make_agent: Callable
     torch.testing.assert_close(found, agent.model.log_likelihoods(texts), rtol=1e-4, atol=1e-4)
     alone = torch.cat([agent.log_likelihoods([one]) for one in sequences])
     torch.testing.assert_close(found, alone, rtol=1e-4, atol=1e-4)
+
+
+def test_rows_of_all_batches_have_few_lengths(make_agent: Callable[[], Agent]) -> None:
+    agent = make_agent()
+    lengths = []
+    agent.model.register_forward_pre_hook(lambda model, given: lengths.append(given[0].shape[1]))
+    for n in (1, 14, 15, 16, 17, 40):
+        agent.log_likelihoods([[START, *[5] * n, END], [START, 5, END]])
+    assert lengths == [16, 16, 16, 32, 32, 48]
 
 
 def test_one_update_is_the_step_of_the_augmented_likelihood(make_agent: Callable[[], Agent]) -> None:
