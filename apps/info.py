@@ -79,9 +79,10 @@ def _version(package: str) -> str | None:
 def _devices() -> list[dict[str, str]]:
     import torch
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    from mambakit.core.training.devices import n_cores
+
     devices = [
-        {"device": "cpu", "name": f"{platform.machine()}, {cores} cores, {torch.get_num_threads()} threads"}
+        {"device": "cpu", "name": f"{platform.machine()}, {n_cores()} cores, {torch.get_num_threads()} threads"}
     ]
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)

@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -20,9 +21,10 @@ from rdkit import Chem, RDConfig
 from mambakit.core.errors import DataError, UsageError
 from mambakit.core.language_model import LanguageModelConfig
 from mambakit.core.training import RunFolder, TrainConfig
+from mambakit.core.training.devices import loading_processes
 from mambakit.domains.molecules.design.agent import Agent
 from mambakit.domains.molecules.language.batches import PackedMolecules
-from mambakit.domains.molecules.language.config import CorpusConfig, ModelConfig
+from mambakit.domains.molecules.language.config import PRESET_TRAIN, CorpusConfig, ModelConfig
 from mambakit.domains.molecules.language.corpus import Corpus, make_corpus, rewritten
 from mambakit.domains.molecules.language.decoration import ScaffoldGrammar, decorations, query_of
 from mambakit.domains.molecules.language.model import MoleculeModel, token_losses
@@ -66,6 +68,23 @@ def test_it_learns_more_than_how_frequent_tokens_are(trained):
     assert score < -(shares[ids]).log().mean()  # even with the validation molecules' own frequencies
     assert "val/bits_per_token" in run.metrics_path.read_text()
     assert "val/validity" in run.metrics_path.read_text()
+
+
+def test_the_loss_of_rewritten_molecules_is_told_and_chooses_nothing(trained):
+    model, run, score = trained
+    rows = [row for row in pd.read_csv(run.metrics_path).to_dict("records") if row["val/loss"] > 0]
+    best = min(rows, key=lambda row: row["val/loss"])
+    assert best["val/loss"] == pytest.approx(score, rel=1e-5)
+    data = PackedMolecules(corpus().validation, corpus().tokenizer, randomize=1.0, row_length=64)
+    batches = list(data.loader(32, shuffle=False))
+    texts = [corpus().tokenizer.decode(one) for batch in batches for one in batch.unbind()]
+    assert sorted(map(Chem.CanonSmiles, texts)) == sorted(corpus().validation)
+    assert set(texts) != set(corpus().validation)
+    with torch.no_grad():
+        parts = [token_losses(model(one.values, seq_idx=one.seq_idx)[0], one) for one in batches]
+    wanted = sum(losses.sum() for losses, _ in parts) / sum(there.sum() for _, there in parts)
+    assert best["val/loss_randomized"] == pytest.approx(float(wanted), rel=1e-4)
+    assert best["val/loss_randomized"] != pytest.approx(best["val/loss"], rel=1e-3)
 
 
 def test_a_saved_model_draws_the_same_and_knows_what_it_was_trained_on(trained):
@@ -219,6 +238,18 @@ def test_training_molecules_are_written_anew_each_epoch_by_the_seed():
     assert first == again
     assert set(first) != set(other)
     assert sorted(map(Chem.CanonSmiles, first)) == sorted(corpus().train)
+    torch.manual_seed(1)
+    (batch,) = list(data.loader(200, shuffle=True, num_workers=2))
+    assert other == [corpus().tokenizer.decode(one) for one in batch.unbind()]
+
+
+def test_processes_write_smiles_anew_where_a_gpu_would_wait(monkeypatch):
+    assert PRESET_TRAIN.num_workers is None
+    for cores, expected in ((1, 0), (2, 1), (6, 5), (64, 8)):
+        monkeypatch.setattr("mambakit.core.training.devices.n_cores", lambda n=cores: n)
+        assert loading_processes(PRESET_TRAIN.num_workers, torch.device("cuda")) == expected
+        assert loading_processes(PRESET_TRAIN.num_workers, torch.device("cpu")) == 0
+        assert loading_processes(0, torch.device("cuda")) == 0
 
 
 def test_rows_that_cannot_be_learned_from_are_listed(tmp_path):
