@@ -41,7 +41,7 @@ class MoleculeTask(pl.LightningModule):
         return loss + auxiliary_loss(self.model)
 
     def validation_step(self, batch: TokenBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """The loss over all tokens of all batches, and the same in bits; of a second loader, rewritten ones."""
+        """The loss over all tokens of all batches, and in bits; a second loader has them rewritten."""
         loss, n = self._loss(batch)
         values = {"val/loss": loss, "val/bits_per_token": loss / math.log(2)}
         if dataloader_idx:

@@ -125,5 +125,5 @@ def test_an_unknown_id_among_selfies_is_said():
     import torch
 
     tokenizer = SelfiesTokenizer().fit(["CCO"])
-    with pytest.raises(SampleError, match="SELFIES can't read it: .*<unk>"):
+    with pytest.raises(SampleError, match=r"SELFIES can't read it: .*<unk>"):
         tokenizer.decode(Tokens(torch.tensor([1, 4, 3, 5, 2])))
