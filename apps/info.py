@@ -81,9 +81,8 @@ def _devices() -> list[dict[str, str]]:
 
     from mambakit.core.training.devices import n_cores
 
-    devices = [
-        {"device": "cpu", "name": f"{platform.machine()}, {n_cores()} cores, {torch.get_num_threads()} threads"}
-    ]
+    cores, threads = n_cores(), torch.get_num_threads()
+    devices = [{"device": "cpu", "name": f"{platform.machine()}, {cores} cores, {threads} threads"}]
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
         memory = f"{properties.total_memory / 2**30:.0f} GiB"
