@@ -79,10 +79,10 @@ def _version(package: str) -> str | None:
 def _devices() -> list[dict[str, str]]:
     import torch
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    devices = [
-        {"device": "cpu", "name": f"{platform.machine()}, {cores} cores, {torch.get_num_threads()} threads"}
-    ]
+    from mambakit.core.training.devices import n_cores
+
+    cores, threads = n_cores(), torch.get_num_threads()
+    devices = [{"device": "cpu", "name": f"{platform.machine()}, {cores} cores, {threads} threads"}]
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
         memory = f"{properties.total_memory / 2**30:.0f} GiB"

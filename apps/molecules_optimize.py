@@ -5,11 +5,12 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
+from mambakit.apps.shared import own_defaults
 from mambakit.core.cli import print_json
 from mambakit.core.errors import UsageError
-from mambakit.domains.molecules.design.config import DesignConfig
+from mambakit.domains.molecules.design.config import FEW_CALLS, PRESETS, DesignConfig
 
 if TYPE_CHECKING:
     from mambakit.core.training import RunFolder
@@ -28,7 +29,8 @@ def optimize(
     device: str = "auto",
     max_time: str | None = None,
     overwrite: bool = False,
-    design: DesignConfig = DesignConfig(),  # noqa: B008  (frozen)
+    preset: Literal["few-calls", "many-calls"] = "few-calls",
+    design: DesignConfig = FEW_CALLS,
     json: bool = False,
 ) -> None:
     """Designs molecules towards an objective with a language model that learns from what it is worth.
@@ -46,13 +48,15 @@ def optimize(
         device: auto, cpu, cuda or mps.
         max_time: Stop after so long, such as 90s or 10m.
         overwrite: Remove another run in the output folder first.
-        design: How it learns.
+        preset: How it learns: few-calls is for budgets of about a thousand (Saturn's settings), many-calls
+            for ten thousand (Augmented Memory's on the PMO benchmark).
+        design: What differs from the preset; the defaults shown are those of few-calls.
         json: Print JSON for machines.
 
     Examples:
         mambakit molecules optimize --model runs/lm --objective objective.yaml --output runs/design
         mambakit molecules optimize --model runs/lm --objective qed --budget 500
-        mambakit molecules optimize --model runs/lm --objective osimertinib_mpo --design.bucket_size 0
+        mambakit molecules optimize --model runs/lm --objective median1 --budget 10000 --preset many-calls
 
         objective.yaml:
           aggregate: geometric                 # or arithmetic, product
@@ -82,6 +86,7 @@ def optimize(
         raise UsageError(f"budget: expected at least 1 oracle call, got {budget}")
     if seed < 0:
         raise UsageError(f"seed: expected at least 0, got {seed}")
+    design = own_defaults(design, FEW_CALLS, PRESETS[preset])
     seconds = None if max_time is None else parse_duration(max_time)
     agent = Agent.load(model, resolve_device(device))
     wanted = load_objective(objective)

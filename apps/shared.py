@@ -9,10 +9,15 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from mambakit.core.errors import UsageError
 from mambakit.core.training import TrainConfig
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Config = TypeVar("Config", bound="DataclassInstance")
 
 _FEW_EVENTS = 200
 
@@ -25,6 +30,16 @@ def train_config(config: TrainConfig, seed: int, device: str, max_time: str | No
         device=config.device if device == "auto" else device,
         max_time=max_time or config.max_time,
     )
+
+
+def own_defaults(config: Config, preset: Config, own: Config) -> Config:
+    """Other defaults under the options that differ from the flags' defaults: of a network, or a preset."""
+    given = {
+        field.name: getattr(config, field.name)
+        for field in dataclasses.fields(preset)
+        if getattr(config, field.name) != getattr(preset, field.name)
+    }
+    return dataclasses.replace(own, **given)
 
 
 def refuse_given(

@@ -7,9 +7,17 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from mambakit.apps.shared import check_suffix, numbers_of, some, train_config, words_of, write_table
+from mambakit.apps.shared import (
+    check_suffix,
+    numbers_of,
+    own_defaults,
+    some,
+    train_config,
+    words_of,
+    write_table,
+)
 from mambakit.apps.timeseries_output import check_window, print_rows, warn_of_strangers
-from mambakit.apps.timeseries_train import choose_network, default_lookback, own_defaults
+from mambakit.apps.timeseries_train import choose_network, default_lookback
 from mambakit.core.cli import print_json
 from mambakit.core.errors import DataError, UsageError
 from mambakit.core.training import TrainConfig

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from mambakit.apps.shared import refuse_given, train_config
+from mambakit.apps.shared import own_defaults, refuse_given, train_config
 from mambakit.apps.timeseries_evaluate import measure, print_table, results_of
 from mambakit.apps.timeseries_output import check_window
 from mambakit.core.cli import print_json
@@ -240,16 +239,6 @@ def default_lookback(data: SeriesData, network: str) -> int:
     shortest = min(len(one.values) for one in data.series)
     wanted = 7 * season if 1 < season <= 48 else max(96, season)
     return max(season, min(wanted, 336, shortest // 3), 2)
-
-
-def own_defaults(config: TrainConfig, preset: TrainConfig, own: TrainConfig) -> TrainConfig:
-    """A network's own defaults under the options that differ from the flags' defaults."""
-    given = {
-        field.name: getattr(config, field.name)
-        for field in dataclasses.fields(TrainConfig)
-        if getattr(config, field.name) != getattr(preset, field.name)
-    }
-    return dataclasses.replace(own, **given)
 
 
 def _finish(

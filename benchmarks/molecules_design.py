@@ -11,7 +11,10 @@ thousand random molecules of --start. Saturn's task
 has a budget of 1,000 unique oracle calls; a hit has a reward of 0.7 or more, before the diversity filter. Its
 published run is one seed with a ChEMBL 33 prior. PMO has 10,000 calls; the area under the mean of the best
 ten is taken every 100 calls, and a run that ends early keeps its last mean. PMO asks for no diversity: no
-filter and no purge there.
+filter and no purge there, and learning is as Augmented Memory was published on PMO (MANY_CALLS); Saturn's
+task has Saturn's settings. isomers_*, sitagliptin_mpo and zaleplon_mpo follow GuacaMol's definition, with a
+term for all atoms together; TDC's versions differ in it, so published figures may be of another oracle.
+Scaffolds of Saturn's hits are counted with their stereochemistry, as its run counts them.
 
 Each run keeps its folder under --output: what is stopped goes on when the same command is given again. Rows
 are written to results/molecules_design.json for tasks of which all runs are done, unless --budget or --set is
@@ -60,11 +63,18 @@ METHODS = ("f-RAG (published)", "Genetic-GFN (published)", "REINVENT (published)
 
 def run_job(job: dict[str, Any]) -> dict[str, Any]:
     """One task with one seed, taken up where it was."""
+    from rdkit import Chem
+
     from mambakit.domains.molecules.design.measures import auc_top, hits, top_mean
+    from mambakit.domains.molecules.structures import scaffold
 
     began = time.monotonic()
     stopped, before, history, counts = (_graph_ga if job["method"] == GRAPH_GA else _design)(job)
     seconds, rewards = time.monotonic() - began, history.rewards
+    found = [
+        scaffold(Chem.MolFromSmiles(one.smiles), stereo=True) if one.reward >= HIT else ""
+        for one in history.calls
+    ]
     return {
         **job,
         "stopped": stopped,
@@ -74,7 +84,7 @@ def run_job(job: dict[str, Any]) -> dict[str, Any]:
         **counts,
         "top10": round(top_mean(rewards), 4),
         "auc_top10": round(auc_top(rewards, job["budget"]), 4),
-        **hits(rewards, [one.scaffold for one in history.calls], HIT),
+        **hits(rewards, found, HIT),
     }
 
 
@@ -106,13 +116,13 @@ def _design(job: dict[str, Any]) -> tuple[str, int, Any, dict[str, Any]]:
 
     from mambakit.core.training import RunFolder, resolve_device
     from mambakit.domains.molecules.design.agent import Agent
-    from mambakit.domains.molecules.design.config import DesignConfig
+    from mambakit.domains.molecules.design.config import FEW_CALLS, MANY_CALLS
     from mambakit.domains.molecules.design.objective_file import load_objective
     from mambakit.domains.molecules.design.optimise import Design
 
     torch.set_num_threads(1)
-    own = {} if job["task"] == SATURN else {"bucket_size": 0, "purge": False}
-    config = dataclasses.replace(DesignConfig(), **own, **job["changes"])
+    own = FEW_CALLS if job["task"] == SATURN else dataclasses.replace(MANY_CALLS, bucket_size=0, purge=False)
+    config = dataclasses.replace(own, **job["changes"])
     run = RunFolder(Path(job["output"]) / f"{job['task']}-{job['seed']}")
     run.start({**{key: job[key] for key in ("task", "seed", "model")}, "design": config}, seed=job["seed"])
     agent = Agent.load(Path(job["model"]), resolve_device(job["device"]))
@@ -165,12 +175,14 @@ def saturn_rows(done: list[dict[str, Any]], baseline: list[dict[str, Any]]) -> l
     return made
 
 
-def pmo_rows(done: list[dict[str, Any]], baseline: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A row an oracle, and their sum where all twenty are done with the same seeds."""
+def pmo_rows(
+    done: list[dict[str, Any]], baseline: list[dict[str, Any]], seeds: list[int]
+) -> list[dict[str, Any]]:
+    """A row of each oracle that is done with all the seeds asked for, and the sum of all twenty."""
     from rows import row
 
     made, sums, sums_beside = [], {}, {}
-    seeds = sorted({job["seed"] for job in done})
+    seeds = sorted(seeds)
     for task, published in PUBLISHED.items():
         values = {job["seed"]: job["auc_top10"] for job in done if job["task"] == task}
         if sorted(values) != seeds:
@@ -275,7 +287,7 @@ def main() -> None:
         [job for job in whole if job["task"] != SATURN and job["method"] == method]
         for method in (DESIGN, GRAPH_GA)
     )
-    rows += pmo_rows(pmo, pmo_ga)
+    rows += pmo_rows(pmo, pmo_ga, arguments.seeds)
     if rows:
         from rows import write_rows
 

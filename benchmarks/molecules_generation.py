@@ -106,7 +106,7 @@ def main() -> int:
     parser.add_argument("--data", default="zinc250k")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--workers", type=int, default=0, help="processes that write SMILES anew")
+    parser.add_argument("--workers", type=int, help="processes that write SMILES anew")
     parser.add_argument("--n", type=int, default=10_000, help="molecules to draw")
     parser.add_argument("--batch", type=int, default=1000, help="drawn at once")
     parser.add_argument("--limit", type=int, help="learn from the first so many alone, to try it out")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import multiprocessing
 import os
-import queue
 import time
 import traceback
+from collections import deque
 from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection, wait
 from typing import Any
 
 Job = dict[str, Any]
@@ -34,6 +36,9 @@ def run_all(
 ) -> list[Job]:
     """What came of the jobs, those that were done; one that failed holds its traceback in ``error``.
 
+    A job whose process is killed from outside (for its memory, say) holds the exit status there; another
+    process goes on with the next.
+
     Args:
         run_job: Called with a job, in another process.
         jobs: What to run, in this order.
@@ -43,46 +48,84 @@ def run_all(
         seconds: Begin no job after so long.
         stop_after: Stop those still running after so long.
     """
-    context = multiprocessing.get_context("spawn")
-    waiting, results = context.Queue(), context.Queue()
-    for job in jobs:
-        waiting.put(job)
-    time.sleep(0.5)  # what is put arrives a little later
-    began = time.time()
-    processes = [
-        context.Process(
-            target=_work,
-            args=(run_job, waiting, results, began + seconds, gpus[i % len(gpus)] if gpus else None),
-        )
-        for i in range(min(n_processes, len(jobs)))
-    ]
-    for process in processes:
-        process.start()
+    waiting, began = deque(jobs), time.time()
+    busy: dict[Connection, _Worker] = {}
     found: list[Job] = []
-    while any(process.is_alive() for process in processes) or not results.empty():
-        if time.time() - began > stop_after:
-            for process in processes:
-                process.terminate()
-            waiting.cancel_join_thread()
-            break
-        try:
-            found.append(results.get(timeout=1))
-        except queue.Empty:
-            continue
-        tell(found[-1], time.time() - began)
+
+    def go_on(worker: _Worker) -> None:
+        if waiting and time.time() - began < seconds:
+            worker.take(waiting.popleft())
+            busy[worker.pipe] = worker
+        else:
+            worker.end()
+
+    try:
+        for i in range(min(n_processes, len(jobs))):
+            go_on(_Worker(run_job, gpus[i % len(gpus)] if gpus else None))
+        while busy and time.time() - began <= stop_after:
+            for pipe in wait(list(busy), timeout=1):
+                worker = busy.pop(pipe)  # type: ignore[arg-type]
+                result = worker.result()
+                if result is None:
+                    result = {**worker.job, "error": f"its process ended (exit status {worker.end()})"}
+                    worker = _Worker(run_job, worker.gpu)
+                found.append(result)
+                tell(result, time.time() - began)
+                go_on(worker)
+    finally:
+        for worker in busy.values():
+            worker.process.terminate()
+            worker.process.join()
     return found
 
 
-def _work(run_job: Callable[[Job], Job], jobs: Any, results: Any, deadline: float, gpu: str | None) -> None:
-    """One process, on one GPU: takes jobs until none is left or the time is up."""
+class _Worker:
+    """A process that is given one job at a time.
+
+    Args:
+        run_job: Called with each.
+        gpu: The only GPU that it sees; None for all.
+    """
+
+    def __init__(self, run_job: Callable[[Job], Job], gpu: str | None) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.gpu = gpu
+        self.job: Job = {}
+        self.pipe, its = context.Pipe()
+        self.process = context.Process(target=_work, args=(run_job, its, gpu))
+        self.process.start()
+        its.close()  # or its end would not be seen here
+
+    def take(self, job: Job) -> None:
+        self.job = job
+        with contextlib.suppress(OSError):  # it has ended already, which `result` says
+            self.pipe.send(job)
+
+    def result(self) -> Job | None:
+        """What came of the job; None if the process has ended without a word."""
+        try:
+            result: Job = self.pipe.recv()
+        except (EOFError, OSError):
+            return None
+        return result
+
+    def end(self) -> int | None:
+        """Waits for its end, and gives its exit status."""
+        with contextlib.suppress(OSError):
+            self.pipe.send(None)
+        self.process.join()
+        self.pipe.close()
+        return self.process.exitcode
+
+
+def _work(run_job: Callable[[Job], Job], pipe: Connection, gpu: str | None) -> None:
+    """One process, on one GPU: does what it is told until it is told None, or nobody is there."""
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
-    while time.time() < deadline:
-        try:
-            job = jobs.get_nowait()
-        except queue.Empty:
-            return
-        try:
-            results.put(run_job(job))
-        except Exception:  # noqa: BLE001  the other jobs go on; the error is told and counted
-            results.put({**job, "error": traceback.format_exc()})
+    with contextlib.suppress(EOFError, OSError):
+        while (job := pipe.recv()) is not None:
+            try:
+                result = run_job(job)
+            except Exception:  # noqa: BLE001  the other jobs go on; the error is told and counted
+                result = {**job, "error": traceback.format_exc()}
+            pipe.send(result)

@@ -52,13 +52,13 @@ class TrainConfig:
     """auto is bf16-mixed on GPUs that have it, else 32-true."""
     max_time: str | None = None
     """Stop after so long: 90s, 10m, 1h30m or 00:10:00; seconds without a unit."""
-    num_workers: int = 0
-    """Processes that load data; 0 loads in this one."""
+    num_workers: int | None = 0
+    """Processes that load data; 0 loads in this one, null as many as suit the device."""
 
     def __post_init__(self) -> None:
         at_least = {"max_epochs": 1, "max_steps": -1, "batch_size": 1, **dict.fromkeys(_NOT_NEGATIVE, 0)}
         for name, least in at_least.items():
-            if not getattr(self, name) >= least:
+            if getattr(self, name) is not None and not getattr(self, name) >= least:
                 raise UsageError(f"{name}: expected at least {least}, got {getattr(self, name)}")
         if self.max_steps == 0:
             raise UsageError("max_steps: expected a positive number, or -1 for no limit, got 0")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 
 import numpy as np
@@ -36,6 +37,18 @@ def resolve_device(device: str) -> torch.device:
     if kind == "mps" and not torch.backends.mps.is_available():
         raise UsageError("device: mps is not available here (it needs an Apple GPU); use cpu or auto")
     return torch.device(kind)
+
+
+def n_cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def loading_processes(given: int | None, device: torch.device) -> int:
+    """``TrainConfig.num_workers``; by default up to 8 beside a GPU, and none where the CPU itself learns."""
+    if given is not None:
+        return given
+    return 0 if device.type == "cpu" else min(8, n_cores() - 1)
 
 
 def choose_precision(precision: str, device: torch.device) -> str:

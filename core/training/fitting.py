@@ -10,7 +10,7 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -52,7 +52,7 @@ class FitResult:
 def fit(
     task: pl.LightningModule,
     train_loader: DataLoader[Any],
-    val_loader: DataLoader[Any],
+    val_loader: DataLoader[Any] | Sequence[DataLoader[Any]],
     config: TrainConfig,
     run: RunFolder,
     monitor: str = "val/loss",
@@ -68,7 +68,7 @@ def fit(
             reproducible weights. Hyper-parameters that it saves must be plain
             numbers, strings, lists and dictionaries, because checkpoints are read with weights_only.
         train_loader: Batches to train on.
-        val_loader: Batches to validate on.
+        val_loader: Batches to validate on; of several, the first gives ``monitor``.
         config: The training options.
         run: The run's folder; started with ``config`` if the caller has not started it with more.
         monitor: The logged metric that decides which weights are best.
@@ -157,7 +157,7 @@ def _keep_best(
     task: pl.LightningModule,
     trainer: pl.Trainer,
     best: ModelCheckpoint,
-    val_loader: DataLoader[Any],
+    val_loader: DataLoader[Any] | Sequence[DataLoader[Any]],
     monitor: str,
     run: RunFolder,
 ) -> tuple[float, str]:
@@ -202,8 +202,11 @@ def _why_stopped(
     return "epochs" if trainer.current_epoch >= config.max_epochs else "time"
 
 
-def _refuse_empty(train_loader: DataLoader[Any], val_loader: DataLoader[Any]) -> None:
-    for name, loader in (("training", train_loader), ("validation", val_loader)):
+def _refuse_empty(
+    train_loader: DataLoader[Any], val_loader: DataLoader[Any] | Sequence[DataLoader[Any]]
+) -> None:
+    several = val_loader if isinstance(val_loader, Sequence) else [val_loader]
+    for name, loader in (("training", train_loader), *(("validation", one) for one in several)):
         with contextlib.suppress(TypeError):  # an iterable data set has no length
             if len(loader) == 0:
                 raise UserError(

@@ -63,14 +63,14 @@ def canonical(smiles: str) -> str:
     return str(Chem.MolToSmiles(mol))
 
 
-def scaffold(mol: Chem.Mol) -> str:
-    """The Bemis-Murcko scaffold as SMILES without stereochemistry; ``""`` of acyclic molecules.
+def scaffold(mol: Chem.Mol, *, stereo: bool = False) -> str:
+    """The Bemis-Murcko scaffold as SMILES, without stereochemistry by default; ``""`` of acyclic molecules.
 
     Rings and what links them, with atoms double-bonded to these (Bemis & Murcko 1996, doi:10.1021/jm9602928,
     as RDKit has it), so that they are the scaffolds of DeepChem's splitter.
     """
     with rdBase.BlockLogs():
-        return str(MurckoScaffold.MurckoScaffoldSmiles(mol=mol, includeChirality=False))
+        return str(MurckoScaffold.MurckoScaffoldSmiles(mol=mol, includeChirality=stereo))
 
 
 def readable(smiles: Sequence[str]) -> list[Chem.Mol]:

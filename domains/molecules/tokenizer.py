@@ -157,11 +157,16 @@ class SelfiesTokenizer(SmilesTokenizer):
         """The SMILES that the symbols stand for.
 
         Raises:
-            SampleError: On an id outside the vocabulary.
+            SampleError: On an id outside the vocabulary, and on the unknown one, which is no symbol.
         """
         import selfies
 
-        return str(selfies.decoder(super().decode(tokens)))
+        text = super().decode(tokens)
+        try:
+            return str(selfies.decoder(text))
+        except selfies.DecoderError as error:
+            reason = " ".join(str(error).split())
+            raise SampleError(f"SELFIES can't read it: {reason}", sample=text) from None
 
     def same(self, sample: str, other: str) -> bool:
         """Whether two SMILES are of the same molecule."""

@@ -102,6 +102,17 @@ def test_a_run_its_files_and_a_larger_budget(
     assert json.loads(capsys.readouterr().out)["calls"] == 5
 
 
+def test_a_preset_is_chosen_and_changed(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--model", model, "--objective", "qed", "--budget", 5, "--preset", "many-calls"]
+    assert run(*words, "--output", tmp_path / "design") == 0
+    text = (tmp_path / "design" / "config.yaml").read_text()
+    for words in ("batch_size: 64", "sigma: 500", "lr: 0.0005", "rounds: 1"):  # rounds as given
+        assert words in text
+    capsys.readouterr()
+
+
 def test_wrong_calls(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = ["--output", tmp_path / "design"]
     assert run("--model", model, "--objective", "qud", *output) == 2
@@ -112,6 +123,8 @@ def test_wrong_calls(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "no saved model" in capsys.readouterr().err
     assert run("--model", model, "--objective", "qed", "--design.lr", -1, *output) == 2
     assert "lr: expected a positive number" in capsys.readouterr().err
+    assert run("--model", model, "--objective", "qed", "--design.invalid", "keep", *output) == 2
+    assert "invalid" in capsys.readouterr().err
     assert not (tmp_path / "design").exists()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from mambakit.domains.molecules.language.model import MoleculeModel
 from mambakit.domains.molecules.tokenizer import END, PAD, START
 
 _TOKENS_AT_ONCE = 32_768
+_LENGTHS = 16  # rows are padded to multiples of this
 
 
 class Agent:
@@ -56,15 +58,13 @@ class Agent:
             pad_id=PAD,
             seed=seed,
         )
-        made = generate(self._decoder, [[START]], config)
+        made = generate(self._decoder, [[START]], config, constraint=self.model.symbols_only())
         sampled = []
         for ids, ended in zip(made.sequences(), made.finished.tolist(), strict=True):
             text = ""
-            if ended and not any(one in (PAD, START) for one in ids):
-                try:
+            if ended:
+                with contextlib.suppress(SampleError):  # symbols that together are no molecule
                     text = self.tokenizer.decode(Tokens(torch.tensor(ids)))
-                except SampleError:  # an id that no symbol has
-                    text = ""
             sampled.append((text, [START, *ids]))
         return sampled
 
@@ -95,7 +95,8 @@ class Agent:
         return torch.cat(parts)[back]
 
     def _log_likelihoods(self, sequences: Sequence[Sequence[int]]) -> Tensor:
-        longest = max(len(one) for one in sequences)
+        # few different lengths: what kernels compile, choose and keep for a shape serves the next update too
+        longest = 1 + _LENGTHS * -(-(max(len(one) for one in sequences) - 1) // _LENGTHS)
         ids = torch.tensor([[*one, *[PAD] * (longest - len(one))] for one in sequences]).to(self.device)
         target = ids[:, 1:]
         # the model is causal: what stands behind a sequence changes nothing before

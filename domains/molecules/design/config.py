@@ -1,15 +1,16 @@
-"""How a design learns; the defaults are Saturn's (Guo & Schwaller 2024, arXiv:2405.17066)."""
+"""How a design learns, and presets for budgets of about a thousand and of ten thousand oracle calls."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from mambakit.core.errors import UsageError
 
 
 @dataclass(frozen=True)
 class DesignConfig:
-    """How a design learns; see each field."""
+    """How a design learns; the defaults are Saturn's (Guo & Schwaller 2024, arXiv:2405.17066)."""
 
     batch_size: int = 16
     """Molecules sampled in a step."""
@@ -25,10 +26,11 @@ class DesignConfig:
     replayed: int = 10
     """Remembered molecules beside the sampled ones in a step's first update."""
     purge: bool = True
-    """Forget molecules whose scaffold the diversity filter has closed."""
+    """Forget molecules whose scaffold the diversity filter has closed, when it comes again."""
     bucket_size: int = 10
-    """Molecules of one Murcko scaffold that are rewarded; further ones count 0 in learning.
-    0 for no filter."""
+    """A Murcko scaffold that was sampled more often than this counts 0 in learning. 0 for no filter."""
+    invalid: Literal["drop", "zero"] = "drop"
+    """Samples that are no molecules: left out of learning, or learned from with a reward of 0."""
     offspring: int = 0
     """Molecules bred in a step from the best so far (Genetic-GFN, Kim et al. 2024), beside the sampled ones:
     scored, remembered and learned from as these are."""
@@ -50,6 +52,8 @@ class DesignConfig:
         for name, value in least.items():
             if getattr(self, name) < value:
                 raise UsageError(f"{name}: expected at least {value}, got {getattr(self, name)}")
+        if self.invalid not in ("drop", "zero"):
+            raise UsageError(f"invalid: expected drop or zero, got {self.invalid!r}")
         for name in ("sigma", "lr"):
             if not getattr(self, name) > 0:
                 raise UsageError(f"{name}: expected a positive number, got {getattr(self, name)}")
@@ -57,3 +61,9 @@ class DesignConfig:
             raise UsageError(f"mutation_rate: expected a share from 0 to 1, got {self.mutation_rate}")
         if self.patience is not None and self.patience < 1:
             raise UsageError(f"patience: expected at least 1, got {self.patience}")
+
+
+FEW_CALLS = DesignConfig()
+# As Augmented Memory was run on PMO (Guo & Schwaller 2024, JACS Au 4, 2160): larger steps, fewer updates.
+MANY_CALLS = DesignConfig(batch_size=64, sigma=500.0, lr=5e-4, rounds=2, memory=100, replayed=10)
+PRESETS = {"few-calls": FEW_CALLS, "many-calls": MANY_CALLS}

@@ -18,17 +18,23 @@ from mambakit.core.errors import DataError
 from mambakit.domains.molecules.design import function_worker
 
 _START_S = 120.0
+_MOST_TIMEOUTS = 3  # molecules in a row; then the function hangs, whatever it is given
 
 
 class _FailedError(Exception):
     """A call that gave no values; the message says why."""
 
 
+class _TimeoutError(_FailedError):
+    """A call that took too long."""
+
+
 class FunctionOracle:
     """Calls ``function(smiles)`` of a file with lists of canonical SMILES; it returns a number for each.
 
     A call that raises, takes too long, returns another number of values or ends its process is made again
-    molecule by molecule, so that only those at fault have no value.
+    molecule by molecule, so that only those at fault have no value. After three molecules in a row that took
+    too long the rest of the call is not asked for.
 
     Args:
         path: The Python file; it may import what lies beside it.
@@ -57,12 +63,19 @@ class FunctionOracle:
             try:
                 values[begin : begin + len(part)] = self._ask(part)
             except _FailedError as whole:
+                if len(part) == 1:
+                    reasons[begin] = str(whole)
+                    continue
+                slow = 0
                 for i, one in enumerate(part, begin):
+                    if slow == _MOST_TIMEOUTS:
+                        reasons[i] = f"not asked for: {reasons[i - 1].removeprefix('not asked for: ')}"
+                        continue
                     try:
-                        values[i] = self._ask([one])[0] if len(part) > 1 else np.nan
-                        reasons[i] = str(whole) if len(part) == 1 else ""
+                        values[i], slow = self._ask([one])[0], 0
                     except _FailedError as error:
                         reasons[i] = str(error)
+                        slow = slow + 1 if isinstance(error, _TimeoutError) else 0
         for place in np.flatnonzero(~np.isfinite(values)):
             reasons[place] = reasons[place] or f"{self.function} returned {values[place]}"
             values[place] = np.nan
@@ -114,7 +127,7 @@ class FunctionOracle:
             line = self._replies.get(timeout=seconds)
         except queue.Empty:
             self.close()
-            raise _FailedError(f"{self.function} took longer than {seconds:g} s") from None
+            raise _TimeoutError(f"{self.function} took longer than {seconds:g} s") from None
         if line is None:
             assert self._process is not None
             status = self._process.wait()

@@ -14,10 +14,8 @@ from numpy.typing import NDArray
 from rdkit import Chem
 
 from mambakit.core.errors import DataError
-from mambakit.domains.molecules.design.objective import Objective, Scores
+from mambakit.domains.molecules.design.objective import COLUMNS, SHAPED, Objective, Scores
 from mambakit.domains.molecules.structures import scaffold
-
-_FIRST, _LAST = ("call", "smiles", "scaffold", "reward"), ("reason",)
 
 
 class Called(NamedTuple):
@@ -47,7 +45,8 @@ class History:
 
     def __init__(self, path: Path, names: Sequence[str]) -> None:
         self.path = path
-        self.columns = [*_FIRST, *(part for name in names for part in (name, f"{name}:shaped")), *_LAST]
+        parts = (part for name in names for part in (name, f"{name}{SHAPED}"))
+        self.columns = [*COLUMNS[:-1], *parts, COLUMNS[-1]]
         self.calls: list[Called] = []
         self._place: dict[str, int] = {}
         if path.exists():

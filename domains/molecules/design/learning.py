@@ -9,7 +9,7 @@ time written as other SMILES (Augmented Memory, Guo & Schwaller 2024, JACS Au 4,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import torch
@@ -43,6 +43,9 @@ class Learner:
         sampled: Sequence[list[int]],
         memory: Memory,
         rng: np.random.Generator,
+        *,
+        invalid: Sequence[list[int]] = (),
+        closed: Collection[str] = (),
     ) -> float:
         """Learns from a batch, whose molecules are in the memory already where they belong there.
 
@@ -51,6 +54,8 @@ class Learner:
             sampled: Their ids as sampled.
             memory: What is replayed.
             rng: Draws what is replayed and how it is written.
+            invalid: Ids of samples that are no molecules, learned from once, with a reward of 0.
+            closed: Scaffolds to forget before the memory is replayed.
 
         Returns:
             The first update's loss.
@@ -60,7 +65,9 @@ class Learner:
         """
         rounds = self.config.rounds
         first: Weighted = [(ids, one.reward) for ids, one in zip(sampled, batch, strict=True)]
+        first += [(ids, 0.0) for ids in invalid]
         first += self._written([(one, one.text) for one in memory.drawn(self.config.replayed, rng)])
+        memory.purge(closed)
         updates = [first]
         replayed = [*batch, *memory.best]
         ways = [rewritings(one.smiles, rounds, rng) for one in replayed]

@@ -40,7 +40,12 @@ class Memory:
         self.best = sorted(kept, key=lambda one: (-one.reward, one.smiles))[: self.size]
 
     def purge(self, scaffolds: Collection[str]) -> None:
-        """Forget molecules of these scaffolds (selective memory purge)."""
+        """Forget molecules of these scaffolds.
+
+        The selective memory purge is of the scaffolds that the filter has closed in the step's batch, after
+        its own update and before the memory is replayed. (Saturn's code takes every scaffold with a reward
+        of 0 in the batch; an oracle that fails on one molecule would cost all that are like it.)
+        """
         self.best = [one for one in self.best if one.scaffold not in scaffolds]
 
     def drawn(self, n: int, rng: np.random.Generator) -> list[Remembered]:

@@ -22,12 +22,15 @@ import numpy as np
 from numpy.typing import NDArray
 from rdkit.Chem import Mol
 
-from mambakit.core.errors import DataError
+from mambakit.core.errors import DataError, UsageError
 from mambakit.domains.molecules.design.shaping import Transform
 
 Aggregate = Literal["product", "geometric", "arithmetic"]
 Scorer = Callable[[Sequence[str], Sequence[Mol]], tuple[NDArray[np.float64], list[str]]]
 """From canonical SMILES and their molecules to values ``(n,)``, NaN for none, and why there is none."""
+
+COLUMNS, SHAPED = ("call", "smiles", "scaffold", "reward", "reason"), ":shaped"
+"""Of the history, beside each component's ``NAME`` and ``NAME:shaped``."""
 
 _MOST_FAILURES = 100
 
@@ -78,6 +81,9 @@ class Objective:
         aggregate: ``product`` of shaped ** weight; ``geometric`` or ``arithmetic`` mean, weighted.
             (REINVENT's and Saturn's "product" is the geometric mean.)
         spec: What it was made from, as YAML can hold it.
+
+    Raises:
+        UsageError: If two columns of the history would have the same name.
     """
 
     def __init__(
@@ -85,6 +91,13 @@ class Objective:
     ) -> None:
         self.components, self.aggregate, self.spec = tuple(components), aggregate, spec
         self._failing = np.zeros(len(self.components), np.int64)
+        for i, name in enumerate(self.names):
+            if not name or name in COLUMNS or name.endswith(SHAPED) or self.names.count(name) > 1:
+                taken = ", ".join(COLUMNS)
+                raise UsageError(
+                    f"components[{i}].name: {name!r} can't be a column of its own beside {taken}, the other "
+                    f"components and their NAME{SHAPED}; give the component another name"
+                )
 
     @property
     def names(self) -> list[str]:

@@ -107,11 +107,13 @@ def make_objective(spec: Any, folder: Path | None = None) -> Objective:
     try:
         for i, one in enumerate(listed):
             made.append(_component(one, f"components[{i}]", folder or Path()))
+        return Objective(
+            made, aggregate, {"aggregate": aggregate, "components": [dict(one) for one in listed]}
+        )
     except (UsageError, DataError):
         for component in made:
             component.close()
         raise
-    return Objective(made, aggregate, {"aggregate": aggregate, "components": [dict(one) for one in listed]})
 
 
 def _component(spec: Any, at: str, folder: Path) -> Component:

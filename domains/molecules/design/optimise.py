@@ -22,7 +22,7 @@ from mambakit.core.errors import DataError
 from mambakit.core.training import RunFolder
 from mambakit.domains.molecules.design.agent import Agent
 from mambakit.domains.molecules.design.config import DesignConfig
-from mambakit.domains.molecules.design.diversity import DiversityFilter
+from mambakit.domains.molecules.design.diversity import DiversityFilter, bucket
 from mambakit.domains.molecules.design.genetic import offspring
 from mambakit.domains.molecules.design.history import History
 from mambakit.domains.molecules.design.learning import Learner
@@ -35,6 +35,8 @@ HISTORY_FILE = "molecules.csv"
 _CHECKPOINT_FILE = "last.pt"
 _IDLE_STEPS = 50  # without a new molecule: sampling repeats itself
 _LOST_STEPS = 10  # without a valid molecule: the agent has unlearned the language
+_MOST_RESETS = 3  # in a row that bring no new molecule: nothing will
+_LEAST_VALID = 0.5  # of the samples of a state that is worth going back to
 
 
 @dataclass
@@ -52,9 +54,19 @@ class Counts:
     calls: int = 0
     """Oracle calls; of a run that is taken up, those that it has come to again."""
     restarts: int = 0
-    """Times that the agent took the prior's weights, having lost the language."""
+    """Times that the agent went back to its best state, or to the prior: it had lost the language, or only
+    repeated itself."""
     idle: int = field(default=0, repr=False)
     lost: int = field(default=0, repr=False)
+    vain: int = field(default=0, repr=False)
+    """Restarts since the last new molecule."""
+
+
+class State(NamedTuple):
+    """Weights of the agent after a step, and the mean reward of what was sampled in it."""
+
+    reward: float
+    weights: dict[str, torch.Tensor]
 
 
 class Proposed(NamedTuple):
@@ -109,6 +121,7 @@ class Design:
         self.filter = DiversityFilter(config.bucket_size)
         self.history = History(run.path / HISTORY_FILE, objective.names)
         self.counts = Counts()
+        self.best: State | None = None
         self._checkpoint = run.checkpoints / _CHECKPOINT_FILE
         if self._checkpoint.exists():
             self._load()
@@ -147,7 +160,7 @@ class Design:
             rewards = self.history.rewards
             if top_mean(rewards) <= top_mean(rewards[:-patience]):
                 return "patience"
-        return "nothing-new" if self.counts.idle >= _IDLE_STEPS else ""
+        return "nothing-new" if self.counts.vain > _MOST_RESETS else ""
 
     def _step(self) -> None:
         config, counts = self.config, self.counts
@@ -168,48 +181,69 @@ class Design:
         counts.sampled += len(sampled)
         counts.bred += len(bred)
         molecules: dict[str, Proposed] = {}
-        n_valid = 0
+        invalid = []
         for text, ids in sampled:
             mol = readable(text)
-            if mol is not None:
-                n_valid += 1
+            if mol is None:
+                invalid.append(ids)
+            else:
                 molecules.setdefault(Chem.MolToSmiles(mol), Proposed(mol, text, ids))
+        n_valid, own = len(sampled) - len(invalid), set(molecules)
         for smiles, mol in bred.items():
             molecules.setdefault(smiles, Proposed(mol, smiles, self.agent.encode(smiles)))
-        counts.invalid += len(sampled) - n_valid
+        counts.invalid += len(invalid)
         self.history.ask(self.objective, {smiles: one.mol for smiles, one in molecules.items()}, self.budget)
         called = {smiles: one for smiles, one in molecules.items() if smiles in self.history}
         # what a killed run had asked already is new again to the one that takes it up
         n_new = sum(self.history.call(smiles) > counts.calls for smiles in called)
         counts.calls += n_new
         counts.repeated += n_valid + len(bred) - n_new
-        counts.idle = 0 if n_new else counts.idle + 1
+        counts.idle, counts.vain = (0, 0) if n_new else (counts.idle + 1, counts.vain)
         counts.lost = 0 if n_valid else counts.lost + 1
-        self._learn(called, np.random.default_rng(draws))
-        if counts.lost >= _LOST_STEPS:
-            self.agent.model.load_state_dict(self.learner.prior.model.state_dict())
-            self.learner = Learner(self.agent, self.learner.prior, config)
-            counts.lost, counts.restarts = 0, counts.restarts + 1
+        learned = self._learn(called, invalid, np.random.default_rng(draws))
+        self._note([reward for smiles, reward in learned.items() if smiles in own], n_valid / len(sampled))
+        if counts.lost >= _LOST_STEPS or counts.idle >= _IDLE_STEPS:
+            self._restart()
 
-    def _learn(self, molecules: dict[str, Proposed], rng: np.random.Generator) -> None:
+    def _note(self, rewards: list[float], valid: float) -> None:
+        """Keeps the agent's weights if what it sampled is the best so far, as Saturn does."""
+        reward = float(np.mean(rewards)) if rewards else 0.0
+        if valid > _LEAST_VALID and (self.best is None or reward > self.best.reward):
+            weights = {name: one.detach().clone() for name, one in self.agent.model.state_dict().items()}
+            self.best = State(reward, weights)
+
+    def _restart(self) -> None:
+        """Back to the best state with the memory as it is; if that has led nowhere either, to the prior."""
+        counts, prior = self.counts, self.learner.prior
+        weights = prior.model.state_dict() if self.best is None else self.best.weights
+        self.agent.model.load_state_dict(weights)
+        self.learner = Learner(self.agent, prior, self.config)
+        self.best = None
+        counts.idle = counts.lost = 0
+        counts.restarts, counts.vain = counts.restarts + 1, counts.vain + 1
+
+    def _learn(
+        self, molecules: dict[str, Proposed], invalid: list[list[int]], rng: np.random.Generator
+    ) -> dict[str, float]:
+        """Learns from a step's molecules, and gives their rewards after the filter."""
         called = [self.history[smiles] for smiles in molecules]
-        # a molecule without rings has no scaffold: it stands for itself
-        buckets = [one.scaffold or one.smiles for one in called]
+        buckets = [bucket(smiles, one.mol) for smiles, one in molecules.items()]
+        closed = self.filter.full(buckets) if self.config.purge else set()
         rewards = self.filter.filtered(buckets, np.array([one.reward for one in called]))
         batch = [
-            Remembered(smiles, one.text, bucket, float(reward))
-            for (smiles, one), bucket, reward in zip(molecules.items(), buckets, rewards, strict=True)
+            Remembered(smiles, one.text, its_bucket, float(reward))
+            for (smiles, one), its_bucket, reward in zip(molecules.items(), buckets, rewards, strict=True)
         ]
         written = [one.ids is not None for one in molecules.values()]
         readable_batch = list(itertools.compress(batch, written))
         self.memory.add(readable_batch)
         if self.config.offspring:
             self.population.add(batch)
-        if self.config.purge:
-            for memory in (self.memory, self.population):
-                memory.purge(self.filter.full(one.scaffold for one in memory.best))
+            self.population.purge(closed)
         ids = [one.ids for one in molecules.values() if one.ids is not None]
-        self.learner.step(readable_batch, ids, self.memory, rng)
+        zero = invalid if self.config.invalid == "zero" else []
+        self.learner.step(readable_batch, ids, self.memory, rng, invalid=zero, closed=closed)
+        return {one.smiles: one.reward for one in batch}
 
     def _save(self) -> None:
         content = {
@@ -218,6 +252,7 @@ class Design:
             "memory": [tuple(one) for one in self.memory.best],
             "population": [tuple(one) for one in self.population.best],
             "filter": dict(self.filter.counts),
+            "best": None if self.best is None else tuple(self.best),
             "counts": dict(self.counts.__dict__),
         }
         self._checkpoint.parent.mkdir(parents=True, exist_ok=True)
@@ -235,6 +270,7 @@ class Design:
             self.memory.best = [Remembered(*one) for one in content["memory"]]
             self.population.best = [Remembered(*one) for one in content["population"]]
             self.filter.counts.update(content["filter"])
+            self.best = None if content["best"] is None else State(*content["best"])
             self.counts = Counts(**content["counts"])
         except (OSError, RuntimeError, KeyError, TypeError, ValueError, EOFError) as error:
             raise DataError(

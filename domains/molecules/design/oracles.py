@@ -124,7 +124,7 @@ def similarity(target: str, fingerprint: str = "ecfp4") -> Oracle:
     Raises:
         UsageError: If the target can't be read, or there is no such fingerprint.
     """
-    if fingerprint not in FINGERPRINTS:
+    if not isinstance(fingerprint, str) or fingerprint not in FINGERPRINTS:
         raise UsageError(
             f"fingerprint: expected one of {', '.join(FINGERPRINTS)}, got {fingerprint!r}"
             f"{did_you_mean(str(fingerprint), FINGERPRINTS)}"
@@ -147,6 +147,8 @@ def median(targets: Sequence[str], fingerprint: str = "ecfp4") -> Oracle:
     """
     if isinstance(targets, str) or not isinstance(targets, Sequence) or len(targets) < 2:
         raise UsageError(f"targets: expected a list of at least two SMILES, got {targets!r}")
+    for i, target in enumerate(targets):
+        read_target(target, f"targets[{i}]")
     parts = [similarity(target, fingerprint) for target in targets]
     return lambda mol: geometric_mean([part(mol) for part in parts])
 

@@ -5,7 +5,8 @@ not here. The others are GuacaMol's goal-directed tasks (Brown et al. 2019, J. C
 supporting information) as TDC scores them (Huang et al. 2021, arXiv:2102.09548): similarity tasks are linear
 up to 0.75, rediscoveries are plain ECFP4 similarities, every MPO is a geometric mean, and deco_hop and
 scaffold_hop are arithmetic means. A trap: TDC's first isomer oracles counted the letters of a SMILES in place
-of its atoms; the mended ones are here, whose values TDC's issue 244 states.
+of its atoms; the mended ones are here, whose values TDC's issue 244 states. TDC's versions differ in the term
+for all atoms together too: isomers, sitagliptin_mpo and zaleplon_mpo have it here, as GuacaMol defines them.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rdkit.Chem import Mol
 
-from mambakit.core.errors import UsageError
+from mambakit.core.errors import DataError, UsageError
 from mambakit.domains.molecules.design.objective import Scorer
 
 
@@ -26,6 +26,10 @@ def predictor_scorer(folder: Path, task: Any, at: str) -> tuple[Scorer, bool]:
         UsageError: If the model has no such task, or several and none is named.
         DataError: If the folder holds no property model.
     """
+    if not (folder / "config.json").is_file():
+        raise DataError(
+            f"{at}.model: {folder} holds no property model (mambakit molecules train): it has no config.json"
+        )
     # not before it is asked for: most designs need none of it
     from mambakit.core.training import resolve_device
     from mambakit.domains.molecules.model import PropertyModel

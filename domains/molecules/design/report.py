@@ -25,7 +25,7 @@ _ENDED = {
     "budget": "the budget was spent",
     "max-time": "the time was up; run the same command again to go on",
     "patience": "the best ten had stopped to grow",
-    "nothing-new": "fifty steps in a row found no new molecule",
+    "nothing-new": "it found no new molecule any more, wherever it went back to",
 }
 
 
@@ -121,7 +121,7 @@ def sentences(counts: Counts, history: History, stopped: str) -> str:
     if n_failed:
         said += f" {n_failed} have no value and count 0."
     if counts.restarts:
-        said += f" {counts.restarts} times the model had lost the language and began anew from its prior."
+        said += f" {counts.restarts} times the model had lost the language or repeated itself, and went back."
     return f"{said} The run ended because {_ENDED[stopped]}."
 
 

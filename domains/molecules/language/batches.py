@@ -21,7 +21,8 @@ class PackedMolecules(Dataset[TokenBatch]):
     Args:
         smiles: The molecules.
         tokenizer: Fitted.
-        randomize: Share of them written anew when ``loader`` shuffles.
+        randomize: Share of them written anew: each epoch otherwise when ``loader`` shuffles, else always
+            the same way.
         row_length: Positions of a row; longer molecules make a batch's rows longer.
     """
 
@@ -77,10 +78,12 @@ class _Draw(Sampler[list[tuple[int, int]]]):
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         n = len(self.data)
         order, seeds = np.arange(n), np.zeros(n, dtype=np.int64)
+        draws = None if self.shuffle else torch.Generator().manual_seed(0)
         if self.shuffle:
             order = torch.randperm(n).numpy()
-            anew = torch.rand(n).numpy() < self.data.randomize
-            seeds = np.where(anew, torch.randint(1, _SEEDS, (n,)).numpy(), 0)
+        if self.data.randomize:
+            anew = torch.rand(n, generator=draws).numpy() < self.data.randomize
+            seeds = np.where(anew, torch.randint(1, _SEEDS, (n,), generator=draws).numpy(), 0)
         for part in np.array_split(np.arange(n), len(self)):
             yield list(zip(order[part].tolist(), seeds[part].tolist(), strict=True))
 

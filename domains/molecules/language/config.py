@@ -100,4 +100,5 @@ PRESET_TRAIN = TrainConfig(
     warmup_fraction=0.02,
     ema_decay=0.999,
     patience=5,
+    num_workers=None,
 )

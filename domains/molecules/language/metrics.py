@@ -42,6 +42,8 @@ class MoleculeSet:
         n: How many there are.
         canonical: Of the valid ones, in order.
         unique: The molecules that are valid, each once.
+        times: How often each of these was drawn, ``(n_unique,)``. MOSES averages over all valid samples,
+            repeats included (its section "Metrics": all but validity are of the valid molecules).
     """
 
     def __init__(self, smiles: Sequence[str]) -> None:
@@ -55,6 +57,8 @@ class MoleculeSet:
                 self.canonical.append(name)
                 first.setdefault(name, mol)
         self.names, self.unique = list(first), list(first.values())
+        counted = Counter(self.canonical)
+        self.times = np.array([counted[name] for name in self.names], dtype=np.float64)
 
     @property
     def validity(self) -> float:
@@ -73,9 +77,12 @@ class MoleculeSet:
 
     @cached_property
     def scaffolds(self) -> Counter[str]:
-        """How many unique molecules of two rings or more have each Bemis-Murcko scaffold."""
-        names = (scaffold(mol) for mol in self.unique if rdMolDescriptors.CalcNumRings(mol) >= _LEAST_RINGS)
-        return Counter(name for name in names if name)
+        """How many samples of two rings or more have each Bemis-Murcko scaffold."""
+        found: Counter[str] = Counter()
+        for mol, times in zip(self.unique, self.times, strict=True):
+            if rdMolDescriptors.CalcNumRings(mol) >= _LEAST_RINGS and (name := scaffold(mol)):
+                found[name] += int(times)
+        return found
 
     @cached_property
     def flat(self) -> list[Chem.Mol]:
@@ -105,28 +112,32 @@ class MoleculeSet:
 
     @cached_property
     def internal_diversity(self) -> float:
-        """1 less the mean Tanimoto similarity of all pairs, each with itself included (MOSES' IntDiv1)."""
-        prints = self.fingerprints
+        """1 less the mean Tanimoto similarity of all pairs of samples, each with itself included.
+
+        MOSES' IntDiv1: a sample drawn twice is a pair of similarity 1.
+        """
+        prints, times = self.fingerprints, self.times
         if not prints:
             return float("nan")
-        total = float(len(prints))
+        total = float(times @ times)
         for i in range(1, len(prints)):
-            total += 2 * sum(DataStructs.BulkTanimotoSimilarity(prints[i], prints[:i]))
-        return 1 - total / len(prints) ** 2
+            similar = np.array(DataStructs.BulkTanimotoSimilarity(prints[i], prints[:i]))
+            total += 2 * times[i] * float(similar @ times[:i])
+        return float(1 - total / times.sum() ** 2)
 
 
 def similarity_to_nearest(molecules: MoleculeSet, reference: MoleculeSet) -> float:
-    """Mean Tanimoto similarity (ECFP4) of a molecule to the nearest of the reference: MOSES' SNN."""
+    """Mean Tanimoto similarity (ECFP4) of a sample to the nearest of the reference: MOSES' SNN."""
     if not molecules.unique or not reference.unique:
         return float("nan")
     best = [
         max(DataStructs.BulkTanimotoSimilarity(one, reference.fingerprints)) for one in molecules.fingerprints
     ]
-    return float(np.mean(best))
+    return float(np.average(best, weights=molecules.times))
 
 
 def scaffold_similarity(molecules: MoleculeSet, reference: MoleculeSet) -> float:
-    """Cosine of the counts of Bemis-Murcko scaffolds: MOSES' Scaf, of molecules of two rings or more."""
+    """Cosine of the counts of Bemis-Murcko scaffolds: MOSES' Scaf, of samples of two rings or more."""
     first, second = molecules.scaffolds, reference.scaffolds
     if not first or not second:
         return float("nan")

@@ -11,9 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mambakit.core.adapters import TokenBatch, pad_batch
+from mambakit.core.adapters.vocabulary import N_SPECIAL
+from mambakit.core.generation import AllowedIds
 from mambakit.core.language_model import LanguageModel, LanguageModelConfig
 from mambakit.domains.molecules.language.reference import Reference
-from mambakit.domains.molecules.tokenizer import PAD, SmilesTokenizer, load_tokenizer
+from mambakit.domains.molecules.tokenizer import END, PAD, SmilesTokenizer, load_tokenizer
 
 _NEW_STD = 0.02
 
@@ -55,6 +57,13 @@ class MoleculeModel(LanguageModel):
         logits, _ = self(batch.values, lengths=batch.lengths)
         losses, _ = token_losses(logits, batch)
         return -losses.sum(1)
+
+    def symbols_only(self) -> AllowedIds:
+        """For drawing: symbols and END may come, never PAD, START or the unknown id, which mean nothing."""
+        allowed = torch.zeros(self.config.n_ids, dtype=torch.bool)
+        allowed[N_SPECIAL : self.tokenizer.n_ids] = True
+        allowed[END] = True
+        return AllowedIds(allowed)
 
     def grown(self, tokenizer: SmilesTokenizer) -> MoleculeModel:
         """This model for a vocabulary that continues its own: new tokens begin as the mean of the old ones.

@@ -23,10 +23,11 @@ SAMPLES, HELD_OUT, BASELINE = "mambakit", "held-out molecules", "6-gram"
 UNIQUE_AT = 10_000
 MEASURES_NOTE = (
     "valid: share that RDKit reads. unique: share of different ones among the first 10,000 valid. novel: "
-    "share of these that were not trained on. int-div: 1 - mean Tanimoto similarity (ECFP4) of all pairs. "
-    "snn: mean similarity to the nearest molecule of the reference. scaf: cosine of the counts of Murcko "
-    "scaffolds of two rings or more. kl: mean exp(-KL) of nine descriptors and the similarity to the nearest "
-    "of the same set, against training molecules; it depends on how many there are: compare rows of equal n."
+    "share of the different ones that were not trained on. int-div: 1 - mean Tanimoto similarity (ECFP4) of "
+    "all pairs. snn: mean similarity to the nearest molecule of the reference. scaf: cosine of the counts of "
+    "Murcko scaffolds of two rings or more. These three are of all valid samples, repeats included. kl: mean "
+    "exp(-KL) of nine descriptors and the similarity to the nearest of the same set, against training "
+    "molecules, of different molecules; it depends on how many there are: compare rows of equal n."
 )
 
 

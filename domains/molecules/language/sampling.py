@@ -141,7 +141,7 @@ def sample(model: MoleculeModel, config: SamplingConfig) -> Iterator[Sample]:
 
 def _start(
     model: MoleculeModel, config: SamplingConfig
-) -> tuple[list[tuple[int, ...]], Constraint | None, Chem.Mol | None]:
+) -> tuple[list[tuple[int, ...]], Constraint, Chem.Mol | None]:
     """Prompts to take in turn, what may follow them, and what every molecule has to hold."""
     tokenizer = model.tokenizer
     if (config.prefix or config.scaffold) and tokenizer.kind != "smiles":
@@ -151,7 +151,7 @@ def _start(
             written = decorations(config.scaffold, tokenizer)
             grammar = ScaffoldGrammar(written, tokenizer)
             return [one.prompt for one in written], grammar.constraint(), query_of(config.scaffold)
-        return [(START, *tokenizer.ids(config.prefix))], None, None
+        return [(START, *tokenizer.ids(config.prefix))], model.symbols_only(), None
     except SampleError as error:
         which = "scaffold" if config.scaffold else "prefix"
         raise UsageError(f"{which}: {error.reason}") from None
@@ -165,11 +165,12 @@ def _read(
     wanted: Chem.Mol | None,
     max_length: int,
 ) -> Sample:
-    smiles = model.tokenizer.text(ids)
+    try:
+        smiles = model.tokenizer.text(ids)
+    except SampleError as error:
+        return Sample("", "", error.reason, log_prob)
     if not ended:
         return Sample(smiles, "", f"no end within {max_length} tokens", log_prob)
-    if any(one in (PAD, START) for one in ids):
-        return Sample(smiles, "", "a start or padding token stands inside", log_prob)
     if not smiles:
         return Sample("", "", "no atom", log_prob)
     mol, reason = structure(smiles)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from mambakit.core.language_model import LanguageModelConfig
-from mambakit.core.training import FitResult, RunFolder, TrainConfig, fit, seed_everything
+from mambakit.core.training import FitResult, RunFolder, TrainConfig, fit, resolve_device, seed_everything
+from mambakit.core.training.devices import loading_processes
 from mambakit.domains.molecules.language.batches import PackedMolecules
 from mambakit.domains.molecules.language.config import CorpusConfig, ModelConfig
 from mambakit.domains.molecules.language.corpus import Corpus
@@ -53,13 +54,18 @@ def train_language_model(
     train = PackedMolecules(
         corpus.train, corpus.tokenizer, randomize=corpus_config.randomize, row_length=row_length
     )
-    validation = PackedMolecules(corpus.validation, corpus.tokenizer, row_length=row_length)
+    # written as they stand, to choose by; and anew, as the model meets them in training and in design
+    validation = [
+        PackedMolecules(corpus.validation, corpus.tokenizer, randomize=anew, row_length=row_length)
+        for anew in (0.0, 1.0)[: 1 + (corpus_config.randomize > 0)]
+    ]
+    workers = loading_processes(train_config.num_workers, resolve_device(train_config.device))
     result = fit(
         MoleculeTask(
             model, train_config, n_samples=n_validation_samples, max_length=corpus_config.max_length
         ),
-        train.loader(train_config.batch_size, shuffle=True, num_workers=train_config.num_workers),
-        validation.loader(train_config.batch_size, shuffle=False),
+        train.loader(train_config.batch_size, shuffle=True, num_workers=workers),
+        [one.loader(train_config.batch_size, shuffle=False) for one in validation],
         train_config,
         run,
     )

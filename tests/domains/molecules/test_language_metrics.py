@@ -43,7 +43,9 @@ def test_shares_are_of_what_they_say():
 
 def test_diversity_and_nearest_are_the_sums_over_pairs():
     some, others = MoleculeSet(SOME), MoleculeSet(OTHERS)
-    mine, theirs = prints(some.names), prints(OTHERS)
+    # ethanol was drawn twice, and counts twice
+    assert (some.names[0], some.times.tolist()) == ("CCO", [2, 1, 1, 1, 1])
+    mine, theirs = prints([some.names[0], *some.names]), prints(OTHERS)
     pairs = [DataStructs.TanimotoSimilarity(a, b) for a, b in itertools.product(mine, mine)]
     assert some.internal_diversity == pytest.approx(1 - np.mean(pairs))
     best = [max(DataStructs.TanimotoSimilarity(a, b) for b in theirs) for a in mine]
@@ -56,6 +58,8 @@ def test_scaffolds_are_compared_by_their_counts():
     # naphthalene once against naphthalene twice and biphenyl once; single rings and chains don't count
     assert scaffold_similarity(some, others) == pytest.approx(2 / np.sqrt(5))
     assert np.isnan(scaffold_similarity(MoleculeSet(["CC"]), others))
+    repeated = MoleculeSet(["c1ccc2ccccc2c1"] * 3 + ["c1ccc(-c2ccccc2)cc1"])
+    assert scaffold_similarity(repeated, others) == pytest.approx((3 * 2 + 1) / np.sqrt(10 * 5))
 
 
 def test_a_set_has_no_divergence_from_itself_and_much_from_another():

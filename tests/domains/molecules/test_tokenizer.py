@@ -119,3 +119,11 @@ def test_unseen_tokens_are_listed_with_their_rows_and_extend_keeps_old_ids():
 def test_the_other_hand_of_a_stereo_centre_is_in_the_vocabulary():
     tokenizer = SmilesTokenizer().fit(["C[C@H](N)C(=O)O"])
     assert tokenizer.decode(tokenizer.encode("C[C@@H](N)C(=O)O")) == "C[C@@H](N)C(=O)O"
+
+
+def test_an_unknown_id_among_selfies_is_said():
+    import torch
+
+    tokenizer = SelfiesTokenizer().fit(["CCO"])
+    with pytest.raises(SampleError, match=r"SELFIES can't read it: .*<unk>"):
+        tokenizer.decode(Tokens(torch.tensor([1, 4, 3, 5, 2])))

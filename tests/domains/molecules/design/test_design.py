@@ -23,7 +23,7 @@ from mambakit.core.training import RunFolder
 from mambakit.domains.molecules.design import report
 from mambakit.domains.molecules.design.agent import Agent
 from mambakit.domains.molecules.design.config import DesignConfig
-from mambakit.domains.molecules.design.diversity import DiversityFilter
+from mambakit.domains.molecules.design.diversity import DiversityFilter, bucket
 from mambakit.domains.molecules.design.history import History
 from mambakit.domains.molecules.design.learning import Learner
 from mambakit.domains.molecules.design.measures import auc_top, hits, top_mean
@@ -32,6 +32,7 @@ from mambakit.domains.molecules.design.objective import Component, Objective, Sc
 from mambakit.domains.molecules.design.optimise import HISTORY_FILE, Design
 from mambakit.domains.molecules.design.pictures import running_top
 from mambakit.domains.molecules.structures import structure
+from mambakit.domains.molecules.tokenizer import END, START
 
 QUICK = DesignConfig(rounds=2, memory=20, lr=3e-3, max_tokens=30)
 
@@ -51,6 +52,10 @@ class Nitrogens:
             sum(atom.GetAtomicNum() == 7 for atom in mol.GetAtoms()) / mol.GetNumAtoms() for mol in mols
         ]
         return np.array(values), [""] * len(smiles)
+
+
+def weights_of(agent: Agent) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in agent.model.state_dict().items()}
 
 
 class Killed(BaseException):
@@ -122,9 +127,11 @@ def test_bred_molecules_are_learned_from_where_the_agent_can_write_them(
     learned: list[tuple[list[Remembered], list[list[int]]]] = []
     step = Learner.step
 
-    def watched(self: Learner, batch: list[Remembered], ids: list[list[int]], *rest: Any) -> float:
+    def watched(
+        self: Learner, batch: list[Remembered], ids: list[list[int]], *rest: Any, **more: Any
+    ) -> float:
         learned.append((batch, ids))
-        return step(self, batch, ids, *rest)
+        return step(self, batch, ids, *rest, **more)
 
     monkeypatch.setattr(Learner, "step", watched)
     config = dataclasses.replace(QUICK, offspring=16, mutation_rate=1.0, purge=False, max_atoms=12)
@@ -169,9 +176,13 @@ def test_it_stops_when_nothing_gets_better_or_new(tmp_path: Path, make_agent: Ca
     agent.sample = lambda n, max_tokens, seed: [("CCO", agent.encode("CCO"))] * n  # type: ignore[method-assign]
     run = RunFolder(tmp_path / "stuck")
     run.start({})
-    designed = Design(agent, flat, run, budget=1000, config=DesignConfig(rounds=0)).run()
+    design = Design(agent, flat, run, budget=1000, config=DesignConfig(rounds=0, bucket_size=0))
+    designed = design.run()
     assert designed.stopped == "nothing-new"
     assert len(designed.history) == 1
+    # only after it went back several times, remembering what it had
+    assert (designed.counts.restarts, designed.counts.steps) == (4, 201)
+    assert [one.smiles for one in design.memory.best] == ["CCO"]
 
 
 def test_an_agent_that_has_lost_the_language_begins_anew(
@@ -183,10 +194,82 @@ def test_an_agent_that_has_lost_the_language_begins_anew(
     with torch.no_grad():
         for parameter in agent.model.parameters():
             parameter.zero_()
-    designed = design.run(max_time_s=30)
+    after: list[dict[str, torch.Tensor]] = []
+
+    def first_restart(made: Design) -> None:
+        if made.counts.restarts == 1 and not after:
+            after.append(weights_of(agent))
+
+    designed = design.run(max_time_s=30, after_step=first_restart)
     assert designed.counts.restarts >= 1
     assert len(designed.history) > 0
-    assert set(prior) == set(agent.model.state_dict())
+    torch.testing.assert_close(after[0], prior, rtol=0, atol=0)
+
+
+def test_what_was_learned_is_not_lost_with_the_language(
+    tmp_path: Path, make_agent: Callable[[], Agent]
+) -> None:
+    agent = make_agent()
+    prior = weights_of(agent)
+    states: list[dict[str, torch.Tensor]] = []
+    design = started(tmp_path, agent, Nitrogens(), 60)
+    design.run(after_step=lambda made: states.append(weights_of(agent)))
+    assert design.best is not None
+    best = dict(design.best.weights)
+    assert any(all(torch.equal(one[name], best[name]) for name in best) for one in states)
+    assert not all(torch.equal(prior[name], best[name]) for name in best)
+    # taken up from its checkpoint by an agent that knows nothing any more
+    again = make_agent()
+    design = started(tmp_path, again, Nitrogens(), 65)
+    remembered = [one.smiles for one in design.memory.best]
+    with torch.no_grad():
+        for parameter in again.model.parameters():
+            parameter.zero_()
+    after: list[tuple[dict[str, torch.Tensor], list[str]]] = []
+
+    def restarted(made: Design) -> None:
+        if made.counts.restarts and not after:
+            after.append((weights_of(again), [one.smiles for one in made.memory.best]))
+
+    again.sample = lambda n, max_tokens, seed: [("", [START, 5, END])] * n  # type: ignore[method-assign]
+    design.config = dataclasses.replace(QUICK, rounds=0, replayed=0)
+    design.learner.config = design.config
+    design.run(after_step=restarted)
+    torch.testing.assert_close(after[0][0], best, rtol=0, atol=0)
+    assert after[0][1] == remembered
+
+
+@pytest.mark.parametrize("invalid", ["drop", "zero"])
+def test_samples_that_are_no_molecules_are_learned_from_if_so_wished(
+    tmp_path: Path, make_agent: Callable[[], Agent], invalid: str
+) -> None:
+    agent = make_agent()
+    bad = [START, *agent.tokenizer.ids("C("), END]
+    agent.sample = lambda n, max_tokens, seed: [("C(", bad), ("CCN", agent.encode("CCN"))]  # type: ignore
+    config = dataclasses.replace(QUICK, rounds=1, replayed=0, invalid=invalid)
+    design = started(tmp_path, agent, Nitrogens(), 1, config=config)
+    learned: list[list[int]] = []
+    of = design.learner.prior.log_likelihoods
+    design.learner.prior.log_likelihoods = lambda ids: learned.extend(ids) or of(ids)  # type: ignore
+    counts = design.run().counts
+    assert (counts.sampled, counts.invalid) == (2, 1)
+    # once, as it was sampled: what is no molecule can't be written in other ways
+    assert learned.count(bad) == (invalid == "zero")
+
+
+def test_a_closed_scaffold_is_forgotten_before_the_memory_is_replayed(
+    make_agent: Callable[[], Agent],
+) -> None:
+    agent = make_agent()
+    for closed, n_learned, n_left in ((set(), 2 + 2, 2), ({"a"}, 2 + 1, 1)):
+        memory = Memory(5)
+        memory.add([Remembered("CCO", "CCO", "a", 0.5), Remembered("CCN", "CCN", "b", 0.4)])
+        learner = Learner(agent, agent.prior(), DesignConfig(rounds=1, replayed=2))
+        learned: list[list[int]] = []
+        of = learner.prior.log_likelihoods
+        learner.prior.log_likelihoods = lambda ids, of=of, to=learned: to.extend(ids) or of(ids)  # type: ignore
+        learner.step([], [], memory, np.random.default_rng(0), closed=closed)
+        assert (len(learned), len(memory.best)) == (n_learned, n_left)
 
 
 # --- likelihoods and learning
@@ -201,6 +284,15 @@ def test_log_likelihoods_are_those_of_sampling_in_any_order(make_agent: Callable
     torch.testing.assert_close(found, agent.model.log_likelihoods(texts), rtol=1e-4, atol=1e-4)
     alone = torch.cat([agent.log_likelihoods([one]) for one in sequences])
     torch.testing.assert_close(found, alone, rtol=1e-4, atol=1e-4)
+
+
+def test_rows_of_all_batches_have_few_lengths(make_agent: Callable[[], Agent]) -> None:
+    agent = make_agent()
+    lengths = []
+    agent.model.register_forward_pre_hook(lambda model, given: lengths.append(given[0].shape[1]))
+    for n in (1, 14, 15, 16, 17, 40):
+        agent.log_likelihoods([[START, *[5] * n, END], [START, 5, END]])
+    assert lengths == [16, 16, 16, 32, 32, 48]
 
 
 def test_one_update_is_the_step_of_the_augmented_likelihood(make_agent: Callable[[], Agent]) -> None:
@@ -249,14 +341,24 @@ def test_hits() -> None:
 
 def test_a_bucket_rewards_so_many_and_repeats_fill_it() -> None:
     diversity = DiversityFilter(2)
-    assert diversity.filtered(["a", "b", "a", "a"], np.array([0.5, 0.6, 0.7, 0.8])).tolist() == [
-        0.5,
-        0.6,
-        0.7,
-        0,
-    ]
-    assert diversity.full(["a", "b"]) == {"a"}
+    # a batch is counted after its rewards, and a bucket is full only once it holds more than its size
+    rewards = [0.5, 0.6, 0.7, 0.8]
+    assert diversity.filtered(["a", "b", "a", "b"], np.array(rewards)).tolist() == rewards
+    assert diversity.full(["a", "b"]) == set()
+    assert diversity.filtered(["a", "c", "a", "a"], np.array(rewards)).tolist() == rewards
+    assert diversity.full(["a", "b", "c"]) == {"a"}
+    assert diversity.filtered(["b", "a"], np.array([0.5, 0.6])).tolist() == [0.5, 0]
     assert DiversityFilter(0).filtered(["a"] * 9, np.ones(9)).tolist() == [1.0] * 9
+
+
+def test_buckets_tell_stereochemistry_apart_and_chains_stand_for_themselves() -> None:
+    def of(smiles: str) -> str:
+        return bucket(smiles, Chem.MolFromSmiles(smiles))
+
+    cis, trans = "CC1CC[C@H]2CCCC[C@H]2C1", "CC1CC[C@@H]2CCCC[C@H]2C1"
+    assert of(cis) != of(trans)
+    assert of(cis) == of("O" + cis)
+    assert of("CCO") == "CCO"
 
 
 def test_memory_keeps_the_best_once_and_forgets_closed_scaffolds() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from rdkit import Chem, rdBase
 
 from mambakit.core.errors import DataError, UsageError
 from mambakit.domains.molecules.design import shaping
+from mambakit.domains.molecules.design.function_oracle import FunctionOracle
 from mambakit.domains.molecules.design.objective import aggregated
 from mambakit.domains.molecules.design.objective_file import load_objective, make_objective
 
@@ -122,6 +124,17 @@ STEP = {"kind": "step", "low": 1, "high": 2}
             {"components": [{"oracle": "function", "function": "m.py:f", "timeout_s": -1}]},
             "timeout_s: expected a positive number",
         ),
+        (
+            {"components": [{"oracle": "similarity", "target": "CC", "fingerprint": [1]}]},
+            r"components\[0\].fingerprint: expected one of ecfp4, .* got \[1\]",
+        ),
+        ({"components": [{"oracle": "median", "targets": ["CC", "C1"]}]}, r"targets\[1\]: RDKit can't read"),
+        ({"components": [{"oracle": "qed", "name": "reward"}]}, r"\[0\].name: 'reward' can't be a column"),
+        ({"components": [{"oracle": "qed", "name": "a:shaped"}]}, r"\[0\].name: 'a:shaped' can't be"),
+        (
+            {"components": [{"oracle": "qed"}, {"oracle": "qed", "name": "qed-2"}, {"oracle": "qed"}]},
+            r"components\[1\].name: 'qed-2' can't be a column of its own",
+        ),
     ],
 )
 def test_impossible_files_name_the_key(tmp_path: Path, spec: object, message: str) -> None:
@@ -194,6 +207,36 @@ def test_a_function_that_can_not_be_used_is_told_at_once(tmp_path: Path) -> None
     ):
         with pytest.raises(DataError, match=message):
             make_objective({"components": [{"oracle": "function", "function": function}]}, tmp_path)
+
+
+def test_a_function_that_hangs_is_not_waited_for_molecule_by_molecule(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("import time\n\ndef hangs(smiles):\n    time.sleep(60)\n")
+    spec = {"oracle": "function", "function": "mine.py:hangs", "timeout_s": 0.2}
+    objective = make_objective({"components": [spec]}, tmp_path)
+    asked, ask = [], FunctionOracle._ask
+
+    def counted(self: FunctionOracle, smiles: list[str]) -> list[float]:
+        asked.append(len(smiles))
+        return ask(self, smiles)
+
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(FunctionOracle, "_ask", counted)
+            scores = scored(objective, ["C" * n for n in range(1, 17)])
+    finally:
+        objective.close()
+    assert asked == [16, 1, 1, 1]
+    assert [reason.count("took longer than 0.2 s") for reason in scores.reasons] == [1] * 16
+    assert [reason.count("not asked for") for reason in scores.reasons] == [0] * 3 + [1] * 13
+
+
+def test_a_predictor_that_is_not_there_is_told_before_its_libraries_are_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "mambakit.domains.molecules.prediction", None)
+    spec = {"oracle": "predictor", "model": str(tmp_path / "nowhere")}
+    with pytest.raises(DataError, match=r"components\[0\].model: .*nowhere holds no property model"):
+        make_objective({"components": [spec]})
 
 
 def test_failing_all_the_time_ends_the_run_with_its_reason(tmp_path: Path) -> None:
