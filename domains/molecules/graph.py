@@ -27,7 +27,7 @@ from torch import Tensor
 
 from mambakit.core.adapters import SampleError, VocabularyTokenizer
 from mambakit.domains.molecules.config import Order
-from mambakit.domains.molecules.structures import leaves, structure
+from mambakit.domains.molecules.structures import canonical, leaves, structure
 
 _HYBRIDS = (
     HybridizationType.S,
@@ -156,10 +156,10 @@ class GraphTokenizer(VocabularyTokenizer):
         return self
 
     def _split(self, sample: Any) -> list[tuple[int, str | int]]:
-        mol, reason = structure(sample)
-        if mol is None:
+        _, reason = structure(sample)
+        if reason:
             raise SampleError(reason, sample=sample)
-        return list(enumerate(graph_of(sample, n_walks=0).symbols))
+        return list(enumerate(graph_of(canonical(sample), n_walks=0).symbols))
 
 
 def graph_of(name: str, *, n_walks: int) -> MoleculeGraph:

@@ -32,6 +32,7 @@ class Neighbourhood(nn.Module):
             nn.init.normal_(table.weight, std=0.02)  # type: ignore[arg-type]
         if n_walks:
             self.walks = nn.Linear(n_walks, d_model, bias=False)
+        self.norm = nn.LayerNorm(d_model)
         self.layers = nn.ModuleList(_Layer(d_model, dropout) for _ in range(n_layers))
 
     def forward(self, x: Tensor, graph: GraphBatch) -> Tensor:
@@ -45,6 +46,7 @@ class Neighbourhood(nn.Module):
             x = x + table(values)
         if hasattr(self, "walks"):
             x = x + self.walks(graph.walks)
+        x = self.norm(x)  # or what the layers add would drown what the atom itself is
         for layer in self.layers:
             x = layer(x, graph)
         return x
