@@ -46,7 +46,7 @@ class Neighbourhood(nn.Module):
             x = x + table(values)
         if hasattr(self, "walks"):
             x = x + self.walks(graph.walks)
-        x = self.norm(x)  # or what the layers add would drown what the atom itself is
+        x = self.norm(x)  # or what the layers add drowns what the atom itself is
         for layer in self.layers:
             x = layer(x, graph)
         return x

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mambakit.core.adapters import SampleError
 from mambakit.core.errors import UsageError
 from mambakit.core.folders import read_json_object
 from mambakit.domains.molecules.config import Notation
@@ -45,8 +47,15 @@ def fit_notation(kind: Notation, inputs: MoleculeInputs, n_train: int) -> Proper
 def vocabulary(inputs: MoleculeInputs, n_train: int, tokenizer: SmilesTokenizer) -> list[str]:
     """Some ways of writing each training molecule that a tokenizer can hold."""
     ways = min(_VOCABULARY_WAYS, inputs.ways)
-    written = [inputs.written(place, way) for place in range(n_train) for way in range(ways)]
-    return [one for one in written if not tokenizer.refusal(one)]
+    found = []
+    for place in range(n_train):
+        for way in range(ways):
+            written = inputs.written(place, way)
+            # what SELFIES can't hold in one way of writing it may do in another
+            with contextlib.suppress(SampleError):
+                tokenizer.pieces(written)
+                found.append(written)
+    return found
 
 
 def load_notation(folder: str | os.PathLike[str]) -> PropertyTokenizer:

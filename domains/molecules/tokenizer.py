@@ -19,7 +19,7 @@ from mambakit.core.adapters import IdAdapter, SampleError, Tokens, VocabularyTok
 from mambakit.core.adapters.vocabulary import BOS_ID, EOS_ID, PAD_ID
 from mambakit.core.errors import DataError
 from mambakit.core.folders import read_json_object
-from mambakit.domains.molecules.structures import joined, leaves
+from mambakit.domains.molecules.structures import canonical, joined, leaves
 
 PAD, START, END = PAD_ID, BOS_ID, EOS_ID
 
@@ -148,9 +148,9 @@ class SelfiesTokenizer(SmilesTokenizer):
     def refusal(self, sample: str) -> str:
         """What SELFIES says against a molecule, in a sentence; ``""`` if it can hold it."""
         try:
-            self.pieces(sample)
+            self.pieces(canonical(sample))  # nitro groups and the like are written otherwise there
         except SampleError as error:
-            return str(error)
+            return error.reason
         return ""
 
     def fit(self, samples: Iterable[str]) -> Self:
