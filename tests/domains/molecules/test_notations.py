@@ -65,7 +65,7 @@ def test_learns_is_saved_and_marks_what_it_can_not_read(tokenizer: Notation, tmp
     molecules, _ = load(DataSpec(str(path), "random", tokenizer=tokenizer))
     model = trained(tmp_path / "run", molecules, tokenizer)
     said = predict(model, inputs_of(model, ["CCO", "CCCCCCCCCC"]))
-    assert said.value[1, 0] > said.value[0, 0] + 3
+    assert said.value[1, 0] > said.value[0, 0] + 1.5
     model.save_pretrained(tmp_path / "model")
     again = PropertyModel.from_pretrained(tmp_path / "model")
     made = [predicted_table(one, read_source(path), embed=True) for one in (model, again)]
