@@ -3,8 +3,11 @@
     python benchmarks/molecules_design.py runs/zinc250k-lm --jobs 8 --gpus 0 1
     python benchmarks/molecules_design.py runs/zinc250k-lm --tasks saturn-part1 --seeds 0 --device cpu
     python benchmarks/molecules_design.py runs/zinc250k-lm --tasks qed median1 --budget 500
+    python benchmarks/molecules_design.py --baselines --tasks qed median1 --budget 500
 
-The first argument is a language model's folder (mambakit molecules pretrain --data zinc250k). Saturn's task
+The first argument is a language model's folder (mambakit molecules pretrain --data zinc250k); without it,
+only baselines run. --baselines adds a graph-genetic algorithm without any network, which begins with 120 of a
+thousand random molecules of --start. Saturn's task
 has a budget of 1,000 unique oracle calls; a hit has a reward of 0.7 or more, before the diversity filter. Its
 published run is one seed with a ChEMBL 33 prior. PMO has 10,000 calls; the area under the mean of the best
 ten is taken every 100 calls, and a run that ends early keeps its last mean. PMO asks for no diversity: no
@@ -51,17 +54,59 @@ PUBLISHED = {
     "valsartan_smarts": (0.627, 0.135, 0.178),
     "zaleplon_mpo": (0.486, 0.552, 0.358),
 }
+DESIGN, GRAPH_GA, N_START = "ours", "graph GA (ours)", 1_000
 METHODS = ("f-RAG (published)", "Genetic-GFN (published)", "REINVENT (published)")
 
 
 def run_job(job: dict[str, Any]) -> dict[str, Any]:
     """One task with one seed, taken up where it was."""
+    from mambakit.domains.molecules.design.measures import auc_top, hits, top_mean
+
+    began = time.monotonic()
+    stopped, before, history, counts = (_graph_ga if job["method"] == GRAPH_GA else _design)(job)
+    seconds, rewards = time.monotonic() - began, history.rewards
+    return {
+        **job,
+        "stopped": stopped,
+        "calls": len(history),
+        "seconds": round(seconds, 1),
+        "calls_per_s": round((len(history) - before) / seconds, 2),
+        **counts,
+        "top10": round(top_mean(rewards), 4),
+        "auc_top10": round(auc_top(rewards, job["budget"]), 4),
+        **hits(rewards, [one.scaffold for one in history.calls], HIT),
+    }
+
+
+def _graph_ga(job: dict[str, Any]) -> tuple[str, int, Any, dict[str, Any]]:
+    """How it ended, the calls it began with, its history, and nothing to add."""
+    from mambakit.domains.molecules.design.graph_ga import GraphGAConfig, graph_ga
+    from mambakit.domains.molecules.design.history import History
+    from mambakit.domains.molecules.design.objective_file import load_objective
+
+    objective = load_objective(job["task"])
+    folder = Path(job["output"]) / f"graph-ga-{job['task']}-{job['seed']}"
+    history = History(folder / "molecules.csv", objective.names)
+    before = len(history)
+    stopped = graph_ga(
+        job["start"],
+        objective,
+        history,
+        budget=job["budget"],
+        config=GraphGAConfig(**job["ga_changes"]),
+        seed=job["seed"],
+        max_time_s=job["max_time"],
+    )
+    return stopped, before, history, {}
+
+
+def _design(job: dict[str, Any]) -> tuple[str, int, Any, dict[str, Any]]:
+    """How it ended, the calls it began with, its history, and what became of its samples."""
     import torch
 
     from mambakit.core.training import RunFolder, resolve_device
     from mambakit.domains.molecules.design.agent import Agent
     from mambakit.domains.molecules.design.config import DesignConfig
-    from mambakit.domains.molecules.design.measures import auc_top, hits, top_mean
     from mambakit.domains.molecules.design.objective_file import load_objective
     from mambakit.domains.molecules.design.optimise import Design
 
@@ -73,24 +118,24 @@ def run_job(job: dict[str, Any]) -> dict[str, Any]:
     agent = Agent.load(Path(job["model"]), resolve_device(job["device"]))
     objective = load_objective(job["task"])
     design = Design(agent, objective, run, budget=job["budget"], config=config, seed=job["seed"])
-    began, before = time.monotonic(), len(design.history)
+    before = len(design.history)
     designed = design.run(max_time_s=job["max_time"])
-    seconds, history = time.monotonic() - began, designed.history
-    rewards = history.rewards
-    return {
-        **job,
-        "stopped": designed.stopped,
-        "calls": len(history),
-        "seconds": round(seconds, 1),
-        "calls_per_s": round((len(history) - before) / seconds, 2),
-        "valid": round(1 - designed.counts.invalid / max(designed.counts.sampled, 1), 4),
-        "top10": round(top_mean(rewards), 4),
-        "auc_top10": round(auc_top(rewards, job["budget"]), 4),
-        **hits(rewards, [one.scaffold for one in history.calls], HIT),
-    }
+    counts = designed.counts
+    shares = {"valid": round(1 - counts.invalid / max(counts.sampled, 1), 4), "bred": counts.bred}
+    return designed.stopped, before, designed.history, shares
 
 
-def saturn_rows(done: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def start_molecules(source: str) -> list[str]:
+    """Random molecules of a card or a file, the same ones for all runs."""
+    import numpy as np
+
+    from mambakit.domains.molecules.cards import load_molecules
+
+    smiles = load_molecules(source, tasks=()).smiles
+    return [str(one) for one in np.random.default_rng(0).permutation(smiles)[:N_START]]
+
+
+def saturn_rows(done: list[dict[str, Any]], baseline: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Rows of Saturn's task: means over seeds beside the published run; where a hit never came, no mean."""
     from rows import row
 
@@ -104,13 +149,15 @@ def saturn_rows(done: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for name, unit in units.items():
         values = [job[name] for job in done]
         whole = None not in values
+        beside = [job[name] for job in baseline]
+        own = {GRAPH_GA: round(statistics.mean(beside), 1)} if beside and None not in beside else {}
         what = f"molecules/{SATURN}/{name if name in ('hits', 'scaffolds') else f'{name}-hit'}"
         made.append(
             row(
                 what,
                 round(statistics.mean(values), 1) if whole else None,
                 unit,
-                peers={"Saturn (published, one seed, ChEMBL prior)": SATURN_RUN[name]},
+                peers={"Saturn (published, one seed, ChEMBL prior)": SATURN_RUN[name], **own},
                 spread=round(statistics.pstdev(values), 1) if whole else None,
                 seeds=seeds,
             )
@@ -118,23 +165,28 @@ def saturn_rows(done: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return made
 
 
-def pmo_rows(done: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def pmo_rows(done: list[dict[str, Any]], baseline: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """A row an oracle, and their sum where all twenty are done with the same seeds."""
     from rows import row
 
-    made, sums = [], {}
+    made, sums, sums_beside = [], {}, {}
     seeds = sorted({job["seed"] for job in done})
     for task, published in PUBLISHED.items():
         values = {job["seed"]: job["auc_top10"] for job in done if job["task"] == task}
         if sorted(values) != seeds:
             continue
         sums[task] = values
+        beside = {job["seed"]: job["auc_top10"] for job in baseline if job["task"] == task}
+        own = {}
+        if sorted(beside) == seeds:
+            sums_beside[task] = statistics.mean(beside.values())
+            own[GRAPH_GA] = round(sums_beside[task], 3)
         made.append(
             row(
                 f"molecules/pmo-20/auc-top10/{task}",
                 round(statistics.mean(values.values()), 3),
                 f"area under the mean of the best ten, {PMO_BUDGET} calls",
-                peers=dict(zip(METHODS, published, strict=True)),
+                peers=dict(zip(METHODS, published, strict=True)) | own,
                 spread=round(statistics.pstdev(values.values()), 3),
                 seeds=seeds,
             )
@@ -143,6 +195,8 @@ def pmo_rows(done: list[dict[str, Any]]) -> list[dict[str, Any]]:
         totals = [sum(values[seed] for values in sums.values()) for seed in seeds]
         columns = zip(*PUBLISHED.values(), strict=True)
         peers = {name: round(sum(column), 2) for name, column in zip(METHODS, columns, strict=True)}
+        if len(sums_beside) == len(PUBLISHED):
+            peers[GRAPH_GA] = round(sum(sums_beside.values()), 2)
         made.append(
             row(
                 "molecules/pmo-20/sum-auc-top10",
@@ -159,7 +213,9 @@ def pmo_rows(done: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("model", help="folder of a language model")
+    parser.add_argument("model", nargs="?", help="folder of a language model")
+    parser.add_argument("--baselines", action="store_true", help="a graph-genetic algorithm too")
+    parser.add_argument("--start", default="zinc250k", help="a card or file of its first molecules")
     parser.add_argument("--tasks", nargs="+", default=[SATURN, *PUBLISHED], choices=[SATURN, *PUBLISHED])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
     parser.add_argument("--jobs", type=int, default=1, help="processes at once")
@@ -169,12 +225,20 @@ def main() -> None:
     parser.add_argument("--max-time", type=float, help="seconds a run; it goes on with the next command")
     parser.add_argument("--output", default="runs/molecules-design", help="where the runs are kept")
     parser.add_argument("--set", dest="given", nargs="*", default=[], metavar="FIELD=JSON")
+    parser.add_argument("--ga-set", nargs="*", default=[], metavar="FIELD=JSON")
     arguments = parser.parse_args()
-    pairs = (one.partition("=") for one in arguments.given)
-    changes = {key: json.loads(value) for key, _, value in pairs}
+    if arguments.model is None and not arguments.baselines:
+        parser.error("give the folder of a language model, or --baselines")
+    changes, ga_changes = (
+        {key: json.loads(value) for key, _, value in (one.partition("=") for one in given)}
+        for given in (arguments.given, arguments.ga_set)
+    )
+    start = start_molecules(arguments.start) if arguments.baselines else []
+    methods = [DESIGN] * (arguments.model is not None) + [GRAPH_GA] * arguments.baselines
     jobs = [
         {
             "task": task,
+            "method": method,
             "seed": seed,
             "model": arguments.model,
             "budget": arguments.budget or (SATURN_BUDGET if task == SATURN else PMO_BUDGET),
@@ -182,26 +246,36 @@ def main() -> None:
             "max_time": arguments.max_time,
             "output": arguments.output,
             "changes": changes,
+            "ga_changes": ga_changes,
+            "start": start if method == GRAPH_GA else [],
         }
         for seed in arguments.seeds
         for task in arguments.tasks
+        for method in methods
     ]
     from processes import run_all
 
     def tell(job: dict[str, Any], seconds: float) -> None:
-        left_out = ("model", "device", "max_time", "output", "changes")
+        left_out = ("model", "device", "max_time", "output", "changes", "ga_changes", "start")
         shown = {key: value for key, value in job.items() if key not in left_out}
         print(json.dumps({**shown, "at": round(seconds)}), flush=True)
 
     done = run_all(run_job, jobs, arguments.jobs, tell=tell, gpus=arguments.gpus)
     whole = [job for job in done if "error" not in job and job["stopped"] != "max-time"]
-    if changes or arguments.budget:
+    if changes or ga_changes or arguments.budget or arguments.model is None:
         return
     rows = []
-    saturn = [job for job in whole if job["task"] == SATURN]
+    saturn, saturn_ga = (
+        [job for job in whole if job["task"] == SATURN and job["method"] == method]
+        for method in (DESIGN, GRAPH_GA)
+    )
     if len(saturn) == len(arguments.seeds):
-        rows += saturn_rows(saturn)
-    rows += pmo_rows([job for job in whole if job["task"] != SATURN])
+        rows += saturn_rows(saturn, saturn_ga if len(saturn_ga) == len(saturn) else [])
+    pmo, pmo_ga = (
+        [job for job in whole if job["task"] != SATURN and job["method"] == method]
+        for method in (DESIGN, GRAPH_GA)
+    )
+    rows += pmo_rows(pmo, pmo_ga)
     if rows:
         from rows import write_rows
 

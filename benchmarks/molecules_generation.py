@@ -1,6 +1,6 @@
 """The preset on ZINC250k: molecules drawn from it, measured beside held-out ones and a 6-gram model.
 
-    python benchmarks/molecules_generation.py --seeds 0 1 2 --device cuda
+    python benchmarks/molecules_generation.py --seeds 0 1 2 --workers 12 --gpus 0 1 2 --jobs 3
     python benchmarks/molecules_generation.py --set train.max_epochs=10 corpus.randomize=0 --n 2000
 
 A seed draws the parts of the data, the weights and the samples. The weights are those of the lowest
@@ -17,20 +17,13 @@ import dataclasses
 import json
 import math
 import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-from mambakit.core.training import RunFolder, resolve_device
-from mambakit.domains.molecules.cards import load_molecules
-from mambakit.domains.molecules.language.config import PRESET_CORPUS, PRESET_MODEL, PRESET_TRAIN
-from mambakit.domains.molecules.language.corpus import make_corpus
-from mambakit.domains.molecules.language.quality import BASELINE, HELD_OUT, SAMPLES, measure
-from mambakit.domains.molecules.language.sampling import SamplingConfig, sample
-from mambakit.domains.molecules.language.training import train_language_model
-from mambakit.domains.molecules.molecules import Molecules
-from rows import row, write_rows
+from processes import add_flags, run_all
 
 MEASURES = {
     "valid": "of samples",
@@ -45,58 +38,69 @@ MEASURES = {
 }
 
 
-def first(molecules: Molecules, most: int | None) -> Molecules:
-    """The first so many."""
-    if most is None:
-        return molecules
-    return dataclasses.replace(
-        molecules, rows=molecules.rows[:most], smiles=molecules.smiles[:most], labels=molecules.labels[:most],
-        table=None, parts=None,
-    )  # fmt: skip
-
-
-def run_seed(molecules: Molecules, seed: int, arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
+def run_seed(job: dict[str, Any]) -> dict[str, Any]:
     """Trains with one seed, draws and measures."""
+    from mambakit.core.training import RunFolder, resolve_device
+    from mambakit.domains.molecules.cards import load_molecules
+    from mambakit.domains.molecules.language.config import PRESET_CORPUS, PRESET_MODEL, PRESET_TRAIN
+    from mambakit.domains.molecules.language.corpus import make_corpus
+    from mambakit.domains.molecules.language.quality import measure
+    from mambakit.domains.molecules.language.sampling import SamplingConfig, sample
+    from mambakit.domains.molecules.language.training import train_language_model
+
+    seed, folder = job["seed"], Path(job["folder"]) / f"seed-{job['seed']}"
     configs: dict[str, Any] = {
         "model": PRESET_MODEL,
         "corpus": PRESET_CORPUS,
         "train": dataclasses.replace(
-            PRESET_TRAIN, seed=seed, device=arguments.device, num_workers=arguments.workers
+            PRESET_TRAIN, seed=seed, device=job["device"], num_workers=job["workers"]
         ),
     }
-    for change in arguments.given:
-        name, _, value = change.partition("=")
+    for name, value in job["changes"].items():
         part, _, field = name.partition(".")
-        configs[part] = dataclasses.replace(configs[part], **{field: json.loads(value)})
+        configs[part] = dataclasses.replace(configs[part], **{field: value})
     began = time.monotonic()
+    molecules = load_molecules(job["data"], tasks=())
+    if job["limit"] is not None:
+        molecules = dataclasses.replace(
+            molecules,
+            **{name: getattr(molecules, name)[: job["limit"]] for name in ("rows", "smiles", "labels")},
+            table=None,
+            parts=None,
+        )
     corpus = make_corpus(molecules, configs["corpus"], seed=seed)
     model, result = train_language_model(
         corpus,
-        RunFolder(folder / f"seed-{seed}"),
+        RunFolder(folder),
         model_config=configs["model"],
         corpus_config=configs["corpus"],
         train_config=configs["train"],
     )
-    model.save_pretrained(folder / f"seed-{seed}")
+    model.save_pretrained(folder)
     trained = time.monotonic()
-    model.to(resolve_device(arguments.device))
-    config = SamplingConfig(n=arguments.n, seed=seed, batch_size=arguments.batch)
+    model.to(resolve_device(job["device"]))
+    config = SamplingConfig(n=job["n"], seed=seed, batch_size=job["batch"])
     drawn = [one.smiles for one in sample(model, config)]
-    seconds = time.monotonic() - trained
+    sampled = time.monotonic()
     assert model.reference is not None
     rows = {one["molecules"]: one for one in measure(drawn, model.reference).rows}
     return {
-        "seed": seed,
+        **job,
         "parameters": sum(one.numel() for one in model.parameters()),
         "bits_per_token": result.best_score / math.log(2),
         "epochs": result.epochs,
         "training_seconds": round(trained - began, 1),
-        "samples_per_second": round(arguments.n / seconds, 1),
+        "samples_per_second": round(job["n"] / (sampled - trained), 1),
         "rows": rows,
     }
 
 
-def main() -> None:
+def tell(one: dict[str, Any], seconds: float) -> None:
+    """A line of a seed that is done."""
+    print(json.dumps({**one, "at": round(seconds)}), flush=True)
+
+
+def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--data", default="zinc250k")
@@ -107,16 +111,30 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1000, help="drawn at once")
     parser.add_argument("--limit", type=int, help="learn from the first so many alone, to try it out")
     parser.add_argument("--keep", type=Path, help="a folder for the runs")
+    add_flags(parser)
     parser.add_argument("--set", dest="given", nargs="*", default=[], metavar="PART.FIELD=JSON")
     arguments = parser.parse_args()
-    molecules = first(load_molecules(arguments.data, tasks=()), arguments.limit)
-    done = []
+    changes = {name: json.loads(value) for name, _, value in (one.partition("=") for one in arguments.given)}
     with tempfile.TemporaryDirectory() as temporary:
-        for seed in arguments.seeds:
-            done.append(run_seed(molecules, seed, arguments, arguments.keep or Path(temporary)))
-            print(json.dumps(done[-1]), flush=True)
-    if arguments.given or arguments.limit:
-        return
+        jobs = [
+            {
+                "seed": seed,
+                "folder": str(arguments.keep or temporary),
+                "changes": changes,
+                **{
+                    name: getattr(arguments, name)
+                    for name in ("data", "device", "workers", "n", "batch", "limit")
+                },
+            }
+            for seed in arguments.seeds
+        ]
+        limits = {"seconds": arguments.seconds, "stop_after": arguments.stop_after}
+        found = run_all(run_seed, jobs, arguments.jobs, tell=tell, gpus=arguments.gpus, **limits)
+    done = [one for one in found if "error" not in one]
+    if changes or arguments.limit or len(done) < len(jobs):
+        return 1 if len(done) < len(jobs) else 0
+    from mambakit.domains.molecules.language.quality import BASELINE, HELD_OUT, SAMPLES
+    from rows import row, write_rows
 
     def over_seeds(of: str, measure: str) -> list[float]:
         return [one["rows"][of][measure] for one in done if of in one["rows"]]
@@ -150,7 +168,8 @@ def main() -> None:
         )
     )
     print(write_rows("molecules-generation", made))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -62,24 +63,36 @@ def warmup_cosine(
     return LambdaLR(optimizer, factor)
 
 
-def configure_optimizer(module: nn.Module, config: TrainConfig, total_steps: int) -> dict[str, Any]:
+def configure_optimizer(
+    module: nn.Module,
+    config: TrainConfig,
+    total_steps: int,
+    *,
+    slower: Iterable[nn.Parameter] = (),
+    share: float = 1.0,
+) -> dict[str, Any]:
     """What a LightningModule's ``configure_optimizers`` returns: AdamW and its schedule, moved every step.
 
     Args:
         module: Whose parameters to train.
         config: lr, weight_decay, warmup_fraction, final_lr_fraction, schedule and precision are read.
         total_steps: Optimizer steps in the whole run: ``self.trainer.estimated_stepping_batches``.
+        slower: Parameters that learn at ``share`` of the learning rate: those of a pretrained part.
+        share: See there.
     """
-    groups = parameter_groups(module, config.weight_decay)
+    slow = {id(one) for one in slower}
+    groups = []
+    for group in parameter_groups(module, config.weight_decay):
+        for inside, factor in ((False, 1.0), (True, share)):
+            if chosen := [one for one in group["params"] if (id(one) in slow) == inside]:
+                groups.append({**group, "params": chosen, "lr": config.lr * factor})
     parameters = [one for group in groups for one in group["params"]]
-    # one launch; but in mixed precision Lightning does not clip gradients for a fused optimizer
-    fused = all(one.is_cuda for one in parameters) and "mixed" not in choose_precision(
+    # one pass, much faster; but in mixed precision Lightning does not clip gradients for a fused optimizer
+    fused = all(one.device.type in ("cpu", "cuda") for one in parameters) and "mixed" not in choose_precision(
         config.precision, parameters[0].device
     )
     optimizer = torch.optim.AdamW(groups, lr=config.lr, fused=fused or None)
     warmup = round(config.warmup_fraction * total_steps)
-    if config.schedule == "constant":
-        scheduler = warmup_cosine(optimizer, total_steps, warmup, final_fraction=1.0)
-    else:
-        scheduler = warmup_cosine(optimizer, total_steps, warmup, config.final_lr_fraction)
+    last = 1.0 if config.schedule == "constant" else config.final_lr_fraction
+    scheduler = warmup_cosine(optimizer, total_steps, warmup, last)
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

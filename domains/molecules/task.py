@@ -16,7 +16,7 @@ from mambakit.core.adapters.vocabulary import N_SPECIAL, UNK_ID
 from mambakit.core.auxiliary import auxiliary_loss
 from mambakit.core.heads import fill_missing, masked_mean
 from mambakit.core.training import MemberTraining, TrainConfig
-from mambakit.core.training.optim import parameter_groups, warmup_cosine
+from mambakit.core.training.optim import configure_optimizer
 from mambakit.domains.molecules.config import LossConfig
 from mambakit.domains.molecules.inputs import MoleculeInputs
 from mambakit.domains.molecules.model import Network, Output, PropertyModel
@@ -158,20 +158,13 @@ class PropertyTask(MemberTraining, pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW with warm-up and cosine; the stack of a language model learns more slowly."""
-        config = self.train_config
-        total = int(self.trainer.estimated_stepping_batches)
-        slow = {id(parameter) for parameter in self._stacks()} if self.pretrained else set()
-        split = []
-        for group in parameter_groups(self.model, config.weight_decay):
-            for share, inside in ((1.0, False), (self.loss_config.pretrained_lr, True)):
-                chosen = [one for one in group["params"] if (id(one) in slow) == inside]
-                if chosen:
-                    split.append({**group, "params": chosen, "lr": config.lr * share})
-        optimizer = torch.optim.AdamW(split, lr=config.lr)
-        warmup = round(config.warmup_fraction * total)
-        last = 1.0 if config.schedule == "constant" else config.final_lr_fraction
-        schedule = warmup_cosine(optimizer, total, warmup, last)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return configure_optimizer(
+            self.model,
+            self.train_config,
+            int(self.trainer.estimated_stepping_batches),
+            slower=self._stacks() if self.pretrained else (),
+            share=self.loss_config.pretrained_lr,
+        )
 
     def _stacks(self) -> Iterator[nn.Parameter]:
         for member in self.model.members:

@@ -29,6 +29,15 @@ class DesignConfig:
     bucket_size: int = 10
     """Molecules of one Murcko scaffold that are rewarded; further ones count 0 in learning.
     0 for no filter."""
+    offspring: int = 0
+    """Molecules bred in a step from the best so far (Genetic-GFN, Kim et al. 2024), beside the sampled ones:
+    scored, remembered and learned from as these are."""
+    population: int = 500
+    """The best molecules that parents are drawn from, by rank."""
+    mutation_rate: float = 0.1
+    """Share of the bred molecules that are mutated too."""
+    max_atoms: int = 50
+    """Heavy atoms of a bred molecule at most."""
     max_tokens: int = 160
     """Tokens of a sampled molecule at most; an unfinished one is invalid."""
     patience: int | None = None
@@ -37,11 +46,14 @@ class DesignConfig:
 
     def __post_init__(self) -> None:
         least = {"batch_size": 1, "rounds": 0, "memory": 1, "replayed": 0, "bucket_size": 0, "max_tokens": 2}
+        least |= {"offspring": 0, "population": 1, "max_atoms": 1}
         for name, value in least.items():
             if getattr(self, name) < value:
                 raise UsageError(f"{name}: expected at least {value}, got {getattr(self, name)}")
         for name in ("sigma", "lr"):
             if not getattr(self, name) > 0:
                 raise UsageError(f"{name}: expected a positive number, got {getattr(self, name)}")
+        if not 0 <= self.mutation_rate <= 1:
+            raise UsageError(f"mutation_rate: expected a share from 0 to 1, got {self.mutation_rate}")
         if self.patience is not None and self.patience < 1:
             raise UsageError(f"patience: expected at least 1, got {self.patience}")

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from rdkit import Chem
 
 from mambakit.core.errors import DataError
-from mambakit.domains.molecules.design.objective import Scores
+from mambakit.domains.molecules.design.objective import Objective, Scores
+from mambakit.domains.molecules.structures import scaffold
 
 _FIRST, _LAST = ("call", "smiles", "scaffold", "reward"), ("reason",)
 
@@ -64,6 +66,10 @@ class History:
     def __getitem__(self, smiles: str) -> Called:
         return self.calls[self._place[smiles]]
 
+    def call(self, smiles: str) -> int:
+        """Which call it was, from 1."""
+        return self._place[smiles] + 1
+
     @property
     def rewards(self) -> NDArray[np.float64]:
         """In the order of the calls, ``(n_calls,)``."""
@@ -74,15 +80,34 @@ class History:
         order = np.argsort(-self.rewards, kind="stable")[:n]
         return [(int(i) + 1, self.calls[i]) for i in order]
 
+    def ask(self, objective: Objective, molecules: Mapping[str, Chem.Mol], budget: int) -> int:
+        """Score those that are not here yet, in their order, as far as the budget goes, and keep the calls.
+
+        Args:
+            objective: What is asked.
+            molecules: By canonical SMILES.
+            budget: Calls of the whole history at most.
+
+        Returns:
+            How many calls it took.
+        """
+        new = [smiles for smiles in molecules if smiles not in self][: max(budget - len(self), 0)]
+        at_once = objective.at_once or len(new) or 1
+        for begin in range(0, len(new), at_once):
+            part = new[begin : begin + at_once]
+            mols = [molecules[smiles] for smiles in part]
+            self.append(part, [scaffold(mol) for mol in mols], objective(part, mols))
+        return len(new)
+
     def append(self, smiles: Sequence[str], scaffolds: Sequence[str], scores: Scores) -> None:
         """Keep calls, on disk before this returns."""
         rows = []
-        for i, (one, scaffold) in enumerate(zip(smiles, scaffolds, strict=True)):
+        for i, (one, its_scaffold) in enumerate(zip(smiles, scaffolds, strict=True)):
             reason = " ".join(scores.reasons[i].split())
-            self._keep(Called(one, scaffold, float(scores.reward[i]), reason))
+            self._keep(Called(one, its_scaffold, float(scores.reward[i]), reason))
             pairs = zip(scores.values[i], scores.shaped[i], strict=True)
             shown = [_shown(value) for pair in pairs for value in pair]
-            rows.append([str(len(self)), one, scaffold, _shown(scores.reward[i]), *shown, reason])
+            rows.append([str(len(self)), one, its_scaffold, _shown(scores.reward[i]), *shown, reason])
         self._write(rows)
 
     def table(self) -> pd.DataFrame:

@@ -1,17 +1,18 @@
-"""Goal-directed design: sample, score, learn, until the oracle budget is spent; a killed run goes on.
+"""Goal-directed design: sample, breed, score, learn, until the oracle budget is spent; a killed run goes on.
 
 Two things on disk make a run's progress. ``molecules.csv`` has every oracle call, written before anything is
-learned from it. ``checkpoints/last.pt`` has weights, optimizer, memory and filter, now and then. All that is
-drawn in a step follows from seed and step alone, so a run taken up from its checkpoint samples the same
+learned from it. ``checkpoints/last.pt`` has weights, optimizer, memories and filter, now and then. All that
+is drawn in a step follows from seed and step alone, so a run taken up from its checkpoint samples the same
 molecules again, finds them in the cache, and comes to where it was killed without asking an oracle twice.
 """
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,12 +23,13 @@ from mambakit.core.training import RunFolder
 from mambakit.domains.molecules.design.agent import Agent
 from mambakit.domains.molecules.design.config import DesignConfig
 from mambakit.domains.molecules.design.diversity import DiversityFilter
+from mambakit.domains.molecules.design.genetic import offspring
 from mambakit.domains.molecules.design.history import History
 from mambakit.domains.molecules.design.learning import Learner
 from mambakit.domains.molecules.design.measures import top_mean
 from mambakit.domains.molecules.design.memory import Memory, Remembered
 from mambakit.domains.molecules.design.objective import Objective
-from mambakit.domains.molecules.structures import leaves, scaffold, structure
+from mambakit.domains.molecules.structures import leaves, structure
 
 HISTORY_FILE = "molecules.csv"
 _CHECKPOINT_FILE = "last.pt"
@@ -43,12 +45,25 @@ class Counts:
     sampled: int = 0
     invalid: int = 0
     """No molecule: RDKit can't read it, or it did not end."""
+    bred: int = 0
+    """Molecules that were made from others (``DesignConfig.offspring``)."""
     repeated: int = 0
     """Molecules that had been scored before, or stood twice in their batch; they cost nothing."""
+    calls: int = 0
+    """Oracle calls; of a run that is taken up, those that it has come to again."""
     restarts: int = 0
     """Times that the agent took the prior's weights, having lost the language."""
     idle: int = field(default=0, repr=False)
     lost: int = field(default=0, repr=False)
+
+
+class Proposed(NamedTuple):
+    """A molecule of a step, sampled or bred."""
+
+    mol: Chem.Mol
+    text: str
+    ids: list[int] | None
+    """As the agent writes it, from START to END; None if its vocabulary can't."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +105,8 @@ class Design:
         self.agent, self.objective, self.budget = agent, objective, budget
         self.config, self.seed, self.checkpoint_s = config, seed, checkpoint_s
         self.learner = Learner(agent, agent.prior(), config)
-        self.memory, self.filter = Memory(config.memory), DiversityFilter(config.bucket_size)
+        self.memory, self.population = Memory(config.memory), Memory(config.population)
+        self.filter = DiversityFilter(config.bucket_size)
         self.history = History(run.path / HISTORY_FILE, objective.names)
         self.counts = Counts()
         self._checkpoint = run.checkpoints / _CHECKPOINT_FILE
@@ -135,63 +151,72 @@ class Design:
 
     def _step(self) -> None:
         config, counts = self.config, self.counts
-        rng = np.random.default_rng([self.seed, counts.steps])
+        draws = [self.seed, counts.steps]
         sampled = self.agent.sample(
             config.batch_size, config.max_tokens, seed=self.seed * 1_000_003 + counts.steps
         )
+        # parents are in the checkpoint: the same are bred again after a kill, whatever has been scored since
+        parents = [one.smiles for one in self.population.best]
+        bred = offspring(
+            parents,
+            config.offspring,
+            np.random.default_rng([*draws, 1]),
+            mutation_rate=config.mutation_rate,
+            max_atoms=config.max_atoms,
+        )
         counts.steps += 1
         counts.sampled += len(sampled)
-        molecules: dict[str, tuple[Chem.Mol, str, list[int]]] = {}
+        counts.bred += len(bred)
+        molecules: dict[str, Proposed] = {}
         n_valid = 0
         for text, ids in sampled:
             mol = readable(text)
             if mol is not None:
                 n_valid += 1
-                molecules.setdefault(Chem.MolToSmiles(mol), (mol, text, ids))
+                molecules.setdefault(Chem.MolToSmiles(mol), Proposed(mol, text, ids))
+        for smiles, mol in bred.items():
+            molecules.setdefault(smiles, Proposed(mol, smiles, self.agent.encode(smiles)))
         counts.invalid += len(sampled) - n_valid
-        n_new = self._score({smiles: mol for smiles, (mol, _, _) in molecules.items()})
-        counts.repeated += n_valid - n_new
+        self.history.ask(self.objective, {smiles: one.mol for smiles, one in molecules.items()}, self.budget)
+        called = {smiles: one for smiles, one in molecules.items() if smiles in self.history}
+        # what a killed run had asked already is new again to the one that takes it up
+        n_new = sum(self.history.call(smiles) > counts.calls for smiles in called)
+        counts.calls += n_new
+        counts.repeated += n_valid + len(bred) - n_new
         counts.idle = 0 if n_new else counts.idle + 1
         counts.lost = 0 if n_valid else counts.lost + 1
-        self._learn({smiles: one for smiles, one in molecules.items() if smiles in self.history}, rng)
+        self._learn(called, np.random.default_rng(draws))
         if counts.lost >= _LOST_STEPS:
             self.agent.model.load_state_dict(self.learner.prior.model.state_dict())
             self.learner = Learner(self.agent, self.learner.prior, config)
             counts.lost, counts.restarts = 0, counts.restarts + 1
 
-    def _score(self, molecules: dict[str, Chem.Mol]) -> int:
-        """Asks the objective for those that it does not know, as far as the budget goes; how many."""
-        new = [smiles for smiles in molecules if smiles not in self.history]
-        new = new[: self.budget - len(self.history)]
-        at_once = self.objective.at_once or len(new) or 1
-        for begin in range(0, len(new), at_once):
-            part = new[begin : begin + at_once]
-            mols = [molecules[smiles] for smiles in part]
-            scores = self.objective(part, mols)
-            self.history.append(part, [scaffold(mol) for mol in mols], scores)
-        return len(new)
-
-    def _learn(self, molecules: dict[str, tuple[Chem.Mol, str, list[int]]], rng: np.random.Generator) -> None:
+    def _learn(self, molecules: dict[str, Proposed], rng: np.random.Generator) -> None:
         called = [self.history[smiles] for smiles in molecules]
         # a molecule without rings has no scaffold: it stands for itself
         buckets = [one.scaffold or one.smiles for one in called]
         rewards = self.filter.filtered(buckets, np.array([one.reward for one in called]))
         batch = [
-            Remembered(smiles, text, bucket, float(reward))
-            for (smiles, (_, text, _)), bucket, reward in zip(
-                molecules.items(), buckets, rewards, strict=True
-            )
+            Remembered(smiles, one.text, bucket, float(reward))
+            for (smiles, one), bucket, reward in zip(molecules.items(), buckets, rewards, strict=True)
         ]
-        self.memory.add(batch)
+        written = [one.ids is not None for one in molecules.values()]
+        readable_batch = list(itertools.compress(batch, written))
+        self.memory.add(readable_batch)
+        if self.config.offspring:
+            self.population.add(batch)
         if self.config.purge:
-            self.memory.purge(self.filter.full(one.scaffold for one in self.memory.best))
-        self.learner.step(batch, [ids for _, _, ids in molecules.values()], self.memory, rng)
+            for memory in (self.memory, self.population):
+                memory.purge(self.filter.full(one.scaffold for one in memory.best))
+        ids = [one.ids for one in molecules.values() if one.ids is not None]
+        self.learner.step(readable_batch, ids, self.memory, rng)
 
     def _save(self) -> None:
         content = {
             "agent": self.agent.model.state_dict(),
             "optimizer": self.learner.optimizer.state_dict(),
             "memory": [tuple(one) for one in self.memory.best],
+            "population": [tuple(one) for one in self.population.best],
             "filter": dict(self.filter.counts),
             "counts": dict(self.counts.__dict__),
         }
@@ -208,6 +233,7 @@ class Design:
             self.agent.model.load_state_dict(content["agent"])
             self.learner.optimizer.load_state_dict(content["optimizer"])
             self.memory.best = [Remembered(*one) for one in content["memory"]]
+            self.population.best = [Remembered(*one) for one in content["population"]]
             self.filter.counts.update(content["filter"])
             self.counts = Counts(**content["counts"])
         except (OSError, RuntimeError, KeyError, TypeError, ValueError, EOFError) as error:

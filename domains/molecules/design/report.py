@@ -66,6 +66,7 @@ def summary(designed: Designed, budget: int) -> dict[str, Any]:
         "steps": counts.steps,
         "sampled": counts.sampled,
         "invalid": counts.invalid,
+        "bred": counts.bred,
         "repeated": counts.repeated,
         "restarts": counts.restarts,
         "failed": len(failed),
@@ -112,8 +113,9 @@ def write(
 def sentences(counts: Counts, history: History, stopped: str) -> str:
     """What became of the samples, and why the run ended."""
     n_failed = sum(bool(one.reason) for one in history.calls)
+    bred = f" and {counts.bred} bred" if counts.bred else ""
     said = (
-        f"{counts.sampled} molecules were sampled in {counts.steps} steps: {counts.invalid} were no "
+        f"{counts.sampled} molecules were sampled{bred} in {counts.steps} steps: {counts.invalid} were no "
         f"molecules, {counts.repeated} had been scored before or were twice in their batch, and cost nothing."
     )
     if n_failed:

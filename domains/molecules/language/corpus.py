@@ -62,16 +62,19 @@ def make_corpus(
     part = _parts(molecules, places, config, seed)
     train = [name for name, one in zip(names, part, strict=True) if one == "train"]
     cutter = TOKENIZERS[config.notation]() if tokenizer is None else tokenizer
-    vocabulary = [smiles for smiles in train if not _cannot_be_cut(cutter, smiles)]
+    unfit = {name: reason for name in names if (reason := _unfit(cutter, name, config.max_length))}
+    vocabulary = [smiles for smiles in train if smiles not in unfit]
     if cutter.kind == "selfies":  # other ways of writing a molecule have other symbols
         vocabulary += [rewritten(smiles, 1 + i) for i, smiles in enumerate(vocabulary)]
-        vocabulary = [smiles for smiles in vocabulary if not _cannot_be_cut(cutter, smiles)]
+        vocabulary = [smiles for smiles in vocabulary if not _unfit(cutter, smiles, config.max_length)]
     cutter = cutter.fit(vocabulary) if tokenizer is None else cutter
     if tokenizer is not None:
         cutter.extend(vocabulary)
     parts: dict[str, list[str]] = {"train": [], "validation": [], "test": []}
     for name, place, one in zip(names, places, part, strict=True):
-        reason = _unfit(cutter, name, config.max_length)
+        reason = unfit.get(name, "")
+        if not reason and one != "train":  # the vocabulary has every token of training
+            reason = _unknown(cutter, name)
         if reason:
             lost.append((int(molecules.rows[place]), str(molecules.smiles[place]), reason))
         else:
@@ -124,18 +127,19 @@ def _parts(molecules: Molecules, places: np.ndarray, config: CorpusConfig, seed:
     return part
 
 
-def _cannot_be_cut(tokenizer: SmilesTokenizer, smiles: str) -> str:
-    try:
-        tokenizer.pieces(smiles)
-    except SampleError as error:
-        return error.reason
-    return ""
-
-
 def _unfit(tokenizer: SmilesTokenizer, smiles: str, max_length: int) -> str:
-    """Why a molecule can't be learned from; '' if it can."""
+    """Why no vocabulary can hold a molecule; '' if one can."""
     try:
-        n = len(tokenizer.encode(smiles)) - 2
+        n = len(tokenizer.pieces(smiles))
     except SampleError as error:
         return error.reason
     return f"{n} tokens are more than max_length={max_length}" if n > max_length else ""
+
+
+def _unknown(tokenizer: SmilesTokenizer, smiles: str) -> str:
+    """Why this vocabulary can't hold a molecule; '' if it can."""
+    try:
+        tokenizer.encode(smiles)
+    except SampleError as error:
+        return error.reason
+    return ""

@@ -168,6 +168,8 @@ def _read(
     smiles = model.tokenizer.text(ids)
     if not ended:
         return Sample(smiles, "", f"no end within {max_length} tokens", log_prob)
+    if any(one in (PAD, START) for one in ids):
+        return Sample(smiles, "", "a start or padding token stands inside", log_prob)
     if not smiles:
         return Sample("", "", "no atom", log_prob)
     mol, reason = structure(smiles)

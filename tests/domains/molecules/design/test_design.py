@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from numpy.typing import NDArray
 from rdkit import Chem
 from rdkit.Chem import Mol
 
+from mambakit.core.adapters import Tokens
 from mambakit.core.errors import DataError
 from mambakit.core.training import RunFolder
 from mambakit.domains.molecules.design import report
@@ -86,16 +89,20 @@ def test_it_learns_what_is_rewarded_within_the_budget(
     assert found["top10"] == pytest.approx(np.sort(rewards)[-10:].mean())
 
 
+@pytest.mark.parametrize("offspring", [0, 5])
 def test_killed_anywhere_it_comes_to_the_same_without_asking_twice(
-    tmp_path: Path, make_agent: Callable[[], Agent]
+    tmp_path: Path, make_agent: Callable[[], Agent], offspring: int
 ) -> None:
+    config = dataclasses.replace(QUICK, offspring=offspring)
     whole = Nitrogens()
-    started(tmp_path / "whole", make_agent(), whole, 60).run()
+    designed = started(tmp_path / "whole", make_agent(), whole, 60, config=config).run()
+    assert (designed.counts.bred > 0) == (offspring > 0)
     asked: list[str] = []
     for i, more in enumerate((25, 1, 14, 10**9)):
         oracle = Nitrogens(killed_at=more)
         # a checkpoint after every step in the first run, none in the second, which begins at the last one
-        design = started(tmp_path / "cut", make_agent(), oracle, 60, checkpoint_s=0 if i == 0 else 1e9)
+        checkpoint_s = 0 if i == 0 else 1e9
+        design = started(tmp_path / "cut", make_agent(), oracle, 60, checkpoint_s=checkpoint_s, config=config)
         if more < 10**9:
             with pytest.raises(Killed):
                 design.run()
@@ -104,6 +111,40 @@ def test_killed_anywhere_it_comes_to_the_same_without_asking_twice(
         asked += oracle.asked
     assert asked == whole.asked
     assert (tmp_path / "cut" / HISTORY_FILE).read_bytes() == (tmp_path / "whole" / HISTORY_FILE).read_bytes()
+    assert design.counts == designed.counts
+
+
+def test_bred_molecules_are_learned_from_where_the_agent_can_write_them(
+    tmp_path: Path, make_agent: Callable[[], Agent], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent = make_agent()
+    monkeypatch.setattr(agent, "encode", lambda text: None if "S" in text else Agent.encode(agent, text))
+    learned: list[tuple[list[Remembered], list[list[int]]]] = []
+    step = Learner.step
+
+    def watched(self: Learner, batch: list[Remembered], ids: list[list[int]], *rest: Any) -> float:
+        learned.append((batch, ids))
+        return step(self, batch, ids, *rest)
+
+    monkeypatch.setattr(Learner, "step", watched)
+    config = dataclasses.replace(QUICK, offspring=16, mutation_rate=1.0, purge=False, max_atoms=12)
+    oracle = Nitrogens()
+    design = started(tmp_path, agent, oracle, 150, config=config)
+    designed = design.run()
+    counts = designed.counts
+    # the first step has nobody to breed from; what is bred is asked as any other, each molecule once
+    assert 0 < counts.bred <= 16 * (counts.steps - 1)
+    assert counts.sampled + counts.bred - counts.invalid - counts.repeated == 150 == len(set(oracle.asked))
+    for batch, ids in learned:
+        assert [agent.tokenizer.decode(Tokens(torch.tensor(one[1:]))) for one in ids] == [
+            one.text for one in batch
+        ]
+    texts = {one.text for batch, _ in learned for one in batch}
+    bred = [one.smiles for one in design.population.best if "S" in one.smiles]
+    assert bred
+    assert not any(one in texts for one in bred)
+    assert not any("S" in one.text for one in design.memory.best)
+    assert len(texts & set(oracle.asked)) > 75
 
 
 def test_a_larger_budget_goes_on(tmp_path: Path, make_agent: Callable[[], Agent]) -> None:
