@@ -17,6 +17,7 @@ from mambakit.domains.molecules.config import (
     PRESET_TRAIN,
     LossConfig,
     ModelConfig,
+    Notation,
 )
 
 if TYPE_CHECKING:
@@ -37,10 +38,11 @@ def train(
     output: Path = Path("runs/molecules"),
     split: SplitKind | None = None,
     split_column: str | None = None,
-    smiles_column: str | None = None,
+    smiles_column: list[str] | None = None,
     tasks: list[str] | None = None,
     units: list[str] | None = None,
     largest_component: bool = False,
+    tokenizer: Notation | None = None,
     pretrained: Path | None = None,
     alpha: float = 0.1,
     seed: int = 0,
@@ -63,10 +65,13 @@ def train(
         split: random, scaffold, deepchem-scaffold, column or ibm-split; a card's own by default, of files
             scaffold, or column where a split column is named.
         split_column: With column, the one that says train, validation or test.
-        smiles_column: The column of structures; found by its usual names where not given.
+        smiles_column: The column of structures; found by its usual names where not given. Several, such as a
+            solute's and its solvent's, are read one after the other.
         tasks: Columns of labels; by default a card's main one, of files all that hold numbers.
         units: Of tasks of a file, for printing: TASK=UNIT each.
         largest_component: Keep only the largest component of salts and mixtures.
+        tokenizer: How structures are read: smiles, selfies, or graph, which is one token an atom. By default
+            as the pretrained language model does, or smiles.
         pretrained: Folder of a language model (mambakit molecules pretrain) to begin with.
         alpha: Intervals and sets may miss so many labels.
         seed: Of the split, of weights, shuffling and dropout.
@@ -83,14 +88,23 @@ def train(
         mambakit molecules train --data my.csv --tasks logS logD --units "logS=log mol/L" --output runs/mine
         mambakit molecules train --data bbbp --split ibm-split --model.members 5 --model.features descriptors
         mambakit molecules train --data esol --pretrained runs/lm --output runs/esol-lm
+        mambakit molecules train --data esol --tokenizer graph --model.order canonical --output runs/graph
+        mambakit molecules train --data my.csv --smiles-column solute solvent --output runs/solubility
     """
     from mambakit.core.training import RunFolder
     from mambakit.domains.molecules import data as sources
     from mambakit.domains.molecules import report
+    from mambakit.domains.molecules.notations import notation_of
+    from mambakit.domains.molecules.pretrained import load_language_model
     from mambakit.domains.molecules.training import train_properties, usable
 
     check_alpha(alpha)
-    spec = sources.DataSpec(data, split, split_column, smiles_column, tasks, units, largest_component, seed)
+    language = None if pretrained is None else load_language_model(pretrained)
+    notation = notation_of(tokenizer, language)
+    spec = sources.DataSpec(
+        data, split, split_column, smiles_column, tasks, units, largest_component, seed,
+        tokenizer=notation if model.sequence else None,
+    )  # fmt: skip
     molecules, parts = sources.load(spec)
     molecules, without = usable(molecules, parts)
     notes = [*molecules.notes, *(f"{molecules.name}: left out as a property: {one}" for one in without)]
@@ -113,6 +127,7 @@ def train(
         loss_config=loss,
         train_config=config,
         pretrained=pretrained,
+        tokenizer=notation,
     )
     trained.save_pretrained(run.path)
     sources.save(run.path, spec, molecules, parts)
@@ -138,7 +153,7 @@ def predict(
     model: Path,
     input: Path,
     output: Path | None = None,
-    smiles_column: str | None = None,
+    smiles_column: list[str] | None = None,
     alpha: float = 0.1,
     embeddings: Path | None = None,
     device: str = "auto",
@@ -154,7 +169,8 @@ def predict(
         model: Folder of the saved model.
         input: CSV, Parquet, SMILES or SD file.
         output: CSV or Parquet; standard output by default.
-        smiles_column: The column of structures; found by its usual names where not given.
+        smiles_column: The column of structures; found by its usual names where not given. Where the model
+            reads several, these by default.
         alpha: Intervals and sets may miss so many labels.
         embeddings: Parquet or CSV file for the vectors that the predictions are read from, with their rows.
         device: auto, cpu, cuda or mps.
@@ -170,8 +186,9 @@ def predict(
     check_alpha(alpha)
     check_suffix("output", output, (".csv", ".parquet"))
     check_suffix("embeddings", embeddings, (".csv", ".parquet"))
-    source = read_source(input, smiles_column)
-    made = predicted_table(load_model(model, device), source, alpha=alpha, embed=embeddings is not None)
+    trained = load_model(model, device)
+    source = read_source(input, smiles_column or trained.config.components)
+    made = predicted_table(trained, source, alpha=alpha, embed=embeddings is not None)
     if output is not None:
         write_table(made.table, output)
     if embeddings is not None:
@@ -203,7 +220,7 @@ def evaluate(
     model: Path,
     data: str | None = None,
     part: PartKind | None = None,
-    smiles_column: str | None = None,
+    smiles_column: list[str] | None = None,
     alpha: float = 0.1,
     device: str = "auto",
     json: bool = False,
@@ -217,7 +234,7 @@ def evaluate(
         model: Folder of the saved model.
         data: A card's name or a file with the same columns of labels; the training's by default.
         part: test, validation, train or all; of other data than the training's, all.
-        smiles_column: The column of structures, of other data.
+        smiles_column: The column of structures (or several), of other data.
         alpha: Intervals and sets may miss so many labels.
         device: auto, cpu, cuda or mps.
         json: Print JSON for machines.

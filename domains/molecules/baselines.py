@@ -7,6 +7,7 @@ the probability of 1.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from rdkit import Chem
 
 from mambakit.core.errors import DataError
+from mambakit.domains.molecules.components import ONE_MOLECULE, features_by_component, form_of
 from mambakit.domains.molecules.features import descriptors, ecfp_counts
 from mambakit.domains.molecules.molecules import Molecules, Task
 from mambakit.domains.molecules.structures import readable
@@ -108,11 +110,18 @@ BASELINES: dict[str, type[Mean] | type[Forest]] = {"mean": Mean, "forest": Fores
 
 
 def forest_features(structures: Structures, *, n_jobs: int = 1) -> NDArray[np.float32]:
-    """ECFP4 counts beside descriptors, ``(n, 2048 + n_descriptors)`` float32, as scikit-learn wants it."""
+    """ECFP4 counts beside descriptors, ``(n, 2048 + n_descriptors)`` float32, as scikit-learn wants it.
+
+    Of reactions and several components as many times, as ``components`` has them.
+    """
     mols = [one for one in structures if isinstance(one, Chem.Mol)]
     if len(mols) < len(structures):
         mols = readable([str(one) for one in structures])
-    return np.concatenate([ecfp_counts(mols), descriptors(mols, n_jobs=n_jobs).astype(np.float32)], axis=1)
+    texts = [] if mols is structures else [one for one in structures if isinstance(one, str)]
+    form = form_of(texts[0]) if texts else ONE_MOLECULE
+    counts = features_by_component(texts, mols, form, ecfp_counts)
+    described = features_by_component(texts, mols, form, partial(descriptors, n_jobs=n_jobs))
+    return np.concatenate([counts, described.astype(np.float32)], axis=1).astype(np.float32, copy=False)
 
 
 def fit_baseline(name: str, molecules: Molecules, train: NDArray[np.int64], **options: Any) -> Mean | Forest:

@@ -13,7 +13,7 @@ from mambakit.core.data import Card, card_names, fetch, load_card
 from mambakit.core.data.frames import shortened
 from mambakit.core.errors import DataError, UsageError
 from mambakit.domains.molecules import embedded
-from mambakit.domains.molecules.files import Source, read_lines, read_source
+from mambakit.domains.molecules.files import Columns, Source, read_lines, read_source
 from mambakit.domains.molecules.molecules import Molecules, TaskKind
 from mambakit.domains.molecules.reading import assemble, read_molecules
 
@@ -27,7 +27,7 @@ def load_molecules(
     source: Path | str,
     *,
     protocol: str | None = None,
-    smiles_column: str | None = None,
+    smiles_column: Columns = None,
     tasks: Sequence[str] | None = None,
     kinds: Mapping[str, TaskKind] | None = None,
     units: Mapping[str, str] | None = None,

@@ -12,6 +12,8 @@ from mambakit.domains.molecules.molecules import Task
 
 Features = Literal["none", "descriptors", "ecfp", "both"]
 Uncertainty = Literal["none", "quantiles", "normal"]
+Notation = Literal["smiles", "selfies", "graph"]
+Order = Literal["degree", "canonical"]
 
 
 @dataclass(frozen=True)
@@ -49,20 +51,28 @@ class ModelConfig:
     """Ways of writing each molecule that a prediction is averaged over, the canonical one first; 1 is off."""
     max_tokens: int = 512
     """Longer SMILES are cut there for the sequence model; features see the whole molecule."""
+    order: Order = "degree"
+    """With the graph tokenizer: atoms of many bonds last, those of equally many in an order of chance; or
+    canonical, the order of the canonical SMILES, of which there is one."""
+    n_neighbour_layers: int = 3
+    """With the graph tokenizer: how many bonds far an atom hears before atoms are read as a sequence."""
+    n_walks: int = 8
+    """With the graph tokenizer: steps of the random walks that say where in the molecule an atom stands."""
 
     def __post_init__(self) -> None:
         least = ("members", "d_model", "n_layers", "d_state", "head_dim", "d_hidden", "test_smiles")
         for name in least:
             if getattr(self, name) < 1:
                 raise UsageError(f"{name}: expected at least 1, got {getattr(self, name)}")
-        if self.n_hidden < 0:
-            raise UsageError(f"n_hidden: expected at least 0, got {self.n_hidden}")
+        for name in ("n_hidden", "n_neighbour_layers", "n_walks"):
+            if getattr(self, name) < 0:
+                raise UsageError(f"{name}: expected at least 0, got {getattr(self, name)}")
         if self.max_tokens < 2:
             raise UsageError(f"max_tokens: expected at least 2, got {self.max_tokens}")
         for name in ("dropout", "head_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise UsageError(f"{name}: expected a share from 0 to below 1, got {getattr(self, name)}")
-        for name, kind in (("features", Features), ("uncertainty", Uncertainty)):
+        for name, kind in (("features", Features), ("uncertainty", Uncertainty), ("order", Order)):
             if getattr(self, name) not in get_args(kind):
                 raise UsageError(
                     f"{name}: expected one of {', '.join(get_args(kind))}, got {getattr(self, name)!r}"
@@ -117,6 +127,12 @@ class PropertyConfig:
     """Molecules of the training split."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """The shape of the rest."""
+    tokenizer: Notation = "smiles"
+    """How structures are read."""
+    form: str = "molecule"
+    """What a row's structures are: a molecule, a reaction, or several of these joined by semicolons."""
+    components: list[str] = field(default_factory=list)
+    """The columns that held a row's structures, where there were several."""
 
     def __post_init__(self) -> None:
         if not self.tasks:

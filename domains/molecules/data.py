@@ -21,9 +21,12 @@ from numpy.typing import NDArray
 from mambakit.core.errors import DataError, UsageError
 from mambakit.core.training.run_folder import write_atomically
 from mambakit.domains.molecules.cards import load_molecules, molecule_cards
+from mambakit.domains.molecules.config import Notation
 from mambakit.domains.molecules.leaks import leaks
 from mambakit.domains.molecules.molecules import Molecules, Split, Task
+from mambakit.domains.molecules.reading import without
 from mambakit.domains.molecules.splits import split_molecules
+from mambakit.domains.molecules.tokenizer import TOKENIZERS
 
 SPLIT_FILE, TRAINING_FILE = "split.json", "training_molecules.csv"
 _DEFAULT = "scaffold"
@@ -38,21 +41,23 @@ class DataSpec:
         data: A card's name, or a path.
         split: The protocol; None for the default.
         split_column: Of ``column``.
-        smiles_column: Of files.
+        smiles_column: Of files; several, where a row has several structures.
         tasks: Label columns; None for the default.
         units: Of some tasks, ``TASK=UNIT`` each.
         largest_component: Whether salts lose their small components.
         seed: Of the split.
+        tokenizer: How the model reads structures; those that it can't hold are left out.
     """
 
     data: str
     split: str | None = None
     split_column: str | None = None
-    smiles_column: str | None = None
+    smiles_column: list[str] | None = None
     tasks: list[str] | None = None
     units: list[str] | None = None
     largest_component: bool = False
     seed: int = 0
+    tokenizer: Notation | None = None
 
     @property
     def protocol(self) -> str:
@@ -81,7 +86,17 @@ def load(spec: DataSpec) -> tuple[Molecules, Split]:
         units=units,
         largest=spec.largest_component,
     )
+    molecules = held(molecules, spec.tokenizer)
     return molecules, split_molecules(molecules, spec.protocol, seed=spec.seed, column=spec.split_column)
+
+
+def held(molecules: Molecules, tokenizer: Notation | None) -> Molecules:
+    """Molecules without those that a tokenizer can't hold."""
+    if tokenizer not in TOKENIZERS:
+        return molecules
+    refused = TOKENIZERS[tokenizer]().refusal
+    said = {place: refused(one) for place, one in enumerate(molecules.smiles.tolist())}
+    return without(molecules, {place: reason for place, reason in said.items() if reason})
 
 
 def leak_sentence(molecules: Molecules, split: Split) -> str:
@@ -132,7 +147,7 @@ def training_molecules(folder: Path, tasks: Sequence[Task]) -> tuple[list[str], 
 
 
 def to_evaluate(
-    folder: Path, tasks: Sequence[Task], data: str | None, part: str | None, smiles_column: str | None
+    folder: Path, tasks: Sequence[Task], data: str | None, part: str | None, smiles_column: list[str] | None
 ) -> tuple[Molecules, NDArray[np.int64], str]:
     """The molecules to measure a saved model on, which of them, and what these are called.
 
@@ -141,7 +156,7 @@ def to_evaluate(
         tasks: Of the model.
         data: A card or file; None, or the training's, for the data of the training.
         part: Of the training's split; None for test, or for all of other data.
-        smiles_column: Of other data.
+        smiles_column: Of other data; where the training's had several columns, these by default.
 
     Raises:
         DataError: If the data of the training have changed, or others lack the labels.
@@ -167,12 +182,14 @@ def to_evaluate(
     if data.lower() in {name.lower() for name in molecule_cards()}:
         molecules = load_molecules(data, tasks=names)
     else:
+        usual = spec.smiles_column if spec.smiles_column and len(spec.smiles_column) > 1 else None
         kinds = {task.name: task.kind for task in tasks}
         units = {task.name: task.unit for task in tasks if task.unit}
         molecules = load_molecules(
-            data, smiles_column=smiles_column, tasks=names, kinds=kinds, units=units,
+            data, smiles_column=smiles_column or usual, tasks=names, kinds=kinds, units=units,
             largest=spec.largest_component,
         )  # fmt: skip
+    molecules = held(molecules, spec.tokenizer)
     return molecules, np.arange(len(molecules)), "all"
 
 
@@ -187,7 +204,10 @@ def _recorded(folder: Path) -> tuple[DataSpec, str]:
     try:
         content: dict[str, Any] = json.loads((folder / SPLIT_FILE).read_text("utf-8"))
         names = [field.name for field in dataclasses.fields(DataSpec)]
-        return DataSpec(**{name: content[name] for name in names}), str(content["digest"])
+        known = {name: content[name] for name in names if name in content or name != "tokenizer"}
+        if isinstance(known["smiles_column"], str):  # as older runs have it
+            known["smiles_column"] = [known["smiles_column"]]
+        return DataSpec(**known), str(content["digest"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{folder}: {SPLIT_FILE} is missing or damaged ({error}); train it anew") from None
 

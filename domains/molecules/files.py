@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from rdkit import Chem
 
 from mambakit.core.data.frames import find_column, read_columns, shortened
-from mambakit.core.errors import DataError
-from mambakit.domains.molecules.structures import captured, reason_of
+from mambakit.core.errors import DataError, UsageError
+from mambakit.domains.molecules.structures import SEPARATOR, captured, reason_of
 
+Columns = str | Sequence[str] | None
 USUAL_COLUMNS = (
     "smiles",
     "canonical_smiles",
@@ -38,7 +39,8 @@ class Source:
     Attributes:
         rows: Where each stands, from 1: lines of SMILES files, of tables the rows below the header.
         table: All columns, as read.
-        smiles_column: The one of structures.
+        smiles_column: The one of structures, or the first of them.
+        others: The other columns of structures, where a row has several.
         names: Columns that name molecules.
         reasons: Why RDKit could not read a record, by place from 0: of SD files, whose SMILES is then empty.
     """
@@ -48,20 +50,36 @@ class Source:
     smiles_column: str
     names: tuple[str, ...] = ()
     reasons: dict[int, str] = field(default_factory=dict)
+    others: tuple[str, ...] = ()
+
+    @property
+    def components(self) -> tuple[str, ...]:
+        """All columns of structures where there are several."""
+        return (self.smiles_column, *self.others) if self.others else ()
 
     @property
     def smiles(self) -> list[str]:
-        """One of each row, unchecked."""
-        column = self.table[self.smiles_column].astype(object)
+        """Of each row, unchecked: its structure, or its structures joined by the separator."""
+        columns = [self._texts(name) for name in self.components or (self.smiles_column,)]
+        return [SEPARATOR.join(one) for one in zip(*columns, strict=True)]
+
+    def _texts(self, name: str) -> list[str]:
+        column = self.table[name].astype(object)
         return ["" if one is None or one is pd.NA or one != one else str(one) for one in column]
 
 
-def read_source(path: Path, smiles_column: str | None = None) -> Source:
+def read_source(path: Path, smiles_column: Columns = None) -> Source:
     """A file's rows, read by what its name ends in (``.gz`` may follow).
+
+    Args:
+        path: The file.
+        smiles_column: The column of structures; several, where a row has several structures.
 
     Raises:
         DataError: If there is no such file, it is empty, can't be read, or has no column of SMILES.
+        UsageError: If several columns are named of a file that is no table, or one twice.
     """
+    asked = [smiles_column] if isinstance(smiles_column, str) else list(smiles_column or ())
     if not path.exists():
         raise DataError(f"no such file: {path}")
     if path.is_dir():
@@ -70,7 +88,12 @@ def read_source(path: Path, smiles_column: str | None = None) -> Source:
     reader = _READERS.get(suffix.lower())
     if reader is None:
         raise DataError(f"{path}: expected .csv, .parquet, .smi or .sdf, got {suffix or 'no extension'!r}")
-    found = reader(path, smiles_column)
+    if len(asked) > 1 and reader is not _table:
+        raise UsageError(
+            f"smiles_column: {suffix} files have one structure a row; {' and '.join(asked)} need a table "
+            f"such as .csv, or structures that are joined by {SEPARATOR!r}"
+        )
+    found = reader(path, asked)
     if found.table.empty:
         raise DataError(f"{path} has no rows")
     return found
@@ -82,7 +105,7 @@ def read_lines(path: Path) -> Source:
     Raises:
         DataError: If it is empty or can't be read.
     """
-    return _smi(path, None)
+    return _smi(path, [])
 
 
 def find_smiles(columns: Sequence[str], path: object, asked: str | None = None) -> str:
@@ -103,13 +126,12 @@ def find_smiles(columns: Sequence[str], path: object, asked: str | None = None) 
     )
 
 
-def _table(path: Path, smiles_column: str | None) -> Source:
-    name = ""
+def _table(path: Path, asked: list[str]) -> Source:
+    found: list[str] = []
 
     def choose(names: list[str]) -> tuple[list[str], list[str], list[str]]:
-        nonlocal name
-        name = find_smiles(names, path, smiles_column)
-        return names, [name], []
+        found[:] = [find_smiles(names, path, one) for one in asked] or [find_smiles(names, path)]
+        return names, found, []
 
     frame, _ = read_columns(path, choose)
     texts = [one for one in frame if isinstance(frame[one].dtype, pd.CategoricalDtype)]
@@ -122,10 +144,13 @@ def _table(path: Path, smiles_column: str | None) -> Source:
             frame[one] = frame[one].map(
                 lambda held: held.decode("latin-1") if isinstance(held, bytes) else held
             )
-    return Source(np.arange(1, len(frame) + 1), frame, name)
+    twice = next((name for name in found if found.count(name) > 1), None)
+    if twice is not None:
+        raise UsageError(f"smiles_column: {twice!r} is named twice")
+    return Source(np.arange(1, len(frame) + 1), frame, found[0], others=tuple(found[1:]))
 
 
-def _smi(path: Path, smiles_column: str | None) -> Source:
+def _smi(path: Path, asked: list[str]) -> Source:
     """Lines ``SMILES name``: a first line that names its columns is a header."""
     lines = _text(path).splitlines()
     kept = [(row, line.strip()) for row, line in enumerate(lines, 1) if line.strip()]
@@ -138,7 +163,7 @@ def _smi(path: Path, smiles_column: str | None) -> Source:
     return Source(np.array([row for row, _ in kept], dtype=np.int64), frame, "smiles", ("name",))
 
 
-def _sdf(path: Path, smiles_column: str | None) -> Source:
+def _sdf(path: Path, asked: list[str]) -> Source:
     """Records of an SD file: the structure drawn there as canonical SMILES, and its fields."""
     supplier = Chem.SDMolSupplier()
     supplier.SetData(_text(path))
@@ -172,7 +197,7 @@ def _text(path: Path) -> str:
     return text
 
 
-_Reader = Callable[[Path, str | None], Source]
+_Reader = Callable[[Path, list[str]], Source]
 _READERS: dict[str, _Reader] = {
     **dict.fromkeys((".csv", ".txt", ".tsv", ".parquet", ".pq"), _table),
     **dict.fromkeys((".smi", ".smiles", ".ism"), _smi),

@@ -1,4 +1,4 @@
-"""From molecules to what the networks read: token ids of one way of writing each, and features."""
+"""From molecules to what the networks read: token ids of one way of writing each, graphs, and features."""
 
 from __future__ import annotations
 
@@ -14,11 +14,14 @@ from torch import Tensor
 from mambakit.core.adapters import SampleError
 from mambakit.core.adapters.vocabulary import N_SPECIAL, UNK_ID
 from mambakit.core.errors import DataError
+from mambakit.domains.molecules.components import ONE_MOLECULE, features_by_component
 from mambakit.domains.molecules.config import ModelConfig
 from mambakit.domains.molecules.features import descriptors, ecfp_counts
+from mambakit.domains.molecules.graph import GraphBatch, GraphTokenizer, MoleculeGraph, collated, graph_of
 from mambakit.domains.molecules.model import Batch
-from mambakit.domains.molecules.structures import canonical, is_reaction, sides, structure
-from mambakit.domains.molecules.tokenizer import END, PAD, START, SmilesTokenizer
+from mambakit.domains.molecules.notations import PropertyTokenizer
+from mambakit.domains.molecules.structures import canonical, joined, leaves, structure
+from mambakit.domains.molecules.tokenizer import END, PAD, START
 
 # Ways of writing a molecule that training draws from: beyond some dozens another epoch brings nothing new.
 WAYS = 32
@@ -30,20 +33,32 @@ class MoleculeInputs:
     Args:
         smiles: Molecules that RDKit can read, ``(n,)``.
         config: Which features are wanted, and how long a sequence may be.
-        ways: How many ways of writing each molecule there are, the canonical one first.
+        ways: How many ways of writing each molecule there are, the canonical one first; of graphs, orders of
+            their atoms.
         seed: Of the other ways.
+        form: What each row is, as ``components.form_of`` says it.
 
     Attributes:
         mols: RDKit's molecules.
         descriptors: ``(n, n_descriptors)`` float64; without columns where they are not wanted.
-        fragments: Counts of ECFP fragments, ``(n, n_bits)``: what similarity is measured by, wanted or not.
+        fragments: Counts of ECFP fragments, ``(n, n_bits)``: what similarity is measured by, wanted or not;
+            of reactions and components those of the whole as one mixture.
+        ecfp: The counts that networks read, of each component; without columns where they are not wanted.
         cut: Places of molecules that are longer than the sequence model reads.
 
     Raises:
         DataError: If RDKit can't read one of them.
     """
 
-    def __init__(self, smiles: Sequence[str], config: ModelConfig, *, ways: int, seed: int = 0) -> None:
+    def __init__(
+        self,
+        smiles: Sequence[str],
+        config: ModelConfig,
+        *,
+        ways: int,
+        seed: int = 0,
+        form: str = ONE_MOLECULE,
+    ) -> None:
         self.config, self.ways, self.seed = config, ways, seed
         self.smiles = [str(one).strip() for one in smiles]
         self.mols: list[Chem.Mol] = []
@@ -53,71 +68,99 @@ class MoleculeInputs:
                 raise DataError(f"molecule {place + 1}, {one}: {reason}")
             self.mols.append(mol)
         n = len(self.mols)
-        self.descriptors: NDArray[np.float64] = (
-            np.asarray(descriptors(self.mols), np.float64) if config.reads_descriptors else np.zeros((n, 0))
-        )
+        self.descriptors: NDArray[np.float64] = np.zeros((n, 0))
+        if config.reads_descriptors:
+            described = features_by_component(self.smiles, self.mols, form, descriptors)
+            self.descriptors = np.asarray(described, np.float64)
         self.fragments = np.asarray(ecfp_counts(self.mols))
+        self.ecfp: NDArray[np.generic] = np.zeros((n, 0), np.float32)
+        if config.reads_ecfp:
+            whole = form == ONE_MOLECULE
+            self.ecfp = (
+                self.fragments if whole else features_by_component(self.smiles, self.mols, form, ecfp_counts)
+            )
         self.cut: set[int] = set()
         self._written: dict[int, list[str]] = {}
         self._ids: dict[tuple[int, int], NDArray[np.int16]] = {}
+        self._orders: dict[tuple[int, int], NDArray[np.int64]] = {}
+        self._graphs: dict[int, MoleculeGraph] = {}
         self._symbols: dict[str, int] = {}
-        self._tokenizer: SmilesTokenizer | None = None
+        self._tokenizer: PropertyTokenizer | None = None
 
     def __len__(self) -> int:
         return len(self.mols)
 
     @property
-    def tokenizer(self) -> SmilesTokenizer:
-        """What cuts the SMILES."""
+    def tokenizer(self) -> PropertyTokenizer:
+        """What cuts the molecules into tokens."""
         if self._tokenizer is None:
             raise RuntimeError("MoleculeInputs: set its tokenizer first")
         return self._tokenizer
 
     @tokenizer.setter
-    def tokenizer(self, tokenizer: SmilesTokenizer) -> None:
+    def tokenizer(self, tokenizer: PropertyTokenizer) -> None:
         self._tokenizer = tokenizer
+        if self.reads_graphs and self.config.order == "canonical":
+            self.ways = 1
         self._symbols = {str(s): N_SPECIAL + i for i, s in enumerate(tokenizer.symbols or ())}
         self._ids.clear()
+        self._orders.clear()
 
     def written(self, place: int, way: int) -> str:
         """A molecule's SMILES: the canonical one (0), or another that RDKit wrote from an atom at random.
 
-        Of a reaction each side is written anew.
+        Of reactions and components each molecule is written anew.
         """
         known = self._written.setdefault(place, [canonical(self.smiles[place])])
         if way and len(known) == 1 and self.ways > 1:
             # by the molecule, not by its place: the same molecule is written alike in whatever company. RDKit
             # takes 0 for no seed at all.
             seed = (zlib.crc32(known[0].encode()) ^ self.seed) % (2**31 - 1) + 1
+            inside, between = leaves(self.smiles[place])
+            mols = [structure(one)[0] if one else None for one in inside] if between else [self.mols[place]]
             parts = [
                 Chem.MolToRandomSmilesVect(mol, self.ways - 1, randomSeed=seed) if mol else [""] * self.ways
-                for mol in self._sides(place)
+                for mol in mols
             ]
-            known += [">".join(one) for one in zip(*parts, strict=False)]
+            known += [joined(one, between) for one in zip(*parts, strict=False)]
         return known[way]
 
-    def _sides(self, place: int) -> list[Chem.Mol | None]:
-        """The molecule itself, or reactants, agents and products of a reaction."""
-        if not is_reaction(self.smiles[place]):
-            return [self.mols[place]]
-        return [structure(one)[0] if one else None for one in sides(self.smiles[place])]
+    @property
+    def reads_graphs(self) -> bool:
+        """Whether tokens are atoms."""
+        return isinstance(self._tokenizer, GraphTokenizer)
+
+    def graph(self, place: int) -> MoleculeGraph:
+        """A molecule as a graph."""
+        if place not in self._graphs:
+            self._graphs[place] = graph_of(self.written(place, 0), n_walks=self.config.n_walks)
+        return self._graphs[place]
 
     def ids(self, place: int, way: int = 0) -> NDArray[np.int16]:
         """The ids of a molecule in one way of writing it; tokens that are not in the vocabulary are UNK."""
         key = (place, way)
         if key not in self._ids:
-            ids = [self._symbols.get(piece, UNK_ID) for piece in self._pieces(self.written(place, way))]
+            if self.reads_graphs:
+                graph = self.graph(place)
+                order = graph.order(self.config.order, way, self.seed)
+                self._orders[key] = order[: self.config.max_tokens - 2]
+                pieces = [graph.symbols[i] for i in order]
+            else:
+                pieces = self._pieces(place, way)
+            ids = [self._symbols.get(piece, UNK_ID) for piece in pieces]
             if len(ids) + 2 > self.config.max_tokens:
                 self.cut.add(place)
                 ids = ids[: self.config.max_tokens - 2]
             self._ids[key] = np.array([START, *ids, END], dtype=np.int16)
         return self._ids[key]
 
-    def _pieces(self, smiles: str) -> list[str]:
-        try:
-            return self.tokenizer.pieces(smiles)
-        except SampleError:  # a kind of bond or atom that the pattern doesn't know: one unknown token
-            return [smiles]
+    def _pieces(self, place: int, way: int) -> list[str]:
+        for one in dict.fromkeys((way, 0)):  # SELFIES may not hold another way of writing what it can hold
+            try:
+                return self.tokenizer.pieces(self.written(place, one))
+            except SampleError:
+                continue
+        return [self.written(place, way)]  # an atom or bond that the pattern doesn't know: one unknown token
 
     def batch(self, places: Sequence[int], ways: Sequence[int] | None = None) -> Batch:
         """Molecules by their places, each written in the way given (canonical by default).
@@ -125,20 +168,25 @@ class MoleculeInputs:
         Ids are padded to the longest of them.
         """
         rows = list(places)
+        keys = list(zip(rows, ways or [0] * len(rows), strict=True))
         if self.config.sequence:
-            made = [self.ids(p, w) for p, w in zip(rows, ways or [0] * len(rows), strict=True)]
+            made = [self.ids(*key) for key in keys]
         else:
             made = [np.array([START], np.int16)] * len(rows)
         lengths = [len(one) for one in made]
         ids = np.full((len(rows), max(lengths, default=0)), PAD, dtype=np.int64)
         for row, one in zip(ids, made, strict=True):
             row[: len(one)] = one
-        ecfp = self.fragments[rows] if self.config.reads_ecfp else np.zeros((len(rows), 0))
+        graph: GraphBatch | None = None
+        if self.config.sequence and self.reads_graphs:
+            orders = [self._orders[key] for key in keys]
+            graph = collated([self.graph(place) for place in rows], orders, ids.shape[1])
         return Batch(
             torch.from_numpy(ids),
             torch.tensor(lengths, dtype=torch.int64),
             torch.from_numpy(self.descriptors[rows]),
-            torch.from_numpy(np.asarray(ecfp, np.float32)),
+            torch.from_numpy(np.asarray(self.ecfp[rows], np.float32)),
+            graph,
         )
 
     def batches(self, way: int, most_tokens: int) -> list[Tensor]:

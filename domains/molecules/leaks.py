@@ -8,7 +8,8 @@ import numpy as np
 
 from mambakit.domains.molecules.features import nearest_similarity
 from mambakit.domains.molecules.molecules import Molecules, Split
-from mambakit.domains.molecules.structures import canonical, readable, scaffold
+from mambakit.domains.molecules.splits import scaffolds_of
+from mambakit.domains.molecules.structures import canonical, readable
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,9 @@ class Leaks:
 def leaks(molecules: Molecules, split: Split) -> Leaks:
     """What the test part of a split shares with its training part.
 
-    Structures are compared by RDKit's canonical SMILES, scaffolds without stereochemistry.
+    Structures are compared by RDKit's canonical SMILES, scaffolds without stereochemistry. Of reactions and
+    several components the whole row is compared, similarity is that of all as one mixture, and scaffolds are
+    those that the splits go by.
     """
     train_smiles, test_smiles = (molecules.smiles[part].tolist() for part in (split.train, split.test))
     train_mols, test_mols = readable(train_smiles), readable(test_smiles)
@@ -68,8 +71,8 @@ def leaks(molecules: Molecules, split: Split) -> Leaks:
         twins is not None and _differs(molecules.labels[place], molecules.labels[twins])
         for place, twins in same
     )
-    train_scaffolds = {scaffold(mol) for mol in train_mols} - {""}
-    test_scaffolds = [scaffold(mol) for mol in test_mols]
+    train_scaffolds = set(scaffolds_of(train_smiles)) - {""}
+    test_scaffolds = scaffolds_of(test_smiles).tolist()
     different = set(test_scaffolds) - {""}
     nearest = (
         nearest_similarity(test_mols, train_mols)

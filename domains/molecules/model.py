@@ -1,6 +1,8 @@
-"""The property model: SMILES read both ways, features beside them, and one output for each property.
+"""The property model: structures read both ways, features beside them, and one output for each property.
 
-    tokens -> embedding -> Mamba-2 layers, both directions -> mean and last of the real tokens
+    tokens of SMILES or SELFIES -> embedding
+    atoms of a graph            -> embedding, features -> messages along bonds
+                                -> Mamba-2 layers, both directions -> mean and last of the real tokens
     descriptors, scaled      -> linear map
     counts of ECFP fragments -> logarithm -> linear map
     all of it together -> hidden layers -> a value (or logit) for each property, and quantiles around it
@@ -24,8 +26,10 @@ from mambakit.core.distributions import DistributionHead, forecast_head
 from mambakit.core.heads import QuantileHead, pool_tokens
 from mambakit.core.hub import HubModel
 from mambakit.domains.molecules.config import PropertyConfig
+from mambakit.domains.molecules.graph import GraphBatch
+from mambakit.domains.molecules.neighbourhood import Neighbourhood
 from mambakit.domains.molecules.neighbours import TrainingSet
-from mambakit.domains.molecules.tokenizer import SmilesTokenizer, load_tokenizer
+from mambakit.domains.molecules.notations import PropertyTokenizer, load_notation
 
 # The pair of quantiles that intervals begin from; conformal calibration widens or narrows it.
 LEVELS = (0.05, 0.5, 0.95)
@@ -40,17 +44,19 @@ class Batch(NamedTuple):
         ids: ``(batch, length)`` int64; anything at padding.
         lengths: Real tokens of each, ``(batch,)`` int64.
         descriptors: As RDKit computes them, ``(batch, n_descriptors)`` float64; NaN where undefined.
-        ecfp: Counts of fragments, ``(batch, n_ecfp)`` float32.
+        ecfp: Counts of fragments, ``(batch, n_ecfp)`` float32; of reactions also differences.
+        graph: What atoms are and are bonded to, where ids are those of atoms.
     """
 
     ids: Tensor
     lengths: Tensor
     descriptors: Tensor
     ecfp: Tensor
+    graph: GraphBatch | None = None
 
     def to(self, device: torch.device | str) -> Batch:
         """On another device; descriptors become float32 only after scaling."""
-        return Batch(*(one.to(device) for one in self))
+        return Batch(*(None if one is None else one.to(device) for one in self))  # type: ignore[arg-type]
 
 
 class Output(NamedTuple):
@@ -124,6 +130,13 @@ class Network(nn.Module):
         if model.sequence:
             self.embedding = nn.Embedding(config.n_ids, width)
             nn.init.normal_(self.embedding.weight, std=0.02)
+            if config.tokenizer == "graph":
+                self.neighbourhood = Neighbourhood(
+                    d_model=width,
+                    n_layers=model.n_neighbour_layers,
+                    n_walks=model.n_walks,
+                    dropout=model.dropout,
+                )
             self.backbone = Backbone(config.backbone)
             self.from_tokens = nn.Linear(2 * width, model.d_hidden)
             parts += 1
@@ -159,13 +172,16 @@ class Network(nn.Module):
         """
         parts = []
         if hasattr(self, "embedding"):
-            tokens, _ = self.backbone(self.embedding(batch.ids), lengths=batch.lengths)
+            embedded = self.embedding(batch.ids)
+            if batch.graph is not None:
+                embedded = self.neighbourhood(embedded, batch.graph)
+            tokens, _ = self.backbone(embedded, lengths=batch.lengths)
             pooled = [pool_tokens(tokens, pool, batch.lengths) for pool in ("mean", "last")]
             parts.append(self.from_tokens(self.dropout(torch.cat(pooled, -1))))
         if hasattr(self, "from_descriptors"):
             parts.append(self.from_descriptors(self.dropout(descriptors)))
         if hasattr(self, "from_ecfp"):
-            parts.append(self.from_ecfp(self.dropout(batch.ecfp.log1p())))
+            parts.append(self.from_ecfp(self.dropout(batch.ecfp.sign() * batch.ecfp.abs().log1p())))
         x = torch.relu(torch.cat(parts, -1))
         for layer in self.hidden:
             x = torch.relu(layer(self.dropout(x)))
@@ -183,7 +199,7 @@ class PropertyModel(nn.Module, HubModel):
     """
 
     members: Sequence[Network]
-    tokenizer: SmilesTokenizer
+    tokenizer: PropertyTokenizer
     trained: TrainingSet
 
     def __init__(self, config: PropertyConfig) -> None:
@@ -217,5 +233,5 @@ class PropertyModel(nn.Module, HubModel):
 
     def load_extra(self, folder: Path) -> None:
         """Reads them."""
-        self.tokenizer = load_tokenizer(folder)
+        self.tokenizer = load_notation(folder)
         self.trained = TrainingSet.load(folder)

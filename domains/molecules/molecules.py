@@ -42,6 +42,7 @@ class Molecules:
         tasks: What the columns of ``labels`` are.
         left_out: Rows that could not be read: ``row, smiles, reason``.
         table: All columns of the source for the rows kept, as they were read.
+        components: Columns of the structures of a row, where several hold them.
         parts: Of a source that is split already: ``train``, ``validation`` or ``test`` of each, ``(n,)``.
         notes: What is not wrong but worth knowing, in sentences.
     """
@@ -55,6 +56,7 @@ class Molecules:
     table: pd.DataFrame | None = None
     parts: NDArray[np.str_] | None = None
     notes: tuple[str, ...] = ()
+    components: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.labels.shape != (len(self.smiles), len(self.tasks)):

@@ -10,8 +10,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mambakit.core.calibration import ConformalSets, SplitConformal, TemperatureScaling
+from mambakit.core.errors import DataError
+from mambakit.domains.molecules.components import form_of, in_words
 from mambakit.domains.molecules.inputs import MoleculeInputs
 from mambakit.domains.molecules.model import Output, PropertyModel
+from mambakit.domains.molecules.structures import shown
 from mambakit.domains.molecules.task import combined
 
 INTERVAL, TEMPERATURE, SETS = "interval", "temperature-{}", "sets-{}"
@@ -45,11 +48,27 @@ class Predictions:
 
 
 def inputs_of(model: PropertyModel, smiles: list[str], *, seed: int = 0) -> MoleculeInputs:
-    """Molecules as a trained model reads them."""
+    """Molecules as a trained model reads them.
+
+    Raises:
+        DataError: If one can't be read, or not by this model.
+    """
+    for place, one in enumerate(smiles):
+        if reason := refusal(model, one):
+            raise DataError(f"molecule {place + 1}, {shown(one)}: {reason}")
     config = model.config.model
-    inputs = MoleculeInputs(smiles, config, ways=config.test_smiles if config.sequence else 1, seed=seed)
+    ways = config.test_smiles if config.sequence else 1
+    inputs = MoleculeInputs(smiles, config, ways=ways, seed=seed, form=model.config.form)
     inputs.tokenizer = model.tokenizer
     return inputs
+
+
+def refusal(model: PropertyModel, smiles: str) -> str:
+    """Why a model can't read what RDKit can, in a sentence; ``""`` if it can."""
+    config = model.config
+    if (form := form_of(smiles)) != config.form:
+        return f"it is {in_words(form)}, where the model reads {in_words(config.form, config.components)}"
+    return model.tokenizer.refusal(smiles) if config.model.sequence else ""
 
 
 def predict(

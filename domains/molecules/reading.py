@@ -11,6 +11,10 @@ label column without any label, classes that are not 0 and 1, no readable row at
 Not bad, but worth knowing (``Molecules.notes``): labels that never change, one class only, the same structure
 with different labels, numeric columns that are not taken for labels.
 
+Rows of several structures (in several columns, or joined by ``;`` in one) and reactions are read structure by
+structure, and the reason names the one that can't be read. All rows of a source with labels have one form:
+those of another than most are left out too.
+
 Salts and mixtures stay as given (``largest`` keeps the largest component), and so does each SMILES: blanks
 around it are taken off, nothing is made canonical.
 """
@@ -27,17 +31,25 @@ from numpy.typing import NDArray
 from rdkit import Chem
 
 from mambakit.core.errors import DataError
+from mambakit.domains.molecules.components import commonest_form, form_of, in_words
 from mambakit.domains.molecules.duplicates import conflicts
-from mambakit.domains.molecules.files import Source, read_source
+from mambakit.domains.molecules.files import Columns, Source, read_source
 from mambakit.domains.molecules.labels import read_labels
 from mambakit.domains.molecules.molecules import LEFT_OUT, Molecules, TaskKind
-from mambakit.domains.molecules.structures import canonical, is_reaction, largest_component, shown, structure
+from mambakit.domains.molecules.structures import (
+    canonical,
+    joined,
+    largest_component,
+    leaves,
+    shown,
+    structure,
+)
 
 
 def read_molecules(
     path: Path | str,
     *,
-    smiles_column: str | None = None,
+    smiles_column: Columns = None,
     tasks: Sequence[str] | None = None,
     kinds: Mapping[str, TaskKind] | None = None,
     units: Mapping[str, str] | None = None,
@@ -50,6 +62,7 @@ def read_molecules(
         path: ``.csv`` (commas, semicolons, tabs or bars), ``.parquet``, ``.smi`` or ``.sdf``; ``.gz`` may
             follow, except on Parquet.
         smiles_column: The column of structures; by default the one called smiles, or one of its usual names.
+            Several, such as a solute's and its solvent's, make each row the structures of them all.
         tasks: Columns of labels; None takes all that hold numbers, ``()`` none: for structures alone.
         kinds: ``regression`` or ``classification`` of some tasks; of the others told from their values.
         units: Of some tasks, for printing.
@@ -90,15 +103,16 @@ def assemble(
         DataError: If no row can be read, or the labels can't be used.
     """
     given = [one.strip() for one in source.smiles]
-    names: list[str] = []  # canonical, to find structures that stand in several rows
+    written: dict[int, str] = {}  # canonical, to find structures that stand in several rows
     reasons = dict(source.reasons)
     if check:
         for place, one in enumerate(given):
-            mol, reason = structure(one)
+            mol, reason = structure(one, source.components)
             if mol is None:
                 reasons.setdefault(place, reason)
             elif tasks is None or tasks:
-                names.append(canonical(one) if is_reaction(one) else str(Chem.MolToSmiles(mol)))
+                written[place] = canonical(one) if leaves(one)[1] else str(Chem.MolToSmiles(mol))
+        reasons |= _unlike({place: given[place] for place in written})
     kept = np.array([place not in reasons for place in range(len(given))], dtype=bool)
     places = np.flatnonzero(kept)
     lost = [(int(source.rows[i]), given[i], reasons[i]) for i in sorted(reasons)]
@@ -110,7 +124,7 @@ def assemble(
         )
     rows = source.rows[places]
     table = source.table.iloc[places].reset_index(drop=True)
-    column, skip = source.smiles_column, source.names
+    column, skip = source.smiles_column, (*source.names, *source.others)
     labels, found, notes = read_labels(table, rows, name, tasks, column, skip, kinds, units)
     smiles = [given[i] for i in places]
     if largest:
@@ -128,19 +142,67 @@ def assemble(
         table=table,
         parts=None if parts is None else parts[places],
         notes=tuple(notes),
+        components=source.components,
     )
+    names = [written[i] for i in places.tolist()] if written else None
     return _with_conflicts(molecules, None if largest else names) if found and check else molecules
 
 
 def _largest(smiles: list[str]) -> tuple[list[str], int]:
     changed = 0
     for place, one in enumerate(smiles):
-        if "." in one and not is_reaction(one):
-            mol, _ = structure(one)
-            if mol is not None and len(Chem.GetMolFrags(mol)) > 1:
-                smiles[place] = str(Chem.MolToSmiles(largest_component(mol)))
+        if "." in one and ">" not in "".join(leaves(one)[1]):
+            inside, between = leaves(one)
+            kept = [_largest_of(part) for part in inside]
+            if kept != inside:
+                smiles[place] = joined(kept, between)
                 changed += 1
     return smiles, changed
+
+
+def _largest_of(smiles: str) -> str:
+    mol, _ = structure(smiles)
+    if mol is None or len(Chem.GetMolFrags(mol)) == 1:
+        return smiles
+    return str(Chem.MolToSmiles(largest_component(mol)))
+
+
+def _unlike(given: dict[int, str]) -> dict[int, str]:
+    """What is said of rows whose structures are of another form than those of most."""
+    usual = commonest_form(list(given.values()))
+    return {
+        place: f"it is {in_words(form)}, where most rows are {in_words(usual)}"
+        for place, one in given.items()
+        if (form := form_of(one)) != usual
+    }
+
+
+def without(molecules: Molecules, reasons: Mapping[int, str]) -> Molecules:
+    """Molecules without some of them, which are left out for a reason.
+
+    Args:
+        molecules: All.
+        reasons: By place from 0.
+
+    Raises:
+        DataError: If none is left.
+    """
+    if not reasons:
+        return molecules
+    kept = np.array([place for place in range(len(molecules)) if place not in reasons], dtype=np.int64)
+    lost = [(int(molecules.rows[i]), str(molecules.smiles[i]), reasons[i]) for i in sorted(reasons)]
+    if not len(kept):
+        raise DataError(f"{molecules.name}: no molecule is left; the first, row {lost[0][0]}: {lost[0][2]}")
+    left_out = [one for one in (molecules.left_out, pd.DataFrame(lost, columns=list(LEFT_OUT))) if len(one)]
+    return dataclasses.replace(
+        molecules,
+        rows=molecules.rows[kept],
+        smiles=molecules.smiles[kept],
+        labels=molecules.labels[kept],
+        left_out=pd.concat(left_out).sort_values("row", kind="stable", ignore_index=True),
+        table=None if molecules.table is None else molecules.table.iloc[kept].reset_index(drop=True),
+        parts=None if molecules.parts is None else molecules.parts[kept],
+    )
 
 
 def _with_conflicts(molecules: Molecules, names: list[str] | None) -> Molecules:

@@ -5,6 +5,9 @@ scaffold           Bemis-Murcko scaffolds are never shared between parts; which 
 deepchem-scaffold  DeepChem's ScaffoldSplitter: the same without chance, large groups in training
 column             a column of the table that says train, validation or test
 ibm-split          the files of MoLFormer, SMI-TED and SMI-SSED, where a card has them
+
+A row of several structures goes by its first component, a reaction by its reactants: where the first one is a
+solute, no scaffold of a solute is shared, while solvents may be.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from numpy.typing import NDArray
 
 from mambakit.core.data.frames import find_column
 from mambakit.core.errors import DataError, UsageError
+from mambakit.domains.molecules.components import first_component
 from mambakit.domains.molecules.molecules import Molecules, Split
 from mambakit.domains.molecules.structures import readable, scaffold
 
@@ -67,12 +71,13 @@ def split_molecules(
 
 
 def scaffolds_of(smiles: Sequence[str]) -> NDArray[np.object_]:
-    """The Bemis-Murcko scaffold of each, ``(n,)`` strings.
+    """The Bemis-Murcko scaffold of each, ``(n,)`` strings; of the first component where there are several.
 
     Raises:
         DataError: If one can't be read.
     """
-    return np.array([scaffold(mol) for mol in readable(smiles)], dtype=object)
+    mols = readable([first_component(one) for one in smiles])
+    return np.array([scaffold(mol) for mol in mols], dtype=object)
 
 
 def _random(molecules: Molecules, seed: int, fractions: tuple[float, float, float]) -> Three:

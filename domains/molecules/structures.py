@@ -17,16 +17,22 @@ from mambakit.core.errors import DataError
 _STAMP = re.compile(r"^\[\d\d:\d\d:\d\d\] *")
 _POSITION = re.compile(r"mistakes around position (\d+)")
 _BOND_ARROW = re.compile(r"->|<-")  # dative bonds: N->[Cu]
+_BETWEEN = re.compile(r"((?<!-)>|;)")
+# Between the components of one row, such as a solute and its solvent; no SMILES holds it.
+SEPARATOR = ";"
+_SIDES = ("reactants", "agents", "products")
 
 
-def structure(smiles: str) -> tuple[Chem.Mol | None, str]:
+def structure(smiles: str, called: Sequence[str] = ()) -> tuple[Chem.Mol | None, str]:
     """The molecule, or None and the reason in one sentence.
 
-    Blanks around it are taken off. Salts and mixtures are one molecule of several components; a reaction
-    ``reactants>agents>products`` is the mixture of all its parts.
+    Blanks around it are taken off. Salts and mixtures are one molecule of several parts. A reaction
+    ``reactants>agents>products`` and components joined by ``;`` are the mixture of all that they hold; each
+    side and component has to be readable by itself, and the reason names the first that is not.
 
     Args:
-        smiles: SMILES or a reaction SMILES.
+        smiles: SMILES, a reaction SMILES, or several of either joined by ``;``.
+        called: Names of the components in sentences, numbers by default.
 
     Returns:
         The sanitised molecule and ``""``, or None and what RDKit says: it can't be parsed, a valence is too
@@ -37,24 +43,31 @@ def structure(smiles: str) -> tuple[Chem.Mol | None, str]:
         return None, "there is no structure"
     if len(text.split()) > 1:
         return None, "a blank stands inside the SMILES"
-    whole = is_reaction(text)
-    mixture = ".".join(side for side in sides(text) if side) if whole else text
-    with captured() as log:
-        mol = Chem.MolFromSmiles(mixture)
-    if mol is None:
-        return None, reason_of(log, position=not whole)
-    if mol.GetNumAtoms() == 0:
-        return None, "it has no atoms"
-    return mol, ""
+    inside = components(text)
+    several = len(inside) > 1
+    if several:
+        names = [*called[: len(inside)], *(f"component {i}" for i in range(len(called) + 1, len(inside) + 1))]
+    elif is_reaction(text):
+        names, inside = list(_SIDES), sides(text)
+    else:
+        return _molecule(text)
+    for name, one in zip(names, inside, strict=True):
+        if one or several:  # a reaction may lack a side
+            _, reason = structure(one)
+            if reason:
+                return None, f"{name}: {reason}"
+    return _molecule(".".join(one for one in leaves(text)[0] if one))
 
 
 def canonical(smiles: str) -> str:
-    """RDKit's canonical SMILES, stereochemistry kept; of a reaction, that of each side.
+    """RDKit's canonical SMILES, stereochemistry kept; of a reaction or components, that of each.
 
     Raises:
         DataError: If it can't be read.
     """
     text = smiles.strip()
+    if len(inside := components(text)) > 1:
+        return SEPARATOR.join(canonical(one) for one in inside)
     if is_reaction(text) and any(sides(text)):
         return ">".join(canonical(side) if side else "" for side in sides(text))
     mol, reason = structure(text)
@@ -96,7 +109,26 @@ def largest_component(mol: Chem.Mol) -> Chem.Mol:
 
 def is_reaction(smiles: str) -> bool:
     """Whether it has the two arrows of a reaction SMILES; those of dative bonds don't count."""
-    return _BOND_ARROW.sub("", smiles).count(">") == 2
+    return SEPARATOR not in smiles and _BOND_ARROW.sub("", smiles).count(">") == 2
+
+
+def components(smiles: str) -> list[str]:
+    """What the separator stands between: one or more, each a molecule or a reaction."""
+    return [one.strip() for one in smiles.split(SEPARATOR)]
+
+
+def leaves(smiles: str) -> tuple[list[str], list[str]]:
+    """The molecules of components and reactions, and the separators and arrows between them, one fewer.
+
+    ``"A>>B;C"`` is ``A``, ``""``, ``B`` and ``C`` with ``>``, ``>`` and ``;`` between them.
+    """
+    found = _BETWEEN.split(smiles.strip()) if SEPARATOR in smiles or is_reaction(smiles) else [smiles.strip()]
+    return [one.strip() for one in found[::2]], found[1::2]
+
+
+def joined(molecules: Sequence[str], between: Sequence[str]) -> str:
+    """The inverse of ``leaves``."""
+    return molecules[0] + "".join(a + b for a, b in zip(between, molecules[1:], strict=True))
 
 
 def sides(reaction: str) -> list[str]:
@@ -130,6 +162,16 @@ def reason_of(log: rdBase.CaptureErrorLog, *, position: bool = True) -> str:
 def shown(smiles: str, width: int = 60) -> str:
     """A SMILES for a sentence: quoted, and not too long."""
     return repr(smiles if len(smiles) <= width else smiles[: width - 3] + "...")
+
+
+def _molecule(smiles: str) -> tuple[Chem.Mol | None, str]:
+    with captured() as log:
+        mol = Chem.MolFromSmiles(smiles)
+    if mol is None:
+        return None, reason_of(log)
+    if mol.GetNumAtoms() == 0:
+        return None, "it has no atoms"
+    return mol, ""
 
 
 def _mass(mol: Chem.Mol) -> float:

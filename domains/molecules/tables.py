@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from mambakit.domains.molecules.files import Source
 from mambakit.domains.molecules.model import PropertyModel
-from mambakit.domains.molecules.prediction import ALPHA, Predictions, inputs_of, predict
+from mambakit.domains.molecules.prediction import ALPHA, Predictions, inputs_of, predict, refusal
 from mambakit.domains.molecules.structures import structure
 
 SIMILARITY, ERROR = "nearest_train_similarity", "error"
@@ -43,7 +43,7 @@ class PredictedTable:
 def predicted_table(
     model: PropertyModel, source: Source, *, alpha: float = ALPHA, embed: bool = False
 ) -> PredictedTable:
-    """Predicts every row of a file that RDKit can read.
+    """Predicts every row of a file that RDKit and the model can read.
 
     Args:
         model: Trained.
@@ -54,7 +54,9 @@ def predicted_table(
     smiles = source.smiles
     reasons = np.array([""] * len(smiles), dtype=object)
     for place, one in enumerate(smiles):
-        reasons[place] = source.reasons.get(place) or structure(one)[1]
+        reasons[place] = (
+            source.reasons.get(place) or structure(one, source.components)[1] or refusal(model, one)
+        )
     good = np.flatnonzero(reasons == "")
     made: dict[str, NDArray[np.generic]] = {}
     vectors, cut = [], []

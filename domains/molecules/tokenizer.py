@@ -19,12 +19,14 @@ from mambakit.core.adapters import IdAdapter, SampleError, Tokens, VocabularyTok
 from mambakit.core.adapters.vocabulary import BOS_ID, EOS_ID, PAD_ID
 from mambakit.core.errors import DataError
 from mambakit.core.folders import read_json_object
+from mambakit.domains.molecules.structures import canonical, joined, leaves
 
 PAD, START, END = PAD_ID, BOS_ID, EOS_ID
 
 # One token: an atom in brackets with all that it says, an atom of the organic subset, a ring closure (%10 and
-# %(100) are one), an arrow of a reaction or a dative bond, a bond, a branch, or the dot between components.
-SMILES_PATTERN = r"\[[^\[\]\s]+\]|Br|Cl|[BCNOPSFIbcnops*]|%\d\d|%\(\d{1,5}\)|\d|>>|->|<-|>|[-=#$:/\\~.()]"
+# %(100) are one), an arrow of a reaction or a dative bond, a bond, a branch, the dot between parts of a
+# mixture, or the separator between the components of a row.
+SMILES_PATTERN = r"\[[^\[\]\s]+\]|Br|Cl|[BCNOPSFIbcnops*]|%\d\d|%\(\d{1,5}\)|\d|>>|->|<-|>|[-=#$:/\\~.();]"
 
 # What another way of writing the same molecules may need, whether or not the data hold it: a vocabulary of
 # canonical SMILES alone meets unknown tokens as soon as the SMILES are randomised.
@@ -34,6 +36,8 @@ _ALWAYS = (
     *(str(i) for i in range(10)),
     *(f"%{i}" for i in range(10, 30)),
 )
+
+_VALENCE = re.compile(r"\[(.+ bond\(s\).*)\]")
 
 
 class SmilesTokenizer(VocabularyTokenizer):
@@ -48,6 +52,10 @@ class SmilesTokenizer(VocabularyTokenizer):
 
     def __init__(self) -> None:
         super().__init__(SMILES_PATTERN, bos=True, eos=True)
+
+    def refusal(self, sample: str) -> str:
+        """Why it can't hold a molecule that RDKit can read, in a sentence; ``""`` if it can."""
+        return ""
 
     def fit(self, samples: Iterable[str]) -> Self:
         """Make the vocabulary of the training split.
@@ -135,7 +143,15 @@ class SelfiesTokenizer(SmilesTokenizer):
     kind = "selfies"
 
     def __init__(self) -> None:
-        VocabularyTokenizer.__init__(self, r"\[[^\[\]\s]+\]|\.", bos=True, eos=True)
+        VocabularyTokenizer.__init__(self, r"\[[^\[\]\s]+\]|[.>;]", bos=True, eos=True)
+
+    def refusal(self, sample: str) -> str:
+        """What SELFIES says against a molecule, in a sentence; ``""`` if it can hold it."""
+        try:
+            self.pieces(canonical(sample))  # nitro groups and the like are written otherwise there
+        except SampleError as error:
+            return error.reason
+        return ""
 
     def fit(self, samples: Iterable[str]) -> Self:
         """Make the vocabulary of the training split.
@@ -162,8 +178,9 @@ class SelfiesTokenizer(SmilesTokenizer):
         import selfies
 
         text = super().decode(tokens)
+        molecules, between = leaves(text)
         try:
-            return str(selfies.decoder(text))
+            return joined([str(selfies.decoder(one)) if one else "" for one in molecules], between)
         except selfies.DecoderError as error:
             reason = " ".join(str(error).split())
             raise SampleError(f"SELFIES can't read it: {reason}", sample=text) from None
@@ -184,9 +201,12 @@ class SelfiesTokenizer(SmilesTokenizer):
             return []
         try:
             # strict: refuses a valence that SELFIES' own rules would silently change
-            text = selfies.encoder(sample, strict=True)
+            molecules, between = leaves(sample)
+            text = joined([selfies.encoder(one, strict=True) if one else "" for one in molecules], between)
         except selfies.EncoderError as error:
-            reason = " ".join(str(error).split())
+            # its lines are what happened, the SMILES once more, and of valences which one
+            valence = _VALENCE.search(str(error))
+            reason = valence[1] if valence else str(error).strip().partition("\n")[0]
             raise SampleError(f"SELFIES can't hold it: {reason}", sample=sample) from None
         return super()._split(text)
 

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import sys
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -15,20 +16,25 @@ from torch.utils.data import DataLoader
 from mambakit.core.errors import DataError
 from mambakit.core.training import FitResult, RunFolder, TrainConfig, fit, seed_everything
 from mambakit.domains.molecules.calibrating import calibrate
-from mambakit.domains.molecules.config import LossConfig, ModelConfig, PropertyConfig
+from mambakit.domains.molecules.components import commonest_form
+from mambakit.domains.molecules.config import LossConfig, ModelConfig, Notation, PropertyConfig
 from mambakit.domains.molecules.inputs import WAYS, MoleculeInputs
 from mambakit.domains.molecules.language.model import MoleculeModel
 from mambakit.domains.molecules.model import PropertyModel
 from mambakit.domains.molecules.molecules import Molecules, Split
 from mambakit.domains.molecules.neighbours import TrainingSet
+from mambakit.domains.molecules.notations import (
+    PropertyTokenizer,
+    fit_notation,
+    notation_of,
+    vocabulary,
+)
 from mambakit.domains.molecules.prediction import inputs_of
 from mambakit.domains.molecules.pretrained import begin, both_ways, load_language_model
 from mambakit.domains.molecules.task import MemberBatches, PropertyTask
 from mambakit.domains.molecules.tokenizer import SmilesTokenizer
 
 _VALIDATION_BATCH = 128
-# Ways of writing the training molecules that the vocabulary is fitted on.
-_VOCABULARY_WAYS = 4
 
 
 def train_properties(
@@ -40,6 +46,7 @@ def train_properties(
     loss_config: LossConfig,
     train_config: TrainConfig,
     pretrained: Path | None = None,
+    tokenizer: Notation | None = None,
 ) -> tuple[PropertyModel, FitResult]:
     """Trains on the training molecules; validation chooses the weights and calibrates.
 
@@ -49,25 +56,30 @@ def train_properties(
         run: Where the run is kept; one that was killed goes on.
         model_config, loss_config, train_config: What to train and how.
         pretrained: Folder of a language model that the sequence part begins with.
+        tokenizer: How structures are read; None for SMILES, or as the language model does.
 
     Returns:
         The model in evaluation mode on the CPU, with its calibration, and how the training went.
 
     Raises:
         DataError: If there is nothing to learn from or to choose by.
+        UsageError: If the language model reads structures otherwise.
         UserError: If training fails, or the run folder holds another run.
     """
     check_parts(molecules, split)
     language = load_language_model(pretrained) if pretrained is not None else None
+    notation = notation_of(tokenizer, language)
     places = np.concatenate([split.train, split.validation])
     n_train = len(split.train)
+    form = commonest_form(molecules.smiles[places].tolist())
     inputs = MoleculeInputs(
         molecules.smiles[places].tolist(),
         model_config,
         ways=WAYS if model_config.sequence else 1,
         seed=train_config.seed,
+        form=form,
     )
-    inputs.tokenizer = _tokenizer(inputs, n_train, language)
+    inputs.tokenizer = _tokenizer(notation, inputs, n_train, language)
     labels = molecules.labels[places]
     mean, deviation = label_scales(molecules, labels[:n_train])
     config = PropertyConfig(
@@ -77,10 +89,13 @@ def train_properties(
         n_ids=inputs.tokenizer.n_ids,
         backbone=both_ways(language, model_config.dropout) if language else model_config.backbone(),
         n_descriptors=inputs.descriptors.shape[1],
-        n_ecfp=inputs.fragments.shape[1] if model_config.reads_ecfp else 0,
+        n_ecfp=inputs.ecfp.shape[1],
         trained_on=molecules.name,
         n_trained=n_train,
         model=model_config,
+        tokenizer=notation,
+        form=form,
+        components=list(molecules.components),
     )
     seed_everything(train_config.seed)
     model = PropertyModel(config)
@@ -90,7 +105,7 @@ def train_properties(
         model.scaler.fit(torch.from_numpy(inputs.descriptors[:n_train]))
     if language is not None and model_config.sequence:
         for member in model.members:
-            begin(member, language, inputs.tokenizer)
+            begin(member, language, cast(SmilesTokenizer, inputs.tokenizer))
     scaled = torch.from_numpy((labels - mean) / deviation)
     lengths = [len(inputs.ids(place)) if model_config.sequence else 1 for place in range(n_train)]
     validation = torch.arange(n_train, len(places))
@@ -167,13 +182,13 @@ def label_scales(
     return np.where(number, mean, 0.0), np.where(number & (deviation > 0), deviation, 1.0)
 
 
-def _tokenizer(inputs: MoleculeInputs, n_train: int, language: MoleculeModel | None) -> SmilesTokenizer:
-    ways = min(_VOCABULARY_WAYS, inputs.ways)
-    written = [inputs.written(place, way) for place in range(n_train) for way in range(ways)]
+def _tokenizer(
+    notation: Notation, inputs: MoleculeInputs, n_train: int, language: MoleculeModel | None
+) -> PropertyTokenizer:
     if language is None:
-        return SmilesTokenizer().fit(written)
+        return fit_notation(notation, inputs, n_train)
     extended = copy.deepcopy(language.tokenizer)  # the language model's own stays as long as its table
-    if new := extended.extend(written):
+    if new := extended.extend(vocabulary(inputs, n_train, extended)):
         shown = ", ".join(map(str, new[:8])) + (", ..." if len(new) > 8 else "")
         print(f"note: {len(new)} tokens are new to the language model: {shown}", file=sys.stderr)
     return extended

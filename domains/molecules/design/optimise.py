@@ -29,7 +29,7 @@ from mambakit.domains.molecules.design.learning import Learner
 from mambakit.domains.molecules.design.measures import top_mean
 from mambakit.domains.molecules.design.memory import Memory, Remembered
 from mambakit.domains.molecules.design.objective import Objective
-from mambakit.domains.molecules.structures import is_reaction, structure
+from mambakit.domains.molecules.structures import leaves, structure
 
 HISTORY_FILE = "molecules.csv"
 _CHECKPOINT_FILE = "last.pt"
@@ -281,7 +281,7 @@ class Design:
 
 def readable(text: str) -> Chem.Mol | None:
     """The molecule of a sampled text, as its canonical SMILES reads; None if there is none."""
-    if not text or is_reaction(text):
+    if not text or leaves(text)[1]:
         return None
     mol, _ = structure(text)
     return None if mol is None else structure(Chem.MolToSmiles(mol))[0]

@@ -23,7 +23,7 @@ def predictor_scorer(folder: Path, task: Any, at: str) -> tuple[Scorer, bool]:
         at: Where the component stands, for messages.
 
     Raises:
-        UsageError: If the model has no such task, or several and none is named.
+        UsageError: If the model has no such task, several and none is named, or reads several structures.
         DataError: If the folder holds no property model.
     """
     if not (folder / "config.json").is_file():
@@ -32,8 +32,9 @@ def predictor_scorer(folder: Path, task: Any, at: str) -> tuple[Scorer, bool]:
         )
     # not before it is asked for: most designs need none of it
     from mambakit.core.training import resolve_device
+    from mambakit.domains.molecules.components import ONE_MOLECULE, in_words
     from mambakit.domains.molecules.model import PropertyModel
-    from mambakit.domains.molecules.prediction import inputs_of, predict
+    from mambakit.domains.molecules.prediction import inputs_of, predict, refusal
 
     model = PropertyModel.from_pretrained(folder).to(resolve_device("auto")).eval()
     names = [one.name for one in model.config.tasks]
@@ -41,10 +42,17 @@ def predictor_scorer(folder: Path, task: Any, at: str) -> tuple[Scorer, bool]:
         raise UsageError(f"{at}.task: {folder} predicts several, name one of {', '.join(names)}")
     if task is not None and task not in names:
         raise UsageError(f"{at}.task: {folder} predicts {', '.join(names)}, got {task!r}")
+    if model.config.form != ONE_MOLECULE:
+        reads = in_words(model.config.form, model.config.components)
+        raise UsageError(f"{at}: {folder} reads {reads}, and a design is one molecule")
     column = 0 if task is None else names.index(task)
 
     def score(smiles: Sequence[str], mols: Sequence[Mol]) -> tuple[NDArray[np.float64], list[str]]:
-        values = predict(model, inputs_of(model, list(smiles))).value[:, column]
-        return np.asarray(values, np.float64), [""] * len(smiles)
+        reasons = [refusal(model, one) for one in smiles]
+        values = np.full(len(smiles), np.nan)
+        good = [i for i, reason in enumerate(reasons) if not reason]
+        if good:
+            values[good] = predict(model, inputs_of(model, [smiles[i] for i in good])).value[:, column]
+        return values, reasons
 
     return score, model.config.tasks[column].kind == "classification"

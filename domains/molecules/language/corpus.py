@@ -12,7 +12,7 @@ from mambakit.core.adapters import SampleError
 from mambakit.core.errors import DataError
 from mambakit.domains.molecules.language.config import CorpusConfig
 from mambakit.domains.molecules.molecules import LEFT_OUT, Molecules
-from mambakit.domains.molecules.structures import canonical, is_reaction
+from mambakit.domains.molecules.structures import canonical, leaves
 from mambakit.domains.molecules.tokenizer import TOKENIZERS, SmilesTokenizer
 
 
@@ -99,13 +99,13 @@ def make_corpus(
 def rewritten(smiles: str, seed: int) -> str:
     """The same molecule from another atom on, in another order (Bjerrum 2017, arXiv:1703.07076).
 
-    A reaction, and what RDKit can't read, stays as it is.
+    Reactions, several components, and what RDKit can't read stay as they are.
 
     Args:
         smiles: One or more components.
         seed: From 1; the same one gives the same SMILES.
     """
-    if is_reaction(smiles):
+    if leaves(smiles)[1]:
         return smiles
     with rdBase.BlockLogs():
         mol = Chem.MolFromSmiles(smiles)
