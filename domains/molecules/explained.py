@@ -62,7 +62,9 @@ class Explained:
     def _n_tokens(self) -> int:
         """Numbers of a row that are tokens'."""
         config = self.model.config
-        return config.model.members * self.batch.ids.numel() * config.backbone.d_model if self._sequence else 0
+        return (
+            config.model.members * self.batch.ids.numel() * config.backbone.d_model if self._sequence else 0
+        )
 
     def predicted(self, rows: Tensor, task: int, *, one_by_one: bool = False) -> Tensor:
         """The prediction of a property, ``(n_rows,)``: in its unit, or the calibrated logit.

@@ -185,7 +185,7 @@ def check_method(model: PropertyModel, method: str, randomised: int | None) -> N
         raise UsageError(f"randomised: expected at least 1, got {randomised}")
     if method == "hidden-attention" and not sequence:
         raise UsageError(
-            "method: this model reads no SMILES, so there is no hidden attention; gradients and leave-one-out "
+            "method: this model reads no SMILES and has no hidden attention; gradients and leave-one-out "
             "explain any"
         )
     if sequence and type(model.tokenizer) is not SmilesTokenizer:

@@ -113,7 +113,7 @@ class MoleculeInputs:
         return self._ids[key]
 
     def token_atoms(self, place: int, way: int = 0) -> NDArray[np.float64]:
-        """Shares of the molecule's atoms in each of ``ids``, ``(n_tokens, n_atoms)``; START and END have none.
+        """Shares of the molecule's atoms in each of ``ids``, ``(n_tokens, n_atoms)``; none in START and END.
 
         Atoms are counted as in ``mols``: as the SMILES that was given has them. Not of reactions.
         """

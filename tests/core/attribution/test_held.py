@@ -80,9 +80,7 @@ def test_all_tokens_together_are_the_output_but_for_biases(layers: tuple[str, ..
 def test_both_directions_leave_nothing_out(merge: str, share: str) -> None:
     read = {"merge": merge, "share": share, "inner_options": OPTIONS["mamba2"]}
     torch.manual_seed(0)
-    made = BackboneConfig(
-        d_model=16, layers=["bidirectional", "mlp"], block_options={"bidirectional": read}
-    )
+    made = BackboneConfig(d_model=16, layers=["bidirectional", "mlp"], block_options={"bidirectional": read})
     model = Backbone(made).double().eval()
     for name, parameter in model.named_parameters():
         parameter.data += 0.2 * torch.randn_like(parameter)
