@@ -169,7 +169,7 @@ class Explained:
         """The ids with the tokens of an atom unknown, or all between START and END."""
         ids = self.batch.ids.clone()
         for way, shares in enumerate(self._owners):
-            mine = shares.any(1) if atom is None else shares[:, atom] > 0
+            mine = (shares if atom is None else shares[:, [atom]]).max(1) > 0
             ids[way, : len(mine)][torch.from_numpy(mine).to(ids.device)] = UNK_ID
         return ids
 
