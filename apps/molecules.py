@@ -2,6 +2,7 @@
 
 mambakit molecules train --data esol --output runs/esol
 mambakit molecules predict --model runs/esol --input my.csv --output predicted.csv
+mambakit molecules explain --model runs/esol --smiles "CC(=O)Oc1ccccc1C(=O)O" --output why.svg
 mambakit molecules evaluate --model runs/esol --data esol --json
 mambakit molecules pretrain --data zinc250k --output runs/lm
 mambakit molecules generate --model runs/lm --n 1000 --output new.smi --grid new.png
@@ -14,6 +15,7 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 
+from mambakit.apps.molecules_explain import explain
 from mambakit.apps.molecules_optimize import optimize
 from mambakit.apps.molecules_pretrain import generate, pretrain
 from mambakit.apps.molecules_train import evaluate, predict, train
@@ -22,6 +24,7 @@ from mambakit.core.cli import run_app
 VERBS: dict[str, Callable[..., object]] = {
     "train": train,
     "predict": predict,
+    "explain": explain,
     "evaluate": evaluate,
     "pretrain": pretrain,
     "generate": generate,

@@ -3,6 +3,7 @@
 from mambakit.core.attribution.attribute import METHODS, attribute
 from mambakit.core.attribution.gradients import (
     IntegratedGradients,
+    complete_integrated_gradients,
     gradient_times_input,
     integrated_gradients,
 )
@@ -25,6 +26,7 @@ __all__ = [
     "attention_rollout",
     "attribute",
     "coefficients_held",
+    "complete_integrated_gradients",
     "contributions_of_layers",
     "deletion_insertion",
     "gradient_times_input",

@@ -21,8 +21,8 @@ from mambakit.core.attribution.embedded import Embedded, Sample, device_of, embe
 from mambakit.core.attribution.gradients import (
     Function,
     baseline_like,
+    complete_integrated_gradients,
     gradient_times_input,
-    integrated_gradients,
 )
 from mambakit.core.attribution.hidden_attention import indices
 from mambakit.core.attribution.layers import (
@@ -35,8 +35,8 @@ from mambakit.core.backbone import Backbone
 
 Target = int | Callable[[Tensor], Tensor]
 
-# when integrated gradients take more steps, and how many at most
-_LARGE_GAP, _MOST_STEPS = 0.01, 512
+# of integrated gradients
+_MOST_STEPS = 512
 
 METHODS = (
     "integrated_gradients",
@@ -144,12 +144,9 @@ def _explaining(
 ) -> dict[str, Any]:
     """The parts of an ``Attribution`` that come of a function of the tokens."""
     if method == "integrated_gradients":
-        found = integrated_gradients(function, tokens, nothing, steps=steps, rows_per_call=rows_per_call)
-        while steps < _MOST_STEPS and bool(
-            found.gap > _LARGE_GAP * (found.value - found.baseline_value).abs()
-        ):
-            steps = min(2 * steps, _MOST_STEPS)
-            found = integrated_gradients(function, tokens, nothing, steps=steps, rows_per_call=rows_per_call)
+        found = complete_integrated_gradients(
+            function, tokens, nothing, steps=steps, most_steps=_MOST_STEPS, rows_per_call=rows_per_call
+        )
         return {
             "scores": _numpy(found.scores[0].sum(-1)),
             "value": float(found.value),

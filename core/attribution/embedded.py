@@ -66,12 +66,12 @@ def embedded(model: nn.Module, sample: Sample, embedding: nn.Module | None = Non
         return model(pad_batch([cut] * rows).to(device))
 
     def embed(given: Tensor | Tokens) -> Tensor:
-        with torch.no_grad(), _output(module, None) as seen:
+        with torch.no_grad(), output_of(module, None) as seen:
             call(1, len(given), given)
         return _only(module, seen)
 
     def run(rows: Tensor) -> Tensor:
-        with _output(module, rows) as seen:
+        with output_of(module, rows) as seen:
             output = call(rows.shape[0], rows.shape[1])
         _only(module, seen)
         return _first(output)
@@ -153,8 +153,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _output(module: nn.Module, replacement: Tensor | None) -> Iterator[list[Tensor]]:
-    """Record the module's outputs, and put ``replacement`` in their place."""
+def output_of(module: nn.Module, replacement: Tensor | None) -> Iterator[list[Tensor]]:
+    """Record the module's outputs while it lasts, and put ``replacement`` in their place."""
     seen: list[Tensor] = []
 
     def hook(_module: nn.Module, _args: Any, output: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ from torch.overrides import TorchFunctionMode
 from mambakit.core.attribution.mamba import gate_of, scanned
 from mambakit.core.attribution.softmax import SOFTMAX_ATTENTION
 from mambakit.core.backbone import Backbone
-from mambakit.core.blocks import MLP, Attention, Block, Mamba1, Mamba2, RMSNorm
+from mambakit.core.blocks import MLP, Attention, Bidirectional, Block, Mamba1, Mamba2, RMSNorm
 from mambakit.core.state import State
 from mambakit.kernels import causal_conv1d
 
@@ -42,20 +42,30 @@ def coefficients_held(backbone: Backbone) -> Iterator[None]:
     """While it lasts, gradients through ``backbone`` are those of its linear form; its outputs stay.
 
     Args:
-        backbone: Of blocks ``Mamba1``, ``Mamba2``, ``Attention`` and ``MLP``, in eval mode.
+        backbone: Of blocks ``Mamba1``, ``Mamba2``, ``Attention`` and ``MLP``, or ``Bidirectional`` over
+            these, in eval mode. The weights of a gated merge of two directions are held, too.
 
     Raises:
         ValueError: If a block is of another kind; while it lasts, if one's linear form does not give its
             output (of a subclass, say, that does more).
     """
+    inner = []
+    gates = []
     for i, block in enumerate(backbone.blocks):
-        if not isinstance(block, _LINEAR):
-            raise ValueError(
-                f"layer {i} {type(block).__name__}: its coefficients cannot be held; those of "
-                f"{', '.join(kind.__name__ for kind in _LINEAR)} can"
-            )
-    unique = {id(block): block for block in backbone.blocks}.values()  # one may be in several places
+        parts = [block]
+        if isinstance(block, Bidirectional):
+            parts = [block.ahead] if block.back is None else [block.ahead, block.back]
+            gates += [] if block.merge.gate_proj is None else [block.merge.gate_proj]
+        for part in parts:
+            if not isinstance(part, _LINEAR):
+                raise ValueError(
+                    f"layer {i} {type(part).__name__}: its coefficients cannot be held; those of "
+                    f"{', '.join(kind.__name__ for kind in _LINEAR)} can"
+                )
+        inner += parts
+    unique = {id(block): block for block in inner}.values()  # one may be in several places
     handles = [block.register_forward_hook(_held_block, with_kwargs=True) for block in unique]
+    handles += [gate.register_forward_hook(_held_gate) for gate in {id(one): one for one in gates}.values()]
     norms = {id(one): one for one in [*backbone.norms, backbone.final_norm]}.values()
     handles += [one.register_forward_hook(_held_norm) for one in norms if isinstance(one, RMSNorm)]
     try:
@@ -63,6 +73,10 @@ def coefficients_held(backbone: Backbone) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _held_gate(gate: nn.Module, args: tuple[Tensor], output: Tensor) -> Tensor:
+    return output.detach()
 
 
 def _held_norm(norm: nn.Module, args: tuple[Tensor], output: Tensor) -> Tensor:

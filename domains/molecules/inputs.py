@@ -14,6 +14,7 @@ from torch import Tensor
 from mambakit.core.adapters import SampleError
 from mambakit.core.adapters.vocabulary import N_SPECIAL, UNK_ID
 from mambakit.core.errors import DataError
+from mambakit.domains.molecules.atoms import atoms_of_tokens
 from mambakit.domains.molecules.components import ONE_MOLECULE, features_by_component
 from mambakit.domains.molecules.config import ModelConfig
 from mambakit.domains.molecules.features import descriptors, ecfp_counts
@@ -113,9 +114,7 @@ class MoleculeInputs:
         """
         known = self._written.setdefault(place, [canonical(self.smiles[place])])
         if way and len(known) == 1 and self.ways > 1:
-            # by the molecule, not by its place: the same molecule is written alike in whatever company. RDKit
-            # takes 0 for no seed at all.
-            seed = (zlib.crc32(known[0].encode()) ^ self.seed) % (2**31 - 1) + 1
+            seed = self._seed(known[0])
             inside, between = leaves(self.smiles[place])
             mols = [structure(one)[0] if one else None for one in inside] if between else [self.mols[place]]
             parts = [
@@ -153,6 +152,31 @@ class MoleculeInputs:
                 ids = ids[: self.config.max_tokens - 2]
             self._ids[key] = np.array([START, *ids, END], dtype=np.int16)
         return self._ids[key]
+
+    def token_atoms(self, place: int, way: int = 0) -> NDArray[np.float64]:
+        """Shares of the molecule's atoms in each of ``ids``, ``(n_tokens, n_atoms)``; none in START and END.
+
+        Atoms are counted as in ``mols``: as the SMILES that was given has them. Not of reactions.
+        """
+        mol, text = Chem.Mol(self.mols[place]), self.written(place, way)
+        if way:  # RDKit tells the order of the last one that it wrote
+            again = Chem.MolToRandomSmilesVect(mol, way, randomSeed=self._seed(self.written(place, 0)))[-1]
+        else:
+            again = Chem.MolToSmiles(mol)
+        assert again == text
+        order = list(mol.GetPropsAsDict(True, True)["_smilesAtomOutputOrder"])
+        as_written = atoms_of_tokens(self._pieces(place, way), len(order))
+        shares = np.zeros((len(self.ids(place, way)), len(order)))
+        n = len(shares) - 2  # fewer than the pieces where the sequence is cut
+        shares[1:-1, order] = as_written[:n]
+        return shares
+
+    def _seed(self, known: str) -> int:
+        """By the molecule, not by its place: the same molecule is written alike in whatever company.
+
+        RDKit takes 0 for no seed at all.
+        """
+        return (zlib.crc32(known.encode()) ^ self.seed) % (2**31 - 1) + 1
 
     def _pieces(self, place: int, way: int) -> list[str]:
         for one in dict.fromkeys((way, 0)):  # SELFIES may not hold another way of writing what it can hold

@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mambakit.core.adapters import TokenBatch
-from mambakit.core.attribution import coefficients_held, integrated_gradients
+from mambakit.core.attribution import coefficients_held, complete_integrated_gradients
 from mambakit.core.attribution.embedded import Embedded, embedded
 from mambakit.core.errors import UsageError
 from mambakit.domains.recommendation.interactions import Interactions
@@ -43,7 +43,7 @@ from mambakit.domains.recommendation.tokenizer import History
 Method = Literal["hidden-attention", "gradients", "leave-one-out"]
 METHODS: tuple[Method, ...] = ("hidden-attention", "gradients", "leave-one-out")
 
-_STEPS, _MOST_STEPS, _LARGE_GAP = 32, 256, 0.01
+_STEPS = 32
 _TOKENS_AT_ONCE = 1 << 14
 
 
@@ -215,15 +215,14 @@ def _through_network(
 
 def _integrated(given: Embedded, nothing: Tensor, output: int) -> Tensor:
     """Integrated gradients of one output, ``(length, d_model)``, in as many steps as completeness takes."""
-    steps, at_once = _STEPS, max(1, min(_STEPS, _TOKENS_AT_ONCE // given.tokens.shape[1]))
-    while True:
-        found = integrated_gradients(
-            lambda rows: given.run(rows)[:, output], given.tokens, nothing, steps=steps, rows_per_call=at_once
-        )
-        moved = (found.value - found.baseline_value).abs()
-        if steps >= _MOST_STEPS or bool(found.gap <= _LARGE_GAP * moved):
-            return found.scores[0]
-        steps *= 2
+    at_once = max(1, min(_STEPS, _TOKENS_AT_ONCE // given.tokens.shape[1]))
+    return complete_integrated_gradients(
+        lambda rows: given.run(rows)[:, output],
+        given.tokens,
+        nothing,
+        steps=_STEPS,
+        rows_per_call=at_once,
+    ).scores[0]
 
 
 @torch.no_grad()

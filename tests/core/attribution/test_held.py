@@ -75,6 +75,24 @@ def test_all_tokens_together_are_the_output_but_for_biases(layers: tuple[str, ..
     torch.testing.assert_close(found.sum(), value)
 
 
+@pytest.mark.parametrize("merge", ["sum", "concat", "gated"])
+@pytest.mark.parametrize("share", ["none", "projections", "all"])
+def test_both_directions_leave_nothing_out(merge: str, share: str) -> None:
+    read = {"merge": merge, "share": share, "inner_options": OPTIONS["mamba2"]}
+    torch.manual_seed(0)
+    made = BackboneConfig(d_model=16, layers=["bidirectional", "mlp"], block_options={"bidirectional": read})
+    model = Backbone(made).double().eval()
+    for name, parameter in model.named_parameters():
+        parameter.data += 0.2 * torch.randn_like(parameter)
+        if name.endswith("conv_bias"):
+            parameter.data.zero_()
+    x, direction = torch.randn(1, 9, 16).double(), torch.randn(16).double()
+    found, value = contributions(model, x, direction)
+    torch.testing.assert_close(value, (model(x)[0][:, -1] @ direction).sum().detach())
+    torch.testing.assert_close(found.sum(), value)
+    assert (found.abs() > 1e-6).all()
+
+
 @pytest.mark.parametrize("activation", ["silu", "gelu", "relu", "relu2"])
 @pytest.mark.parametrize("gated", [False, True])
 def test_feed_forward_layers_leave_nothing_out(activation: str, gated: bool) -> None:
