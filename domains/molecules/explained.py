@@ -129,13 +129,13 @@ class Explained:
         member, n_rows = self.model.members[m], len(rows)
         tokens, descriptors, fragments = self._split(rows)
         if not one_by_one:
-            batch = Batch(*(part.repeat(n_rows, *[1] * (part.dim() - 1)) for part in self.batch))
+            batch = _repeated(self.batch, slice(None), n_rows)
             x = tokens[:, m].flatten(0, 1) if self._sequence else None
             beside = (part.repeat_interleave(self.n_ways, 0) for part in (descriptors, fragments))
             return _said(member, batch, x, *beside).unflatten(0, (n_rows, self.n_ways)).mean(1)
         total: Tensor | float = 0.0
         for way, length in enumerate(self.batch.lengths.tolist()):
-            one = Batch(*(part[way : way + 1].repeat(n_rows, *[1] * (part.dim() - 1)) for part in self.batch))
+            one = _repeated(self.batch, slice(way, way + 1), n_rows)
             x = tokens[:, m, way, :length]
             one = one._replace(ids=one.ids[:, :length])
             total = total + _said(member, one, x, descriptors, fragments) / self.n_ways
@@ -172,6 +172,17 @@ class Explained:
             mine = (shares if atom is None else shares[:, [atom]]).max(1) > 0
             ids[way, : len(mine)][torch.from_numpy(mine).to(ids.device)] = UNK_ID
         return ids
+
+
+def _repeated(batch: Batch, ways: slice, n: int) -> Batch:
+    """Some ways of writing a molecule, one after the other, ``n`` times."""
+
+    def repeated(part: Tensor) -> Tensor:
+        return part[ways].repeat(n, *[1] * (part.dim() - 1))
+
+    return Batch(
+        repeated(batch.ids), repeated(batch.lengths), repeated(batch.descriptors), repeated(batch.ecfp)
+    )
 
 
 def _said(member: Network, batch: Batch, x: Tensor | None, descriptors: Tensor, fragments: Tensor) -> Tensor:
