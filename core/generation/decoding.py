@@ -25,6 +25,7 @@ class Decoding:
         copies: Rows that start from each prompt, one after the other.
         constraint: What may come next.
         walk: The constraint's state of each prompt's row; by default what it starts with.
+        keep: Leave the state of ``begun`` as it is.
 
     Attributes:
         state, logits, walk: The model's state, ``(rows, n_ids)``, and the constraint's state.
@@ -38,10 +39,12 @@ class Decoding:
         copies: int,
         constraint: Constraint | None,
         walk: State | None = None,
+        *,
+        keep: bool = True,
     ) -> None:
         self.model = model
         self.constraint = constraint
-        self.state = begun.state.clone()
+        self.state = begun.state.clone() if keep else begun.state
         self.logits = begun.logits
         self.n_ids = begun.logits.shape[-1]
         self.device = begun.logits.device

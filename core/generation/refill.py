@@ -137,7 +137,7 @@ def _decode(
         one = max(config.eos_ids)
         raise ValueError(f"eos_ids: {one} is outside the vocabulary of {logits.shape[-1]} ids")
     begun = Begun(fresh.ids[:, None], torch.ones_like(fresh.ids), logits, state)
-    decoding = Decoding(model, begun, 1, constraint, fresh.walk)
+    decoding = Decoding(model, begun, 1, constraint, fresh.walk, keep=False)
     look_every = _LOOK_EVERY if device.type == "cuda" else 1
     draws = Draws(n_rows, look_every, device) if config.strategy == "sample" else None
     rows = _Rows(n_rows, config, device)

@@ -60,7 +60,7 @@ class Waiting:
         self._start_id = start_id
         self._size = block
         self._number = 0
-        self._left: Fresh | None = None
+        self._left: _Block | None = None
         self._known: dict[tuple[int, ...], int] = {}
         self._state = State.of()
 
@@ -73,11 +73,12 @@ class Waiting:
         if self._left is None:
             self._left = self._read()
         block = self._left
-        if block is None or len(block.numbers) <= most:
-            self._left = None
-            return block
-        self._left = _part(block, slice(most, None))
-        return _part(block, slice(most))
+        if block is None:
+            return None
+        self._left = None if len(block.numbers) <= most else block.part(slice(most, None))
+        block = block.part(slice(most))
+        state = self._state.map(lambda tensor: tensor.index_select(0, block.places))
+        return Fresh(block.numbers, block.seeds, block.ids, state, block.walk)
 
     def blocks(self) -> Iterator[tuple[list[Ids], list[Seed | None]]]:
         """All that is left, unread, in blocks: prompts and seeds."""
@@ -92,7 +93,7 @@ class Waiting:
         self._number += n
         return seeds
 
-    def _read(self) -> Fresh | None:
+    def _read(self) -> _Block | None:
         prompts = list(islice(self._prompts, self._size))
         if not prompts:
             return None
@@ -115,7 +116,7 @@ class Waiting:
         places = torch.tensor([self._known[row] for row in rows], device=ids.device)
         last = ids[torch.arange(len(rows), device=ids.device), lengths - 1]
         walk = None if self._constraint is None else self._constraint.start(ids, lengths)
-        return Fresh(numbers, seeds, last, _take(self._state, places), walk)
+        return _Block(numbers, seeds, last, places, walk)
 
     def _read_heads(self, heads: list[tuple[int, ...]]) -> State:
         longest = max(map(len, heads))
@@ -125,15 +126,16 @@ class Waiting:
         return read(self._model, ids, lengths, None)[1]
 
 
-def _take(state: State, rows: Tensor) -> State:
-    return state.map(lambda tensor: tensor.index_select(0, rows))
+@dataclass(frozen=True)
+class _Block:
+    """As ``Fresh``, with the places of the rows' states, ``(k,)``, among those of unlike prompts."""
 
+    numbers: list[int]
+    seeds: list[Seed | None]
+    ids: Tensor
+    places: Tensor
+    walk: State | None
 
-def _part(some: Fresh, which: slice) -> Fresh:
-    return Fresh(
-        some.numbers[which],
-        some.seeds[which],
-        some.ids[which],
-        some.state.map(lambda tensor: tensor[which]),
-        None if some.walk is None else some.walk.map(lambda tensor: tensor[which]),
-    )
+    def part(self, which: slice) -> _Block:
+        walk = None if self.walk is None else self.walk.map(lambda tensor: tensor[which])
+        return _Block(self.numbers[which], self.seeds[which], self.ids[which], self.places[which], walk)
