@@ -69,14 +69,15 @@ def _decay_rates(log_at, rates_at, size):
 
 
 @njit(nogil=True, cache=True)
-def _stretch_dt(dt_at, bias_at, elapsed_at, size, dt_low, dt_high):
-    """``dt = clamp(softplus(dt + bias)) * elapsed``."""
+def _stretch_dt(dt_at, bias_at, elapsed_at, stretched_at, size, dt_low, dt_high):
+    """``stretched = clamp(softplus(dt + bias)) * elapsed``; may be ``dt`` itself."""
     dt, bias = carray(pointer(dt_at, _ZERO), (size,)), carray(pointer(bias_at, _ZERO), (size,))
+    stretched = carray(pointer(stretched_at, _ZERO), (size,))
     elapsed = carray(pointer(elapsed_at, _ZERO), (1,))
     for k in range(0, size, LANES):
         count = min(LANES, size - k)
         step = softplus(load_lanes(dt, (k,), count) + load_lanes(bias, (k,), count))
-        store_lanes(dt, (k,), clamp(step, dt_low, dt_high) * elapsed[0], count)
+        store_lanes(stretched, (k,), clamp(step, dt_low, dt_high) * elapsed[0], count)
 
 
 @njit(nogil=True, cache=True)
@@ -102,7 +103,7 @@ def mamba1(
     soft = not elapsed
     dt_low, dt_high = float32(dt_low), float32(dt_high)
     if elapsed:
-        _stretch_dt(dt, dt_bias, elapsed, d_inner, dt_low, dt_high)
+        _stretch_dt(dt, dt_bias, elapsed, dt, d_inner, dt_low, dt_high)
         dt_bias, dt_low, dt_high = 0, -_INFINITY, _INFINITY
     _decay_rates(A_log, A, d_inner * d_state)
     _scan_step(
@@ -119,30 +120,58 @@ def mamba2(
     d_model, n_heads, head_dim, d_state, n_groups, d_conv, d_columns, norm_before_gate, eps, dt_low, dt_high,
 ):  # fmt: skip
     """``mamba2_token`` with tensors by address, 0 for one not given, and memory to work in."""
+    d_inner = n_heads * head_dim
+    width = 2 * d_inner + 2 * n_groups * d_state + n_heads
+    projected, mixed = work, work + _BYTES * width
+    _linear(x, in_weight, in_bias, projected, d_model, width)
+    mamba2_mix(
+        projected, conv_state, state, conv_weight, conv_bias, dt_bias, A_log, D, norm_weight, elapsed,
+        mixed, new_conv_state, new_state, mixed + _BYTES * d_inner, 0, 1,
+        n_heads, head_dim, d_state, n_groups, d_conv, d_columns, norm_before_gate, eps, dt_low, dt_high,
+    )  # fmt: skip
+    _linear(mixed, out_weight, out_bias, y, d_inner, d_model)
+
+
+@njit(nogil=True, cache=True)
+def mamba2_mix(
+    projected, conv_state, state, conv_weight, conv_bias, dt_bias, A_log, D, norm_weight, elapsed,
+    y, new_conv_state, new_state, work, first, last,
+    n_heads, head_dim, d_state, n_groups, d_conv, d_columns, norm_before_gate, eps, dt_low, dt_high,
+):  # fmt: skip
+    """The rows ``first`` to ``last`` of ``mamba2_mix``, each done while it is in cache; arguments as above.
+
+    The new states may be the old ones.
+    """
     d_inner, d_bc = n_heads * head_dim, n_groups * d_state
     channels = d_inner + 2 * d_bc
-    z, inputs = work, work + _BYTES * d_inner
-    dt = inputs + _BYTES * channels
-    u = dt + _BYTES * n_heads
+    u, gated = work, work + _BYTES * channels
+    stretched = gated + _BYTES * d_inner
+    A = stretched + _BYTES * n_heads
     B, C = u + _BYTES * d_inner, u + _BYTES * (d_inner + d_bc)
-    mixed = u + _BYTES * channels
-    normed = mixed + _BYTES * d_inner
-    A = normed + _BYTES * d_inner
-    _linear(x, in_weight, in_bias, z, d_model, d_inner + channels + n_heads)
-    _conv_step(
-        conv_state, inputs, conv_weight, conv_bias, u, new_conv_state, 1, channels, d_conv - 1, True, _ZERO
-    )
     _decay_rates(A_log, A, n_heads)
     soft = not elapsed
     dt_low, dt_high = float32(dt_low), float32(dt_high)
+    scan_bias, scan_low, scan_high = dt_bias, dt_low, dt_high
     if elapsed:
-        _stretch_dt(dt, dt_bias, elapsed, n_heads, dt_low, dt_high)
-        dt_bias, dt_low, dt_high = 0, -_INFINITY, _INFINITY
-    _ssd_step(
-        state, u, dt, A, B, C, D, 0 if norm_weight else z, dt_bias, mixed, new_state,
-        1, n_heads, head_dim, d_state, n_groups, d_columns, soft, dt_low, dt_high,
-    )  # fmt: skip
-    if norm_weight:
-        norm_at(mixed, norm_weight, z, normed, 1, d_inner, d_inner // n_groups, eps, norm_before_gate)
-        mixed = normed
-    _linear(mixed, out_weight, out_bias, y, d_inner, d_model)
+        scan_bias, scan_low, scan_high = 0, -_INFINITY, _INFINITY
+    for row in range(first, last):
+        z = projected + _BYTES * row * (d_inner + channels + n_heads)
+        inputs = z + _BYTES * d_inner
+        dt = inputs + _BYTES * channels
+        conv_at = _BYTES * row * channels * (d_conv - 1)
+        state_at = _BYTES * row * d_inner * d_state
+        out = y + _BYTES * row * d_inner
+        _conv_step(
+            conv_state + conv_at, inputs, conv_weight, conv_bias, u, new_conv_state + conv_at,
+            1, channels, d_conv - 1, True, _ZERO,
+        )  # fmt: skip
+        if elapsed:
+            _stretch_dt(dt, dt_bias, elapsed + _BYTES * row, stretched, n_heads, dt_low, dt_high)
+            dt = stretched
+        _ssd_step(
+            state + state_at, u, dt, A, B, C, D, 0 if norm_weight else z, scan_bias,
+            gated if norm_weight else out, new_state + state_at,
+            1, n_heads, head_dim, d_state, n_groups, d_columns, soft, scan_low, scan_high,
+        )  # fmt: skip
+        if norm_weight:
+            norm_at(gated, norm_weight, z, out, 1, d_inner, d_inner // n_groups, eps, norm_before_gate)

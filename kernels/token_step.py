@@ -16,9 +16,14 @@ from torch import Tensor
 from mambakit.kernels.arrays import usual_addresses
 from mambakit.kernels.backend import choose_backend
 from mambakit.kernels.checks import check_dt_limit
+from mambakit.kernels.parallel import parallel_for
 
 # beyond so many weights torch's threads are worth their overhead
 _MOST_WEIGHTS = 1 << 20
+# below so many numbers of state one thread is sooner done than two have begun
+_SMALL = 1 << 15
+# what two threads write is in cache lines of their own
+_APART = 64
 
 
 def mamba1_token(
@@ -163,12 +168,87 @@ def mamba2_token(
     if found is None:
         return None
     y, next_conv, next_state = torch.empty_like(x), torch.empty_like(conv_state), torch.empty_like(state)
-    work = torch.empty(3 * d_inner + 2 * channels + 2 * n_heads)
+    work = torch.empty(3 * d_inner + 2 * channels + 3 * n_heads)
     _compiled().mamba2(
         *found, y.data_ptr(), next_conv.data_ptr(), next_state.data_ptr(), work.data_ptr(),
         d_model, n_heads, head_dim, d_state, n_groups, d_conv, d_columns,
         norm_before_gate, norm_eps, *_bounds(dt_limit),
     )  # fmt: skip
+    return y, next_conv, next_state
+
+
+def mamba2_mix(
+    projected: Tensor,
+    conv_state: Tensor,
+    state: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor | None,
+    dt_bias: Tensor,
+    A_log: Tensor,
+    D: Tensor,
+    norm_weight: Tensor | None,
+    *,
+    elapsed: Tensor | None = None,
+    n_groups: int,
+    norm_before_gate: bool,
+    norm_eps: float,
+    dt_limit: tuple[float, float],
+    inplace: bool = False,
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """What a Mamba-2 block does to one token of many rows between its projections, on torch's threads.
+
+    Op by op, each would go through the rows anew, and the parts of ``projected`` be copied first.
+
+    Args:
+        projected: ``(batch, width)``, what in_proj gives: the gate z, what is convolved (x, B, C), and dt.
+        conv_state, state: As in ``mamba2_token``, of ``batch`` rows; overwritten with ``inplace``.
+        elapsed: ``(batch,)``.
+        conv_weight, conv_bias, dt_bias, A_log, D, norm_weight: As in ``mamba2_token``.
+        n_groups, norm_before_gate, norm_eps, dt_limit: As in ``mamba2_token``.
+
+    Returns:
+        What out_proj takes, ``(batch, d_inner)``, and the new states; None where anything is out of the
+        usual, as in ``mamba2_token``.
+    """
+    if torch.compiler.is_compiling() or choose_backend("ssd", None, projected.device) != "portable":
+        return None
+    batch, n_heads, head_dim, d_state = state.shape
+    d_inner, d_conv = n_heads * head_dim, conv_weight.shape[1]
+    channels = d_inner + 2 * n_groups * d_state
+    d_columns = D.shape[1] if D.dim() == 2 else 1
+    heads = (n_heads,)
+    if elapsed is not None:
+        elapsed = elapsed.contiguous()  # as a rule a column of a batch
+    found = usual_addresses(
+        torch.float32,
+        (projected, (batch, d_inner + channels + n_heads)),
+        (conv_state, (batch, channels, d_conv - 1)),
+        (state, (batch, n_heads, head_dim, d_state)),
+        (conv_weight, (channels, d_conv)),
+        (conv_bias, (channels,)),
+        (dt_bias, heads),
+        (A_log, heads),
+        (D, (n_heads, head_dim) if D.dim() == 2 else heads),
+        (norm_weight, (d_inner,)),
+        (elapsed, (batch,)),
+    )
+    if found is None:
+        return None
+    next_conv = conv_state if inplace else torch.empty_like(conv_state)
+    next_state = state if inplace else torch.empty_like(state)
+    y = projected.new_empty(batch, d_inner)
+    n_parts = max(1, min(torch.get_num_threads(), batch))
+    work = torch.empty(n_parts, channels + d_inner + 2 * n_heads + _APART)
+    mix, bounds = _compiled().mamba2_mix, _bounds(dt_limit)
+
+    def run(part: int) -> None:
+        mix(
+            *found, y.data_ptr(), next_conv.data_ptr(), next_state.data_ptr(), work[part].data_ptr(),
+            batch * part // n_parts, batch * (part + 1) // n_parts,
+            n_heads, head_dim, d_state, n_groups, d_conv, d_columns, norm_before_gate, norm_eps, *bounds,
+        )  # fmt: skip
+
+    parallel_for(n_parts, run, small=state.numel() < _SMALL)
     return y, next_conv, next_state
 
 

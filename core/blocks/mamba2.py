@@ -16,7 +16,10 @@ from mambakit.core.blocks.ragged import finished_dt, last_inputs
 from mambakit.core.blocks.registry import register_block
 from mambakit.core.state import State
 from mambakit.kernels import causal_conv1d, causal_conv1d_step, gated_rms_norm, ssd, ssd_step
-from mambakit.kernels.token_step import mamba2_token
+from mambakit.kernels.token_step import mamba2_mix, mamba2_token
+
+# parameters that a step between the projections takes
+_OF_A_STEP = ("conv_weight", "conv_bias", "dt_bias", "A_log", "D", "norm_weight")
 
 
 @register_block("mamba2")
@@ -235,8 +238,19 @@ class Mamba2(Block):
         # a module's attributes are slow to find
         own: dict[str, Any] = self._parameters
         elapsed = None if context is None else context.elapsed
-        projections = plain_linear(self._modules, "in_proj", "out_proj")
-        if projections is not None and own.keys() == self._own:
+        plain = own.keys() == self._own
+        options: dict[str, Any] = {}
+        if plain:
+            options = {name: own.get(name) for name in _OF_A_STEP}
+            options |= {
+                "elapsed": elapsed,
+                "n_groups": self.n_groups,
+                "norm_before_gate": self.norm_before_gate,
+                "norm_eps": self.norm_eps,
+                "dt_limit": self.dt_limit,
+            }
+        projections = plain_linear(self._modules, "in_proj", "out_proj") if plain else None
+        if projections is not None:
             in_proj, out_proj = projections
             result = mamba2_token(
                 x,
@@ -244,24 +258,19 @@ class Mamba2(Block):
                 state["ssm"],
                 in_weight=in_proj["weight"],
                 in_bias=in_proj["bias"],
-                conv_weight=own["conv_weight"],
-                conv_bias=own.get("conv_bias"),
-                dt_bias=own["dt_bias"],
-                A_log=own["A_log"],
-                D=own["D"],
-                norm_weight=own.get("norm_weight"),
                 out_weight=out_proj["weight"],
                 out_bias=out_proj["bias"],
-                elapsed=elapsed,
-                n_groups=self.n_groups,
-                norm_before_gate=self.norm_before_gate,
-                norm_eps=self.norm_eps,
-                dt_limit=self.dt_limit,
+                **options,
             )
             if result is not None:
                 return result[0], State.of(conv=result[1], ssm=result[2])
+        projected = self.in_proj(x)
+        if plain:
+            result = mamba2_mix(projected, state["conv"], state["ssm"], inplace=inplace, **options)
+            if result is not None:
+                return self.out_proj(result[0]), State.of(conv=result[1], ssm=result[2])
         batch = x.shape[0]
-        z, inputs, dt = self.in_proj(x).split_with_sizes(self._split_in, -1)
+        z, inputs, dt = projected.split_with_sizes(self._split_in, -1)
         mixed, next_conv = causal_conv1d_step(
             state["conv"], inputs, self.conv_weight, self.conv_bias, activation="silu", inplace=inplace
         )

@@ -5,6 +5,7 @@ from mambakit.core.generation.constraints import AllowedIds, Automaton, Constrai
 from mambakit.core.generation.decoder import Decoder
 from mambakit.core.generation.generate import Generated, generate, stream
 from mambakit.core.generation.graphs import GraphedDecoder
+from mambakit.core.generation.refill import Drawn, in_order, sample_stream
 from mambakit.core.generation.rows import Step
 from mambakit.core.generation.warpers import warp
 
@@ -13,6 +14,7 @@ __all__ = [
     "Automaton",
     "Constraint",
     "Decoder",
+    "Drawn",
     "Generated",
     "GenerationConfig",
     "GraphedDecoder",
@@ -20,6 +22,8 @@ __all__ = [
     "PrefixTrie",
     "Step",
     "generate",
+    "in_order",
+    "sample_stream",
     "stream",
     "warp",
 ]

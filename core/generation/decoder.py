@@ -67,7 +67,7 @@ def begin(
     """
     if state is not None and not isinstance(state, State):
         raise TypeError(f"state: expected a State, got {type(state).__name__}; State.from_dict makes one")
-    ids, lengths = _as_batch(model, prompt, lengths, state)
+    ids, lengths = as_batch(model, prompt, lengths, state)
     batch = ids.shape[0]
     if batch == 0:
         raise ValueError("prompt: expected at least one row, got none")
@@ -115,9 +115,16 @@ def read(model: Decoder, ids: Tensor, lengths: Tensor, state: State | None) -> t
     return logits[torch.arange(len(ids), device=ids.device), last], state
 
 
-def _as_batch(
-    model: Decoder, prompt: Prompt, lengths: Tensor | None, state: State | None
+def as_batch(
+    model: Decoder, prompt: Prompt, lengths: Tensor | None, state: State | None, *, first_row: int = 0
 ) -> tuple[Tensor, Tensor]:
+    """Ids ``(batch, length)``, right-padded, and lengths ``(batch,)``, on the model's device.
+
+    Errors count the rows from ``first_row``.
+
+    Raises:
+        TypeError, ValueError: As ``begin``.
+    """
     if isinstance(prompt, Tensor):
         if prompt.dtype != torch.int64:
             raise TypeError(f"prompt: expected an int64 tensor, got {prompt.dtype}")
@@ -139,7 +146,7 @@ def _as_batch(
     if isinstance(prompt, str) or not isinstance(prompt, Sequence):
         raise TypeError(f"prompt: expected a tensor or a list of lists of ids, got {type(prompt).__name__}")
     rows = []
-    for i, row in enumerate(prompt):
+    for i, row in enumerate(prompt, first_row):
         if isinstance(row, str):
             raise TypeError(f"prompt: expected a list of lists of ids, got the text {row!r} for row {i}")
         ids = torch.as_tensor(cast(Any, row))
@@ -151,12 +158,13 @@ def _as_batch(
         rows.append(ids)
     if not rows:
         return torch.zeros(0, 0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64)
-    device = _device(model, state)
+    device = device_of(model, state)
     padded = nn.utils.rnn.pad_sequence(rows, batch_first=True).to(device)
     return padded, torch.tensor([len(row) for row in rows], device=device)
 
 
-def _device(model: Decoder, state: State | None) -> torch.device | None:
+def device_of(model: Decoder, state: State | None) -> torch.device | None:
+    """Where its ids are wanted; None if nothing says so."""
     if state is not None:
         for _, tensor in state.tensors():
             return tensor.device

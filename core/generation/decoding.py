@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mambakit.core.generation.constraints import Constraint
 from mambakit.core.generation.decoder import Begun, Decoder
+from mambakit.core.state import State
 
 _NOT_A_NUMBER, _FORBIDDEN = 1, 2
 
@@ -23,20 +24,33 @@ class Decoding:
         begun: Its prompts, read.
         copies: Rows that start from each prompt, one after the other.
         constraint: What may come next.
+        walk: The constraint's state of each prompt's row; by default what it starts with.
+        keep: Leave the state of ``begun`` as it is.
 
     Attributes:
         state, logits, walk: The model's state, ``(rows, n_ids)``, and the constraint's state.
         n_ids: Size of the vocabulary.
     """
 
-    def __init__(self, model: Decoder, begun: Begun, copies: int, constraint: Constraint | None) -> None:
+    def __init__(
+        self,
+        model: Decoder,
+        begun: Begun,
+        copies: int,
+        constraint: Constraint | None,
+        walk: State | None = None,
+        *,
+        keep: bool = True,
+    ) -> None:
         self.model = model
         self.constraint = constraint
-        self.state = begun.state.clone()
+        self.state = begun.state.clone() if keep else begun.state
         self.logits = begun.logits
         self.n_ids = begun.logits.shape[-1]
         self.device = begun.logits.device
-        self.walk = None if constraint is None else constraint.start(begun.ids, begun.lengths)
+        self.walk = walk
+        if constraint is not None and walk is None:
+            self.walk = constraint.start(begun.ids, begun.lengths)
         if copies > 1:
             rows = torch.arange(len(begun.ids), device=self.device)
             self.select(rows.repeat_interleave(copies))
@@ -54,6 +68,44 @@ class Decoding:
         self.logits = take(self.logits)
         if self.walk is not None:
             self.walk = self.walk.map(take)
+
+    def restart(self, rows: Tensor, state: State) -> None:
+        """Put these ``(k,)`` at ``state``; in place, so that a recorded step goes on with the same memory.
+
+        Their logits come with the next step, and then what the constraint knows of them.
+        """
+        _put(self.state, rows, state)
+
+    def restart_walk(self, rows: Tensor, walk: State | None) -> None:
+        """Put the constraint's state of these rows at ``walk``.
+
+        Raises:
+            ValueError: If the constraint's state has grown.
+        """
+        if self.walk is None or walk is None:
+            return
+        if any(
+            mine.shape[1:] != theirs.shape[1:]
+            for (_, mine), (_, theirs) in zip(self.walk.tensors(), walk.tensors(), strict=True)
+        ):
+            raise ValueError(
+                "constraint: its state grows from id to id, so that rows can't be at different positions; "
+                "call generate"
+            )
+        self.walk = self.walk.map(lambda tensor: tensor.contiguous().clone())  # it may be the caller's own
+        _put(self.walk, rows, walk)
+
+    def shrink(self, moved: Tensor, to: Tensor, size: int) -> None:
+        """Go on with the first ``size`` rows, after rows ``moved`` ``(k,)`` have replaced rows ``to``."""
+
+        def first(tensor: Tensor) -> Tensor:
+            return tensor[:size]
+
+        _put(self.state, to, self.state.map(lambda tensor: tensor.index_select(0, moved)))
+        self.state, self.logits = self.state.map(first), first(self.logits)
+        if self.walk is not None:
+            self.restart_walk(to, self.walk.map(lambda tensor: tensor.index_select(0, moved)))
+            self.walk = self.walk.map(first)
 
     def log_probs(self) -> tuple[Tensor, Tensor]:
         """The model's log-probabilities of the next id, and the same with -inf where it may not come.
@@ -100,11 +152,11 @@ class Faults:
         self.kind = torch.zeros(rows, dtype=torch.int64, device=device)
         self.position = torch.zeros(rows, dtype=torch.int64, device=device)
 
-    def note(self, position: int, not_a_number: Tensor, forbidden: Tensor) -> None:
-        """Where these bool ``(rows,)`` hold, unless the row had a fault before."""
+    def note(self, position: int | Tensor, not_a_number: Tensor, forbidden: Tensor) -> None:
+        """Where these bool ``(rows,)`` hold, at one position or each row's, unless it had a fault before."""
         kind = torch.where(not_a_number, _NOT_A_NUMBER, torch.where(forbidden, _FORBIDDEN, 0))
         new = (self.kind == 0) & (kind != 0)
-        self.position.masked_fill_(new, position)
+        self.position = torch.where(new, position, self.position)
         self.kind = torch.where(new, kind, self.kind)
 
     def select(self, rows: Tensor) -> None:
@@ -129,3 +181,8 @@ class Faults:
                 f"logits: not a number at {where}; the model's weights or state hold NaN or infinity"
             )
         raise ValueError(f"constraint: it forbids every id at {where}; allow an id or an end id there")
+
+
+def _put(state: State, rows: Tensor, other: State) -> None:
+    for (_, mine), (_, theirs) in zip(state.tensors(), other.tensors(), strict=True):
+        mine.index_copy_(0, rows, theirs.to(mine))

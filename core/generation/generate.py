@@ -15,11 +15,11 @@ from mambakit.core.generation.decoder import Begun, Decoder, Prompt, begin, read
 from mambakit.core.generation.decoding import Decoding
 from mambakit.core.generation.graphs import GraphedDecoder
 from mambakit.core.generation.rows import Step, decode_rows
-from mambakit.core.generation.warpers import Uniforms
+from mambakit.core.generation.warpers import Seed, Uniforms
 from mambakit.core.state import State
 
 Constraining = Constraint | Callable[[Tensor, Tensor], Tensor] | None
-Seeds = Sequence[int] | torch.Generator | None
+Seeds = Sequence[Seed] | torch.Generator | None
 
 _LOOK_EVERY = 16  # ids between two waits for a GPU
 _WORTH_RECORDING = 32  # ids from which a CUDA graph that is used once pays
@@ -87,8 +87,8 @@ def generate(
         next_logits: ``(batch, n_ids)``: what comes next after ``state``, for prompts of no ids.
         constraint: What may come next: a function from the ids generated so far ``(rows, n)`` and the number
             of each row's prompt ``(rows,)`` to a bool mask ``(rows, n_ids)``, or a ``Constraint``.
-        seeds: For sampling, one for each row, or a generator that they are drawn from. By default they come
-            from the config's seed and the row's number.
+        seeds: For sampling, one for each row (a whole number, or a tuple of them), or a generator that they
+            are drawn from. By default they come from the config's seed and the row's number.
         graph: Replay each step as a CUDA graph. By default on a GPU from 32 ids on, for models that allow it;
             give a ``GraphedDecoder`` as the model to record once for many calls.
         return_state: Return the state and next logits too, by one more forward call over what was generated.
@@ -99,7 +99,7 @@ def generate(
             vocabulary; or, with row and position, a mask that forbids every id or a logit that is no number.
     """
     config = config or GenerationConfig()
-    model = _graphed(model, config, graph)
+    model = graphed(model, config, graph)
     begun = begin(model, prompt, config, lengths, state, next_logits)
     made = _run(model, begun, config, as_constraint(constraint), seeds)
     return _with_state(model, begun, made, config.copies) if return_state else made
@@ -129,7 +129,7 @@ def stream(
         raise ValueError(
             "strategy: a beam search knows its first id at its end; stream with greedy or sample"
         )
-    model = _graphed(model, config, graph)
+    model = graphed(model, config, graph)
     with torch.no_grad():
         begun = begin(model, prompt, config, lengths, state, next_logits)
         return _steps(model, begun, config, as_constraint(constraint), seeds, check_every=1)
@@ -198,13 +198,11 @@ def _steps(
     return decode_rows(decoding, config, draws, check_every=check_every, drop=not fixed)
 
 
-def _row_seeds(seeds: Seeds, config: GenerationConfig, n_rows: int) -> list[int | tuple[int, ...]]:
+def _row_seeds(seeds: Seeds, config: GenerationConfig, n_rows: int) -> list[Seed]:
     if isinstance(seeds, Sequence):
         if len(seeds) != n_rows:
             raise ValueError(f"seeds: expected one for each of {n_rows} rows, got {len(seeds)}")
-        if any(int(one) < 0 for one in seeds):
-            raise ValueError(f"seeds: expected numbers that are not negative, got {list(seeds)}")
-        return [int(one) for one in seeds]
+        return [as_seed(one) for one in seeds]
     if seeds is not None and not isinstance(seeds, torch.Generator):
         raise TypeError(f"seeds: expected a list of numbers or a torch.Generator, got {type(seeds).__name__}")
     if seeds is None and config.seed is not None:
@@ -215,7 +213,20 @@ def _row_seeds(seeds: Seeds, config: GenerationConfig, n_rows: int) -> list[int 
     return [(seed, row) for row in range(n_rows)]
 
 
-def _graphed(model: Decoder, config: GenerationConfig, graph: bool | None) -> Decoder:
+def as_seed(seed: Seed) -> Seed:
+    """A row's seed.
+
+    Raises:
+        ValueError: If it is negative.
+    """
+    numbers = tuple(map(int, seed)) if isinstance(seed, tuple) else (int(seed),)
+    if min(numbers) < 0:
+        raise ValueError(f"seeds: expected numbers that are not negative, got {seed}")
+    return numbers if isinstance(seed, tuple) else numbers[0]
+
+
+def graphed(model: Decoder, config: GenerationConfig, graph: bool | None) -> Decoder:
+    """The model with its step as a CUDA graph, where that is asked for or pays; see ``generate``."""
     if isinstance(model, GraphedDecoder):
         return model.model if graph is False else model
     if graph or (graph is None and config.max_new_tokens >= _WORTH_RECORDING):

@@ -9,7 +9,7 @@ from mambakit.core.cuda_graph import record, waits_for_gpu
 from mambakit.core.generation.decoder import Decoder
 from mambakit.core.state import State
 
-_MOST_GRAPHS = 4
+MOST_GRAPHS = 4  # of one decoder: each holds a state and a step's memory
 
 
 class GraphedDecoder:
@@ -46,7 +46,7 @@ class GraphedDecoder:
             return self.model.step(ids, state, inplace=inplace)
         key = (ids.device, len(ids))
         if key not in self._recordings:
-            if len(self._recordings) >= _MOST_GRAPHS:
+            if len(self._recordings) >= MOST_GRAPHS:
                 return self.model.step(ids, state, inplace=inplace)
             fits = _can_be_recorded(self.model, ids, state)
             self._recordings[key] = _Recording(self.model, ids, state) if fits else None
@@ -75,7 +75,7 @@ class _Recording:
         self.graph, self.logits = record(run)
 
     def fits(self, state: State) -> bool:
-        return state is self.latest or _shapes(state) == _shapes(self.state)
+        return state is self.latest or shapes(state) == shapes(self.state)
 
     def replay(self, ids: Tensor, state: State) -> tuple[Tensor, State]:
         self.ids.copy_(ids)
@@ -95,10 +95,11 @@ class _Recording:
 def _can_be_recorded(model: Decoder, ids: Tensor, state: State) -> bool:
     """Whether a step keeps the state's shapes and never waits for the GPU, found out by taking it."""
     _, following = model.step(ids, state.clone(), inplace=True)
-    if _shapes(following) != _shapes(state):
+    if shapes(following) != shapes(state):
         return False
     return not waits_for_gpu(lambda: model.step(ids, state.clone(), inplace=True))
 
 
-def _shapes(state: State) -> list[tuple[object, ...]]:
+def shapes(state: State) -> list[tuple[object, ...]]:
+    """Names, shapes and dtypes of what a state holds."""
     return [(name, tensor.shape, tensor.dtype) for name, tensor in state.tensors()]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,6 +29,42 @@ class Step:
     """Under the distribution drawn from, ``(rows,)``; None unless drawn."""
     finished: Tensor
     """``(rows,)`` bool: the row has ended, with this id or before."""
+
+
+class Choice(NamedTuple):
+    """The next id of every row, and what is to be known of it; all ``(rows,)``."""
+
+    ids: Tensor
+    log_probs: Tensor
+    """Under the model alone."""
+    drawn: Tensor | None
+    """Log-probabilities under the distribution drawn from; None unless drawn."""
+    not_a_number: Tensor
+    """bool: the logits hold one that is none."""
+    forbidden: Tensor
+    """bool: the constraint forbids every id."""
+
+
+def choose(decoding: Decoding, config: GenerationConfig, uniforms: Tensor | None) -> Choice:
+    """One id a row, drawn with ``uniforms`` ``(rows,)``, or the likeliest one for None."""
+    raw, choice = decoding.log_probs()
+    drawn = None
+    if uniforms is None:
+        ids = choice.argmax(-1)
+    else:
+        warped = warp(
+            choice,
+            temperature=config.temperature,
+            top_k=config.top_k,
+            top_p=config.top_p,
+            min_p=config.min_p,
+        )
+        ids = draw(warped, uniforms)
+        drawn = warped.gather(-1, ids[:, None])[:, 0]
+    log_probs = raw.gather(-1, ids[:, None])[:, 0]
+    # a NaN is in the whole row after the softmax; and -inf is chosen only where there is nothing else
+    stuck = choice.gather(-1, ids[:, None])[:, 0] == -math.inf
+    return Choice(ids, log_probs, drawn, log_probs.isnan(), stuck)
 
 
 @torch.no_grad()
@@ -58,27 +95,14 @@ def decode_rows(
     faults = Faults(n_rows, device)
     whole = True
     for position in range(config.max_new_tokens):
-        raw, choice = decoding.log_probs()
-        drawn = None
-        if draws is None:
-            ids = choice.argmax(-1)
-        else:
-            warped = warp(
-                choice,
-                temperature=config.temperature,
-                top_k=config.top_k,
-                top_p=config.top_p,
-                min_p=config.min_p,
-            )
-            uniforms = draws.at(position)
-            ids = draw(warped, uniforms if whole else uniforms[live])
-            drawn = warped.gather(-1, ids[:, None])[:, 0].masked_fill(done, 0.0)
-        log_probs = raw.gather(-1, ids[:, None])[:, 0]
-        # a NaN is in the whole row after the softmax; and -inf is chosen only where there is nothing else
-        stuck = choice.gather(-1, ids[:, None])[:, 0] == -math.inf
-        faults.note(position, log_probs.isnan() & ~done, stuck & ~done)
-        log_probs = log_probs.masked_fill(done, 0.0)
-        ids = ids.masked_fill(done, config.pad_id)
+        uniforms = None
+        if draws is not None:
+            uniforms = draws.at(position) if whole else draws.at(position)[live]
+        chosen = choose(decoding, config, uniforms)
+        faults.note(position, chosen.not_a_number & ~done, chosen.forbidden & ~done)
+        log_probs = chosen.log_probs.masked_fill(done, 0.0)
+        drawn = None if chosen.drawn is None else chosen.drawn.masked_fill(done, 0.0)
+        ids = chosen.ids.masked_fill(done, config.pad_id)
         if config.eos_ids:
             done = done | (ids[:, None] == ends).any(-1)
         last = position + 1 == config.max_new_tokens

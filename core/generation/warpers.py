@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+Seed = int | tuple[int, ...]
+
 _BLOCK = 64  # positions drawn at once; fixed, so that a draw does not depend on how many will be needed
 
 
@@ -77,9 +79,8 @@ class Uniforms:
         device: Where the numbers are wanted.
     """
 
-    def __init__(self, seeds: Sequence[int | tuple[int, ...]], device: torch.device) -> None:
-        # torch's own generator takes 32 bits of a seed, and neighbouring ones unmixed
-        self._streams = [np.random.Generator(np.random.PCG64(np.random.SeedSequence(s))) for s in seeds]
+    def __init__(self, seeds: Sequence[Seed], device: torch.device) -> None:
+        self._streams = [_stream(seed) for seed in seeds]
         self._device = device
         self._block = torch.empty(0, 0)
 
@@ -89,3 +90,45 @@ class Uniforms:
             numbers = np.stack([stream.random(_BLOCK) for stream in self._streams], axis=1)
             self._block = torch.from_numpy(numbers).to(self._device)
         return self._block[position % _BLOCK]
+
+
+class Draws:
+    """Uniform numbers for rows at different positions, each row's from its own seed (those of ``Uniforms``).
+
+    Args:
+        n_rows: How many rows.
+        steps: How many numbers of each are asked for at once; divides 64.
+        device: Where they are wanted.
+    """
+
+    def __init__(self, n_rows: int, steps: int, device: torch.device) -> None:
+        self._streams: list[np.random.Generator | None] = [None] * n_rows
+        self._numbers = np.zeros((n_rows, _BLOCK // steps, steps))
+        self._used = np.full(n_rows, self._numbers.shape[1])
+        self._device = device
+
+    def begin(self, row: int, seed: Seed) -> None:
+        """``row`` has another sequence from now on."""
+        self._streams[row] = _stream(seed)
+        self._used[row] = self._numbers.shape[1]
+
+    def keep(self, rows: list[int]) -> None:
+        """Go on with these rows, in this order."""
+        self._streams = [self._streams[row] for row in rows]
+        self._numbers, self._used = self._numbers[rows], self._used[rows]
+
+    def next(self) -> Tensor:
+        """``(steps, rows)`` float64 in [0, 1); those of rows that never began are any."""
+        for row in (self._used == self._numbers.shape[1]).nonzero()[0]:
+            stream = self._streams[row]
+            if stream is not None:
+                self._numbers[row] = stream.random(self._numbers.shape[1:])
+            self._used[row] = 0
+        taken = self._numbers[np.arange(len(self._used)), self._used]
+        self._used += 1
+        return torch.from_numpy(np.ascontiguousarray(taken.T)).to(self._device)
+
+
+def _stream(seed: Seed) -> np.random.Generator:
+    # torch's own generator takes 32 bits of a seed, and neighbouring ones unmixed
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed)))

@@ -19,17 +19,30 @@ def step_at(state_at, x_at, weight_at, bias_at, y_at, new_state_at, batch, chann
     y = carray(pointer(y_at, zero), (batch, channels))
     weight = carray(pointer(weight_at, zero), (channels, n_past + 1))
     bias = carray(pointer(bias_at, zero), (channels,))
+    # for the usual width, of which the compiler then knows where everything is
+    flat, flat_new = (
+        carray(pointer(state_at, zero), (batch * channels * 3,)),
+        carray(pointer(new_state_at, zero), (batch * channels * 3,)),
+    )
+    taps = carray(pointer(weight_at, zero), (channels, 4))
     for b in range(batch):
-        for c in range(channels):
-            value = x[b, c] * weight[c, n_past]
-            for k in range(n_past):
-                value += weight[c, k] * state[b, c, k]
-            y[b, c] = value
-            # ascending, so that new_state may be state
-            for k in range(n_past - 1):
-                new_state[b, c, k] = state[b, c, k + 1]
-            if n_past > 0:
-                new_state[b, c, n_past - 1] = x[b, c]
+        if n_past == 3:
+            for c in range(channels):
+                at = 3 * (b * channels + c)
+                first, second, third, new = flat[at], flat[at + 1], flat[at + 2], x[b, c]
+                y[b, c] = new * taps[c, 3] + taps[c, 0] * first + taps[c, 1] * second + taps[c, 2] * third
+                flat_new[at], flat_new[at + 1], flat_new[at + 2] = second, third, new
+        else:
+            for c in range(channels):
+                value = x[b, c] * weight[c, n_past]
+                for k in range(n_past):
+                    value += weight[c, k] * state[b, c, k]
+                y[b, c] = value
+                # ascending, so that new_state may be state
+                for k in range(n_past - 1):
+                    new_state[b, c, k] = state[b, c, k + 1]
+                if n_past > 0:
+                    new_state[b, c, n_past - 1] = x[b, c]
         for c in range(0, channels, LANES):
             count = min(LANES, channels - c)
             result = load_lanes(y, (b, c), count)

@@ -14,9 +14,10 @@ from mambakit.kernels.checks import check_float, check_same_device, check_shape
 from mambakit.kernels.gated_rms_norm.library import gated_rms_norm_fwd
 from mambakit.kernels.gated_rms_norm.reference import gated_rms_norm_reference
 from mambakit.kernels.launch import asks_for_triton, is_eager
+from mambakit.kernels.parallel import parallel_for
 
-# a call on fewer values than this is shorter than the way through a custom op
-_SMALL = 1 << 14
+# on fewer values than this one thread is sooner done than two have begun
+_SMALL = 1 << 15
 
 
 def gated_rms_norm(
@@ -79,9 +80,9 @@ def gated_rms_norm(
         if is_eager(x, weight, z):  # a custom op takes longer to call than a few rows to norm
             return _triton()((x, weight, z), (float(eps), asked_group, bool(norm_before_gate)), checked=True)
     elif found is not None:
+        # the way through a custom op is longer than a step of a stream
         y = torch.empty_like(x)
-        at = (*found, y.data_ptr())
-        _compiled()(*at, x.numel() // channels, channels, group_size, float(eps), bool(norm_before_gate))
+        _run((*found, y.data_ptr()), x.numel(), channels, group_size, float(eps), bool(norm_before_gate))
         return y
     return gated_rms_norm_fwd(x, weight, z, float(eps), group_size, norm_before_gate, chosen)
 
@@ -91,6 +92,26 @@ def _triton() -> Any:
     from mambakit.kernels.gated_rms_norm.gpu import gated_rms_norm_triton
 
     return gated_rms_norm_triton
+
+
+def _run(
+    at: tuple[int, ...], size: int, channels: int, group_size: int, eps: float, norm_before_gate: bool
+) -> None:
+    """The norm of float32 values at the addresses of x, weight, z (0 for none) and y."""
+    forward, rows = _compiled(), size // channels
+    n_parts = 1 if size < _SMALL else max(1, min(torch.get_num_threads(), rows))
+    if n_parts == 1:
+        forward(*at, rows, channels, group_size, eps, norm_before_gate)
+        return
+    x, weight, z, y = at
+
+    def run(part: int) -> None:
+        first, last = rows * part // n_parts, rows * (part + 1) // n_parts
+        skip = 4 * channels * first
+        there = (x + skip, weight, z + skip if z else 0, y + skip)
+        forward(*there, last - first, channels, group_size, eps, norm_before_gate)
+
+    parallel_for(n_parts, run)
 
 
 @functools.cache
@@ -103,7 +124,7 @@ def _compiled() -> Any:
 def _usual_addresses(x: Tensor, weight: Tensor, z: Tensor | None) -> list[int] | None:
     if torch.compiler.is_compiling():
         return None  # before a graph comes to depend on the size
-    if not isinstance(x, Tensor) or x.dim() < 1 or not 0 < x.numel() <= _SMALL:
+    if not isinstance(x, Tensor) or x.dim() < 1 or x.numel() == 0:
         return None
     shape = x.shape
     return usual_addresses(torch.float32, (x, shape), (weight, shape[-1:]), (z, shape))

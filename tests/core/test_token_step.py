@@ -89,6 +89,44 @@ def test_is_as_accurate_where_gaps_drive_the_step_size(kind, options, compiled_c
     assert_as_accurate("y", actual, exact=exact, naive=naive)
 
 
+@pytest.mark.parametrize("n_threads", [1, 3])
+@pytest.mark.parametrize("gaps", [False, True], ids=["even", "gaps"])
+@pytest.mark.parametrize("options", [options for kind, options in BLOCKS if kind == "mamba2"])
+def test_many_rows_between_the_projections(options, gaps, n_threads, monkeypatch):
+    """As accurate as op by op on any number of threads, in place or not; a new state leaves the old one."""
+    pytest.importorskip("numba")
+    monkeypatch.setattr(torch, "get_num_threads", lambda: n_threads)
+    monkeypatch.setattr(token_step, "_SMALL", 0)
+    calls = []
+
+    def spied(*args, **arguments):
+        result = token_step.mamba2_mix(*args, **arguments)
+        calls.append(result is not None)
+        return result
+
+    monkeypatch.setattr("mambakit.core.blocks.mamba2.mamba2_mix", spied)
+    block, x = make_block("mamba2", options), torch.randn(7, 6, WIDTH)
+    elapsed = torch.rand(7, 6) * 5 if gaps else None
+    actual = stream(block, x, elapsed)
+    assert calls == [True] * 6
+    start = block.init_state(7).map(torch.randn_like)
+    context = None if elapsed is None else Context(elapsed=elapsed[:, 0])
+    with torch.inference_mode():
+        y, after = block.step(x[:, 0], start, context=context)
+        own = start.clone()
+        same, there = block.step(x[:, 0], own, inplace=True, context=context)
+    assert torch.equal(y, same)
+    for name in ("conv", "ssm"):
+        assert there[name].data_ptr() == own[name].data_ptr()
+        assert torch.equal(there[name], after[name])
+        assert after[name].shape[-1] == 0 or not torch.equal(start[name], after[name])
+    monkeypatch.setenv("MAMBAKIT_BACKEND", "reference")
+    naive = stream(block, x, elapsed)
+    assert calls == [True] * 8 + [False] * 6
+    exact = stream(block.double(), x.double(), None if elapsed is None else elapsed.double())
+    assert_as_accurate("y", actual, exact=exact, naive=naive)
+
+
 @pytest.mark.parametrize(("kind", "options"), [BLOCKS[0], BLOCKS[3]])
 def test_leaves_its_inputs_alone(kind, options, compiled_calls):
     block, x = make_block(kind, options), torch.randn(1, WIDTH)

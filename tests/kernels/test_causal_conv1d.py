@@ -304,7 +304,7 @@ def test_export_and_compile_see_through(backend: str, triton_device: str) -> Non
 
 @pytest.mark.parametrize("inplace", [False, True])
 @pytest.mark.parametrize("grad", [False, True])
-@pytest.mark.parametrize("width", [1, 4])
+@pytest.mark.parametrize("width", [1, 3, 4])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_step_matches_reference(dtype: torch.dtype, width: int, grad: bool, inplace: bool) -> None:
     if grad and inplace:

@@ -52,3 +52,16 @@ def test_three_threads_do_what_one_does(
     assert asked.count(3) >= 2, "too little work for threads, forward or backward"
     for name, one in results[0].items():
         assert torch.equal(one, results[1][name]), name
+
+
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("n_threads", [1, 3])
+def test_a_norm_without_gradients(gated: bool, n_threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The shorter way, on any number of threads, gives what the way that can be differentiated does."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: n_threads)
+    draw = torch.Generator().manual_seed(0)
+    x, z = (torch.randn(130, 300, generator=draw) for _ in range(2))
+    weight = torch.randn(300, generator=draw)
+    options = {"z": z if gated else None, "group_size": 100}
+    plain = gated_rms_norm(x, weight, **options)
+    assert torch.equal(plain, gated_rms_norm(x.requires_grad_(), weight, **options).detach())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -10,7 +11,7 @@ from rdkit import Chem
 
 from mambakit.core.adapters import SampleError
 from mambakit.core.errors import UsageError
-from mambakit.core.generation import GenerationConfig, GraphedDecoder, generate
+from mambakit.core.generation import GenerationConfig, in_order, sample_stream
 from mambakit.core.generation.constraints import Constraint
 from mambakit.domains.molecules.language.decoration import ScaffoldGrammar, decorations, query_of
 from mambakit.domains.molecules.language.model import MoleculeModel
@@ -57,19 +58,18 @@ class SamplingConfig:
         if self.prefix and self.scaffold:
             raise UsageError("prefix, scaffold: a molecule begins with one or contains the other; give one")
         try:
-            self.generation(1)
+            self.generation()
         except (TypeError, ValueError) as error:
             raise UsageError(str(error)) from None
 
-    def generation(self, n_samples: int) -> GenerationConfig:
-        """The options of the decoding loop for so many rows of a prompt."""
+    def generation(self) -> GenerationConfig:
+        """The options of the decoding loop."""
         return GenerationConfig(
             max_new_tokens=self.max_length + 1,
             strategy="sample",
             temperature=self.temperature,
             top_k=self.top_k,
             top_p=self.top_p,
-            n_samples=n_samples,
             eos_ids=(END,),
             pad_id=PAD,
         )
@@ -97,10 +97,12 @@ class Sample(NamedTuple):
 
 
 def sample(model: MoleculeModel, config: SamplingConfig) -> Iterator[Sample]:
-    """Draw molecules batch by batch, on the model's device; a batch is given as soon as it is there.
+    """Draw molecules, ``batch_size`` at a time, on the model's device.
 
-    With ``unique`` invalid and repeated molecules are drawn again; where 20 times the molecules wanted do not
-    suffice, fewer come. What does not depend on what was drawn before does not depend on the batches.
+    They come by number, each as soon as all before it are there: where one ends, the next is begun in its
+    place, and by the order in which they end there would be too many short ones among the first. So neither
+    the molecules nor their order depend on the batch size. With ``unique`` invalid and repeated molecules
+    are drawn again; where 20 times the molecules wanted do not suffice, fewer come.
 
     Raises:
         UsageError: If prefix or scaffold can't be written with the model's tokens.
@@ -108,33 +110,30 @@ def sample(model: MoleculeModel, config: SamplingConfig) -> Iterator[Sample]:
     prompts, constraint, wanted = _start(model, config)
     was_training = model.training
     model.eval()
-    decoder = GraphedDecoder(model)
-    seen: set[str] = set()
-    given = drawn = 0
     most = config.n * (_MOST_DRAWS if config.unique else 1)
+    seen: set[str] = set()
+    given = 0
     try:
-        while given < config.n and drawn < most:
-            n = min(config.batch_size, most - drawn if config.unique else config.n - drawn)
-            rows = [prompts[(drawn + i) % len(prompts)] for i in range(n)]
-            made = generate(
-                decoder,
-                [list(row) for row in rows],
-                config.generation(1),
-                constraint=constraint,
-                seeds=[(config.seed << 40) + drawn + i for i in range(n)],  # by number, not by batch
-            )
-            drawn += n
-            for row, ids, ended, log_prob in zip(
-                rows, made.sequences(), made.finished.tolist(), made.log_prob.tolist(), strict=True
-            ):
-                one = _read(model, [*row[1:], *ids], ended, log_prob, wanted, config.max_length)
-                if config.unique and (not one.valid or one.canonical in seen):
-                    continue
-                if given == config.n:
-                    break
-                seen.add(one.canonical)
-                given += 1
-                yield one
+        drawn = sample_stream(
+            model,
+            (list(row) for row in itertools.cycle(prompts)),
+            config.generation(),
+            n=most,
+            slots=min(config.batch_size, config.n),
+            seeds=itertools.count(config.seed << 40),  # by number, not by batch
+            constraint=constraint,
+            graph=True,
+        )
+        for number, ids, ended, log_prob in in_order(drawn):
+            prompt = prompts[number % len(prompts)]
+            one = _read(model, [*prompt[1:], *ids], ended, log_prob, wanted, config.max_length)
+            if config.unique and (not one.valid or one.canonical in seen):
+                continue
+            seen.add(one.canonical)
+            given += 1
+            yield one
+            if given == config.n:
+                return
     finally:
         model.train(was_training)
 
