@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -172,3 +174,13 @@ def test_refuses_a_file_without_one_readable_row(folder: Path, capsys: pytest.Ca
     assert main(call) == 1
     assert "0 of 2 rows predicted" in capsys.readouterr().err
     assert len(pd.read_csv(out)) == 2  # the reasons are there all the same
+
+
+def test_help_waits_for_nothing_that_it_does_not_show() -> None:
+    code = (
+        "import sys; from mambakit.apps.molecules import main; assert main(['train', '--help']) == 0; "
+        "assert not {'lightning', 'pandas', 'sklearn', 'rdkit'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "--model.d_model" in done.stdout
