@@ -101,7 +101,8 @@ def train(
     config = train_config(train, seed, device, max_time)
     run = RunFolder(output, overwrite=overwrite)
     run.start(
-        {**dataclasses.asdict(spec), "split": parts.name, "pretrained": pretrained}
+        {**dataclasses.asdict(spec), "data": sources.resolved(data), "split": parts.name}
+        | {"content": sources.content(molecules, parts), "pretrained": pretrained}
         | {"model": model, "loss": loss, "train": config},
         seed=config.seed,
     )
@@ -210,7 +211,7 @@ def evaluate(
 ) -> None:
     """Measures a saved model on labelled molecules, beside a random forest and the training mean.
 
-    On the data of the training the split of the training is made again, and its test part measured. The
+    On the data of the training the test part of then is measured, which the model's folder names. The
     forest is fitted anew on the training molecules that lie in the model's folder.
 
     Args:

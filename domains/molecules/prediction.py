@@ -12,6 +12,7 @@ from torch import Tensor
 from mambakit.core.calibration import ConformalSets, SplitConformal, TemperatureScaling
 from mambakit.domains.molecules.inputs import MoleculeInputs
 from mambakit.domains.molecules.model import Output, PropertyModel
+from mambakit.domains.molecules.structures import kept_component
 from mambakit.domains.molecules.task import combined
 
 INTERVAL, TEMPERATURE, SETS = "interval", "temperature-{}", "sets-{}"
@@ -47,6 +48,8 @@ class Predictions:
 def inputs_of(model: PropertyModel, smiles: list[str], *, seed: int = 0) -> MoleculeInputs:
     """Molecules as a trained model reads them."""
     config = model.config.model
+    if model.config.largest_component:
+        smiles = [kept_component(one) for one in smiles]
     inputs = MoleculeInputs(smiles, config, ways=config.test_smiles if config.sequence else 1, seed=seed)
     inputs.tokenizer = model.tokenizer
     return inputs

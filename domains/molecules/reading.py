@@ -31,7 +31,7 @@ from mambakit.domains.molecules.duplicates import conflicts
 from mambakit.domains.molecules.files import Source, read_source
 from mambakit.domains.molecules.labels import read_labels
 from mambakit.domains.molecules.molecules import LEFT_OUT, Molecules, TaskKind
-from mambakit.domains.molecules.structures import canonical, is_reaction, largest_component, shown, structure
+from mambakit.domains.molecules.structures import canonical, is_reaction, kept_component, shown, structure
 
 
 def read_molecules(
@@ -114,7 +114,9 @@ def assemble(
     labels, found, notes = read_labels(table, rows, name, tasks, column, skip, kinds, units)
     smiles = [given[i] for i in places]
     if largest:
-        smiles, changed = _largest(smiles)
+        shorter = [kept_component(one) for one in smiles]
+        changed = sum(one != before for one, before in zip(shorter, smiles, strict=True))
+        smiles = shorter
         notes += [f"{name}: of {changed} salts and mixtures only the largest component is kept"] * bool(
             changed
         )
@@ -128,19 +130,9 @@ def assemble(
         table=table,
         parts=None if parts is None else parts[places],
         notes=tuple(notes),
+        largest=largest,
     )
     return _with_conflicts(molecules, None if largest else names) if found and check else molecules
-
-
-def _largest(smiles: list[str]) -> tuple[list[str], int]:
-    changed = 0
-    for place, one in enumerate(smiles):
-        if "." in one and not is_reaction(one):
-            mol, _ = structure(one)
-            if mol is not None and len(Chem.GetMolFrags(mol)) > 1:
-                smiles[place] = str(Chem.MolToSmiles(largest_component(mol)))
-                changed += 1
-    return smiles, changed
 
 
 def _with_conflicts(molecules: Molecules, names: list[str] | None) -> Molecules:

@@ -94,6 +94,16 @@ def largest_component(mol: Chem.Mol) -> Chem.Mol:
     return max(parts, key=lambda part: (part.GetNumHeavyAtoms(), _mass(part)))
 
 
+def kept_component(smiles: str) -> str:
+    """The largest component of a salt or mixture as SMILES; anything else, reactions too, as it is given."""
+    if "." not in smiles or is_reaction(smiles):
+        return smiles
+    mol, _ = structure(smiles)
+    if mol is None or len(Chem.GetMolFrags(mol)) < 2:
+        return smiles
+    return str(Chem.MolToSmiles(largest_component(mol)))
+
+
 def is_reaction(smiles: str) -> bool:
     """Whether it has the two arrows of a reaction SMILES; those of dative bonds don't count."""
     return _BOND_ARROW.sub("", smiles).count(">") == 2

@@ -80,6 +80,7 @@ def train_properties(
         n_ecfp=inputs.fragments.shape[1] if model_config.reads_ecfp else 0,
         trained_on=molecules.name,
         n_trained=n_train,
+        largest_component=molecules.largest,
         model=model_config,
     )
     seed_everything(train_config.seed)
