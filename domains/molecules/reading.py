@@ -6,10 +6,11 @@ Rows whose structure RDKit can't read are left out of the molecules and kept in 
 and RDKit's reason: a syntax error, a broken valence, rings that can't be kekulised, nothing given.
 
 Errors are: an empty file, a column that is missing, text or infinity among labels that were asked for, a
-label column without any label, classes that are not 0 and 1, no readable row at all.
+label column without any label, classes that are not 0 and 1, labels beyond 1e100, no readable row at all.
 
-Not bad, but worth knowing (``Molecules.notes``): labels that never change, one class only, the same structure
-with different labels, numeric columns that are not taken for labels.
+Not bad, but worth knowing (``Molecules.notes``): labels that never change, one class only, columns of two
+different values, which may be classes or numbers, the same structure in several rows, numeric columns that
+are not taken for labels.
 
 Salts and mixtures stay as given (``largest`` keeps the largest component), and so does each SMILES: blanks
 around it are taken off, nothing is made canonical.
@@ -27,7 +28,7 @@ from numpy.typing import NDArray
 from rdkit import Chem
 
 from mambakit.core.errors import DataError
-from mambakit.domains.molecules.duplicates import conflicts
+from mambakit.domains.molecules.duplicates import conflicts, repeats
 from mambakit.domains.molecules.files import Source, read_source
 from mambakit.domains.molecules.labels import read_labels
 from mambakit.domains.molecules.molecules import LEFT_OUT, Molecules, TaskKind
@@ -132,18 +133,30 @@ def assemble(
         notes=tuple(notes),
         largest=largest,
     )
-    return _with_conflicts(molecules, None if largest else names) if found and check else molecules
+    return _with_repeats(molecules, None if largest else names) if found and check else molecules
 
 
-def _with_conflicts(molecules: Molecules, names: list[str] | None) -> Molecules:
-    found = conflicts(molecules, names)
-    if found.empty:
+def _with_repeats(molecules: Molecules, names: list[str] | None) -> Molecules:
+    """With what is to say of structures that stand in several rows."""
+    if names is None:
+        names = [canonical(one) for one in molecules.smiles.tolist()]
+    several = repeats(molecules, names)
+    if not several:
         return molecules
-    first = found.iloc[0]
-    rows = ", ".join(str(row) for row in first["rows"])
-    values = ", ".join(f"{value:g}" for value in first["labels"])
-    note = (
-        f"{molecules.name}: {found['smiles'].nunique()} structures stand in several rows with different "
-        f"labels, as {shown(first['smiles'])} in rows {rows} ({first['task']}: {values})"
-    )
-    return dataclasses.replace(molecules, notes=(*molecules.notes, note))
+    found, notes = conflicts(molecules, names), []
+    if not found.empty:
+        first = found.iloc[0]
+        rows = ", ".join(str(row) for row in first["rows"])
+        values = ", ".join(f"{value:g}" for value in first["labels"])
+        notes.append(
+            f"{molecules.name}: {found['smiles'].nunique()} structures stand in several rows with different "
+            f"labels, as {shown(first['smiles'])} in rows {rows} ({first['task']}: {values})"
+        )
+    alike = {smiles: at for smiles, at in several.items() if smiles not in set(found["smiles"])}
+    if alike:
+        smiles, at = next(iter(alike.items()))
+        notes.append(
+            f"{molecules.name}: {len(alike)} structures stand in several rows without labels that differ, as "
+            f"{shown(smiles)} in rows {', '.join(map(str, at[:3]))}{', ...' if len(at) > 3 else ''}"
+        )
+    return dataclasses.replace(molecules, notes=(*molecules.notes, *notes))

@@ -6,6 +6,7 @@ RDKit's own log never reaches the screen: a structure that can't be read comes b
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
 from collections.abc import Iterator, Sequence
 
@@ -37,6 +38,9 @@ def structure(smiles: str) -> tuple[Chem.Mol | None, str]:
         return None, "there is no structure"
     if len(text.split()) > 1:
         return None, "a blank stands inside the SMILES"
+    if not text.isascii():  # RDKit takes no notice of the last byte of a character at the end
+        place, letter = next((i, one) for i, one in enumerate(text, 1) if not one.isascii())
+        return None, f"character {place}, {letter!r}, belongs to no SMILES"
     whole = is_reaction(text)
     mixture = ".".join(side for side in sides(text) if side) if whole else text
     with captured() as log:
@@ -48,6 +52,7 @@ def structure(smiles: str) -> tuple[Chem.Mol | None, str]:
     return mol, ""
 
 
+@functools.lru_cache(maxsize=1 << 16)  # reading, splitting, training and predicting ask for the same ones
 def canonical(smiles: str) -> str:
     """RDKit's canonical SMILES, stereochemistry kept; of a reaction, that of each side.
 
