@@ -32,6 +32,7 @@ class MoleculeInputs:
         config: Which features are wanted, and how long a sequence may be.
         ways: How many ways of writing each molecule there are, the canonical one first.
         seed: Of the other ways.
+        n_jobs: Processes that compute descriptors, where there are hundreds of molecules; -1: one a core.
 
     Attributes:
         mols: RDKit's molecules.
@@ -43,7 +44,9 @@ class MoleculeInputs:
         DataError: If RDKit can't read one of them.
     """
 
-    def __init__(self, smiles: Sequence[str], config: ModelConfig, *, ways: int, seed: int = 0) -> None:
+    def __init__(
+        self, smiles: Sequence[str], config: ModelConfig, *, ways: int, seed: int = 0, n_jobs: int = 1
+    ) -> None:
         self.config, self.ways, self.seed = config, ways, seed
         self.smiles = [str(one).strip() for one in smiles]
         self.mols: list[Chem.Mol] = []
@@ -54,7 +57,9 @@ class MoleculeInputs:
             self.mols.append(mol)
         n = len(self.mols)
         self.descriptors: NDArray[np.float64] = (
-            np.asarray(descriptors(self.mols), np.float64) if config.reads_descriptors else np.zeros((n, 0))
+            np.asarray(descriptors(self.mols, n_jobs=n_jobs), np.float64)
+            if config.reads_descriptors
+            else np.zeros((n, 0))
         )
         self.fragments = np.asarray(ecfp_counts(self.mols))
         self.cut: set[int] = set()

@@ -11,7 +11,7 @@ Graph networks gain from descriptors in the same way: Yang et al. 2019, arXiv:19
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -49,8 +49,12 @@ class Batch(NamedTuple):
     ecfp: Tensor
 
     def to(self, device: torch.device | str) -> Batch:
-        """On another device; descriptors become float32 only after scaling."""
-        return Batch(*(one.to(device) for one in self))
+        """On another device, all but the descriptors: not every device has their float64.
+
+        Once they are scaled, the network takes them to the rest.
+        """
+        there = {name: getattr(self, name).to(device) for name in ("ids", "lengths", "ecfp")}
+        return self._replace(**there)
 
 
 class Output(NamedTuple):
@@ -70,6 +74,8 @@ class DescriptorScaler(nn.Module):
 
     Descriptors have tails over many orders of magnitude; asinh is linear near the median and logarithmic far
     from it. Undefined ones become the mean, constant ones zero.
+
+    It stays on the CPU in float64 wherever the model goes: mps has no float64.
     """
 
     median: Tensor
@@ -83,6 +89,9 @@ class DescriptorScaler(nn.Module):
             self.register_buffer(name, torch.zeros(n_descriptors, dtype=torch.float64))
         for name in ("spread", "deviation"):
             self.register_buffer(name, torch.ones(n_descriptors, dtype=torch.float64))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        return self
 
     @torch.no_grad()
     def fit(self, x: Tensor) -> Self:
@@ -145,7 +154,10 @@ class Network(nn.Module):
 
     def forward(self, batch: Batch, descriptors: Tensor) -> tuple[Tensor, Tensor | None]:
         """Values or logits ``(batch, n_tasks)``, and what the interval's head says of them."""
-        read = self.read(batch, descriptors)
+        return self.outputs(self.read(batch, descriptors))
+
+    def outputs(self, read: Tensor) -> tuple[Tensor, Tensor | None]:
+        """As ``forward``, from what ``read`` gives."""
         # intervals learn from what the values made of the molecule, and do not change it
         said = None if self.interval is None else self.interval(read.detach())
         return self.value(read), said
@@ -163,7 +175,7 @@ class Network(nn.Module):
             pooled = [pool_tokens(tokens, pool, batch.lengths) for pool in ("mean", "last")]
             parts.append(self.from_tokens(self.dropout(torch.cat(pooled, -1))))
         if hasattr(self, "from_descriptors"):
-            parts.append(self.from_descriptors(self.dropout(descriptors)))
+            parts.append(self.from_descriptors(self.dropout(descriptors.to(batch.ids.device))))
         if hasattr(self, "from_ecfp"):
             parts.append(self.from_ecfp(self.dropout(batch.ecfp.log1p())))
         x = torch.relu(torch.cat(parts, -1))
@@ -196,10 +208,18 @@ class PropertyModel(nn.Module, HubModel):
 
     def forward(self, batch: Batch) -> Output:
         """What each member says; ``quantiles`` of whichever head."""
+        return self.outputs(self.read(batch))
+
+    def read(self, batch: Batch) -> list[Tensor]:
+        """The vectors that each member's outputs are read from, ``(batch, d_hidden)`` each."""
         descriptors = self.scaler(batch.descriptors)
+        return [member.read(batch, descriptors) for member in self.members]
+
+    def outputs(self, read: Sequence[Tensor]) -> Output:
+        """As ``forward``, from what ``read`` gives."""
         values, quantiles = [], []
-        for member in self.members:
-            value, said = member(batch, descriptors)
+        for member, vector in zip(self.members, read, strict=True):
+            value, said = member.outputs(vector)
             values.append(value)
             if member.interval is not None and said is not None:
                 quantiles.append(member.interval.to_quantiles(said))
@@ -207,8 +227,7 @@ class PropertyModel(nn.Module, HubModel):
 
     def embed(self, batch: Batch) -> Tensor:
         """The vectors that the members' outputs are read from, one behind the other, ``(batch, d)``."""
-        descriptors = self.scaler(batch.descriptors)
-        return torch.cat([member.read(batch, descriptors) for member in self.members], -1)
+        return torch.cat(self.read(batch), -1)
 
     def save_extra(self, folder: Path) -> None:
         """Writes the tokenizer and the fingerprints of the training molecules."""
