@@ -172,8 +172,8 @@ def _parser(prog: str, verb: Verb) -> ArgumentParser:
     ]
     hints = get_type_hints(verb)
     if inspect.isfunction(verb):
-        # jsonargparse resolves annotations that are still text by running all that the module imports for type
-        # checkers alone: lightning and more, for --help
+        # jsonargparse resolves annotations that are still text by running all that the module imports for
+        # type checkers alone: lightning and more, for --help
         verb.__annotations__ = hints
     for name in positional:
         parser.add_argument(name, type=hints[name], help=_parameter_help(verb, name))

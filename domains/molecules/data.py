@@ -12,7 +12,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -23,7 +23,7 @@ from mambakit.core.errors import DataError, UsageError
 from mambakit.core.training.run_folder import write_atomically
 from mambakit.domains.molecules.cards import load_molecules, molecule_cards
 from mambakit.domains.molecules.leaks import leaks
-from mambakit.domains.molecules.molecules import Molecules, Split, Task
+from mambakit.domains.molecules.molecules import Molecules, Split, Task, TaskKind
 from mambakit.domains.molecules.splits import split_molecules
 
 SPLIT_FILE, TRAINING_FILE = "split.json", "training_molecules.csv"
@@ -42,6 +42,7 @@ class DataSpec:
         smiles_column: Of files.
         tasks: Label columns; None for the default.
         units: Of some tasks, ``TASK=UNIT`` each.
+        kinds: Of some tasks, ``TASK=regression`` or ``TASK=classification`` each.
         largest_component: Whether salts lose their small components.
         seed: Of the split.
     """
@@ -52,6 +53,7 @@ class DataSpec:
     smiles_column: str | None = None
     tasks: list[str] | None = None
     units: list[str] | None = None
+    kinds: list[str] | None = None
     largest_component: bool = False
     seed: int = 0
 
@@ -65,28 +67,36 @@ def load(spec: DataSpec) -> tuple[Molecules, Split]:
     """The molecules and their split.
 
     Raises:
-        UsageError, DataError: As ``load_molecules`` and ``split_molecules``; or on units that are none.
+        UsageError, DataError: As ``load_molecules`` and ``split_molecules``; or on units or kinds that are
+            none.
     """
     molecules = _read(spec)
     return molecules, split_molecules(molecules, spec.protocol, seed=spec.seed, column=spec.split_column)
 
 
 def _read(spec: DataSpec) -> Molecules:
-    units = None
-    if spec.units is not None:
-        pairs = [one.rpartition("=") for one in spec.units]
-        wrong = next((one for one, (name, _, _) in zip(spec.units, pairs, strict=True) if not name), None)
-        if wrong is not None:
-            raise UsageError(f"units: expected TASK=UNIT, such as 'logS=log mol/L', got {wrong!r}")
-        units = {name.strip(): unit.strip() for name, _, unit in pairs}
+    units = _by_task("units", spec.units, "TASK=UNIT, such as 'logS=log mol/L'")
+    kinds = _by_task("kinds", spec.kinds, "TASK=regression or TASK=classification")
     return load_molecules(
         spec.data,
         protocol=spec.protocol,
         smiles_column=spec.smiles_column,
         tasks=spec.tasks,
+        kinds=cast("dict[str, TaskKind] | None", kinds),  # other words are refused by name
         units=units,
         largest=spec.largest_component,
     )
+
+
+def _by_task(what: str, given: Sequence[str] | None, expected: str) -> dict[str, str] | None:
+    """``TASK=VALUE`` words as a mapping."""
+    if given is None:
+        return None
+    pairs = [one.rpartition("=") for one in given]
+    wrong = next((one for one, (name, _, _) in zip(given, pairs, strict=True) if not name), None)
+    if wrong is not None:
+        raise UsageError(f"{what}: expected {expected}, got {wrong!r}")
+    return {name.strip(): value.strip() for name, _, value in pairs}
 
 
 def resolved(data: str) -> str:
@@ -228,6 +238,6 @@ def _as_trained(record: _Record, tasks: Sequence[Task]) -> tuple[Molecules, Spli
         if content(molecules, split) == record.content:
             return molecules, split
     raise DataError(
-        f"data: the structures or labels of {spec.data} are no longer those that the model was trained on, so "
-        "its parts can't be found again; copy the file to another name to measure the model on all of it"
+        f"data: the structures or labels of {spec.data} are no longer those that the model was trained on, "
+        "so its parts can't be found again; copy the file to another name to measure the model on all of it"
     )

@@ -18,7 +18,7 @@ LEFT_OUT = ("row", "smiles", "reason")
 
 
 def _none_left_out() -> pd.DataFrame:
-    import pandas as pd  # not above: a task's kind is read for a flag's help too, which waits for nothing else
+    import pandas as pd  # not above: help of flags reads this file too, and waits for nothing else
 
     return pd.DataFrame(columns=list(LEFT_OUT))
 

@@ -167,7 +167,7 @@ def test_the_parts_are_those_of_the_training(folder: Path, capsys: pytest.Captur
 def test_salts_are_read_as_in_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     frame = labelled()[["smiles", "acid"]]
     frame.to_csv(tmp_path / "data.csv", index=False)
-    words = [*training(tmp_path)[:-len(LABELS)], "--tasks", "acid", "--largest-component"]
+    words = [*training(tmp_path)[: -len(LABELS)], "--tasks", "acid", "--largest-component"]
     assert main([*words, *SMALL, *BUDGET]) == 0
     asked = pd.DataFrame({"smiles": ["CCCCCCCO.[Na+].[Cl-]", "CCCCCCCO"]})
     asked.to_csv(tmp_path / "salts.csv", index=False)
@@ -178,6 +178,68 @@ def test_salts_are_read_as_in_training(tmp_path: Path, capsys: pytest.CaptureFix
     assert made["smiles"].tolist() == asked["smiles"].tolist()
     assert made["acid_probability"].nunique() == 1
     assert made["nearest_train_similarity"].nunique() == 1
+
+
+def test_says_what_is_not_wrong_but_worth_knowing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """New tokens with their rows, labels that may be of another kind, figures that don't exist."""
+    frame = labelled()[["smiles", "acid"]]
+    frame["part"] = [
+        "test" if i in (0, 3, 6, 20) else "validation" if i % 4 == 1 else "train" for i in frame.index
+    ]
+    frame.loc[0, "smiles"], frame.loc[5, "smiles"] = "C[Se]C", "C[Te]C"
+    frame.loc[frame["part"] == "test", "acid"] = 0
+    frame.to_csv(tmp_path / "data.csv", index=False)
+    words = [
+        "train",
+        "--data",
+        str(tmp_path / "data.csv"),
+        "--output",
+        str(tmp_path / "run"),
+        *SMALL,
+        *BUDGET,
+    ]
+    words += ["--tasks", "acid", "--split-column", "part"]
+    assert main([*words, "--json"]) == 0
+    said = capsys.readouterr()
+    notes = json.loads(said.out)["notes"]
+    one_class = "acid: all 4 labels are 0: areas under curves need both classes"
+    unseen = "2 tokens are new to the model: [Se] (row 1), [Te] (row 6)"
+    assert notes[0].endswith(
+        "only 0 and 1, taken for classes: acid; where they are numbers, say kinds acid=regression"
+    )
+    assert notes[-2].endswith(unseen)
+    assert notes[-1] == one_class
+    assert unseen in said.err
+    report = (tmp_path / "run/report.html").read_text()
+    assert one_class in report
+    assert "[Se] (row 1)" in report
+    assert main(["evaluate", "--model", str(tmp_path / "run")]) == 0
+    said_later = capsys.readouterr()
+    assert f"note: {one_class}" in said_later.err
+    assert "1 tokens are new to the model: [Se] (row 1)" in said_later.err
+    assert main(["predict", "--model", str(tmp_path / "run"), "--input", str(tmp_path / "data.csv")]) == 0
+    assert "note: 2 tokens are new to the model: [Se] (row 1), [Te] (row 6)" in capsys.readouterr().err
+    assert main([*words, "--kinds", "acid=regression", "--overwrite", "--json"]) == 0
+    assert {"rmse", "mae"} <= set(json.loads(capsys.readouterr().out)["results"][0])
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (
+            ["--model.d_model", "32", "--model.n_layers", "3"],
+            "--model.d_model, --model.n_layers: the stack is",
+        ),
+        (["--model.sequence", "false"], "no SMILES is read"),
+    ],
+)
+def test_options_that_a_language_model_overrides_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], said: str
+) -> None:
+    labelled().to_csv(tmp_path / "data.csv", index=False)
+    words = ["train", "--data", str(tmp_path / "data.csv"), "--output", str(tmp_path / "run")]
+    assert main([*words, "--pretrained", str(tmp_path), *flags]) == 2
+    assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -198,6 +260,16 @@ def test_salts_are_read_as_in_training(tmp_path: Path, capsys: pytest.CaptureFix
         ("smiles,y\nC,1\nCC,2\n", ["--split", "ibm-split"], 2, "only cards have an ibm-split"),
         ("smiles,y\nC,1\nCC,2\n", ["--units", "K"], 2, "expected TASK=UNIT"),
         ("smiles,y\nC,1\nCC,2\n", ["--alpha", "2"], 2, "share inside"),
+        ("smiles,y\nC,1\nCC,2\n", ["--kinds", "y"], 2, "expected TASK=regression or TASK=classification"),
+        ("smiles,y\nC,1\nCC,2\n", ["--kinds", "y=number"], 2, "expected regression or classification"),
+        ("smiles,y\nC,1\nCC,-1\n", ["--kinds", "y=classification"], 1, "classes 0 and 1, got -1 in row 2"),
+        (
+            "smiles;y\nC;1,5\nCC;2\nCCC;3\n",
+            [],
+            1,
+            "nothing to learn: no column of labels was given (column 'y' holds '1,5'",
+        ),
+        ("smiles,y\nC,1.5\nCC,>100\nCCC,3\n", [], 1, "holds '>100' in row 2"),
     ],
 )
 def test_says_in_one_sentence_what_is_wrong(
