@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mambakit.apps.shared import check_suffix, train_config
+from mambakit.apps.shared import check_suffix, tell, train_config
 from mambakit.core.cli import format_table, print_json
 from mambakit.core.errors import UsageError
 from mambakit.core.training import TrainConfig
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from mambakit.domains.molecules.language.sampling import Sample
 
 _COLUMNS = ("number", "smiles", "valid", "reason", "canonical", "novel", "log_prob")
-_MOST_UNSEEN = 5
 
 
 def pretrain(
@@ -81,6 +80,7 @@ def pretrain(
     from mambakit.domains.molecules.language import report
     from mambakit.domains.molecules.language.corpus import make_corpus
     from mambakit.domains.molecules.language.training import train_language_model
+    from mambakit.domains.molecules.unseen import unseen_sentence
 
     if samples < 0:
         raise UsageError(f"samples: expected at least 0, got {samples}")
@@ -106,7 +106,8 @@ def pretrain(
     )
     molecules = load_molecules(data, smiles_column=smiles_column, tasks=(), largest=largest_component)
     if before is not None:
-        _say_unseen(before, molecules.smiles.tolist(), molecules.rows.tolist())
+        unseen = before.tokenizer.unseen(molecules.smiles.tolist(), molecules.rows.tolist())
+        tell([unseen_sentence(unseen)] if unseen else [])
     parts = make_corpus(
         molecules, corpus, seed=config.seed, tokenizer=None if before is None else before.tokenizer
     )
@@ -277,16 +278,6 @@ def _writer(output: Path | None, network: MoleculeModel, *, quiet: bool) -> Iter
             stream.flush()
 
         yield write
-
-
-def _say_unseen(model: MoleculeModel, smiles: list[str], rows: list[int]) -> None:
-    unseen = model.tokenizer.unseen(smiles, rows)
-    if not unseen:
-        return
-    shown = [f"{token} (row {', '.join(map(str, at[:3]))}{', ...' if len(at) > 3 else ''})" for token, at in
-             list(unseen.items())[:_MOST_UNSEEN]]  # fmt: skip
-    more = f" and {len(unseen) - _MOST_UNSEEN} more" if len(unseen) > _MOST_UNSEEN else ""
-    print(f"note: {len(unseen)} tokens are new to the model: {', '.join(shown)}{more}", file=sys.stderr)
 
 
 def _kind(reason: str) -> str:

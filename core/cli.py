@@ -171,6 +171,10 @@ def _parser(prog: str, verb: Verb) -> ArgumentParser:
         if parameter.kind is not parameter.KEYWORD_ONLY and parameter.default is parameter.empty
     ]
     hints = get_type_hints(verb)
+    if inspect.isfunction(verb):
+        # jsonargparse resolves annotations that are still text by running all that the module imports for
+        # type checkers alone: lightning and more, for --help
+        verb.__annotations__ = hints
     for name in positional:
         parser.add_argument(name, type=hints[name], help=_parameter_help(verb, name))
     parser.add_function_arguments(verb, as_group=False, skip=set(positional), fail_untyped=True)

@@ -178,7 +178,11 @@ def _read_csv(path: Path, choose: Choose) -> tuple[pd.DataFrame, list[str]]:
     options = {"include_columns": wanted, "auto_dict_encode": True, "auto_dict_max_cardinality": 1 << 20}
     reading = pc.ReadOptions(column_names=names, skip_rows=1, block_size=_BLOCK)
     atomic = path.suffix.lower() in _ATOMIC
-    parsing = pc.ParseOptions(delimiter="\t" if atomic else delimiter, quote_char=False if atomic else '"')
+    parsing = pc.ParseOptions(
+        delimiter="\t" if atomic else delimiter,
+        quote_char=False if atomic else '"',
+        ignore_empty_lines=len(names) > 1,  # of a single column an empty line is an empty cell, and a row
+    )
     types = dict.fromkeys(texts, text) | {name: pa.float64() for name in numbers}
     try:
         table = pc.read_csv(path, reading, parsing, pc.ConvertOptions(column_types=types, **options))

@@ -17,7 +17,7 @@ from mambakit.domains.molecules.prediction import (
     INTERVAL,
     SETS,
     TEMPERATURE,
-    centre,
+    centre_and_scale,
     in_units,
     outputs_of,
     tasks_by_kind,
@@ -39,9 +39,8 @@ def calibrate(model: PropertyModel, inputs: MoleculeInputs, labels: NDArray[np.f
     numbers, classes = tasks_by_kind(model)
     fitted: dict[str, Calibrator] = {}
     if numbers:
-        conformal = SplitConformal("residual" if output.quantiles is None else "quantile")
-        said = centre(model, output, conformal.score)[:, numbers]
-        fitted[INTERVAL] = conformal.fit(said, target[:, numbers])
+        middle, scale = centre_and_scale(model, output, numbers)
+        fitted[INTERVAL] = SplitConformal().fit(middle, target[:, numbers], scale=scale)
     is_class = torch.tensor([task.kind == "classification" for task in model.config.tasks])
     logits = combined(output, is_class)
     for task in classes:

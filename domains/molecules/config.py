@@ -125,6 +125,8 @@ class PropertyConfig:
     """Name of the data."""
     n_trained: int = 0
     """Molecules of the training split."""
+    largest_component: bool = False
+    """Whether only the largest component of salts and mixtures is read."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """The shape of the rest."""
     tokenizer: Notation = "smiles"

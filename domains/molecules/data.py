@@ -1,7 +1,7 @@
 """The data of a training run: loaded, split and recorded, so that an evaluation finds the same molecules.
 
-Beside the model lie ``split.json``, which says how to make the split again, and ``training_molecules.csv``,
-the molecules and labels that baselines are fitted on.
+Beside the model lie ``split.json``, which says how the data were read and which rows each part had, and
+``training_molecules.csv``, the molecules and labels that baselines are fitted on.
 """
 
 from __future__ import annotations
@@ -12,18 +12,19 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from mambakit.core.data import card_names
 from mambakit.core.errors import DataError, UsageError
 from mambakit.core.training.run_folder import write_atomically
 from mambakit.domains.molecules.cards import load_molecules, molecule_cards
 from mambakit.domains.molecules.config import Notation
 from mambakit.domains.molecules.leaks import leaks
-from mambakit.domains.molecules.molecules import Molecules, Split, Task
+from mambakit.domains.molecules.molecules import Molecules, Split, Task, TaskKind
 from mambakit.domains.molecules.reading import without
 from mambakit.domains.molecules.splits import split_molecules
 from mambakit.domains.molecules.tokenizer import TOKENIZERS
@@ -44,6 +45,7 @@ class DataSpec:
         smiles_column: Of files; several, where a row has several structures.
         tasks: Label columns; None for the default.
         units: Of some tasks, ``TASK=UNIT`` each.
+        kinds: Of some tasks, ``TASK=regression`` or ``TASK=classification`` each.
         largest_component: Whether salts lose their small components.
         seed: Of the split.
         tokenizer: How the model reads structures; those that it can't hold are left out.
@@ -55,6 +57,7 @@ class DataSpec:
     smiles_column: list[str] | None = None
     tasks: list[str] | None = None
     units: list[str] | None = None
+    kinds: list[str] | None = None
     largest_component: bool = False
     seed: int = 0
     tokenizer: Notation | None = None
@@ -69,25 +72,56 @@ def load(spec: DataSpec) -> tuple[Molecules, Split]:
     """The molecules and their split.
 
     Raises:
-        UsageError, DataError: As ``load_molecules`` and ``split_molecules``; or on units that are none.
+        UsageError, DataError: As ``load_molecules`` and ``split_molecules``; or on units or kinds that are
+            none.
     """
-    units = None
-    if spec.units is not None:
-        pairs = [one.rpartition("=") for one in spec.units]
-        wrong = next((one for one, (name, _, _) in zip(spec.units, pairs, strict=True) if not name), None)
-        if wrong is not None:
-            raise UsageError(f"units: expected TASK=UNIT, such as 'logS=log mol/L', got {wrong!r}")
-        units = {name.strip(): unit.strip() for name, _, unit in pairs}
+    molecules = _read(spec)
+    return molecules, split_molecules(molecules, spec.protocol, seed=spec.seed, column=spec.split_column)
+
+
+def _read(spec: DataSpec) -> Molecules:
+    units = _by_task("units", spec.units, "TASK=UNIT, such as 'logS=log mol/L'")
+    kinds = _by_task("kinds", spec.kinds, "TASK=regression or TASK=classification")
     molecules = load_molecules(
         spec.data,
         protocol=spec.protocol,
         smiles_column=spec.smiles_column,
         tasks=spec.tasks,
+        kinds=cast("dict[str, TaskKind] | None", kinds),  # other words are refused by name
         units=units,
         largest=spec.largest_component,
     )
-    molecules = held(molecules, spec.tokenizer)
-    return molecules, split_molecules(molecules, spec.protocol, seed=spec.seed, column=spec.split_column)
+    return held(molecules, spec.tokenizer)
+
+
+def _by_task(what: str, given: Sequence[str] | None, expected: str) -> dict[str, str] | None:
+    """``TASK=VALUE`` words as a mapping."""
+    if given is None:
+        return None
+    pairs = [one.rpartition("=") for one in given]
+    wrong = next((one for one, (name, _, _) in zip(given, pairs, strict=True) if not name), None)
+    if wrong is not None:
+        raise UsageError(f"{what}: expected {expected}, got {wrong!r}")
+    return {name.strip(): value.strip() for name, _, value in pairs}
+
+
+def resolved(data: str) -> str:
+    """The card's own name, or the file's absolute path: the same however the data were called."""
+    if "/" not in data:
+        for name in card_names():
+            if name.lower() == data.lower():
+                return name
+    return str(Path(data).resolve())
+
+
+def content(molecules: Molecules, split: Split) -> str:
+    """What a run learns from, in short: another text if a structure, a label or a part is another."""
+    digest = hashlib.sha256(json.dumps(molecules.smiles.tolist()).encode())
+    digest.update(json.dumps([dataclasses.asdict(task) for task in molecules.tasks]).encode())
+    digest.update(np.where(np.isnan(molecules.labels), np.nan, molecules.labels).astype("<f8").tobytes())
+    for part in (molecules.rows, *(getattr(split, part) for part in _PARTS)):
+        digest.update(b"%d " % len(part) + part.astype("<i8").tobytes())
+    return f"{len(molecules)} molecules, sha256 {digest.hexdigest()[:16]}"
 
 
 def held(molecules: Molecules, tokenizer: Notation | None) -> Molecules:
@@ -118,14 +152,14 @@ def counted(molecules: Molecules) -> list[str]:
 
 def save(folder: Path, spec: DataSpec, molecules: Molecules, split: Split) -> None:
     """Record how to make the split again, and what was learned from."""
-    content = {
+    record = {
         **dataclasses.asdict(spec),
+        "data": resolved(spec.data),
         "split": split.name,
-        "molecules": len(molecules),
-        "digest": _digest(molecules),
+        "content": content(molecules, split),
         "rows": {part: molecules.rows[getattr(split, part)].tolist() for part in _PARTS},
     }
-    write_atomically(folder / SPLIT_FILE, json.dumps(content) + "\n")
+    write_atomically(folder / SPLIT_FILE, json.dumps(record) + "\n")
     frame = pd.DataFrame(molecules.labels[split.train], columns=[task.name for task in molecules.tasks])
     frame.insert(0, "smiles", molecules.smiles[split.train])
     write_atomically(folder / TRAINING_FILE, frame.to_csv(index=False))
@@ -162,15 +196,10 @@ def to_evaluate(
         DataError: If the data of the training have changed, or others lack the labels.
         UsageError: If a part is asked for of other data.
     """
-    spec, digest = _recorded(folder)
-    if data is None or data == spec.data:
-        molecules, split = load(spec)
-        if _digest(molecules) != digest:
-            raise DataError(
-                f"data: {spec.data} is no longer what the model was trained on, so its split can't be made "
-                "again; copy it to another name to measure the model on all of it"
-            )
-        molecules = _of_tasks(molecules, tasks)
+    record = _recorded(folder)
+    spec = record.spec
+    if data is None or resolved(data) == spec.data:
+        molecules, split = _as_trained(record, tasks)
         which = part or "test"
         places = np.arange(len(molecules)) if which == "all" else getattr(split, which)
         if not len(places):
@@ -180,7 +209,7 @@ def to_evaluate(
         raise UsageError(f"part: {data} was not split in training; it is measured as a whole")
     names = [task.name for task in tasks]
     if data.lower() in {name.lower() for name in molecule_cards()}:
-        molecules = load_molecules(data, tasks=names)
+        molecules = load_molecules(data, tasks=names, largest=spec.largest_component)
     else:
         usual = spec.smiles_column if spec.smiles_column and len(spec.smiles_column) > 1 else None
         kinds = {task.name: task.kind for task in tasks}
@@ -193,26 +222,39 @@ def to_evaluate(
     return molecules, np.arange(len(molecules)), "all"
 
 
-def _of_tasks(molecules: Molecules, tasks: Sequence[Task]) -> Molecules:
-    """With the tasks that the model learned."""
-    names = [task.name for task in molecules.tasks]
-    kept = [names.index(task.name) for task in tasks]
-    return dataclasses.replace(molecules, tasks=tuple(tasks), labels=molecules.labels[:, kept])
+@dataclass(frozen=True)
+class _Record:
+    """What ``save`` wrote: how the data were read, what they held, and the rows of each part."""
+
+    spec: DataSpec
+    content: str
+    rows: dict[str, list[int]]
 
 
-def _recorded(folder: Path) -> tuple[DataSpec, str]:
+def _recorded(folder: Path) -> _Record:
     try:
-        content: dict[str, Any] = json.loads((folder / SPLIT_FILE).read_text("utf-8"))
-        names = [field.name for field in dataclasses.fields(DataSpec)]
-        known = {name: content[name] for name in names if name in content or name != "tokenizer"}
-        if isinstance(known["smiles_column"], str):  # as older runs have it
-            known["smiles_column"] = [known["smiles_column"]]
-        return DataSpec(**known), str(content["digest"])
+        found: dict[str, Any] = json.loads((folder / SPLIT_FILE).read_text("utf-8"))
+        spec = DataSpec(**{field.name: found[field.name] for field in dataclasses.fields(DataSpec)})
+        return _Record(spec, str(found["content"]), {part: list(found["rows"][part]) for part in _PARTS})
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{folder}: {SPLIT_FILE} is missing or damaged ({error}); train it anew") from None
 
 
-def _digest(molecules: Molecules) -> str:
-    digest = hashlib.sha256("\n".join(molecules.smiles.tolist()).encode())
-    digest.update(molecules.rows.tobytes())
-    return digest.hexdigest()[:32]
+def _as_trained(record: _Record, tasks: Sequence[Task]) -> tuple[Molecules, Split]:
+    """The molecules with the tasks that the model learned, in the parts that they had then."""
+    spec = record.spec
+    molecules = _read(spec)
+    names = [task.name for task in molecules.tasks]
+    place = {row: i for i, row in enumerate(molecules.rows.tolist())}
+    if {task.name for task in tasks} <= set(names) and set().union(*record.rows.values()) <= set(place):
+        kept = [names.index(task.name) for task in tasks]
+        own = tuple(molecules.tasks[i] for i in kept)
+        molecules = dataclasses.replace(molecules, tasks=own, labels=molecules.labels[:, kept])
+        parts = [np.array([place[row] for row in record.rows[part]], dtype=np.int64) for part in _PARTS]
+        split = Split(spec.protocol, *parts)
+        if content(molecules, split) == record.content:
+            return molecules, split
+    raise DataError(
+        f"data: the structures or labels of {spec.data} are no longer those that the model was trained on, "
+        "so its parts can't be found again; copy the file to another name to measure the model on all of it"
+    )

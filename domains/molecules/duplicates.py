@@ -1,4 +1,4 @@
-"""The same structure in several rows, found by canonical SMILES, with labels that disagree."""
+"""The same structure in several rows, found by canonical SMILES, and labels that disagree."""
 
 from __future__ import annotations
 
@@ -9,6 +9,14 @@ import pandas as pd
 
 from mambakit.domains.molecules.molecules import Molecules
 from mambakit.domains.molecules.structures import canonical
+
+
+def repeats(molecules: Molecules, names: Sequence[str]) -> dict[str, list[int]]:
+    """Structures that stand in several rows, by canonical SMILES: the rows of each."""
+    rows: dict[str, list[int]] = {}
+    for name, row in zip(names, molecules.rows.tolist(), strict=True):
+        rows.setdefault(name, []).append(row)
+    return {name: at for name, at in rows.items() if len(at) > 1}
 
 
 def conflicts(molecules: Molecules, names: Sequence[str] | None = None) -> pd.DataFrame:

@@ -52,6 +52,11 @@ class Evaluation:
             rows.append({"task": f"mean of {len(names)}", "model": who, **means})
         return rows
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Which figures don't exist, and why."""
+        return self.scores[OURS].notes
+
     def figure(self, who: str, name: str) -> float:
         """One number of a predictor: the only task's, or the mean over tasks; NaN if there is none."""
         return self.scores[who].figure(name)

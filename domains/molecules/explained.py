@@ -147,7 +147,7 @@ class Explained:
         if self._sequence:
             # through the module, as whatever it does with ids is the model's own affair
             parts.append(torch.stack([member.embedding(ids) for member in self.model.members]).flatten())
-        parts.append(self.model.scaler(self.batch.descriptors[:1]).flatten())
+        parts.append(self.model.scaler(self.batch.descriptors[:1]).flatten().to(self.batch.ids.device))
         if self.model.config.n_ecfp:
             parts.append(torch.from_numpy(np.log1p(fragments)).to(ids.device).flatten())
         return torch.cat(parts)[None].detach()

@@ -164,23 +164,58 @@ def _smi(path: Path, asked: list[str]) -> Source:
 
 
 def _sdf(path: Path, asked: list[str]) -> Source:
-    """Records of an SD file: the structure drawn there as canonical SMILES, and its fields."""
+    """Records of an SD file: the structure drawn there as canonical SMILES, and its fields.
+
+    A record whose structure can't be read keeps its title and fields. Where a field is called like one of our
+    columns, ours has another name.
+    """
     supplier = Chem.SDMolSupplier()
     supplier.SetData(_text(path))
-    records: list[dict[str, str]] = []
+    records: list[tuple[str, str, dict[str, str]]] = []
     reasons: dict[int, str] = {}
-    while not supplier.atEnd():
+    for place in range(len(supplier)):
         with captured() as log:
-            mol = next(supplier)
+            mol = supplier[place]
         if mol is None:
-            reasons[len(records)] = reason_of(log)
-            records.append({"smiles": ""})
-            continue
-        fields = {name: mol.GetProp(name) for name in mol.GetPropNames()}
-        title = {"name": mol.GetProp("_Name")} if mol.HasProp("_Name") and mol.GetProp("_Name") else {}
-        records.append({**title, **fields, "smiles": Chem.MolToSmiles(mol)})
-    frame = pd.DataFrame.from_records(records)
-    return Source(np.arange(1, len(frame) + 1), frame, "smiles", ("name",), reasons)
+            reasons[place] = reason_of(log)
+            records.append(("", *_without_structure(supplier.GetItemText(place))))
+        else:
+            records.append((str(Chem.MolToSmiles(mol)), *_fields(mol)))
+    taken = {name for _, _, fields in records for name in fields}
+    smiles, title = (_free(name, taken) for name in ("smiles", "name"))
+    titled = any(called for _, called, _ in records)
+    frame = pd.DataFrame.from_records(
+        [
+            ({title: called or None} if titled else {}) | fields | {smiles: drawn}
+            for drawn, called, fields in records
+        ]
+    )
+    return Source(np.arange(1, len(frame) + 1), frame, smiles, (title,), reasons)
+
+
+def _fields(mol: Chem.Mol) -> tuple[str, dict[str, str]]:
+    """Title and fields of a record."""
+    title = mol.GetProp("_Name") if mol.HasProp("_Name") else ""
+    return title, {name: mol.GetProp(name) for name in mol.GetPropNames()}
+
+
+def _without_structure(record: str) -> tuple[str, dict[str, str]]:
+    """Title and fields of a record whose structure can't be read: an empty one is put in its place."""
+    lines = record.splitlines()
+    ends = [i for i, line in enumerate(lines) if line.startswith(("M  END", ">"))]
+    fields = lines[ends[0] + lines[ends[0]].startswith("M") :] if ends else []
+    supplier = Chem.SDMolSupplier()
+    supplier.SetData("\n".join([lines[0] if lines else "", *_NO_STRUCTURE, *fields, ""]))
+    with captured():
+        mol = supplier[0] if len(supplier) else None
+    return ("", {}) if mol is None else _fields(mol)
+
+
+def _free(name: str, taken: set[str]) -> str:
+    """A column's name that no field has."""
+    while name in taken:
+        name = f"structure_{name}"
+    return name
 
 
 def _text(path: Path) -> str:
@@ -197,6 +232,7 @@ def _text(path: Path) -> str:
     return text
 
 
+_NO_STRUCTURE = ("", "", "  0  0  0  0  0  0  0  0  0  0999 V2000", "M  END")
 _Reader = Callable[[Path, list[str]], Source]
 _READERS: dict[str, _Reader] = {
     **dict.fromkeys((".csv", ".txt", ".tsv", ".parquet", ".pq"), _table),

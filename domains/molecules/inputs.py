@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -38,6 +39,7 @@ class MoleculeInputs:
             their atoms.
         seed: Of the other ways.
         form: What each row is, as ``components.form_of`` says it.
+        n_jobs: Processes that compute descriptors, where there are hundreds of molecules; -1: one a core.
 
     Attributes:
         mols: RDKit's molecules.
@@ -59,6 +61,7 @@ class MoleculeInputs:
         ways: int,
         seed: int = 0,
         form: str = ONE_MOLECULE,
+        n_jobs: int = 1,
     ) -> None:
         self.config, self.ways, self.seed = config, ways, seed
         self.smiles = [str(one).strip() for one in smiles]
@@ -71,8 +74,10 @@ class MoleculeInputs:
         n = len(self.mols)
         self.descriptors: NDArray[np.float64] = np.zeros((n, 0))
         if config.reads_descriptors:
-            described = features_by_component(self.smiles, self.mols, form, descriptors)
-            self.descriptors = np.asarray(described, np.float64)
+            describe = partial(descriptors, n_jobs=n_jobs)
+            self.descriptors = np.asarray(
+                features_by_component(self.smiles, self.mols, form, describe), np.float64
+            )
         self.fragments = np.asarray(ecfp_counts(self.mols))
         self.ecfp: NDArray[np.generic] = np.zeros((n, 0), np.float32)
         if config.reads_ecfp:

@@ -17,6 +17,8 @@ from mambakit.core.errors import DataError, UsageError
 from mambakit.domains.molecules.molecules import Task, TaskKind
 
 Labels = NDArray[np.float64]
+# Beyond, sums of squared errors may not be finite.
+_LARGEST = 1e100
 _NUMBERINGS = ("num", "number", "no", "id", "cid", "index", "row", "unnamed: 0", "")
 
 
@@ -46,8 +48,8 @@ def read_labels(
         ``(n, n_tasks)`` with NaN where unknown, the tasks, and notes.
 
     Raises:
-        DataError: If a column that was asked for is missing, holds text or no label at all, or classes that
-            are not 0 and 1.
+        DataError: If a column that was asked for is missing, holds text or no label at all, classes that are
+            not 0 and 1, or numbers too large to be squared.
         UsageError: If a kind is none, or kinds or units name other columns than the labels.
     """
     names = [str(one) for one in table.columns]
@@ -72,10 +74,12 @@ def read_labels(
                 f"{name}: label column {column!r} holds {held} in row {rows[place]} ({int(bad.sum())} such "
                 f"rows); labels are numbers{comma} or blank where unknown"
             )
+        _check_size(values, rows, f"{name}: label column {column!r}")
         kind = _kind(values, kinds.get(column), rows, f"{name}: label column {column!r}")
         notes += _about(values, kind, f"{name}: label column {column!r}")
         columns.append(values)
         tasks.append(Task(column, kind, units.get(column, "")))
+    notes += _doubtful(columns, [task for task in tasks if task.name not in kinds], tasks, name)
     labels = np.stack(columns, axis=1) if columns else np.zeros((len(table), 0))
     return labels, tuple(tasks), notes
 
@@ -132,6 +136,39 @@ def _kind(values: Labels, asked: TaskKind | None, rows: NDArray[np.int64], where
         place = int(other.argmax())
         raise DataError(f"{where} is of classes 0 and 1, got {values[place]:g} in row {rows[place]}")
     return asked
+
+
+def _check_size(values: Labels, rows: NDArray[np.int64], where: str) -> None:
+    """Raise a DataError on a label whose square can't be computed with."""
+    size = np.abs(np.nan_to_num(values))
+    if size.size and size.max() > _LARGEST:
+        place = int(size.argmax())
+        raise DataError(
+            f"{where} holds {values[place]:g} in row {rows[place]}; labels beyond {_LARGEST:g} can't be "
+            "squared, use their logarithm or another unit"
+        )
+
+
+def _doubtful(
+    columns: Sequence[Labels], unsaid: Sequence[Task], tasks: Sequence[Task], name: str
+) -> list[str]:
+    """What kind was taken of columns with two different values, which may be of the other kind."""
+    notes, classes = [], []
+    for values, task in zip(columns, tasks, strict=True):
+        known = np.unique(values[~np.isnan(values)])
+        if task not in unsaid or len(known) != 2:
+            continue
+        if task.kind == "classification":
+            classes.append(task.name)
+        else:
+            held = f"holds only {known[0]:g} and {known[1]:g}"
+            notes.append(
+                f"{name}: label column {task.name!r} {held}, taken for numbers; classes are written 0 and 1"
+            )
+    if classes:
+        said = f"label columns that hold only 0 and 1, taken for classes: {shortened(classes)}"
+        notes.append(f"{name}: {said}; where they are numbers, say kinds {classes[0]}=regression")
+    return notes
 
 
 def _about(values: Labels, kind: TaskKind, where: str) -> list[str]:

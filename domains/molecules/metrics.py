@@ -19,7 +19,6 @@ METRICS: dict[TaskKind, tuple[str, ...]] = {
     "regression": ("rmse", "mae", "r2"),
     "classification": ("roc_auc", "pr_auc"),
 }
-_PRINTED = {"rmse": "RMSE", "mae": "MAE", "r2": "R2", "roc_auc": "ROC-AUC", "pr_auc": "PR-AUC"}
 
 
 @dataclass(frozen=True)
@@ -40,18 +39,6 @@ class TaskScore:
     values: dict[str, float]
     spread: float
     note: str = ""
-
-    def sentence(self) -> str:
-        """``expt: RMSE 1.299 kcal/mol, MAE 0.85 kcal/mol, R2 0.86 (65 labels, sd 3.4 kcal/mol)``."""
-        unit = f" {self.task.unit}" if self.task.unit and self.task.kind == "regression" else ""
-        said = [
-            f"{_PRINTED[name]} {value:.3f}{unit if name in ('rmse', 'mae') else ''}"
-            for name, value in self.values.items()
-            if not np.isnan(value)
-        ]
-        about = f"sd {self.spread:.3g}{unit}" if self.task.kind == "regression" else f"{self.spread:.0%} ones"
-        counted = f"({self.count} labels, {about})" if self.count else ""
-        return f"{self.task.name}: {', '.join(said)} {counted} {self.note}".replace("  ", " ").strip()
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ Graph networks gain from descriptors in the same way: Yang et al. 2019, arXiv:19
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -55,8 +55,17 @@ class Batch(NamedTuple):
     graph: GraphBatch | None = None
 
     def to(self, device: torch.device | str) -> Batch:
-        """On another device; descriptors become float32 only after scaling."""
-        return Batch(*(None if one is None else one.to(device) for one in self))  # type: ignore[arg-type]
+        """On another device, all but the descriptors: not every device has their float64.
+
+        Once they are scaled, the network takes them to the rest.
+        """
+        return Batch(
+            self.ids.to(device),
+            self.lengths.to(device),
+            self.descriptors,
+            self.ecfp.to(device),
+            None if self.graph is None else self.graph.to(device),
+        )
 
 
 class Output(NamedTuple):
@@ -76,6 +85,8 @@ class DescriptorScaler(nn.Module):
 
     Descriptors have tails over many orders of magnitude; asinh is linear near the median and logarithmic far
     from it. Undefined ones become the mean, constant ones zero.
+
+    It stays on the CPU in float64 wherever the model goes: mps has no float64.
     """
 
     median: Tensor
@@ -89,6 +100,9 @@ class DescriptorScaler(nn.Module):
             self.register_buffer(name, torch.zeros(n_descriptors, dtype=torch.float64))
         for name in ("spread", "deviation"):
             self.register_buffer(name, torch.ones(n_descriptors, dtype=torch.float64))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        return self
 
     @torch.no_grad()
     def fit(self, x: Tensor) -> Self:
@@ -158,7 +172,10 @@ class Network(nn.Module):
 
     def forward(self, batch: Batch, descriptors: Tensor) -> tuple[Tensor, Tensor | None]:
         """Values or logits ``(batch, n_tasks)``, and what the interval's head says of them."""
-        read = self.read(batch, descriptors)
+        return self.outputs(self.read(batch, descriptors))
+
+    def outputs(self, read: Tensor) -> tuple[Tensor, Tensor | None]:
+        """As ``forward``, from what ``read`` gives."""
         # intervals learn from what the values made of the molecule, and do not change it
         said = None if self.interval is None else self.interval(read.detach())
         return self.value(read), said
@@ -179,7 +196,7 @@ class Network(nn.Module):
             pooled = [pool_tokens(tokens, pool, batch.lengths) for pool in ("mean", "last")]
             parts.append(self.from_tokens(self.dropout(torch.cat(pooled, -1))))
         if hasattr(self, "from_descriptors"):
-            parts.append(self.from_descriptors(self.dropout(descriptors)))
+            parts.append(self.from_descriptors(self.dropout(descriptors.to(batch.ids.device))))
         if hasattr(self, "from_ecfp"):
             parts.append(self.from_ecfp(self.dropout(batch.ecfp.sign() * batch.ecfp.abs().log1p())))
         x = torch.relu(torch.cat(parts, -1))
@@ -212,10 +229,18 @@ class PropertyModel(nn.Module, HubModel):
 
     def forward(self, batch: Batch) -> Output:
         """What each member says; ``quantiles`` of whichever head."""
+        return self.outputs(self.read(batch))
+
+    def read(self, batch: Batch) -> list[Tensor]:
+        """The vectors that each member's outputs are read from, ``(batch, d_hidden)`` each."""
         descriptors = self.scaler(batch.descriptors)
+        return [member.read(batch, descriptors) for member in self.members]
+
+    def outputs(self, read: Sequence[Tensor]) -> Output:
+        """As ``forward``, from what ``read`` gives."""
         values, quantiles = [], []
-        for member in self.members:
-            value, said = member(batch, descriptors)
+        for member, vector in zip(self.members, read, strict=True):
+            value, said = member.outputs(vector)
             values.append(value)
             if member.interval is not None and said is not None:
                 quantiles.append(member.interval.to_quantiles(said))
@@ -223,8 +248,7 @@ class PropertyModel(nn.Module, HubModel):
 
     def embed(self, batch: Batch) -> Tensor:
         """The vectors that the members' outputs are read from, one behind the other, ``(batch, d)``."""
-        descriptors = self.scaler(batch.descriptors)
-        return torch.cat([member.read(batch, descriptors) for member in self.members], -1)
+        return torch.cat(self.read(batch), -1)
 
     def save_extra(self, folder: Path) -> None:
         """Writes the tokenizer and the fingerprints of the training molecules."""

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from mambakit.core.errors import DataError
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 TaskKind = Literal["regression", "classification"]
 LEFT_OUT = ("row", "smiles", "reason")
+
+
+def _none_left_out() -> pd.DataFrame:
+    import pandas as pd  # not above: help of flags reads this file too, and waits for nothing else
+
+    return pd.DataFrame(columns=list(LEFT_OUT))
 
 
 @dataclass(frozen=True)
@@ -45,6 +53,7 @@ class Molecules:
         components: Columns of the structures of a row, where several hold them.
         parts: Of a source that is split already: ``train``, ``validation`` or ``test`` of each, ``(n,)``.
         notes: What is not wrong but worth knowing, in sentences.
+        largest: Whether only the largest component of salts and mixtures was kept.
     """
 
     name: str
@@ -52,11 +61,12 @@ class Molecules:
     smiles: NDArray[np.str_]
     labels: NDArray[np.float64]
     tasks: tuple[Task, ...]
-    left_out: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=list(LEFT_OUT)))
+    left_out: pd.DataFrame = field(default_factory=_none_left_out)
     table: pd.DataFrame | None = None
     parts: NDArray[np.str_] | None = None
     notes: tuple[str, ...] = ()
     components: tuple[str, ...] = ()
+    largest: bool = False
 
     def __post_init__(self) -> None:
         if self.labels.shape != (len(self.smiles), len(self.tasks)):

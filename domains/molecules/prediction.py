@@ -14,12 +14,16 @@ from mambakit.core.errors import DataError
 from mambakit.domains.molecules.components import form_of, in_words
 from mambakit.domains.molecules.inputs import MoleculeInputs
 from mambakit.domains.molecules.model import Output, PropertyModel
-from mambakit.domains.molecules.structures import shown
+from mambakit.domains.molecules.structures import canonical, kept_component, shown
 from mambakit.domains.molecules.task import combined
+from mambakit.domains.molecules.tokenizer import SmilesTokenizer
 
 INTERVAL, TEMPERATURE, SETS = "interval", "temperature-{}", "sets-{}"
 ALPHA = 0.1
 _TOKENS_AT_ONCE = 16_384
+# No molecule's interval is narrower than this share of the labels' deviation times the calibrated factor: one
+# molecule with next to no width that is wrong would else widen all the others'.
+_LEAST_SCALE = 0.01
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +33,7 @@ class Predictions:
     Attributes:
         value: Values, or probabilities of 1, ``(n, t)``.
         spread: How far the members differ, their standard deviation, ``(n, t)``: not having seen enough.
-        low, high: Interval of a value that holds ``1 - alpha`` of the labels, ``(n, t)``; infinite where
+        low, high: Interval around a value that holds ``1 - alpha`` of the labels, ``(n, t)``; infinite where
             validation had too few labels.
         sets: Whether the labels 0 and 1 can't be ruled out, ``(n, t, 2)`` bool; of classifications.
         similarity: Tanimoto similarity to the nearest training molecule, ``(n,)``.
@@ -47,18 +51,20 @@ class Predictions:
     cut: tuple[int, ...]
 
 
-def inputs_of(model: PropertyModel, smiles: list[str], *, seed: int = 0) -> MoleculeInputs:
-    """Molecules as a trained model reads them.
+def inputs_of(model: PropertyModel, smiles: list[str], *, seed: int = 0, n_jobs: int = 1) -> MoleculeInputs:
+    """Molecules as a trained model reads them; ``n_jobs`` processes compute their descriptors.
 
     Raises:
         DataError: If one can't be read, or not by this model.
     """
+    if model.config.largest_component:
+        smiles = [kept_component(one) for one in smiles]
     for place, one in enumerate(smiles):
         if reason := refusal(model, one):
             raise DataError(f"molecule {place + 1}, {shown(one)}: {reason}")
     config = model.config.model
     ways = config.test_smiles if config.sequence else 1
-    inputs = MoleculeInputs(smiles, config, ways=ways, seed=seed, form=model.config.form)
+    inputs = MoleculeInputs(smiles, config, ways=ways, seed=seed, form=model.config.form, n_jobs=n_jobs)
     inputs.tokenizer = model.tokenizer
     return inputs
 
@@ -69,6 +75,15 @@ def refusal(model: PropertyModel, smiles: str) -> str:
     if (form := form_of(smiles)) != config.form:
         return f"it is {in_words(form)}, where the model reads {in_words(config.form, config.components)}"
     return model.tokenizer.refusal(smiles) if config.model.sequence else ""
+
+
+def unseen_tokens(model: PropertyModel, smiles: list[str], rows: list[int]) -> dict[str, list[int]]:
+    """Tokens of canonical SMILES that the model doesn't know, and the rows of each; none if it reads none."""
+    if not model.config.model.sequence or not isinstance(model.tokenizer, SmilesTokenizer):
+        return {}
+    if model.config.largest_component:
+        smiles = [kept_component(one) for one in smiles]
+    return model.tokenizer.unseen([canonical(one) for one in smiles], rows)
 
 
 def predict(
@@ -89,11 +104,9 @@ def predict(
     numbers, classes = tasks_by_kind(model)
     conformal: SplitConformal | None = model.calibrators.get(INTERVAL)
     if numbers and conformal is not None and n:
-        bounds = conformal.interval(centre(model, output, conformal.score)[:, numbers], alpha)
-        below, above = (bound.numpy() for bound in bounds)
-        crossed = below > above  # a quantile interval that calibration made narrower than nothing
-        below[crossed] = above[crossed] = (below[crossed] + above[crossed]) / 2
-        low[:, numbers], high[:, numbers] = below, above
+        middle, scale = centre_and_scale(model, output, numbers)
+        below, above = conformal.interval(middle, alpha, scale=scale)
+        low[:, numbers], high[:, numbers] = below.numpy(), above.numpy()
     sets = np.ones((n, n_tasks, 2), dtype=bool)
     for task in classes:
         made: ConformalSets | None = model.calibrators.get(SETS.format(task))
@@ -132,14 +145,15 @@ def outputs_of(
     for way in range(inputs.ways):
         for places in inputs.batches(way, _TOKENS_AT_ONCE):
             batch = inputs.batch(places.tolist(), [way] * len(places)).to(device)
-            said = model(batch)
-            value[:, places] += said.value.double().cpu() / inputs.ways
+            read = model.read(batch)
+            said = model.outputs(read)
+            value[:, places] += said.value.cpu().double() / inputs.ways
             if said.quantiles is not None:
                 if quantiles is None:
                     quantiles = torch.zeros(members, n, *said.quantiles.shape[2:], dtype=torch.float64)
-                quantiles[:, places] += said.quantiles.double().cpu() / inputs.ways
+                quantiles[:, places] += said.quantiles.cpu().double() / inputs.ways
             if embed:
-                vectors = model.embed(batch).double().cpu() / inputs.ways
+                vectors = torch.cat(read, -1).cpu().double() / inputs.ways
                 if embeddings is None:
                     embeddings = torch.zeros(n, vectors.shape[1], dtype=torch.float64)
                 embeddings[places] += vectors
@@ -162,14 +176,24 @@ def in_units(model: PropertyModel, output: Output) -> tuple[NDArray[np.float64],
     return value.numpy(), each.std(0, correction=0).numpy()
 
 
-def centre(model: PropertyModel, output: Output, score: str) -> Tensor:
-    """What intervals begin from: the value ``(n, t)``, or its outer quantiles ``(n, t, 2)``, in units."""
+def centre_and_scale(
+    model: PropertyModel, output: Output, numbers: list[int]
+) -> tuple[Tensor, Tensor | None]:
+    """What intervals lie around and are proportional to, ``(n, len(numbers))`` each, in units.
+
+    The scale is half the way between the outer quantiles (as the "locally weighted" intervals of Lei et al.
+    2018, arXiv:1604.04173, section 5.2); None where the network has none, and all intervals are equally wide.
+    """
     config = model.config
-    mean, deviation = (torch.tensor(one, dtype=torch.float64) for one in (config.mean, config.deviation))
-    if score == "residual" or output.quantiles is None:
-        return output.value.mean(0) * deviation + mean
-    pair = output.quantiles.mean(0)[..., [0, -1]]
-    return pair * deviation[:, None] + mean[:, None]
+    mean, deviation = (
+        torch.tensor(one, dtype=torch.float64)[numbers] for one in (config.mean, config.deviation)
+    )
+    middle = output.value.mean(0)[:, numbers] * deviation + mean
+    if output.quantiles is None:
+        return middle, None
+    spread = output.quantiles.mean(0)[:, numbers]
+    half = (spread[..., -1] - spread[..., 0]) / 2
+    return middle, half.clamp(min=_LEAST_SCALE) * deviation
 
 
 def tasks_by_kind(model: PropertyModel) -> tuple[list[int], list[int]]:

@@ -6,10 +6,11 @@ Rows whose structure RDKit can't read are left out of the molecules and kept in 
 and RDKit's reason: a syntax error, a broken valence, rings that can't be kekulised, nothing given.
 
 Errors are: an empty file, a column that is missing, text or infinity among labels that were asked for, a
-label column without any label, classes that are not 0 and 1, no readable row at all.
+label column without any label, classes that are not 0 and 1, labels beyond 1e100, no readable row at all.
 
-Not bad, but worth knowing (``Molecules.notes``): labels that never change, one class only, the same structure
-with different labels, numeric columns that are not taken for labels.
+Not bad, but worth knowing (``Molecules.notes``): labels that never change, one class only, columns of two
+different values, which may be classes or numbers, the same structure in several rows, numeric columns that
+are not taken for labels.
 
 Rows of several structures (in several columns, or joined by ``;`` in one) and reactions are read structure by
 structure, and the reason names the one that can't be read. All rows of a source with labels have one form:
@@ -32,18 +33,11 @@ from rdkit import Chem
 
 from mambakit.core.errors import DataError
 from mambakit.domains.molecules.components import commonest_form, form_of, in_words
-from mambakit.domains.molecules.duplicates import conflicts
+from mambakit.domains.molecules.duplicates import conflicts, repeats
 from mambakit.domains.molecules.files import Columns, Source, read_source
 from mambakit.domains.molecules.labels import read_labels
 from mambakit.domains.molecules.molecules import LEFT_OUT, Molecules, TaskKind
-from mambakit.domains.molecules.structures import (
-    canonical,
-    joined,
-    largest_component,
-    leaves,
-    shown,
-    structure,
-)
+from mambakit.domains.molecules.structures import canonical, kept_component, leaves, shown, structure
 
 
 def read_molecules(
@@ -128,7 +122,9 @@ def assemble(
     labels, found, notes = read_labels(table, rows, name, tasks, column, skip, kinds, units)
     smiles = [given[i] for i in places]
     if largest:
-        smiles, changed = _largest(smiles)
+        shorter = [kept_component(one) for one in smiles]
+        changed = sum(one != before for one, before in zip(shorter, smiles, strict=True))
+        smiles = shorter
         notes += [f"{name}: of {changed} salts and mixtures only the largest component is kept"] * bool(
             changed
         )
@@ -143,28 +139,10 @@ def assemble(
         parts=None if parts is None else parts[places],
         notes=tuple(notes),
         components=source.components,
+        largest=largest,
     )
     names = [written[i] for i in places.tolist()] if written else None
-    return _with_conflicts(molecules, None if largest else names) if found and check else molecules
-
-
-def _largest(smiles: list[str]) -> tuple[list[str], int]:
-    changed = 0
-    for place, one in enumerate(smiles):
-        if "." in one and ">" not in "".join(leaves(one)[1]):
-            inside, between = leaves(one)
-            kept = [_largest_of(part) for part in inside]
-            if kept != inside:
-                smiles[place] = joined(kept, between)
-                changed += 1
-    return smiles, changed
-
-
-def _largest_of(smiles: str) -> str:
-    mol, _ = structure(smiles)
-    if mol is None or len(Chem.GetMolFrags(mol)) == 1:
-        return smiles
-    return str(Chem.MolToSmiles(largest_component(mol)))
+    return _with_repeats(molecules, None if largest else names) if found and check else molecules
 
 
 def _unlike(given: dict[int, str]) -> dict[int, str]:
@@ -205,15 +183,27 @@ def without(molecules: Molecules, reasons: Mapping[int, str]) -> Molecules:
     )
 
 
-def _with_conflicts(molecules: Molecules, names: list[str] | None) -> Molecules:
-    found = conflicts(molecules, names)
-    if found.empty:
+def _with_repeats(molecules: Molecules, names: list[str] | None) -> Molecules:
+    """With what is to say of structures that stand in several rows."""
+    if names is None:
+        names = [canonical(one) for one in molecules.smiles.tolist()]
+    several = repeats(molecules, names)
+    if not several:
         return molecules
-    first = found.iloc[0]
-    rows = ", ".join(str(row) for row in first["rows"])
-    values = ", ".join(f"{value:g}" for value in first["labels"])
-    note = (
-        f"{molecules.name}: {found['smiles'].nunique()} structures stand in several rows with different "
-        f"labels, as {shown(first['smiles'])} in rows {rows} ({first['task']}: {values})"
-    )
-    return dataclasses.replace(molecules, notes=(*molecules.notes, note))
+    found, notes = conflicts(molecules, names), []
+    if not found.empty:
+        first = found.iloc[0]
+        rows = ", ".join(str(row) for row in first["rows"])
+        values = ", ".join(f"{value:g}" for value in first["labels"])
+        notes.append(
+            f"{molecules.name}: {found['smiles'].nunique()} structures stand in several rows with different "
+            f"labels, as {shown(first['smiles'])} in rows {rows} ({first['task']}: {values})"
+        )
+    alike = {smiles: at for smiles, at in several.items() if smiles not in set(found["smiles"])}
+    if alike:
+        smiles, at = next(iter(alike.items()))
+        notes.append(
+            f"{molecules.name}: {len(alike)} structures stand in several rows without labels that differ, as "
+            f"{shown(smiles)} in rows {', '.join(map(str, at[:3]))}{', ...' if len(at) > 3 else ''}"
+        )
+    return dataclasses.replace(molecules, notes=(*molecules.notes, *notes))

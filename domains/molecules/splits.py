@@ -1,6 +1,6 @@
 """Splits of molecules by name; how much of a test set is known from training is said by ``leaks``.
 
-random             a permutation by seed
+random             a permutation by seed; rows of the same structure stay together
 scaffold           Bemis-Murcko scaffolds are never shared between parts; which goes where, by seed
 deepchem-scaffold  DeepChem's ScaffoldSplitter: the same without chance, large groups in training
 column             a column of the table that says train, validation or test
@@ -23,7 +23,7 @@ from mambakit.core.data.frames import find_column
 from mambakit.core.errors import DataError, UsageError
 from mambakit.domains.molecules.components import first_component
 from mambakit.domains.molecules.molecules import Molecules, Split
-from mambakit.domains.molecules.structures import readable, scaffold
+from mambakit.domains.molecules.structures import canonical, readable, scaffold
 
 FRACTIONS = (0.8, 0.1, 0.1)
 PARTS = ("train", "validation", "test")
@@ -86,8 +86,22 @@ def _random(molecules: Molecules, seed: int, fractions: tuple[float, float, floa
     if n < sum(share > 0 for share in fractions):
         _too_few(molecules, "molecules")
     order = np.random.default_rng(seed).permutation(n).astype(np.int64)
-    train, validation = wanted[0], wanted[0] + wanted[1]
-    return np.sort(order[:train]), np.sort(order[train:validation]), np.sort(order[validation:])
+    codes, _ = pd.factorize(np.array([canonical(one) for one in molecules.smiles.tolist()], dtype=object))
+    # structures in the order of their first rows: the permutation itself where none comes twice
+    _, first, structure_of = np.unique(codes[order], return_index=True, return_inverse=True)
+    order = order[np.argsort(first[structure_of], kind="stable")]
+    begins = np.flatnonzero(np.diff(codes[order], prepend=codes[order[0]]))
+
+    def end_near(place: int, before: int) -> int:
+        """A part ends where a structure does, as near to its share as that allows."""
+        there = begins[begins < before]
+        if not len(there):
+            _too_few(molecules, "different molecules")
+        return int(there[np.abs(there - place).argmin()])
+
+    validated = end_near(n - wanted[2], n) if wanted[2] else n
+    trained = end_near(wanted[0], validated) if wanted[1] else validated
+    return np.sort(order[:trained]), np.sort(order[trained:validated]), np.sort(order[validated:])
 
 
 def _scaffold(molecules: Molecules, seed: int, fractions: tuple[float, float, float]) -> Three:
@@ -195,7 +209,7 @@ def _joined(parts: dict[str, list[Indices]]) -> Three:
 def _too_few(molecules: Molecules, what: str) -> NoReturn:
     raise DataError(
         f"{molecules.name}: {len(molecules)} molecules have too few {what} for this split"
-        f"{'' if what == 'molecules' else '; split at random, or give a column'}"
+        f"{'' if what.endswith('molecules') else '; split at random, or give a column'}"
     )
 
 

@@ -6,6 +6,7 @@ RDKit's own log never reaches the screen: a structure that can't be read comes b
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
 from collections.abc import Iterator, Sequence
 
@@ -43,6 +44,9 @@ def structure(smiles: str, called: Sequence[str] = ()) -> tuple[Chem.Mol | None,
         return None, "there is no structure"
     if len(text.split()) > 1:
         return None, "a blank stands inside the SMILES"
+    if not text.isascii():  # RDKit takes no notice of the last byte of a character at the end
+        place, letter = next((i, one) for i, one in enumerate(text, 1) if not one.isascii())
+        return None, f"character {place}, {letter!r}, belongs to no SMILES"
     inside = components(text)
     several = len(inside) > 1
     if several:
@@ -59,6 +63,7 @@ def structure(smiles: str, called: Sequence[str] = ()) -> tuple[Chem.Mol | None,
     return _molecule(".".join(one for one in leaves(text)[0] if one))
 
 
+@functools.lru_cache(maxsize=1 << 16)  # reading, splitting, training and predicting ask for the same ones
 def canonical(smiles: str) -> str:
     """RDKit's canonical SMILES, stereochemistry kept; of a reaction or components, that of each.
 
@@ -105,6 +110,21 @@ def largest_component(mol: Chem.Mol) -> Chem.Mol:
     """The component with most heavy atoms; of equal ones the heavier, then the first."""
     parts = Chem.GetMolFrags(mol, asMols=True)
     return max(parts, key=lambda part: (part.GetNumHeavyAtoms(), _mass(part)))
+
+
+def kept_component(smiles: str) -> str:
+    """The largest part of a salt or mixture as SMILES, of each component; reactions and all else as given."""
+    inside, between = leaves(smiles)
+    if "." not in smiles or ">" in "".join(between):
+        return smiles
+    return joined([_kept_part(one) for one in inside], between)
+
+
+def _kept_part(smiles: str) -> str:
+    mol, _ = structure(smiles)
+    if mol is None or len(Chem.GetMolFrags(mol)) < 2:
+        return smiles
+    return str(Chem.MolToSmiles(largest_component(mol)))
 
 
 def is_reaction(smiles: str) -> bool:

@@ -11,12 +11,21 @@ from numpy.typing import NDArray
 
 from mambakit.domains.molecules.files import Source
 from mambakit.domains.molecules.model import PropertyModel
-from mambakit.domains.molecules.prediction import ALPHA, Predictions, inputs_of, predict, refusal
+from mambakit.domains.molecules.prediction import (
+    ALPHA,
+    Predictions,
+    inputs_of,
+    predict,
+    refusal,
+    unseen_tokens,
+)
 from mambakit.domains.molecules.structures import structure
 
 SIMILARITY, ERROR = "nearest_train_similarity", "error"
 # Descriptors and token ids of so many molecules are held at once.
 _AT_ONCE = 4096
+# From so many molecules on the descriptors' milliseconds are worth other processes' seconds of starting.
+_MANY = 1000
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +38,7 @@ class PredictedTable:
             ``NAME_set``, ``NAME_uncertainty``; then ``nearest_train_similarity`` and ``error``.
         bad: How many rows have an error.
         cut: Rows of molecules that are longer than the sequence model reads.
+        unseen: Tokens that the model doesn't know, as the SMILES' canonical forms have them, and their rows.
         replaced: Columns of the input that had one of these names, and were replaced.
         embeddings: ``row`` and ``e0``, ``e1``, ... of the rows without error, where they were asked for.
     """
@@ -36,12 +46,18 @@ class PredictedTable:
     table: pd.DataFrame
     bad: int
     cut: tuple[int, ...]
+    unseen: dict[str, list[int]]
     replaced: tuple[str, ...]
     embeddings: pd.DataFrame | None
 
 
 def predicted_table(
-    model: PropertyModel, source: Source, *, alpha: float = ALPHA, embed: bool = False
+    model: PropertyModel,
+    source: Source,
+    *,
+    alpha: float = ALPHA,
+    embed: bool = False,
+    n_jobs: int | None = None,
 ) -> PredictedTable:
     """Predicts every row of a file that RDKit and the model can read.
 
@@ -50,6 +66,7 @@ def predicted_table(
         source: The rows.
         alpha: The share of labels that may lie outside the intervals and sets.
         embed: With the embeddings.
+        n_jobs: Processes that compute descriptors; by default one, or one a core for a thousand molecules.
     """
     smiles = source.smiles
     reasons = np.array([""] * len(smiles), dtype=object)
@@ -60,7 +77,9 @@ def predicted_table(
     good = np.flatnonzero(reasons == "")
     made: dict[str, NDArray[np.generic]] = {}
     vectors, cut = [], []
-    for places, said in _in_pieces(model, smiles, good, alpha, embed):
+    if n_jobs is None:
+        n_jobs = -1 if len(good) >= _MANY else 1
+    for places, said in _in_pieces(model, smiles, good, alpha, embed, n_jobs):
         for name, values in _columns(model, said).items():
             if name not in made:
                 blank = "" if values.dtype == object else np.nan
@@ -79,15 +98,21 @@ def predicted_table(
         names = [f"e{i}" for i in range(stacked.shape[1])]
         embeddings = pd.DataFrame(stacked.astype(np.float32), columns=names)
         embeddings.insert(0, "row", source.rows[good])
-    return PredictedTable(table, len(smiles) - len(good), tuple(cut), replaced, embeddings)
+    unseen = unseen_tokens(model, [smiles[i] for i in good], source.rows[good].tolist())
+    return PredictedTable(table, len(smiles) - len(good), tuple(cut), unseen, replaced, embeddings)
 
 
 def _in_pieces(
-    model: PropertyModel, smiles: list[str], good: NDArray[np.int64], alpha: float, embed: bool
+    model: PropertyModel,
+    smiles: list[str],
+    good: NDArray[np.int64],
+    alpha: float,
+    embed: bool,
+    n_jobs: int,
 ) -> Iterator[tuple[NDArray[np.int64], Predictions]]:
     for begin in range(0, len(good), _AT_ONCE):
         places = good[begin : begin + _AT_ONCE]
-        inputs = inputs_of(model, [smiles[i] for i in places])
+        inputs = inputs_of(model, [smiles[i] for i in places], n_jobs=n_jobs)
         yield places, predict(model, inputs, alpha=alpha, embed=embed)
 
 

@@ -185,5 +185,5 @@ def combined(output: Output, is_class: Tensor) -> Tensor:
     mean = output.value.mean(0)
     if len(output.value) == 1:
         return mean
-    p = output.value.double().sigmoid().mean(0)
+    p = output.value.cpu().double().sigmoid().mean(0)  # mps has no float64
     return torch.where(is_class, torch.logit(p, eps=1e-12).to(mean), mean)

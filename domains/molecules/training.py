@@ -78,6 +78,7 @@ def train_properties(
         ways=WAYS if model_config.sequence else 1,
         seed=train_config.seed,
         form=form,
+        n_jobs=train_config.num_workers or 1,
     )
     inputs.tokenizer = _tokenizer(notation, inputs, n_train, language)
     labels = molecules.labels[places]
@@ -92,6 +93,7 @@ def train_properties(
         n_ecfp=inputs.ecfp.shape[1],
         trained_on=molecules.name,
         n_trained=n_train,
+        largest_component=molecules.largest,
         model=model_config,
         tokenizer=notation,
         form=form,
@@ -132,7 +134,7 @@ def train_properties(
             f"{', ...' if len(rows) > 5 else ''}",
             file=sys.stderr,
         )
-    held = inputs_of(model, molecules.smiles[split.validation].tolist())
+    held = inputs_of(model, molecules.smiles[split.validation].tolist(), n_jobs=train_config.num_workers or 1)
     calibrate(model, held, labels[n_train:])
     return model, result
 
@@ -155,12 +157,18 @@ def usable(molecules: Molecules, split: Split) -> tuple[Molecules, list[str]]:
         else:
             kept.append(i)
     if not kept:
-        nothing = "; ".join(said) or "no column of labels was given"
+        nothing = "; ".join(said) or "no column of labels was given" + _why_none(molecules)
         raise DataError(f"{molecules.name}: there is nothing to learn: {nothing}")
     if len(kept) == len(molecules.tasks):
         return molecules, said
     tasks = tuple(molecules.tasks[i] for i in kept)
     return dataclasses.replace(molecules, tasks=tasks, labels=molecules.labels[:, kept]), said
+
+
+def _why_none(molecules: Molecules) -> str:
+    """What was seen in columns that were not taken for labels, where no column was."""
+    seen = [note.removeprefix(f"{molecules.name}: ") for note in molecules.notes]
+    return f" ({'; '.join(seen)})" if seen else ""
 
 
 def check_parts(molecules: Molecules, split: Split) -> None:

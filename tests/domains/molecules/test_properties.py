@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rdkit import Chem, DataStructs
 from rdkit.Chem import rdFingerprintGenerator
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mambakit.core.backbone import BackboneConfig
 from mambakit.core.errors import DataError, UsageError
@@ -20,7 +22,7 @@ from mambakit.domains.molecules.config import LossConfig, ModelConfig
 from mambakit.domains.molecules.features import ecfp_counts
 from mambakit.domains.molecules.inputs import MoleculeInputs
 from mambakit.domains.molecules.language.model import MoleculeModel
-from mambakit.domains.molecules.model import DescriptorScaler, PropertyModel
+from mambakit.domains.molecules.model import DescriptorScaler, Network, PropertyModel
 from mambakit.domains.molecules.molecules import Molecules, Split, Task
 from mambakit.domains.molecules.neighbours import TrainingSet
 from mambakit.domains.molecules.prediction import inputs_of, predict
@@ -77,6 +79,54 @@ def test_learns_both_kinds_with_blank_labels(model: PropertyModel) -> None:
     assert np.isnan(said.low[:, 1]).all()
     assert (said.low[:, 0] < said.value[:, 0]).all()
     assert (said.value[:, 0] < said.high[:, 0]).all()
+
+
+def test_intervals_lie_around_their_values_and_widths_differ(model: PropertyModel) -> None:
+    said = predict(model, inputs_of(model, [*ALKANES, *AMINES, "c1ccccc1", "[Na+].[Cl-]"]), alpha=0.2)
+    value, low, high = said.value[:, 0], said.low[:, 0], said.high[:, 0]
+    np.testing.assert_allclose((low + high) / 2, value)
+    assert (low < value).all()
+    assert (value < high).all()
+    assert len(np.unique(high - low)) > 10
+    molecules, split = some_molecules()
+    held = split.validation[~np.isnan(molecules.labels[split.validation, 0])]
+    said = predict(model, inputs_of(model, molecules.smiles[held].tolist()), alpha=0.2)
+    labels = molecules.labels[held, 0]
+    # of the molecules that calibrated it, just as many are inside as the rank says
+    assert ((said.low[:, 0] <= labels) & (labels <= said.high[:, 0])).sum() == np.ceil(0.8 * (len(held) + 1))
+
+
+class NoFloat64(TorchDispatchMode):
+    """A device without float64, as mps is: every tensor there is refused."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        made = func(*args, **(kwargs or {}))
+        for one in made if isinstance(made, (tuple, list)) else [made]:
+            if isinstance(one, torch.Tensor) and one.device.type == "meta" and one.dtype == torch.float64:
+                raise TypeError(f"{func}: this device has no float64")
+        return made
+
+
+def test_needs_no_float64_on_the_device(tmp_path: Path) -> None:
+    made = trained(tmp_path, sequence=False, features="both", members=1)
+    batch = inputs_of(made, ["CCO", "CCN"]).batch([0, 1])
+    here = made(batch)
+    with NoFloat64():
+        there = copy.deepcopy(made).to("meta")(batch.to("meta"))
+    assert there.value.shape == here.value.shape
+    assert there.value.device.type == "meta"
+
+
+def test_embeddings_cost_no_second_pass(model: PropertyModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    passes = []
+    read = Network.read
+    monkeypatch.setattr(Network, "read", lambda *args: passes.append(1) or read(*args))
+    inputs = inputs_of(model, ["CCO"])
+    said = predict(model, inputs, embed=True)
+    assert len(passes) == SMALL.members * SMALL.test_smiles
+    assert said.embeddings is not None
+    ways = [model.embed(inputs.batch([0], [way])) for way in range(SMALL.test_smiles)]
+    np.testing.assert_allclose(said.embeddings, torch.stack(ways).mean(0).detach(), rtol=1e-5, atol=1e-6)
 
 
 def test_saved_model_says_the_same(model: PropertyModel, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from rdkit import Chem, RDConfig
 
 from mambakit.core.errors import DataError, UsageError
 from mambakit.domains.molecules.duplicates import conflicts
+from mambakit.domains.molecules.files import read_source
 from mambakit.domains.molecules.reading import read_molecules
 
 GOOD = ("CCO", "c1ccccc1", "CC(=O)O", "[Na+].[Cl-]", "C[C@H](N)C(=O)O", "C%10CC%10")
@@ -191,3 +192,48 @@ def test_parquet_reads_as_csv_does(tmp_path: Path):
     assert one.smiles.tolist() == other.smiles.tolist() == ["CC", "CCO"]
     assert np.array_equal(one.labels, other.labels, equal_nan=True)
     assert one.left_out["reason"].tolist() == other.left_out["reason"].tolist() == ["there is no structure"]
+
+
+def test_columns_of_two_values_are_doubted_unless_their_kind_is_said(tmp_path: Path):
+    path = tmp_path / "two.csv"
+    path.write_text("smiles,a,b,c\nC,0,1,1.5\nCC,1,2,2.5\nCCC,,2,3\n")
+    notes = read_molecules(path).notes
+    assert any("only 0 and 1, taken for classes: a; where they are numbers" in note for note in notes)
+    assert any(
+        "'b' holds only 1 and 2, taken for numbers; classes are written 0 and 1" in one for one in notes
+    )
+    assert len(notes) == 2
+    assert read_molecules(path, kinds={"a": "regression", "b": "regression"}).notes == ()
+
+
+def test_labels_that_cannot_be_squared_are_refused(tmp_path: Path):
+    (tmp_path / "large.csv").write_text("smiles,y\nC,1\nCC,-1e300\nCCC,2\n")
+    with pytest.raises(DataError, match="'y' holds -1e\\+300 in row 2; labels beyond 1e\\+100"):
+        read_molecules(tmp_path / "large.csv")
+
+
+def test_rows_of_one_structure_with_equal_labels_are_counted(tmp_path: Path):
+    (tmp_path / "twice.csv").write_text("smiles,y\nCCO,1\nCC,2\nOCC,1\nCN,3\nNC,4\n")
+    notes = read_molecules(tmp_path / "twice.csv").notes
+    assert any("1 structures stand in several rows with different labels" in one for one in notes)
+    assert any("1 structures stand in several rows without labels that differ, as 'CCO' in rows 1, 3" in one
+               for one in notes)  # fmt: skip
+
+
+def test_empty_lines_of_a_single_column_are_rows(tmp_path: Path):
+    (tmp_path / "one.csv").write_text("smiles\nC\n\nCC\nxx\n")
+    found = read_molecules(tmp_path / "one.csv", tasks=())
+    assert found.rows.tolist() == [1, 3]
+    assert found.left_out["row"].tolist() == [2, 4]
+
+
+def test_bad_sd_records_keep_their_fields_and_fields_their_names(tmp_path: Path):
+    block = Chem.MolToMolBlock(Chem.MolFromSmiles("CCO"))
+    broken = "Broken" + block.replace("  3  2  0", "  x  2  0")
+    mine, lot = ">  <smiles>\nmine\n\n", ">  <lot>\nA7\n\n"
+    (tmp_path / "in.sdf").write_text(f"{block}{mine}$$$$\n{broken}{lot}$$$$\n")
+    source = read_source(tmp_path / "in.sdf")
+    assert source.smiles == ["CCO", ""]
+    assert source.table["smiles"].tolist()[0] == "mine"
+    assert source.table.loc[1, ["name", "lot"]].tolist() == ["Broken", "A7"]
+    assert list(source.reasons) == [1]

@@ -9,12 +9,13 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rdkit import RDConfig
+from rdkit import Chem, RDConfig
 
 from mambakit.core.errors import DataError, UsageError
 from mambakit.domains.molecules.leaks import leaks
 from mambakit.domains.molecules.molecules import Molecules, Split, Task
 from mambakit.domains.molecules.splits import PROTOCOLS, scaffolds_of, split_molecules
+from mambakit.domains.molecules.structures import canonical
 
 RINGS = [
     "C1CC1",
@@ -167,3 +168,23 @@ def test_scaffold_splits_leak_no_scaffold_and_random_ones_do(nci: Molecules):
     found = leaks(nci, split_molecules(nci, "random"))
     assert found.on_known_scaffolds > found.ringed / 2
     assert found.similarity > leaks(nci, split_molecules(nci, "deepchem-scaffold")).similarity
+
+
+def test_random_splits_keep_rows_of_one_structure_together(nci: Molecules):
+    """However they are written, and with parts as large as ever; without repeats nothing changes."""
+    own = list(dict.fromkeys(canonical(one) for one in nci.smiles[:60].tolist()))
+    n = len(own)
+    written = [*own, *(Chem.MolToSmiles(Chem.MolFromSmiles(one), canonical=False) for one in own[: n // 2])]
+    for seed in range(5):
+        split = split_molecules(made(written), "random", seed=seed)
+        parts = [
+            {canonical(written[i]) for i in part} for part in (split.train, split.validation, split.test)
+        ]
+        assert sum(len(one) for one in parts) == n
+        assert len(split.train) + len(split.validation) + len(split.test) == len(written)
+        assert abs(len(split.test) - 0.1 * len(written)) <= 2
+        alone, order = (
+            split_molecules(made(own), "random", seed=seed),
+            np.random.default_rng(seed).permutation(n),
+        )
+        assert alone.test.tolist() == sorted(order[-round(n / 10) :])

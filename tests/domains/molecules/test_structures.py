@@ -90,3 +90,11 @@ def test_largest_component_goes_by_heavy_atoms_then_by_mass():
 def test_readable_names_the_place():
     with pytest.raises(DataError, match=r"smiles\[1\], 'C1CC': .*unclosed ring"):
         readable(["CC", "C1CC"])
+
+
+@pytest.mark.parametrize(("smiles", "place"), [("CC\u00e9", 3), ("C\u2212C", 2), ("\uff23C", 1)])
+def test_refuses_letters_of_no_smiles_by_their_place(smiles: str, place: int):
+    """RDKit overlooks one at the end: CC\u00e9 would be read as CC."""
+    mol, reason = structure(smiles)
+    assert mol is None
+    assert f"character {place}, {smiles[place - 1]!r}" in reason
