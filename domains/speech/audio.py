@@ -63,15 +63,16 @@ def read_audio(
             first, last = round(start_s * own_rate), n if end_s is None else round(end_s * own_rate)
             if n and not 0 <= first < last <= n + own_rate // 100:  # times in manifests are rounded
                 raise DataError(
-                    f"{path}: the stretch from {start_s:g} s to "
-                    f"{'its end' if end_s is None else f'{end_s:g} s'} is not in it; it has {n / own_rate:.2f} s"
+                    f"{path}: {n / own_rate:.2f} s long, has no stretch from {start_s:g} s to "
+                    f"{'its end' if end_s is None else f'{end_s:g} s'}"
                 )
             last = min(last, n)
             file.seek(first)
             data = file.read(last - first, dtype="float32", always_2d=True)
     except soundfile.LibsndfileError as error:
         raise DataError(
-            f"{path}: cannot be read as audio ({str(error.error_string).rstrip('.')}); wav, flac, ogg and mp3 can"
+            f"{path}: cannot be read as audio ({str(error.error_string).rstrip('.')}); "
+            "wav, flac, ogg and mp3 can"
         ) from error
     if n == 0 or len(data) == 0:
         raise DataError(f"{path}: holds no samples")
