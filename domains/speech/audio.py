@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mambakit.core.errors import DataError, UsageError, UserError
 from mambakit.domains.speech.torchaudio_parts import torchaudio
@@ -101,8 +102,18 @@ def resample(samples: Tensor, from_hz: int, to_hz: int) -> Tensor:
     """``(..., n)`` at another rate, band-limited."""
     if from_hz == to_hz:
         return samples
-    resampled: Tensor = torchaudio().functional.resample(samples, from_hz, to_hz)
+    if samples.is_cuda:
+        on_device: Tensor = torchaudio().functional.resample(samples, from_hz, to_hz)
+        return on_device
+    resampled: Tensor = _resampler(from_hz, to_hz)(samples)
     return resampled
+
+
+@functools.lru_cache(maxsize=64)
+def _resampler(from_hz: int, to_hz: int) -> nn.Module:
+    """Holds the filter, which takes longer to make than a short recording to pass through."""
+    module: nn.Module = torchaudio().transforms.Resample(from_hz, to_hz)
+    return module
 
 
 def write_audio(path: Path | str, audio: Audio) -> None:

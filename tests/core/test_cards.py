@@ -42,7 +42,7 @@ class TestShippedCards:
     def test_has_its_facts(self, name: str) -> None:
         card = load_card(name)
         assert card.name == name
-        assert card.embedded or card.files or card.packs
+        assert card.embedded or card.files or card.packs or card.made_from
         if card.classes:  # labelled series: a file a split, and validation is cut from training
             assert [file.split for file in card.files] == ["train", "test"] == list(card.splits)
             assert card.splits["train"][1] == card.splits["test"][0]
