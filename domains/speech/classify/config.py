@@ -73,8 +73,8 @@ class ClassifyLossConfig:
     time_share: float = 0.12
     """Share of the recording of a stripe at most."""
     tilt_db: float = 6.0
-    """How far the microphone's frequency response is bent at random: the deviation of each of three slow waves
-    over the bands."""
+    """How far the microphone's frequency response is bent at random: the deviation of each of three slow
+    waves over the bands."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.label_smoothing < 1:

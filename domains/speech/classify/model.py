@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import torch
@@ -69,8 +70,7 @@ class Convolutions(nn.Module):
         self.channels = channels
         widths = [n_mels, *[channels] * _CNN_LAYERS]
         self.layers = nn.ModuleList(
-            nn.Conv1d(a, b, _CNN_WIDTH, padding=_CNN_WIDTH // 2)
-            for a, b in zip(widths[:-1], widths[1:], strict=True)
+            nn.Conv1d(a, b, _CNN_WIDTH, padding=_CNN_WIDTH // 2) for a, b in itertools.pairwise(widths)
         )
         self.norms = nn.ModuleList(nn.BatchNorm1d(channels) for _ in self.layers)
         self.dropout = nn.Dropout(dropout)

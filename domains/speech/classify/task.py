@@ -13,8 +13,8 @@ from torch import Tensor
 from mambakit.core.auxiliary import auxiliary_loss
 from mambakit.core.training import TrainConfig
 from mambakit.core.training.optim import configure_optimizer
-from mambakit.domains.speech.classify.clips import ClipBatch
 from mambakit.domains.speech.classify.config import ClassifyLossConfig
+from mambakit.domains.speech.classify.data import ClipBatch
 from mambakit.domains.speech.classify.model import Classifier
 from mambakit.domains.speech.frontend import spec_augment
 
@@ -70,7 +70,7 @@ class ClassifyTask(pl.LightningModule):
 
 
 def tilts(batch: int, n_mels: int, deviation_db: float, device: torch.device) -> Tensor:
-    """Frequency responses of chance, ``(batch, 1, n_mels)``, to add to log-mel frames: slow cosines over bands."""
+    """Random frequency responses to add to log-mel frames, ``(batch, 1, n_mels)``: slow cosines."""
     waves = torch.arange(1, _WAVES + 1, device=device)[:, None]
     at = (torch.arange(n_mels, device=device) + 0.5) / n_mels
     shapes = torch.cos(math.pi * waves * at)

@@ -12,7 +12,8 @@ from mambakit.core.errors import DataError
 from mambakit.core.training import FitResult, RunFolder, TrainConfig, fit, seed_everything
 from mambakit.domains.speech.augment import AugmentConfig
 from mambakit.domains.speech.cards import load_utterances
-from mambakit.domains.speech.classify.clips import (
+from mambakit.domains.speech.classify.config import ClassifyConfig, ClassifyLossConfig, ClassifyModelConfig
+from mambakit.domains.speech.classify.data import (
     Clips,
     classes_of,
     measuring_loader,
@@ -20,7 +21,6 @@ from mambakit.domains.speech.classify.clips import (
     read_clips,
     training_loader,
 )
-from mambakit.domains.speech.classify.config import ClassifyConfig, ClassifyLossConfig, ClassifyModelConfig
 from mambakit.domains.speech.classify.model import Classifier
 from mambakit.domains.speech.classify.task import ClassifyTask
 from mambakit.domains.speech.utterances import Split, Utterances

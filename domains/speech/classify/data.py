@@ -52,7 +52,9 @@ def classes_of(utterances: Utterances, split: Split) -> list[str]:
         DataError: If there are fewer than two, or validation has one that training has not.
     """
     labels = utterances.table["label"].to_numpy(dtype=object)
-    known = sorted({str(one) for one in labels[split.train]}, key=lambda one: (not one.isdigit(), len(one), one))
+    known = sorted(
+        {str(one) for one in labels[split.train]}, key=lambda one: (not one.isdigit(), len(one), one)
+    )
     if all(not one.isdigit() for one in known):
         known.sort()
     if len(known) < 2:
@@ -102,7 +104,7 @@ def check_clip(samples: Tensor, least: int, rate_hz: int, name: str) -> None:
     """Raise a DataError if a recording is too short for a single vector, or digitally silent."""
     if len(samples) < least:
         raise DataError(
-            f"{name}: too short: {len(samples) / rate_hz:.3f} s, and at least {least / rate_hz:.3f} s are needed"
+            f"{name}: too short: {len(samples) / rate_hz:.3f} s, at least {least / rate_hz:.3f} s are needed"
         )
     if not bool(samples.any()):
         raise DataError(f"{name}: silent: every sample is zero")
@@ -130,7 +132,12 @@ class _Augmented(Dataset[tuple[Tensor, Tensor]]):
 
 
 def training_loader(
-    clips: Clips, rate_hz: int, config: AugmentConfig, noises: Sequence[Tensor], batch_size: int, n_workers: int
+    clips: Clips,
+    rate_hz: int,
+    config: AugmentConfig,
+    noises: Sequence[Tensor],
+    batch_size: int,
+    n_workers: int,
 ) -> DataLoader[ClipBatch]:
     """Augmented recordings in an order of chance."""
     return DataLoader(
