@@ -133,9 +133,10 @@ class Network(nn.Module):
 
     Args:
         config: The network and the properties it is for.
+        member: Its number from 0: members may read different features.
     """
 
-    def __init__(self, config: PropertyConfig) -> None:
+    def __init__(self, config: PropertyConfig, member: int = 0) -> None:
         super().__init__()
         model = config.model
         width = config.backbone.d_model
@@ -157,7 +158,7 @@ class Network(nn.Module):
         if config.n_descriptors:
             self.from_descriptors = nn.Linear(config.n_descriptors, model.d_hidden)
             parts += 1
-        if config.n_ecfp:
+        if config.n_ecfp and model.member_reads_ecfp(member):
             self.from_ecfp = nn.Linear(config.n_ecfp, model.d_hidden)
             parts += 1
         widths = [parts * model.d_hidden] + [model.d_hidden] * model.n_hidden
@@ -224,7 +225,7 @@ class PropertyModel(nn.Module, HubModel):
         self.config = config
         self.scaler = DescriptorScaler(config.n_descriptors)
         self.members = nn.ModuleList(  # type: ignore[assignment]
-            Network(config) for _ in range(config.model.members)
+            Network(config, member) for member in range(config.model.members)
         )
 
     def forward(self, batch: Batch) -> Output:

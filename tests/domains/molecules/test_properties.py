@@ -117,6 +117,14 @@ def test_needs_no_float64_on_the_device(tmp_path: Path) -> None:
     assert there.value.device.type == "meta"
 
 
+def test_mixed_members_read_fragments_in_turn(tmp_path: Path) -> None:
+    made = trained(tmp_path, sequence=False, features="mixed", members=3)
+    batch = inputs_of(made, ["CCO", "CCN"]).batch([0, 1])
+    said = made(batch).value
+    without = made(batch._replace(ecfp=torch.zeros_like(batch.ecfp))).value
+    assert [bool((a != b).any()) for a, b in zip(said, without, strict=True)] == [True, False, True]
+
+
 def test_embeddings_cost_no_second_pass(model: PropertyModel, monkeypatch: pytest.MonkeyPatch) -> None:
     passes = []
     read = Network.read
