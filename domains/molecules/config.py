@@ -38,6 +38,9 @@ class ModelConfig:
     features: Features = "mixed"
     """What is read beside the structure: RDKit descriptors, counts of circular fragments (ecfp), both, none;
     or mixed: the members in turn read both and descriptors alone."""
+    trees: int = 100
+    """Trees of a random forest on the same features, averaged with the networks as validation says; 0 for
+    none. Without features there is none."""
     d_hidden: int = 256
     """Width of what the features become, and of the layers before the outputs."""
     n_hidden: int = 1
@@ -65,7 +68,7 @@ class ModelConfig:
         for name in least:
             if getattr(self, name) < 1:
                 raise UsageError(f"{name}: expected at least 1, got {getattr(self, name)}")
-        for name in ("n_hidden", "n_neighbour_layers", "n_walks"):
+        for name in ("n_hidden", "trees", "n_neighbour_layers", "n_walks"):
             if getattr(self, name) < 0:
                 raise UsageError(f"{name}: expected at least 0, got {getattr(self, name)}")
         if self.max_tokens < 2:
@@ -150,6 +153,11 @@ class PropertyConfig:
                     f"{name}: expected one for each of {len(self.tasks)} tasks, "
                     f"got {len(getattr(self, name))}"
                 )
+
+    @property
+    def has_forest(self) -> bool:
+        """Whether a forest stands beside the networks."""
+        return bool(self.model.trees and (self.n_descriptors or self.n_ecfp))
 
 
 @dataclass(frozen=True)
