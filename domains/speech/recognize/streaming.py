@@ -66,7 +66,7 @@ class StreamingRecognizer:
     ) -> None:
         if not model.causal:
             raise UsageError(
-                "model: it reads both ways, so it can't stream; train one with --recognize.encoder.bidirectional "
+                "model: it reads both ways, so it can't stream; train one with --model.encoder.bidirectional "
                 "false, or transcribe the whole recording"
             )
         self.model = model
