@@ -27,7 +27,6 @@ from mambakit.domains.speech.utterances import Protocol
 if TYPE_CHECKING:
     from mambakit.core.training import FitResult, RunFolder
     from mambakit.domains.speech.recognize.model import Recognizer
-    from mambakit.domains.speech.recognize.training import RecordingParts
 
 Baseline = Literal["bigru"]
 PartKind = Literal["test", "validation"]

@@ -6,6 +6,7 @@ different symbols (Graves et al. 2006, "Connectionist Temporal Classification", 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -32,7 +33,7 @@ class Alignment(NamedTuple):
 
 def frames_needed(ids: Sequence[int]) -> int:
     """The fewest frames that CTC writes these symbols in: a repeated one needs a blank between."""
-    return len(ids) + sum(a == b for a, b in zip(ids, ids[1:], strict=False))
+    return len(ids) + sum(a == b for a, b in itertools.pairwise(ids))
 
 
 @torch.no_grad()
@@ -57,7 +58,7 @@ def forced_alignment(log_probabilities: Tensor, ids: Sequence[int]) -> Alignment
         raise ValueError(f"ids: expected symbols in 1..{n_symbols - 1}, got {wrong[0]}")
     if frames_needed(ids) > n_frames:
         raise DataError(
-            f"the text needs {frames_needed(ids)} frames ({len(ids)} symbols, and a blank in each repeat), but "
+            f"the text needs {frames_needed(ids)} frames ({len(ids)} symbols, a blank in each repeat), but "
             f"the audio has {n_frames}; check that the text belongs to it"
         )
     if n_frames == 0:

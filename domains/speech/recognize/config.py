@@ -79,5 +79,7 @@ class RecognizeLossConfig:
 
 PRESET_MODEL = RecognizeModelConfig()
 PRESET_LOSS = RecognizeLossConfig()
-PRESET_AUGMENT = AugmentConfig(speed=0.5, speed_range=(0.85, 1.2), noise=0.7, snr_db=(0.0, 30.0), reverberation=0.2)
+PRESET_AUGMENT = AugmentConfig(
+    speed=0.5, speed_range=(0.85, 1.2), noise=0.7, snr_db=(0.0, 30.0), reverberation=0.2
+)
 PRESET_TRAIN = TrainConfig(max_epochs=30, batch_size=16, lr=3e-3, patience=8)

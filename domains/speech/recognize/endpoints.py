@@ -112,5 +112,3 @@ class LineEnds:
         if since_s >= config.blank_s - 1e-9:
             return True
         return (frame - line_begin) * self._frame_s >= config.longest_s and between_words
-
-

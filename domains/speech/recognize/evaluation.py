@@ -22,7 +22,9 @@ COLUMNS = ("model", "condition", "wer", "cer", "substitutions", "deletions", "in
 OURS = "mambakit"
 
 
-def transcripts(model: Recognizer, recordings: Sequence[Tensor], decoder: Decoder | None = None) -> list[Transcript]:
+def transcripts(
+    model: Recognizer, recordings: Sequence[Tensor], decoder: Decoder | None = None
+) -> list[Transcript]:
     """Of recordings at the model's rate, each by itself; nothing where one has no frame."""
     made = []
     for samples in recordings:
@@ -89,7 +91,9 @@ def in_noise(
     return made
 
 
-def word_time_errors(model: Recognizer, recordings: Recordings, utterances: Utterances) -> dict[str, float] | None:
+def word_time_errors(
+    model: Recognizer, recordings: Recordings, utterances: Utterances
+) -> dict[str, float] | None:
     """How far word starts are from known ones, of recordings that were written without a mistake.
 
     Args:

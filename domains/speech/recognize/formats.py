@@ -63,11 +63,7 @@ def lines_of(words: Sequence[Word], *, gap_s: float = 0.6, longest_s: float = 7.
     lines: list[list[Word]] = []
     for word in words:
         last = lines[-1] if lines else None
-        if (
-            last is None
-            or word.start_s - last[-1].end_s >= gap_s
-            or word.end_s - last[0].start_s > longest_s
-        ):
+        if last is None or word.start_s - last[-1].end_s >= gap_s or word.end_s - last[0].start_s > longest_s:
             lines.append([word])
         else:
             last.append(word)
@@ -194,9 +190,7 @@ def write_transcript(transcript: Transcript, path: Path) -> None:
     path.write_text(FORMATS[path.suffix.lower()](transcript), encoding="utf-8")
 
 
-def _without_gaps(
-    spans: Sequence[tuple[float, float, str]], end: float
-) -> list[tuple[float, float, str]]:
+def _without_gaps(spans: Sequence[tuple[float, float, str]], end: float) -> list[tuple[float, float, str]]:
     intervals: list[tuple[float, float, str]] = []
     at = 0.0
     for start, stop, text in spans:

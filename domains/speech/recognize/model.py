@@ -80,7 +80,7 @@ class Recognizer(nn.Module, HubModel):
         return State.of(front_end=self.front_end.init_state(batch), encoder=self.encoder.init_state(batch))
 
     def step(self, samples: Tensor, state: State) -> tuple[Tensor, State]:
-        """The next samples ``(batch, n)``, any n, and log-probabilities ``(batch, m, n_ids)`` they complete."""
+        """The next samples ``(batch, n)``, any n, and the log-probabilities ``(batch, m, n_ids)`` they make."""
         frames, front_end = self.front_end.step(samples, state["front_end"])
         encoder = state["encoder"]
         if frames.shape[1] == 0:
@@ -91,7 +91,7 @@ class Recognizer(nn.Module, HubModel):
 
     @torch.no_grad()
     def log_probabilities(self, samples: Tensor) -> Tensor:
-        """Of one recording ``(n_samples,)``, ``(n_frames, n_ids)`` on the CPU; piece by piece if it streams."""
+        """``(n_frames, n_ids)`` of one recording ``(n_samples,)``, on the CPU; in pieces if it can stream."""
         samples = samples.to(self.head.proj.weight.device)
         size = self.frame_samples * max(1, round(_PIECE_S / self.frame_s))
         if not self.causal or len(samples) <= size:

@@ -25,7 +25,9 @@ def alignment_figure(model: Recognizer, audio: Audio, transcript: Transcript, sa
     frames = model.front_end(samples[None])[0][0].detach().cpu().numpy()
     figure = Figure(figsize=(max(6.0, min(24.0, 1.6 * audio.seconds)), 4.4), layout="constrained")
     wave, mel = figure.subplots(2, 1, sharex=True, height_ratios=[1, 2])
-    wave.plot(np.arange(len(audio.samples)) / audio.rate_hz, audio.samples.numpy(), color=_OURS, linewidth=0.4)
+    wave.plot(
+        np.arange(len(audio.samples)) / audio.rate_hz, audio.samples.numpy(), color=_OURS, linewidth=0.4
+    )
     wave.set_yticks([])
     mel.imshow(
         frames.T, origin="lower", aspect="auto", cmap="magma", extent=(0, audio.seconds, 0, frames.shape[1])

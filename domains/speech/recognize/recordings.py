@@ -56,13 +56,15 @@ class Recordings:
         return len(self.samples)
 
     @property
-    def seconds_of(self) -> list[int]:
+    def lengths(self) -> list[int]:
         """Samples of each."""
         return [len(one) for one in self.samples]
 
     def take(self, places: Sequence[int]) -> Recordings:
         """Some of them."""
-        return Recordings(*([part[i] for i in places] for part in (self.samples, self.texts, self.rows)))
+        return Recordings(
+            [self.samples[i] for i in places], [self.texts[i] for i in places], [self.rows[i] for i in places]
+        )
 
 
 def read_recordings(
@@ -188,7 +190,7 @@ def training_loader(
     """Augmented recordings in batches of like length."""
     ids = [tokenizer.encode(text).values for text in recordings.texts]
     data = _Augmented(recordings, ids, frame_samples, rate_hz, config, noises)
-    batches = LengthBatches(recordings.seconds_of, batch_size)
+    batches = LengthBatches(recordings.lengths, batch_size)
     return DataLoader(data, batch_sampler=batches, collate_fn=_collated)  # type: ignore[arg-type]
 
 

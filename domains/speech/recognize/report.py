@@ -69,8 +69,8 @@ def write(
     run.save_picture(figure, "learning_curve")
     report.add_figure(figure)
     report.add_text(
-        f"Stopped by: {result.stopped}, after {result.epochs} epochs and {result.steps} steps. The weights kept "
-        f"are those of the least validation loss, {result.best_score:.4f}. The test part was measured at the end."
+        f"Stopped by: {result.stopped}, after {result.epochs} epochs and {result.steps} steps. The weights "
+        f"kept are those of the least validation loss, {result.best_score:.4f}. The test part was measured once."
     )
     report.add_code(run.config_path.read_text(encoding="utf-8"))
     report.write(run.report_path)

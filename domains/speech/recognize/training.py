@@ -56,7 +56,9 @@ def read_parts(utterances: Utterances, split: Split, model: RecognizeModelConfig
         left_out += bad
     if not len(read["train"]):
         first = left_out[0] if left_out else ("it", "no row has a transcript")
-        raise DataError(f"{utterances.name}: no training recording can be used; the first, {first[0]}: {first[1]}")
+        raise DataError(
+            f"{utterances.name}: no training recording can be used; the first, {first[0]}: {first[1]}"
+        )
     tokenizer = fit_tokenizer(model.units, read["train"].texts, model.n_pieces)
     frame_samples = model.front_end.hop * model.encoder.subsampling
     for name in ("train", "validation"):

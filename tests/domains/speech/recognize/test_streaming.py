@@ -27,6 +27,10 @@ SMALL = EncoderConfig(
 )
 
 
+# from one sample on; the bound on their mean keeps the number of calls, and so the time, small
+SIZES = st.lists(st.integers(1, 5000), min_size=1, max_size=5).filter(lambda s: sum(s) > 500 * len(s))
+
+
 def make(encoder: EncoderConfig = SMALL, **options) -> Recognizer:
     torch.manual_seed(0)
     tokenizer = CharacterTokenizer().fit(["one two six"])
@@ -64,8 +68,8 @@ def pieces_of(samples: torch.Tensor, sizes: list[int]) -> list[torch.Tensor]:
     return pieces
 
 
-@given(st.lists(st.integers(1, 5000), min_size=1, max_size=5).filter(lambda sizes: sum(sizes) > 200 * len(sizes)))
-@settings(max_examples=8, deadline=None)
+@given(SIZES)
+@settings(max_examples=6, deadline=None)
 def test_log_probabilities_and_lines_do_not_depend_on_the_chunks(model, sizes):
     samples = sound(1.6)
     whole = model.log_probabilities(samples)
@@ -79,7 +83,9 @@ def test_log_probabilities_and_lines_do_not_depend_on_the_chunks(model, sizes):
 
 
 def lines(model, samples, sizes, **options) -> list[tuple]:
-    listener = StreamingRecognizer(model, endpoints=EndpointConfig(silence_s=0.4, blank_s=0.5, longest_s=0.5), **options)
+    listener = StreamingRecognizer(
+        model, endpoints=EndpointConfig(silence_s=0.4, blank_s=0.5, longest_s=0.5), **options
+    )
     events = [event for piece in pieces_of(samples, sizes) for event in listener.feed(piece)]
     events += listener.finish()
     check_order(events)
@@ -108,7 +114,8 @@ def test_a_stream_says_the_symbols_of_the_best_path(model):
     whole = model.log_probabilities(samples)
     expected = model.tokenizer.text([one.id for one in spoken_along(best_path(whole), whole)])
     found = " ".join(text for _, text, _, _ in lines(model, samples, [800]))
-    assert expected and found.replace(" ", "") == expected.replace(" ", "")
+    assert expected
+    assert found.replace(" ", "") == expected.replace(" ", "")
     assert len(lines(model, samples, [800])) > 1
 
 
@@ -165,7 +172,8 @@ def test_alignment_keeps_the_words_in_order(model, tmp_path):
     found = align(model, audio, "Two one  six")
     assert [word.text for word in found.words] == ["two", "one", "six"]
     edges = [edge for word in found.words for edge in (word.start_s, word.end_s)]
-    assert edges == sorted(edges) and edges[-1] <= 2.0
+    assert edges == sorted(edges)
+    assert edges[-1] <= 2.0
     formats.write_transcript(found, tmp_path / "x.TextGrid")
     assert 'text = "six"' in (tmp_path / "x.TextGrid").read_text()
     with pytest.raises(DataError, match="text: the model knows no 'z', 'r'"):
@@ -182,18 +190,21 @@ def test_beam_never_says_a_less_likely_text(model):
     for config in (DecodeConfig(beam=8), DecodeConfig()):
         symbols = Decoder(model, config)(said)
         assert all(0 <= one.begin < one.end <= len(said) for one in symbols)
-    with pytest.raises(UsageError, match="have no effect with --decode.beam 1"):
+    with pytest.raises(UsageError, match=r"have no effect with --decode\.beam 1"):
         DecodeConfig(hotwords=["one"])
 
 
-@given(st.lists(st.integers(1, 3000), min_size=1, max_size=4))
-@settings(max_examples=20, deadline=None)
+@given(SIZES)
+@settings(max_examples=10, deadline=None)
 def test_voice_activity_finds_the_bursts_in_chunks_of_any_size(sizes):
     samples = sound()
     listener = VoiceActivity(8000, EndpointConfig())
     found = [one for piece in pieces_of(samples, sizes) for one in listener(piece)]
     assert found == VoiceActivity(8000, EndpointConfig())(samples)
-    inside = [any(s + 160 <= i * 160 and i * 160 + 160 <= s + 2500 for s in (1500, 10500, 19500)) for i in range(150)]
+    inside = [
+        any(s + 160 <= i * 160 and i * 160 + 160 <= s + 2500 for s in (1500, 10500, 19500))
+        for i in range(150)
+    ]
     assert sum(a and b for a, b in zip(found, inside, strict=True)) > 0.9 * sum(inside)
     assert sum(a and not b for a, b in zip(found, inside, strict=True)) < 12
 
@@ -203,4 +214,4 @@ def test_a_line_ends_after_silence_not_before_a_word():
     ends.hear([False] * 100)
     assert not any(ends.over(i, None, -1, True) for i in range(20))
     over = [ends.over(i, 20, 22, True) for i in range(20, 40)]
-    assert over.index(True) == 12  # 0.2 s after the last symbol
+    assert over.index(True) == 7  # 0.1 s after the last symbol

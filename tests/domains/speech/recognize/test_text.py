@@ -57,7 +57,9 @@ def test_bpe_makes_words_of_few_pieces(tmp_path):
 def test_unknown_characters_are_listed_with_their_rows():
     tokenizer = CharacterTokenizer().fit(TEXTS)
     found = unknown_characters(tokenizer, {1: "one", 4: "zoom", 7: "jazz"})
-    assert found["z"] == [4, 7] and found["m"] == [4] and set(found) == {"z", "m", "j", "a"}
+    assert found["z"] == [4, 7]
+    assert found["m"] == [4]
+    assert set(found) == {"z", "m", "j", "a"}
     assert unknown_sentence(found).startswith(
         "characters that no training transcript has: 'z' (rows 4, 7), 'm' (row 4)"
     )
@@ -70,9 +72,11 @@ def test_words_from_a_path():
     values = [math.log(p) for p in (1, 0.5, 0.5, 1, 0.25, 1, 1, 0.9, 1, 1)]
     first, second = words_of(spoken(path, values, first_frame=10), pieces, 0.04)
     assert (first.text, second.text) == ("aa", "b")
-    assert first.start_s == pytest.approx(11 * 0.04) and first.end_s == pytest.approx(15 * 0.04)
+    assert first.start_s == pytest.approx(11 * 0.04)
+    assert first.end_s == pytest.approx(15 * 0.04)
     assert first.confidence == pytest.approx((0.5 * 0.5 * 0.25) ** (1 / 3))
-    assert second.start_s == pytest.approx(0.68) and second.confidence == pytest.approx(0.9)
+    assert second.start_s == pytest.approx(0.68)
+    assert second.confidence == pytest.approx(0.9)
 
 
 def test_words_from_pieces_that_begin_words():
@@ -90,7 +94,7 @@ def test_formats():
     made = transcript()
     assert formats.as_text(made) == 'one two\n<"six">\n'
     assert formats.as_srt(made) == (
-        "1\n00:00:00,500 --> 00:00:01,200\none two\n\n2\n01:01:01,500 --> 01:01:02,000\n<\"six\">\n"
+        '1\n00:00:00,500 --> 00:00:01,200\none two\n\n2\n01:01:01,500 --> 01:01:02,000\n<"six">\n'
     )
     assert formats.as_vtt(made).startswith("WEBVTT\n\n00:00:00.500 --> 00:00:01.200\none two\n\n01:01:01.500")
     assert "&lt;" in formats.as_vtt(made)
@@ -99,7 +103,9 @@ def test_formats():
     assert content["lines"][0]["words"][1] == {
         "text": "two", "start_s": 0.9, "end_s": 1.2, "confidence": 0.8,
     }  # fmt: skip
-    with pytest.raises(UsageError, match=r"ends in one of \.txt, \.srt, \.vtt, \.json, \.TextGrid, got a\.doc"):
+    with pytest.raises(
+        UsageError, match=r"ends in one of \.txt, \.srt, \.vtt, \.json, \.TextGrid, got a\.doc"
+    ):
         formats.write_transcript(made, formats.Path("a.doc"))
 
 
@@ -113,6 +119,8 @@ def test_textgrid_tiles_time_without_gaps(spans):
     for tier in text.split("item [")[2:]:
         starts = [float(x) for x in re.findall(r"^            xmin = (\S+)", tier, re.MULTILINE)]
         ends = [float(x) for x in re.findall(r"^            xmax = (\S+)", tier, re.MULTILINE)]
-        assert starts[0] == 0 and ends[-1] == pytest.approx(at + 1.0, abs=1e-5)
-        assert starts[1:] == ends[:-1] and all(a < b for a, b in zip(starts, ends, strict=True))
+        assert starts[0] == 0
+        assert ends[-1] == pytest.approx(at + 1.0, abs=1e-5)
+        assert starts[1:] == ends[:-1]
+        assert all(a < b for a, b in zip(starts, ends, strict=True))
     assert text.count('text = "w"') >= len(words)
