@@ -80,7 +80,7 @@ class Recognizer(nn.Module, HubModel):
         return State.of(front_end=self.front_end.init_state(batch), encoder=self.encoder.init_state(batch))
 
     def step(self, samples: Tensor, state: State) -> tuple[Tensor, State]:
-        """The next samples ``(batch, n)``, any n, and the log-probabilities ``(batch, m, n_ids)`` they make."""
+        """The next samples ``(batch, n)``, any n, and the log-probabilities ``(batch, m, n_ids)`` of it."""
         frames, front_end = self.front_end.step(samples, state["front_end"])
         encoder = state["encoder"]
         if frames.shape[1] == 0:

@@ -70,7 +70,7 @@ def write(
     report.add_figure(figure)
     report.add_text(
         f"Stopped by: {result.stopped}, after {result.epochs} epochs and {result.steps} steps. The weights "
-        f"kept are those of the least validation loss, {result.best_score:.4f}. The test part was measured once."
+        f"kept are those of the least validation loss, {result.best_score:.4f}. Test was measured at the end."
     )
     report.add_code(run.config_path.read_text(encoding="utf-8"))
     report.write(run.report_path)
