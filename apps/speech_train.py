@@ -8,7 +8,7 @@ from pathlib import Path
 from mambakit.apps.speech_classify import evaluate_classify, train_classify
 from mambakit.apps.speech_recognize import evaluate_recognize, train_recognize
 from mambakit.core.cli import did_you_mean
-from mambakit.core.errors import UsageError, UserError
+from mambakit.core.errors import DataError, UsageError
 
 Verb = Callable[..., object]
 
@@ -38,16 +38,22 @@ def trainer(words: Sequence[str]) -> Verb:
 
 
 def evaluator(words: Sequence[str]) -> Verb:
-    """The function that measures what lies in the folder that ``--model`` names."""
+    """The function that measures what lies in the folder that ``--model`` names.
+
+    Raises:
+        DataError: If that says another task than there are.
+    """
     folder = _value(words, "--model")
     if not words or words[0] != "evaluate" or folder is None:
         return EVALUATORS[_FIRST]
-    from mambakit.domains.speech.saved import load_spec
+    from mambakit.domains.speech.saved import DATA_FILE, load_spec
 
-    try:
-        return EVALUATORS.get(load_spec(Path(folder)).task, EVALUATORS[_FIRST])
-    except UserError:  # said when the model is read, with its flags checked
+    if not (Path(folder) / DATA_FILE).is_file():  # said when the model is read, with its flags checked
         return EVALUATORS[_FIRST]
+    task = load_spec(Path(folder)).task
+    if task not in EVALUATORS:
+        raise DataError(f"{folder}: a model of the task {task!r}, which this version does not measure")
+    return EVALUATORS[task]
 
 
 def _value(words: Sequence[str], flag: str) -> str | None:

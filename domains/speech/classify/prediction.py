@@ -50,8 +50,8 @@ def classify_files(model: Classifier, paths: Sequence[Path]) -> pd.DataFrame:
         try:
             samples = read_audio(path, rate_hz=rate_hz).samples
             check_clip(samples, model.least_samples, rate_hz, str(path))
-        except DataError as error:
-            errors.append(str(error).removeprefix(f"{path}: "))
+        except DataError as refused:
+            errors.append(str(refused).removeprefix(f"{path}: "))
             continue
         read.append(samples)
         errors.append("")
