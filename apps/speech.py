@@ -3,6 +3,10 @@
 mambakit speech train --data fsdd --task classify --output runs/digits
 mambakit speech classify --model runs/digits --input recordings/ --output labels.csv
 mambakit speech evaluate --model runs/digits --json
+mambakit speech train --data connected-digits --task recognize --output runs/asr
+mambakit speech transcribe --model runs/asr --input call.wav --output call.srt
+mambakit speech stream --model runs/asr --input - < audio.pcm
+mambakit speech align --model runs/asr --input x.wav --text "three one four" --output x.TextGrid
 """
 
 from __future__ import annotations
@@ -11,13 +15,19 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 
+from mambakit.apps.speech_align import align
 from mambakit.apps.speech_classify import classify
+from mambakit.apps.speech_stream import stream
 from mambakit.apps.speech_train import evaluator, trainer
+from mambakit.apps.speech_transcribe import transcribe
 from mambakit.core.cli import run_app
 from mambakit.core.errors import UserError
 
 VERBS: dict[str, Callable[..., object]] = {
     "classify": classify,
+    "transcribe": transcribe,
+    "stream": stream,
+    "align": align,
 }
 _NEEDED = ("torchaudio", "soundfile")
 

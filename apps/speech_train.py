@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from mambakit.apps.speech_classify import evaluate_classify, train_classify
+from mambakit.apps.speech_recognize import evaluate_recognize, train_recognize
 from mambakit.core.cli import did_you_mean
 from mambakit.core.errors import DataError, UsageError
 
@@ -13,9 +14,11 @@ Verb = Callable[..., object]
 
 TRAINERS: dict[str, Verb] = {
     "classify": train_classify,
+    "recognize": train_recognize,
 }
 EVALUATORS: dict[str, Verb] = {
     "classify": evaluate_classify,
+    "recognize": evaluate_recognize,
 }
 _FIRST = "classify"
 

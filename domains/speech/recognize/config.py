@@ -1,0 +1,85 @@
+"""What a recogniser is made of, and the preset."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+from mambakit.core.errors import UsageError
+from mambakit.core.training import TrainConfig
+from mambakit.domains.speech.augment import AugmentConfig
+from mambakit.domains.speech.encoder import EncoderConfig
+from mambakit.domains.speech.frontend import FrontEndConfig
+from mambakit.domains.speech.recognize.tokenizer import Units
+
+Network = Literal["mamba", "bigru"]
+
+
+@dataclass(frozen=True)
+class RecognizeModelConfig:
+    """The shape of the network; the defaults are the preset, which streams."""
+
+    front_end: FrontEndConfig = field(default_factory=FrontEndConfig)
+    """How samples become frames."""
+    encoder: EncoderConfig = field(
+        default_factory=lambda: EncoderConfig(
+            d_model=64, channels=16, subsampling=2, n_layers=3, d_state=16, head_dim=16, bidirectional=False
+        )
+    )
+    """Frames to vectors; with bidirectional it hears what follows too, and can't stream."""
+    network: Network = "mamba"
+    """bigru is the baseline: GRU layers both ways in the place of the stack, of about as many parameters."""
+    units: Units = "characters"
+    """What is written: characters, or pieces of words by byte-pair encoding."""
+    n_pieces: int = 256
+    """Pieces of words at most, with bpe."""
+
+    def __post_init__(self) -> None:
+        for name, known in (("network", get_args(Network)), ("units", get_args(Units))):
+            if getattr(self, name) not in known:
+                raise UsageError(f"{name}: expected {' or '.join(known)}, got {getattr(self, name)!r}")
+        if self.encoder.n_mels != self.front_end.n_mels:
+            raise UsageError(
+                f"encoder.n_mels: {self.encoder.n_mels} is not front_end.n_mels, {self.front_end.n_mels}"
+            )
+        if self.n_pieces < 2:
+            raise UsageError(f"n_pieces: expected at least 2, got {self.n_pieces}")
+
+
+@dataclass(frozen=True)
+class RecognizerConfig:
+    """A network and its symbols: what ``config.json`` holds."""
+
+    n_ids: int
+    """Symbols, the blank among them."""
+    trained_on: str = ""
+    """Name of the data."""
+    model: RecognizeModelConfig = field(default_factory=RecognizeModelConfig)
+    """The shape of the network."""
+
+
+@dataclass(frozen=True)
+class RecognizeLossConfig:
+    """What is done to frames while training."""
+
+    n_bands: int = 2
+    """Stripes of bands that are hidden (SpecAugment)."""
+    band_width: int = 6
+    """Bands of a stripe at most."""
+    n_times: int = 2
+    """Stretches of time that are hidden."""
+    time_share: float = 0.04
+    """Share of the recording that each is at most; a hidden word can't be learned."""
+
+    def __post_init__(self) -> None:
+        for name in ("n_bands", "band_width", "n_times", "time_share"):
+            if not getattr(self, name) >= 0:
+                raise UsageError(f"{name}: expected at least 0, got {getattr(self, name)}")
+
+
+PRESET_MODEL = RecognizeModelConfig()
+PRESET_LOSS = RecognizeLossConfig()
+PRESET_AUGMENT = AugmentConfig(
+    speed=0.5, speed_range=(0.85, 1.2), noise=0.7, snr_db=(0.0, 30.0), reverberation=0.2
+)
+PRESET_TRAIN = TrainConfig(max_epochs=30, batch_size=16, lr=3e-3, patience=8)

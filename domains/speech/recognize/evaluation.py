@@ -1,0 +1,121 @@
+"""A recogniser measured beside a baseline: error rates, in noise, and word times."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mambakit.domains.speech.audio import Audio
+from mambakit.domains.speech.augment import coloured_noise, mix, stretch
+from mambakit.domains.speech.recognize.decoding import Decoder, transcribe
+from mambakit.domains.speech.recognize.formats import Transcript
+from mambakit.domains.speech.recognize.metrics import error_rates
+from mambakit.domains.speech.recognize.model import Recognizer
+from mambakit.domains.speech.recognize.recordings import Recordings
+from mambakit.domains.speech.utterances import Utterances
+
+COLUMNS = ("model", "condition", "wer", "cer", "substitutions", "deletions", "insertions", "words", "n")
+OURS = "mambakit"
+
+
+def transcripts(
+    model: Recognizer, recordings: Sequence[Tensor], decoder: Decoder | None = None
+) -> list[Transcript]:
+    """Of recordings at the model's rate, each by itself; nothing where one has no frame."""
+    made = []
+    for samples in recordings:
+        if len(samples) < model.frame_samples:
+            made.append(Transcript((), len(samples) / model.rate_hz))
+        else:
+            made.append(transcribe(model, Audio(samples, model.rate_hz), decoder))
+    return made
+
+
+def measured(
+    models: dict[str, Recognizer],
+    recordings: Recordings,
+    utterances: Utterances,
+    *,
+    snr_db: Sequence[float] = (),
+    noises: Sequence[Tensor] = (),
+    decoders: dict[str, Decoder] | None = None,
+) -> list[dict[str, Any]]:
+    """Rows of error rates, of every model and condition.
+
+    Args:
+        models: By the name that a table shows.
+        recordings: To measure on.
+        utterances: Where they are from, for what they were before noise.
+        snr_db: Further conditions: so much noise is added to the recordings (to the clean ones, where there
+            are such).
+        noises: Recordings of noise at the models' rate; white noise without any.
+        decoders: How a model's texts are chosen; the best path by default.
+    """
+    rows = []
+    for condition in (None, *snr_db):
+        heard = recordings.samples
+        if condition is not None:
+            heard = in_noise(recordings, utterances, condition, noises, next(iter(models.values())).rate_hz)
+        for name, model in models.items():
+            made = transcripts(model, heard, (decoders or {}).get(name))
+            rates = error_rates(recordings.texts, [one.text for one in made])
+            shown = "as recorded" if condition is None else f"{condition:g} dB"
+            rows.append({"model": name, "condition": shown, **rates._asdict(), "n": len(made)})
+    return rows
+
+
+def in_noise(
+    recordings: Recordings,
+    utterances: Utterances,
+    snr_db: float,
+    noises: Sequence[Tensor],
+    rate_hz: int,
+) -> list[Tensor]:
+    """Recordings with noise at a ratio to the speech, the same for every model."""
+    generator = torch.Generator().manual_seed(0)
+    clean = utterances.table["clean_path"]
+    made = []
+    for samples, row in zip(recordings.samples, recordings.rows, strict=True):
+        if clean.iloc[row] is not None:
+            samples = utterances.clean_audio(row, rate_hz=rate_hz).samples
+        if noises:
+            which = noises[int(torch.randint(0, len(noises), (), generator=generator))]
+            noise = stretch(which, len(samples), generator)
+        else:
+            noise = coloured_noise(len(samples), 0.0, generator)
+        made.append(mix(samples, noise, snr_db))
+    return made
+
+
+def word_time_errors(
+    model: Recognizer, recordings: Recordings, utterances: Utterances
+) -> dict[str, float] | None:
+    """How far word starts are from known ones, of recordings that were written without a mistake.
+
+    Args:
+        model: The recogniser.
+        recordings: To measure on.
+        utterances: Their table has ``word_times``, lists of (word, start, end); None is returned without.
+    """
+    if "word_times" not in utterances.table:
+        return None
+    starts, ends = [], []
+    for samples, text, row in zip(recordings.samples, recordings.texts, recordings.rows, strict=True):
+        made = transcripts(model, [samples])[0]
+        if made.text != text:
+            continue
+        for word, (_, start, end) in zip(made.words, utterances.table["word_times"].iloc[row], strict=True):
+            starts.append(word.start_s - start)
+            ends.append(word.end_s - end)
+    if not starts:
+        return None
+    return {
+        "words": len(starts),
+        "median_start_error_s": float(np.median(np.abs(starts))),
+        "median_start_shift_s": float(np.median(starts)),
+        "median_end_error_s": float(np.median(np.abs(ends))),
+    }

@@ -1,0 +1,212 @@
+"""Transcripts as SubRip, WebVTT, text, JSON and Praat TextGrid."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from mambakit.core.errors import UsageError
+from mambakit.domains.speech.recognize.words import Word
+
+
+class Line(NamedTuple):
+    """A line of a transcript.
+
+    Attributes:
+        words: Its words, at least one.
+    """
+
+    words: tuple[Word, ...]
+
+    @property
+    def text(self) -> str:
+        return " ".join(word.text for word in self.words)
+
+    @property
+    def start_s(self) -> float:
+        return self.words[0].start_s
+
+    @property
+    def end_s(self) -> float:
+        return self.words[-1].end_s
+
+    @property
+    def confidence(self) -> float:
+        """Mean of its words'."""
+        return sum(word.confidence for word in self.words) / len(self.words)
+
+
+class Transcript(NamedTuple):
+    """What was said in a recording.
+
+    Attributes:
+        lines: In their order.
+        duration_s: Of the recording.
+    """
+
+    lines: tuple[Line, ...]
+    duration_s: float
+
+    @property
+    def text(self) -> str:
+        return " ".join(line.text for line in self.lines)
+
+    @property
+    def words(self) -> list[Word]:
+        return [word for line in self.lines for word in line.words]
+
+
+def lines_of(words: Sequence[Word], *, gap_s: float = 0.6, longest_s: float = 7.0) -> tuple[Line, ...]:
+    """Lines as subtitles want them: a new one after a pause, or where one gets too long to read."""
+    lines: list[list[Word]] = []
+    for word in words:
+        last = lines[-1] if lines else None
+        if last is None or word.start_s - last[-1].end_s >= gap_s or word.end_s - last[0].start_s > longest_s:
+            lines.append([word])
+        else:
+            last.append(word)
+    return tuple(Line(tuple(line)) for line in lines)
+
+
+def as_text(transcript: Transcript) -> str:
+    """A line of text each."""
+    return "".join(f"{line.text}\n" for line in transcript.lines)
+
+
+def as_srt(transcript: Transcript) -> str:
+    """SubRip."""
+    return "\n".join(
+        f"{i}\n{_clock(line.start_s, ',')} --> {_clock(line.end_s, ',')}\n{line.text}\n"
+        for i, line in enumerate(transcript.lines, 1)
+    )
+
+
+def as_vtt(transcript: Transcript) -> str:
+    """WebVTT."""
+    cues = "\n".join(
+        f"{_clock(line.start_s, '.')} --> {_clock(line.end_s, '.')}\n{_escaped(line.text)}\n"
+        for line in transcript.lines
+    )
+    return f"WEBVTT\n\n{cues}"
+
+
+def as_json(transcript: Transcript) -> str:
+    """Text, and every line and word with its times (seconds) and confidence."""
+    return json.dumps(plain(transcript), indent=2, ensure_ascii=False) + "\n"
+
+
+def plain(transcript: Transcript) -> dict[str, object]:
+    """The same as mappings and lists."""
+    return {
+        "text": transcript.text,
+        "duration_s": round(transcript.duration_s, 3),
+        "lines": [plain_line(line) for line in transcript.lines],
+    }
+
+
+def plain_line(line: Line) -> dict[str, object]:
+    """A line as mappings and lists."""
+    return {
+        "text": line.text,
+        "start_s": round(line.start_s, 3),
+        "end_s": round(line.end_s, 3),
+        "confidence": round(line.confidence, 4),
+        "words": [
+            {
+                "text": word.text,
+                "start_s": round(word.start_s, 3),
+                "end_s": round(word.end_s, 3),
+                "confidence": round(word.confidence, 4),
+            }
+            for word in line.words
+        ],
+    }
+
+
+def as_textgrid(transcript: Transcript) -> str:
+    """Praat's TextGrid in its long form: a tier of lines and one of words, without gaps, as Praat wants."""
+    end = max([transcript.duration_s, *(word.end_s for word in transcript.words)])
+    tiers = {
+        "lines": [(line.start_s, line.end_s, line.text) for line in transcript.lines],
+        "words": [(word.start_s, word.end_s, word.text) for word in transcript.words],
+    }
+    out = [
+        'File type = "ooTextFile"',
+        'Object class = "TextGrid"',
+        "",
+        "xmin = 0",
+        f"xmax = {end:.6f}",
+        "tiers? <exists>",
+        f"size = {len(tiers)}",
+        "item []:",
+    ]
+    for number, (name, spans) in enumerate(tiers.items(), 1):
+        intervals = _without_gaps(spans, end)
+        out += [
+            f"    item [{number}]:",
+            '        class = "IntervalTier"',
+            f'        name = "{name}"',
+            "        xmin = 0",
+            f"        xmax = {end:.6f}",
+            f"        intervals: size = {len(intervals)}",
+        ]
+        for i, (start, stop, text) in enumerate(intervals, 1):
+            quoted = text.replace('"', '""')
+            out += [
+                f"        intervals [{i}]:",
+                f"            xmin = {start:.6f}",
+                f"            xmax = {stop:.6f}",
+                f'            text = "{quoted}"',
+            ]
+    return "\n".join(out) + "\n"
+
+
+FORMATS: dict[str, Callable[[Transcript], str]] = {
+    ".txt": as_text,
+    ".srt": as_srt,
+    ".vtt": as_vtt,
+    ".json": as_json,
+    ".textgrid": as_textgrid,
+}
+
+
+def check_format(path: Path) -> None:
+    """Raise a UsageError unless its name says a format we write."""
+    if path.suffix.lower() not in FORMATS:
+        names = ", ".join(FORMATS).replace(".textgrid", ".TextGrid")
+        raise UsageError(f"output: expected a name that ends in one of {names}, got {path}")
+
+
+def write_transcript(transcript: Transcript, path: Path) -> None:
+    """Write in the format that the name says.
+
+    Raises:
+        UsageError: If it says none.
+    """
+    check_format(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(FORMATS[path.suffix.lower()](transcript), encoding="utf-8")
+
+
+def _without_gaps(spans: Sequence[tuple[float, float, str]], end: float) -> list[tuple[float, float, str]]:
+    intervals: list[tuple[float, float, str]] = []
+    at = 0.0
+    for start, stop, text in spans:
+        if start > at + 1e-6:
+            intervals.append((at, start, ""))
+        intervals.append((max(start, at), stop, text))
+        at = stop
+    if end > at + 1e-6 or not intervals:
+        intervals.append((at, end, ""))
+    return intervals
+
+
+def _clock(seconds: float, point: str) -> str:
+    ms = round(seconds * 1000)
+    return f"{ms // 3600000:02d}:{ms // 60000 % 60:02d}:{ms // 1000 % 60:02d}{point}{ms % 1000:03d}"
+
+
+def _escaped(text: str) -> str:
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

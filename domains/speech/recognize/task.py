@@ -1,0 +1,74 @@
+"""Training: CTC on augmented recordings, with bands and times hidden."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+
+from mambakit.core.auxiliary import auxiliary_loss
+from mambakit.core.training import TrainConfig
+from mambakit.core.training.optim import configure_optimizer
+from mambakit.domains.speech.frontend import spec_augment
+from mambakit.domains.speech.recognize.config import RecognizeLossConfig
+from mambakit.domains.speech.recognize.metrics import error_rates
+from mambakit.domains.speech.recognize.model import Recognizer
+from mambakit.domains.speech.recognize.recordings import SpeechBatch
+
+
+class RecognizeTask(pl.LightningModule):
+    """Trains a ``Recognizer``; ``val/loss`` is CTC's, a symbol, and ``val/wer`` that of the best path.
+
+    Args:
+        model: The network, with its front end fitted and its tokenizer.
+        train: The training options.
+        loss: What is hidden.
+    """
+
+    def __init__(self, model: Recognizer, train: TrainConfig, loss: RecognizeLossConfig) -> None:
+        super().__init__()
+        self.model = model
+        self.train_config, self.loss_config = train, loss
+        self._texts: list[tuple[str, str]] = []
+
+    def training_step(self, batch: SpeechBatch, batch_idx: int) -> Tensor:
+        """The loss of a batch."""
+        config = self.loss_config
+        frames, lengths = self.model.front_end(batch.samples, batch.lengths)
+        frames = spec_augment(
+            frames,
+            lengths,
+            n_bands=config.n_bands,
+            band_width=config.band_width,
+            n_times=config.n_times,
+            time_share=config.time_share,
+        )
+        said, lengths = self.model.of_frames(frames, lengths)
+        loss = self.model.head.loss(said, batch.ids, lengths, batch.id_lengths)
+        self.log("train/loss", loss.detach(), on_step=False, on_epoch=True, batch_size=len(frames))
+        return loss + auxiliary_loss(self.model)
+
+    def validation_step(self, batch: SpeechBatch, batch_idx: int) -> None:
+        """Loss and texts of a batch."""
+        said, lengths = self.model(batch.samples, batch.lengths)
+        loss = self.model.head.loss(said, batch.ids, lengths, batch.id_lengths)
+        self.log("val/loss", loss, batch_size=len(said))
+        tokenizer = self.model.tokenizer
+        found = self.model.head.best_path(said, lengths)
+        for ids, n, written in zip(batch.ids.tolist(), batch.id_lengths.tolist(), found, strict=True):
+            self._texts.append((tokenizer.text(ids[:n]), tokenizer.text(written)))
+
+    def on_validation_epoch_end(self) -> None:
+        """The word error rate of all."""
+        if self._texts:
+            rates = error_rates([said for said, _ in self._texts], [written for _, written in self._texts])
+            self.log("val/wer", torch.tensor(rates.wer))
+        self._texts = []
+
+    def configure_optimizers(self) -> Any:
+        """AdamW with warm-up and cosine."""
+        return configure_optimizer(
+            self.model, self.train_config, int(self.trainer.estimated_stepping_batches)
+        )

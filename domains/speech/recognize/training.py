@@ -1,0 +1,114 @@
+"""From recordings with transcripts and a split to a trained recogniser."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from mambakit.core.errors import DataError
+from mambakit.core.training import FitResult, RunFolder, TrainConfig, fit, seed_everything
+from mambakit.domains.speech.augment import AugmentConfig
+from mambakit.domains.speech.recognize.config import (
+    RecognizeLossConfig,
+    RecognizeModelConfig,
+    RecognizerConfig,
+)
+from mambakit.domains.speech.recognize.model import Recognizer
+from mambakit.domains.speech.recognize.recordings import (
+    Recordings,
+    fitting,
+    measuring_loader,
+    read_recordings,
+    training_loader,
+)
+from mambakit.domains.speech.recognize.task import RecognizeTask
+from mambakit.domains.speech.recognize.tokenizer import TextTokenizer, fit_tokenizer
+from mambakit.domains.speech.utterances import Split, Utterances
+
+
+@dataclass(frozen=True)
+class RecordingParts:
+    """The recordings of a split, read; those to learn from and choose by can be written in their frames."""
+
+    tokenizer: TextTokenizer
+    train: Recordings
+    validation: Recordings
+    test: Recordings
+    left_out: list[tuple[str, str]]
+    """Files that can't be used, and why."""
+    notes: list[str]
+    """What a person should know, a sentence each."""
+
+
+def read_parts(utterances: Utterances, split: Split, model: RecognizeModelConfig) -> RecordingParts:
+    """Reads all recordings at the model's rate; bad ones are left out and listed.
+
+    Test recordings stay whatever their transcripts: what a model can't write counts as its errors.
+
+    Raises:
+        DataError: If a part to learn from or to choose by has none left.
+    """
+    rate_hz = model.front_end.rate_hz
+    read, left_out, notes = {}, list(utterances.left_out), list(utterances.notes)
+    for name in ("train", "validation", "test"):
+        read[name], bad = read_recordings(utterances, getattr(split, name), rate_hz)
+        left_out += bad
+    if not len(read["train"]):
+        first = left_out[0] if left_out else ("it", "no row has a transcript")
+        raise DataError(
+            f"{utterances.name}: no training recording can be used; the first, {first[0]}: {first[1]}"
+        )
+    tokenizer = fit_tokenizer(model.units, read["train"].texts, model.n_pieces)
+    frame_samples = model.front_end.hop * model.encoder.subsampling
+    for name in ("train", "validation"):
+        read[name], bad, said = fitting(read[name], tokenizer, frame_samples, utterances)
+        left_out += bad
+        notes += [note for note in said if note not in notes]
+        if not len(read[name]):
+            raise DataError(
+                f"{utterances.name}: no recording of {name} can be used; the first of "
+                f"{len(left_out)}, {left_out[0][0]}: {left_out[0][1]}"
+            )
+    return RecordingParts(tokenizer, read["train"], read["validation"], read["test"], left_out, notes)
+
+
+def train_recognizer(
+    parts: RecordingParts,
+    run: RunFolder,
+    *,
+    name: str,
+    model_config: RecognizeModelConfig,
+    loss_config: RecognizeLossConfig,
+    augment_config: AugmentConfig,
+    train_config: TrainConfig,
+    noises: list[Tensor] | None = None,
+) -> tuple[Recognizer, FitResult]:
+    """Trains; the weights of the least validation loss are kept.
+
+    Args:
+        parts: The recordings.
+        run: Where the run is kept; one that was killed goes on.
+        name: Of the data.
+        model_config, loss_config, augment_config, train_config: What to train and how.
+        noises: Recordings of noise at the model's rate to mix in, beside coloured noise.
+
+    Returns:
+        The model in evaluation mode on the CPU, and how training went.
+    """
+    seed_everything(train_config.seed)
+    model = Recognizer(RecognizerConfig(parts.tokenizer.n_ids, name, model_config))
+    model.tokenizer = parts.tokenizer
+    model.front_end.fit(parts.train.samples)
+    loader = training_loader(
+        parts.train,
+        parts.tokenizer,
+        model.frame_samples,
+        model.rate_hz,
+        augment_config,
+        noises or [],
+        train_config.batch_size,
+    )
+    validation = measuring_loader(parts.validation, parts.tokenizer)
+    result = fit(RecognizeTask(model, train_config, loss_config), loader, validation, train_config, run)
+    return model.cpu().eval(), result

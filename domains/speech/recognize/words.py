@@ -1,0 +1,101 @@
+"""From a CTC path to words with times and a confidence."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from torch import Tensor
+
+from mambakit.domains.speech.recognize.tokenizer import BLANK_ID
+
+
+class Spoken(NamedTuple):
+    """One symbol of a path.
+
+    Attributes:
+        id: The symbol.
+        begin, end: Its frames, ``begin <= frame < end``.
+        log_probability: Of the symbol in these frames, summed.
+    """
+
+    id: int
+    begin: int
+    end: int
+    log_probability: float
+
+
+class Word(NamedTuple):
+    """A word.
+
+    Attributes:
+        text: What it says.
+        start_s, end_s: Its first frame's begin and its last frame's end, in seconds. CTC may say a symbol in
+            but one frame somewhere inside its sound, so that a word's end is rather early.
+        confidence: Geometric mean of the symbols' probabilities in its frames, 0 to 1.
+    """
+
+    text: str
+    start_s: float
+    end_s: float
+    confidence: float
+
+
+def spoken(path: Sequence[int], log_probabilities: Sequence[float], first_frame: int = 0) -> list[Spoken]:
+    """The symbols of a path: equal neighbours are one, blanks none.
+
+    Args:
+        path: A symbol a frame.
+        log_probabilities: Of that symbol in that frame.
+        first_frame: Number of the path's first frame.
+    """
+    found: list[Spoken] = []
+    before = BLANK_ID
+    for frame, (symbol, value) in enumerate(zip(path, log_probabilities, strict=True), first_frame):
+        if symbol != BLANK_ID:
+            if symbol == before:
+                last = found[-1]
+                found[-1] = last._replace(end=frame + 1, log_probability=last.log_probability + value)
+            else:
+                found.append(Spoken(symbol, frame, frame + 1, value))
+        before = symbol
+    return found
+
+
+def spoken_along(path: Tensor, log_probabilities: Tensor) -> list[Spoken]:
+    """The symbols of a path ``(n_frames,)`` through ``(n_frames, n_symbols)`` log-probabilities."""
+    values = log_probabilities.gather(1, path[:, None].to(log_probabilities.device))[:, 0]
+    return spoken(path.tolist(), values.tolist())
+
+
+def words_of(symbols: Iterable[Spoken], pieces: Sequence[str], frame_s: float) -> list[Word]:
+    """The words that symbols spell.
+
+    Args:
+        symbols: In their order.
+        pieces: The text of each symbol's id; a space in it ends the word before.
+        frame_s: Seconds from one frame to the next.
+    """
+    words: list[Word] = []
+    letters, parts = "", []  # type: tuple[str, list[Spoken]]
+
+    def close() -> None:
+        if letters:
+            frames = sum(part.end - part.begin for part in parts)
+            mean = sum(part.log_probability for part in parts) / frames
+            words.append(
+                Word(letters, parts[0].begin * frame_s, parts[-1].end * frame_s, min(1.0, math.exp(mean)))
+            )
+
+    for symbol in symbols:
+        for character in pieces[symbol.id]:
+            if character == " ":
+                close()
+                letters, parts = "", []
+            else:
+                letters += character
+                if not parts or parts[-1] is not symbol:
+                    parts.append(symbol)
+    close()
+    return words

@@ -1,0 +1,217 @@
+"""Streams: whatever the chunks, what the whole recording gives."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mambakit.core.errors import DataError, UsageError
+from mambakit.domains.speech.audio import Audio
+from mambakit.domains.speech.encoder import EncoderConfig
+from mambakit.domains.speech.recognize import formats
+from mambakit.domains.speech.recognize.config import RecognizeModelConfig, RecognizerConfig
+from mambakit.domains.speech.recognize.decoding import DecodeConfig, Decoder, align, transcribe
+from mambakit.domains.speech.recognize.endpoints import EndpointConfig, LineEnds, VoiceActivity
+from mambakit.domains.speech.recognize.model import Recognizer
+from mambakit.domains.speech.recognize.search import best_path
+from mambakit.domains.speech.recognize.streaming import StreamingRecognizer
+from mambakit.domains.speech.recognize.tokenizer import CharacterTokenizer
+from mambakit.domains.speech.recognize.words import spoken_along
+
+SMALL = EncoderConfig(
+    d_model=16, channels=4, subsampling=2, n_layers=1, d_state=8, head_dim=8, bidirectional=False, dropout=0.0
+)
+
+
+# from one sample on; the bound on their mean keeps the number of calls, and so the time, small
+SIZES = st.lists(st.integers(1, 5000), min_size=1, max_size=5).filter(lambda s: sum(s) > 500 * len(s))
+
+
+def make(encoder: EncoderConfig = SMALL, **options) -> Recognizer:
+    torch.manual_seed(0)
+    tokenizer = CharacterTokenizer().fit(["one two six"])
+    shape = RecognizeModelConfig(encoder=encoder, **options)
+    model = Recognizer(RecognizerConfig(tokenizer.n_ids, "test", shape)).eval()
+    model.tokenizer = tokenizer
+    with torch.no_grad():  # so that symbols and blanks come in turn
+        model.head.proj.weight.mul_(6)
+        model.head.proj.bias[0] += 3.0
+        model.front_end.mean.fill_(-6.0)
+        model.front_end.deviation.fill_(3.0)
+    return model
+
+
+def sound(seconds: float = 3.0, seed: int = 0) -> torch.Tensor:
+    """Bursts of noise between silences."""
+    generator = torch.Generator().manual_seed(seed)
+    samples = 0.002 * torch.randn(int(8000 * seconds), generator=generator)
+    for start in range(1500, len(samples) - 2500, 9000):
+        samples[start : start + 2500] += 0.3 * torch.randn(2500, generator=generator).cumsum(0).sin()
+    return samples
+
+
+@pytest.fixture(scope="module")
+def model() -> Recognizer:
+    return make()
+
+
+def pieces_of(samples: torch.Tensor, sizes: list[int]) -> list[torch.Tensor]:
+    pieces, at, i = [], 0, 0
+    while at < len(samples):
+        pieces.append(samples[at : at + sizes[i % len(sizes)]])
+        at += sizes[i % len(sizes)]
+        i += 1
+    return pieces
+
+
+@given(SIZES)
+@settings(max_examples=6, deadline=None)
+def test_log_probabilities_and_lines_do_not_depend_on_the_chunks(model, sizes):
+    samples = sound(1.6)
+    whole = model.log_probabilities(samples)
+    state, found = model.init_state(1), []
+    for piece in pieces_of(samples, sizes):
+        with torch.no_grad():
+            said, state = model.step(piece[None], state)
+        found.append(said[0])
+    torch.testing.assert_close(torch.cat(found), whole, atol=1e-4, rtol=0)
+    assert lines(model, samples, sizes) == lines(model, samples, [8000])
+
+
+def lines(model, samples, sizes, **options) -> list[tuple]:
+    listener = StreamingRecognizer(
+        model, endpoints=EndpointConfig(silence_s=0.4, blank_s=0.5, longest_s=0.5), **options
+    )
+    events = [event for piece in pieces_of(samples, sizes) for event in listener.feed(piece)]
+    events += listener.finish()
+    check_order(events)
+    return [
+        (event.number, event.line.text, round(event.line.start_s, 6), round(event.line.end_s, 6))
+        for event in events
+        if event.kind == "completed"
+    ]
+
+
+def check_order(events):
+    """Every line is started once, and completed once after it; numbers rise by one."""
+    state = {}
+    for event in events:
+        if event.kind == "started":
+            assert event.number == len(state)
+            state[event.number] = "open"
+        else:
+            assert state[event.number] == "open"
+            state[event.number] = "closed" if event.kind == "completed" else "open"
+    assert set(state.values()) <= {"closed"}
+
+
+def test_a_stream_says_the_symbols_of_the_best_path(model):
+    samples = sound()
+    whole = model.log_probabilities(samples)
+    expected = model.tokenizer.text([one.id for one in spoken_along(best_path(whole), whole)])
+    found = " ".join(text for _, text, _, _ in lines(model, samples, [800]))
+    assert expected
+    assert found.replace(" ", "") == expected.replace(" ", "")
+    assert len(lines(model, samples, [800])) > 1
+
+
+def test_whole_recordings_run_in_pieces_are_the_same(model, monkeypatch):
+    samples = sound()
+    whole = model.log_probabilities(samples)
+    monkeypatch.setattr("mambakit.domains.speech.recognize.model._PIECE_S", 0.5)
+    torch.testing.assert_close(model.log_probabilities(samples), whole, atol=1e-4, rtol=0)
+
+
+def test_memory_is_flat(model):
+    listener = StreamingRecognizer(model, endpoints=EndpointConfig(longest_s=1.0, blank_s=0.5))
+    sizes = set()
+    for _ in range(20):
+        listener.feed(sound(1.0))
+        sizes.add(listener._state.nbytes)
+        assert listener.n_held * model.frame_s <= 2.0 + 1e-6
+    assert len(sizes) == 1
+
+
+@pytest.mark.parametrize("network", ["mamba", "bigru"])
+def test_rows_of_a_padded_batch_are_as_alone(network):
+    both = dataclasses.replace(SMALL, bidirectional=True)
+    model = make(both, network=network)
+    rows = [sound(1.0, 1), sound(0.53, 2)]
+    padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    padded[1, len(rows[1]) :] = 100.0
+    with torch.no_grad():
+        said, lengths = model(padded, torch.tensor([len(row) for row in rows]))
+    for i, row in enumerate(rows):
+        torch.testing.assert_close(said[i, : lengths[i]], model.log_probabilities(row), atol=1e-4, rtol=1e-4)
+    assert not model.causal
+    with pytest.raises(UsageError, match="it reads both ways, so it can't stream"):
+        StreamingRecognizer(model)
+
+
+def test_baseline_has_about_as_many_parameters():
+    sizes = [
+        sum(p.numel() for p in make(EncoderConfig(), network=network).parameters())
+        for network in ("mamba", "bigru")
+    ]
+    assert abs(sizes[0] - sizes[1]) < 0.05 * sizes[0]
+
+
+def test_saved_models_say_the_same(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    again = Recognizer.from_pretrained(tmp_path).eval()
+    assert transcribe(again, Audio(sound(), 8000)) == transcribe(model, Audio(sound(), 8000))
+    assert again.tokenizer.pieces == model.tokenizer.pieces
+
+
+def test_alignment_keeps_the_words_in_order(model, tmp_path):
+    audio = Audio(sound(2.0), 8000)
+    found = align(model, audio, "Two one  six")
+    assert [word.text for word in found.words] == ["two", "one", "six"]
+    edges = [edge for word in found.words for edge in (word.start_s, word.end_s)]
+    assert edges == sorted(edges)
+    assert edges[-1] <= 2.0
+    formats.write_transcript(found, tmp_path / "x.TextGrid")
+    assert 'text = "six"' in (tmp_path / "x.TextGrid").read_text()
+    with pytest.raises(DataError, match="text: the model knows no 'z', 'r'"):
+        align(model, audio, "zero")
+    with pytest.raises(DataError, match="the text needs 60 frames"):
+        align(model, Audio(sound(0.5), 8000), "sixone" * 10)
+    with pytest.raises(DataError, match="too short"):
+        transcribe(model, Audio(torch.zeros(100), 8000))
+
+
+def test_beam_never_says_a_less_likely_text(model):
+    audio = Audio(sound(1.0), 8000)
+    said = model.log_probabilities(audio.samples)
+    for config in (DecodeConfig(beam=8), DecodeConfig()):
+        symbols = Decoder(model, config)(said)
+        assert all(0 <= one.begin < one.end <= len(said) for one in symbols)
+    with pytest.raises(UsageError, match=r"have no effect with --decode\.beam 1"):
+        DecodeConfig(hotwords=["one"])
+
+
+@given(SIZES)
+@settings(max_examples=10, deadline=None)
+def test_voice_activity_finds_the_bursts_in_chunks_of_any_size(sizes):
+    samples = sound()
+    listener = VoiceActivity(8000, EndpointConfig())
+    found = [one for piece in pieces_of(samples, sizes) for one in listener(piece)]
+    assert found == VoiceActivity(8000, EndpointConfig())(samples)
+    inside = [
+        any(s + 160 <= i * 160 and i * 160 + 160 <= s + 2500 for s in (1500, 10500, 19500))
+        for i in range(150)
+    ]
+    assert sum(a and b for a, b in zip(found, inside, strict=True)) > 0.9 * sum(inside)
+    assert sum(a and not b for a, b in zip(found, inside, strict=True)) < 12
+
+
+def test_a_line_ends_after_silence_not_before_a_word():
+    ends = LineEnds(0.02, 0.02, EndpointConfig(silence_s=0.1, blank_s=9))
+    ends.hear([False] * 100)
+    assert not any(ends.over(i, None, -1, True) for i in range(20))
+    over = [ends.over(i, 20, 22, True) for i in range(20, 40)]
+    assert over.index(True) == 7  # 0.1 s after the last symbol

@@ -1,0 +1,126 @@
+"""Tokenizers of text, words with times, and the formats of transcripts."""
+
+from __future__ import annotations
+
+import json
+import math
+import pickle
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mambakit.core.adapters import get_adapter
+from mambakit.core.adapters.testing import check_adapter
+from mambakit.core.errors import UsageError
+from mambakit.domains.speech.recognize import formats
+from mambakit.domains.speech.recognize.tokenizer import (
+    BpeTokenizer,
+    CharacterTokenizer,
+    TextAdapter,
+    load_tokenizer,
+    unknown_characters,
+    unknown_sentence,
+)
+from mambakit.domains.speech.recognize.words import Word, spoken, words_of
+
+TEXTS = ["Three one  four", "one five nine", "two six five", "three five", "nine nine four"]
+
+
+@pytest.mark.parametrize("make", [CharacterTokenizer, lambda: BpeTokenizer(40)], ids=["characters", "bpe"])
+def test_tokenizers_keep_the_contract(make):
+    tokenizer = make().fit(TEXTS)
+    check_adapter(
+        tokenizer,
+        lambda: TextAdapter(tokenizer.n_ids, d_model=8),
+        TEXTS,
+        bad_samples=["zoo", None, 3],
+        empty_sample="",
+    )
+
+
+def test_the_adapter_is_registered():
+    assert get_adapter("speech-text").tokenizer is CharacterTokenizer
+
+
+def test_bpe_makes_words_of_few_pieces(tmp_path):
+    tokenizer = BpeTokenizer(60).fit(TEXTS * 5)
+    assert len(tokenizer.encode("three five")) < len("three five") / 2
+    assert 0 not in tokenizer.encode("two nine").values.tolist()  # the blank is no symbol
+    tokenizer.save(tmp_path)
+    for again in (load_tokenizer(tmp_path, "bpe"), pickle.loads(pickle.dumps(tokenizer))):
+        assert again.encode("two nine").equals(tokenizer.encode("two nine"))
+        assert again.text(again.encode("two nine").values.tolist()) == "two nine"
+
+
+def test_unknown_characters_are_listed_with_their_rows():
+    tokenizer = CharacterTokenizer().fit(TEXTS)
+    found = unknown_characters(tokenizer, {1: "one", 4: "zoom", 7: "jazz"})
+    assert found["z"] == [4, 7]
+    assert found["m"] == [4]
+    assert set(found) == {"z", "m", "j", "a"}
+    assert unknown_sentence(found).startswith(
+        "characters that no training transcript has: 'z' (rows 4, 7), 'm' (row 4)"
+    )
+    assert unknown_sentence({}) == ""
+
+
+def test_words_from_a_path():
+    pieces = ["", " ", "a", "b"]
+    path = [0, 2, 2, 0, 2, 1, 1, 3, 0, 0]
+    values = [math.log(p) for p in (1, 0.5, 0.5, 1, 0.25, 1, 1, 0.9, 1, 1)]
+    first, second = words_of(spoken(path, values, first_frame=10), pieces, 0.04)
+    assert (first.text, second.text) == ("aa", "b")
+    assert first.start_s == pytest.approx(11 * 0.04)
+    assert first.end_s == pytest.approx(15 * 0.04)
+    assert first.confidence == pytest.approx((0.5 * 0.5 * 0.25) ** (1 / 3))
+    assert second.start_s == pytest.approx(0.68)
+    assert second.confidence == pytest.approx(0.9)
+
+
+def test_words_from_pieces_that_begin_words():
+    pieces = ["", " th", "ree", " one"]
+    found = words_of(spoken([1, 2, 0, 3], [0.0] * 4), pieces, 1.0)
+    assert [(word.text, word.start_s, word.end_s) for word in found] == [("three", 0, 2), ("one", 3, 4)]
+
+
+def transcript():
+    words = [Word("one", 0.5, 0.8, 0.9), Word("two", 0.9, 1.2, 0.8), Word('<"six">', 3661.5, 3662.0, 0.7)]
+    return formats.Transcript(formats.lines_of(words), 3700.0)
+
+
+def test_formats():
+    made = transcript()
+    assert formats.as_text(made) == 'one two\n<"six">\n'
+    assert formats.as_srt(made) == (
+        '1\n00:00:00,500 --> 00:00:01,200\none two\n\n2\n01:01:01,500 --> 01:01:02,000\n<"six">\n'
+    )
+    assert formats.as_vtt(made).startswith("WEBVTT\n\n00:00:00.500 --> 00:00:01.200\none two\n\n01:01:01.500")
+    assert "&lt;" in formats.as_vtt(made)
+    content = json.loads(formats.as_json(made))
+    assert content["text"] == 'one two <"six">'
+    assert content["lines"][0]["words"][1] == {
+        "text": "two", "start_s": 0.9, "end_s": 1.2, "confidence": 0.8,
+    }  # fmt: skip
+    with pytest.raises(
+        UsageError, match=r"ends in one of \.txt, \.srt, \.vtt, \.json, \.TextGrid, got a\.doc"
+    ):
+        formats.write_transcript(made, formats.Path("a.doc"))
+
+
+@given(st.lists(st.tuples(st.floats(0, 2), st.floats(0.01, 1)), max_size=6))
+def test_textgrid_tiles_time_without_gaps(spans):
+    words, at = [], 0.0
+    for gap, length in spans:
+        words.append(Word("w", at + gap, at + gap + length, 1.0))
+        at += gap + length
+    text = formats.as_textgrid(formats.Transcript(formats.lines_of(words), at + 1.0))
+    for tier in text.split("item [")[2:]:
+        starts = [float(x) for x in re.findall(r"^            xmin = (\S+)", tier, re.MULTILINE)]
+        ends = [float(x) for x in re.findall(r"^            xmax = (\S+)", tier, re.MULTILINE)]
+        assert starts[0] == 0
+        assert ends[-1] == pytest.approx(at + 1.0, abs=1e-5)
+        assert starts[1:] == ends[:-1]
+        assert all(a < b for a, b in zip(starts, ends, strict=True))
+    assert text.count('text = "w"') >= len(words)
