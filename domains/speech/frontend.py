@@ -1,0 +1,221 @@
+"""Log-mel frames from samples, whole or in chunks of any size, and their normalisation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mambakit.core.blocks.base import padding_mask
+from mambakit.core.errors import UsageError
+from mambakit.core.state import State
+from mambakit.domains.speech.torchaudio_parts import torchaudio
+
+Normalise = Literal["global", "utterance", "none"]
+# Below 16-bit audio's own rounding noise in a mel band: digital silence becomes this, not minus infinity.
+_FLOOR = 1e-7
+
+
+@dataclass(frozen=True)
+class FrontEndConfig:
+    """How samples become frames; see each field."""
+
+    rate_hz: int = 8000
+    """Sample rate that is heard; other audio is resampled."""
+    n_mels: int = 40
+    """Mel bands."""
+    window_s: float = 0.025
+    """Seconds of a window."""
+    hop_s: float = 0.010
+    """Seconds from a frame to the next."""
+    low_hz: float = 20.0
+    """The lowest band begins there; the highest ends at half the sample rate."""
+    normalise: Normalise = "global"
+    """global: each band by mean and deviation over the training set, which streams; utterance: each band's own
+    mean in the utterance is taken off first, which needs the whole of it; none."""
+
+    def __post_init__(self) -> None:
+        if self.normalise not in get_args(Normalise):
+            raise UsageError(f"normalise: expected {', '.join(get_args(Normalise))}, got {self.normalise!r}")
+        for name in ("rate_hz", "n_mels", "window_s", "hop_s"):
+            if not getattr(self, name) > 0:
+                raise UsageError(f"{name}: expected more than 0, got {getattr(self, name)}")
+        if self.hop > self.window:
+            raise UsageError(
+                f"hop_s: {self.hop_s} is longer than window_s, {self.window_s}: it would skip sound"
+            )
+
+    @property
+    def hop(self) -> int:
+        """Samples from a frame to the next."""
+        return round(self.rate_hz * self.hop_s)
+
+    @property
+    def window(self) -> int:
+        """Samples of a window."""
+        return round(self.rate_hz * self.window_s)
+
+    @property
+    def n_fft(self) -> int:
+        """Points of the transform: the power of two that holds a window."""
+        return 1 << (self.window - 1).bit_length()
+
+
+class FrontEnd(nn.Module):
+    """``log(mel)`` of each frame, normalised.
+
+    Frame k ends with sample ``(k + 1) * hop``: it needs nothing that comes later, and n samples make
+    ``n // hop`` frames. Before the first sample there are zeros.
+
+    Args:
+        config: How samples become frames.
+    """
+
+    def __init__(self, config: FrontEndConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.mel = torchaudio().transforms.MelSpectrogram(
+            sample_rate=config.rate_hz,
+            n_fft=config.n_fft,
+            win_length=config.window,
+            hop_length=config.hop,
+            f_min=config.low_hz,
+            n_mels=config.n_mels,
+            power=2.0,
+            center=False,
+        )
+        for name in ("spectrogram.window", "mel_scale.fb"):  # made anew by the config, not saved
+            owner, _, buffer = name.rpartition(".")
+            self.mel.get_submodule(owner)._non_persistent_buffers_set.add(buffer)
+        self.mean: Tensor
+        self.deviation: Tensor
+        self.register_buffer("mean", torch.zeros(config.n_mels))
+        self.register_buffer("deviation", torch.ones(config.n_mels))
+
+    def frames_of(self, n_samples: Tensor) -> Tensor:
+        """How many frames so many samples make."""
+        return n_samples // self.config.hop
+
+    def forward(self, samples: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Whole utterances.
+
+        Args:
+            samples: ``(batch, n_samples)`` float32, right-padded.
+            lengths: ``(batch,)`` int64 samples of each; all are whole by default.
+
+        Returns:
+            Frames ``(batch, n_frames, n_mels)`` float32, zero at padding, and their ``lengths``.
+
+        Raises:
+            ValueError: If samples are no ``(batch, n_samples)``.
+        """
+        frames, counts = self.log_mel(samples, lengths)
+        return self.normalised(frames, counts), counts
+
+    def log_mel(self, samples: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """As ``forward``, not normalised; what stands at padding says nothing."""
+        if samples.dim() != 2:
+            raise ValueError(f"samples: expected shape (batch, n_samples), got {tuple(samples.shape)}")
+        if lengths is None:
+            lengths = torch.full((len(samples),), samples.shape[1], device=samples.device)
+        frames, _ = self._frames(F.pad(samples, (self._before, 0)))
+        return frames, self.frames_of(lengths)
+
+    def normalised(self, frames: Tensor, lengths: Tensor) -> Tensor:
+        """Log-mel frames ``(batch, n_frames, n_mels)`` as the config says; zero at padding."""
+        pads = padding_mask(lengths, frames.shape[1])[..., None]
+        frames = frames.masked_fill(pads, 0.0)
+        if self.config.normalise == "utterance":
+            frames = frames - frames.sum(1, keepdim=True) / lengths.clamp(min=1)[:, None, None]
+        if self.config.normalise != "none":
+            frames = (frames - self.mean) / self.deviation
+        return frames.masked_fill(pads, 0.0)
+
+    def init_state(self, batch: int) -> State:
+        """Before the first sample."""
+        return State.of(samples=torch.zeros(batch, self._before, device=self.mean.device))
+
+    def step(self, samples: Tensor, state: State) -> tuple[Tensor, State]:
+        """The next samples ``(batch, n)``, any n, and the frames ``(batch, m, n_mels)`` that they complete.
+
+        Raises:
+            RuntimeError: If frames are normalised by the utterance, which is not known yet.
+        """
+        if self.config.normalise == "utterance":
+            raise RuntimeError("normalise is utterance: that needs the whole of it; global streams")
+        frames, rest = self._frames(torch.cat([state["samples"], samples], dim=1))
+        if self.config.normalise == "global":
+            frames = (frames - self.mean) / self.deviation
+        return frames, State.of(samples=rest)
+
+    @torch.no_grad()
+    def fit(self, utterances: Iterable[Tensor]) -> None:
+        """Mean and deviation of each band over training utterances ``(n_samples,)``."""
+        count = 0
+        total = torch.zeros(self.config.n_mels, dtype=torch.float64)
+        squares = torch.zeros_like(total)
+        for samples in utterances:
+            frames = self.log_mel(samples[None])[0][0].cpu().double()
+            if self.config.normalise == "utterance":
+                frames = frames - frames.mean(0, keepdim=True)
+            frames = frames[frames.isfinite().all(1)]
+            count += len(frames)
+            total += frames.sum(0)
+            squares += frames.square().sum(0)
+        if count == 0:
+            raise ValueError("utterances: they hold no frame to take a mean of")
+        mean = total / count
+        self.mean.copy_(mean)
+        self.deviation.copy_((squares / count - mean.square()).clamp(min=1e-4).sqrt())
+
+    @property
+    def _before(self) -> int:
+        return self.config.n_fft - self.config.hop
+
+    def _frames(self, samples: Tensor) -> tuple[Tensor, Tensor]:
+        """Frames of samples that begin with a frame's first, and the samples that later ones need."""
+        n = max(0, (samples.shape[1] - self.config.n_fft) // self.config.hop + 1)
+        rest = samples[:, n * self.config.hop :]
+        if n == 0:
+            return samples.new_zeros(len(samples), 0, self.config.n_mels), rest
+        used = samples[:, : (n - 1) * self.config.hop + self.config.n_fft]
+        # autocast would compute the filter bank in half precision, where quiet bands vanish
+        with torch.autocast(samples.device.type, enabled=False):
+            power = self.mel(used.float())
+        return power.clamp(min=_FLOOR).log().transpose(1, 2), rest
+
+
+def spec_augment(
+    frames: Tensor,
+    lengths: Tensor,
+    *,
+    n_bands: int = 2,
+    band_width: int = 8,
+    n_times: int = 2,
+    time_share: float = 0.15,
+) -> Tensor:
+    """Frames with stripes of bands and times set to zero, the mean (Park et al. 2019, arXiv:1904.08779).
+
+    Args:
+        frames: ``(batch, n_frames, n_mels)``, normalised.
+        lengths: ``(batch,)`` frames of each.
+        n_bands, band_width: Stripes over all times, each of 0 to ``band_width`` bands.
+        n_times, time_share: Stripes over all bands, each of at most this share of the utterance.
+    """
+    batch, n_frames, n_mels = frames.shape
+    place = torch.arange(n_mels, device=frames.device)
+    for _ in range(n_bands):
+        width = torch.randint(0, band_width + 1, (batch, 1), device=frames.device)
+        start = (torch.rand(batch, 1, device=frames.device) * (n_mels - width + 1)).long()
+        frames = frames.masked_fill(((place >= start) & (place < start + width))[:, None, :], 0.0)
+    time = torch.arange(n_frames, device=frames.device)
+    for _ in range(n_times):
+        most = lengths[:, None] * time_share
+        width = (torch.rand(batch, 1, device=frames.device) * (most + 1)).long()
+        start = (torch.rand(batch, 1, device=frames.device) * (lengths[:, None] - width + 1)).long()
+        frames = frames.masked_fill(((time >= start) & (time < start + width))[:, :, None], 0.0)
+    return frames
