@@ -32,7 +32,7 @@ def list_cards(*, domain: str | None = None, json: bool = False) -> None:
             "name": card.name,
             "domain": card.domain,
             "rows": card.rows,
-            "download": "none, embedded" if card.embedded else f"{_megabytes(card):.1f} MB",
+            "download": _download(card),
             "licence": card.head.get("license_name", card.license),
             "title": card.title,
         }
@@ -78,14 +78,24 @@ def fetch(name: str, *, output: Path | None = None, json: bool = False) -> None:
         mambakit data fetch Weather --output data/
     """
     from mambakit.core.data.fetch import fetch as fetch_files  # requests takes a moment to import
+    from mambakit.core.data.packs import fetch_pack
 
     card = cards.load_card(name)
     if card.embedded:
         print(f"{card.name} comes with {card.embedded}: nothing to download", file=sys.stderr)
+    if card.made_from:
+        made = ", ".join(card.made_from)
+        print(f"{card.name} is made from {made} when it is used: fetch these", file=sys.stderr)
     paths = fetch_files(card)
+    folders = {pack.name: fetch_pack(card, pack) for pack in card.packs}
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)
         paths = {file: Path(shutil.copyfile(path, output / file)) for file, path in paths.items()}
+        folders = {
+            name: Path(shutil.copytree(path, output / name, dirs_exist_ok=True))
+            for name, path in folders.items()
+        }
+    paths |= folders
     if json:
         print_json(paths)
     else:
@@ -104,5 +114,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
 
 
+def _download(card: cards.Card) -> str:
+    if card.embedded:
+        return "none, embedded"
+    return f"of {', '.join(card.made_from)}" if card.made_from else f"{_megabytes(card):.1f} MB"
+
+
 def _megabytes(card: cards.Card) -> float:
-    return sum(file.sources[0].size for file in card.files) / 1e6
+    return (sum(file.sources[0].size for file in card.files) + sum(pack.size for pack in card.packs)) / 1e6

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import functools
 import importlib.resources
+import itertools
 import json
 from dataclasses import dataclass, field
 from importlib.resources.abc import Traversable
@@ -48,6 +49,35 @@ class CardFile:
 
 
 @dataclass(frozen=True)
+class CardPack:
+    """Many small files of a data set, such as recordings, whose names follow a pattern.
+
+    A mirror holds them as one tar archive; the network serves each by itself. ``manifest_sha256`` is over the
+    lines ``<sha256>  <member>``, in order of the member's name.
+    """
+
+    name: str
+    """Of the folder that they come to lie in."""
+    pattern: str
+    """A member's name with ``{keys}``: ``recordings/{digit}_{speaker}_{take}.wav``."""
+    values: dict[str, tuple[str, ...]]
+    """What each key stands for; the first key changes slowest in the order of the rows."""
+    manifest_sha256: str
+    size: int
+    """Bytes of the archive, about what a download takes."""
+    url: str
+    """Of a member, with ``{member}`` for its name."""
+    mirror: str
+    """Where a mirror folder holds the archive: ``<domain>/<dataset>/<file>``."""
+    mirror_sha256: str
+
+    def members(self) -> list[tuple[str, dict[str, str]]]:
+        """Name and keys of each, in the order of the rows."""
+        keys = [dict(zip(self.values, one, strict=True)) for one in itertools.product(*self.values.values())]
+        return [(self.pattern.format(**one), one) for one in keys]
+
+
+@dataclass(frozen=True)
 class Protocol:
     """A second way to split a data set, in files of its own, with columns as the card's or its own."""
 
@@ -74,6 +104,7 @@ class Card:
     version: str
     tags: tuple[str, ...]
     files: tuple[CardFile, ...]
+    """Those of ``packs`` are not among them."""
     columns: tuple[str, ...]
     units: dict[str, str]
     splits: dict[str, tuple[int, int]]
@@ -125,6 +156,12 @@ class Card:
     """Rows whose sample can't be read, such as SMILES of broken valence."""
     protocols: dict[str, Protocol] = field(default_factory=dict)
     """Splits beside the card's own, by name."""
+    packs: tuple[CardPack, ...] = ()
+    """Files by the hundred."""
+    made_from: tuple[str, ...] = ()
+    """The cards that the code makes it from, on the user's machine."""
+    texts: dict[str, str] = field(default_factory=dict)
+    """What is said in recordings, by the file's name without its suffix."""
     text: str = ""
     """The Markdown below the head."""
     head: dict[str, Any] = field(default_factory=dict, repr=False)
@@ -225,6 +262,9 @@ def parse_card(text: str, source: str = "card") -> Card:
         labels=dict(facts.get("labels", {})),
         unreadable=facts.get("unreadable", 0),
         protocols={name: _protocol(own, facts) for name, own in facts.get("protocols", {}).items()},
+        packs=tuple(_pack(entry) for entry in facts.get("packs", ())),
+        made_from=tuple(facts.get("made_from", ())),
+        texts=dict(facts.get("texts", {})),
         text=body.strip() + "\n",
         head=head,
     )
@@ -255,12 +295,19 @@ def render_card(card: Card) -> str:
         ("rows, test", f"the last {card.horizon} of each series" if card.horizon else None),
         *((f"rows, {split}", f"{start:,} to {stop:,}") for split, (start, stop) in card.splits.items()),
         *((f"protocol {name}", _rendered(own)) for name, own in card.protocols.items()),
+        ("made from", ", ".join(card.made_from)),
         ("comes with", f"{card.embedded} (no download)" if card.embedded else None),
     ]
     for file in card.files:
         role = f" ({card.roles[file.name]})" if file.name in card.roles else ""
         facts += [("file", f"{file.name}, {file.size:,} bytes{role}"), ("sha256", file.sha256)]
         facts += [("url", source.url) for source in file.sources]
+    for pack in card.packs:
+        facts += [
+            ("files", f"{pack.name}: {len(pack.members()):,} of {pack.pattern}, {pack.size:,} bytes"),
+            ("sha256", f"{pack.manifest_sha256} (of the lines '<sha256>  <name>', sorted by name)"),
+            ("url", pack.url),
+        ]
     width = max(len(key) for key, _ in facts)
     lines = [f"    {key:<{width}}  {value}" for key, value in facts if value]
     title, _, rest = card.text.partition("\n")
@@ -316,6 +363,19 @@ def _file(entry: dict[str, Any]) -> CardFile:
         size=entry["bytes"],
         sources=sources,
         split=entry.get("split"),
+    )
+
+
+def _pack(entry: dict[str, Any]) -> CardPack:
+    return CardPack(
+        name=entry["name"],
+        pattern=entry["pattern"],
+        values={key: tuple(map(str, values)) for key, values in entry["values"].items()},
+        manifest_sha256=entry["manifest_sha256"],
+        size=entry["bytes"],
+        url=entry["url"],
+        mirror=entry["mirror"],
+        mirror_sha256=entry["mirror_sha256"],
     )
 
 

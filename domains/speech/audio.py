@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mambakit.core.errors import DataError, UsageError, UserError
 from mambakit.domains.speech.torchaudio_parts import torchaudio
@@ -63,15 +64,16 @@ def read_audio(
             first, last = round(start_s * own_rate), n if end_s is None else round(end_s * own_rate)
             if n and not 0 <= first < last <= n + own_rate // 100:  # times in manifests are rounded
                 raise DataError(
-                    f"{path}: the stretch from {start_s:g} s to "
-                    f"{'its end' if end_s is None else f'{end_s:g} s'} is not in it; it has {n / own_rate:.2f} s"
+                    f"{path}: {n / own_rate:.2f} s long, has no stretch from {start_s:g} s to "
+                    f"{'its end' if end_s is None else f'{end_s:g} s'}"
                 )
             last = min(last, n)
             file.seek(first)
             data = file.read(last - first, dtype="float32", always_2d=True)
     except soundfile.LibsndfileError as error:
         raise DataError(
-            f"{path}: cannot be read as audio ({str(error.error_string).rstrip('.')}); wav, flac, ogg and mp3 can"
+            f"{path}: cannot be read as audio ({str(error.error_string).rstrip('.')}); "
+            "wav, flac, ogg and mp3 can"
         ) from error
     if n == 0 or len(data) == 0:
         raise DataError(f"{path}: holds no samples")
@@ -100,8 +102,18 @@ def resample(samples: Tensor, from_hz: int, to_hz: int) -> Tensor:
     """``(..., n)`` at another rate, band-limited."""
     if from_hz == to_hz:
         return samples
-    resampled: Tensor = torchaudio().functional.resample(samples, from_hz, to_hz)
+    if samples.is_cuda:
+        on_device: Tensor = torchaudio().functional.resample(samples, from_hz, to_hz)
+        return on_device
+    resampled: Tensor = _resampler(from_hz, to_hz)(samples)
     return resampled
+
+
+@functools.lru_cache(maxsize=64)
+def _resampler(from_hz: int, to_hz: int) -> nn.Module:
+    """Holds the filter, which takes longer to make than a short recording to pass through."""
+    module: nn.Module = torchaudio().transforms.Resample(from_hz, to_hz)
+    return module
 
 
 def write_audio(path: Path | str, audio: Audio) -> None:

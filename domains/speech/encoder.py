@@ -130,7 +130,7 @@ class Encoder(nn.Module):
         return State.of(backbone=state, **self._before(batch, self.project.weight))
 
     def step(self, frames: Tensor, state: State) -> tuple[Tensor, State]:
-        """The next frames ``(batch, n, n_mels)``, any n, and the vectors ``(batch, m, d_model)`` they complete.
+        """The next frames ``(batch, n, n_mels)``, any n, and the vectors ``(batch, m, d_model)`` completed.
 
         Over a sequence it gives what ``forward`` gives, whatever the pieces.
 

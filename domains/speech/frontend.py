@@ -35,8 +35,8 @@ class FrontEndConfig:
     low_hz: float = 20.0
     """The lowest band begins there; the highest ends at half the sample rate."""
     normalise: Normalise = "global"
-    """global: each band by mean and deviation over the training set, which streams; utterance: each band's own
-    mean in the utterance is taken off first, which needs the whole of it; none."""
+    """global: each band by mean and deviation over the training set, which streams; utterance: each band's
+    own mean in the utterance is taken off first, which needs the whole of it; none."""
 
     def __post_init__(self) -> None:
         if self.normalise not in get_args(Normalise):

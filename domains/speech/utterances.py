@@ -28,8 +28,8 @@ class Utterances:
     name: str
     """What they are called in messages and reports."""
     table: pd.DataFrame
-    """A row each: ``path``, ``start_s`` (0), ``end_s`` (NaN: to the end), ``text``, ``label``, ``speaker`` and
-    ``clean_path`` (None where unknown); further columns of a manifest follow."""
+    """A row each: ``path``, ``start_s`` (0), ``end_s`` (NaN: to the end), ``text``, ``label``, ``speaker``,
+    and ``clean_path`` (None where unknown); further columns of a manifest follow."""
     parts: NDArray[np.str_] | None = None
     """train, validation or test of each row, where the data say so."""
     left_out: list[tuple[str, str]] = field(default_factory=list)

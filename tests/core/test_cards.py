@@ -42,7 +42,7 @@ class TestShippedCards:
     def test_has_its_facts(self, name: str) -> None:
         card = load_card(name)
         assert card.name == name
-        assert card.embedded or card.files
+        assert card.embedded or card.files or card.packs or card.made_from
         if card.classes:  # labelled series: a file a split, and validation is cut from training
             assert [file.split for file in card.files] == ["train", "test"] == list(card.splits)
             assert card.splits["train"][1] == card.splits["test"][0]
@@ -50,6 +50,8 @@ class TestShippedCards:
         assert card.season_length or not card.frequency  # series of several steps have a season each
         if card.fractions:
             assert sum(card.fractions.values()) == pytest.approx(1)
+        elif list(card.splits) == ["test"]:  # nothing to train on
+            assert card.splits["test"] == (0, card.rows)
         elif not card.horizon:
             assert set(card.splits) == {"train", "validation", "test"}
             assert card.splits["train"][0] == 0
