@@ -26,7 +26,8 @@ def jobs(source: Path, target: Path) -> list[Job]:
 
     Raises:
         DataError: If there is nothing to read.
-        UsageError: If one of the two is a file and the other a folder, or a result would overwrite its source.
+        UsageError: If one of the two is a file and the other a folder, or a result would overwrite what
+            it is made of.
     """
     files = audio_files(source)
     if source.is_file():
@@ -61,5 +62,3 @@ def read_at(path: Path, rate_hz: int) -> tuple[Audio, str]:
     if info.samplerate != rate_hz:
         done.append(f"resampled from {info.samplerate:,} Hz to {rate_hz:,} Hz")
     return audio, f"{path}: {', '.join(done)}" if done else ""
-
-

@@ -74,7 +74,9 @@ def _slow(n: int, rate_hz: int, rng: np.random.Generator, deviation_db: float) -
     """A gain that moves within a second or so, around 1."""
     points = max(int(n / rate_hz * 3), 1) + 2
     decibels = np.clip(rng.standard_normal(points) * deviation_db, -2 * deviation_db, 2 * deviation_db)
-    moving: NDArray[np.float64] = 10 ** (np.interp(np.linspace(0, points - 1, n), range(points), decibels) / 20)
+    moving: NDArray[np.float64] = 10 ** (
+        np.interp(np.linspace(0, points - 1, n), range(points), decibels) / 20
+    )
     return moving
 
 

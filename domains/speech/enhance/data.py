@@ -24,11 +24,9 @@ from mambakit.domains.speech.utterances import Utterances, audio_files, split_ut
 
 SENTENCES = "spoken-sentences"
 _PARTS = ("train", "validation", "test")
-_ONSETS = (
-    "b d f g h j k l m n p r s t v w z ch sh th bl br cl cr dr fl fr gl gr pl pr sk sl sm sn sp st str sw tr"
-).split()
-_VOWELS = "a e i o u ai ea ee oa oo ou ow ay igh er ar or".split()
-_CODAS = "b d g k l m n p r s t v x z ck ft ld lt mp nd ng nk nt rd rk rm rn sh sk sp st th ch".split()
+_ONSETS = ["b", "d", "f", "g", "h", "j", "k", "l", "m", "n", "p", "r", "s", "t", "v", "w", "z", "ch", "sh", "th", "bl", "br", "cl", "cr", "dr", "fl", "fr", "gl", "gr", "pl", "pr", "sk", "sl", "sm", "sn", "sp", "st", "str", "sw", "tr"]
+_VOWELS = ["a", "e", "i", "o", "u", "ai", "ea", "ee", "oa", "oo", "ou", "ow", "ay", "igh", "er", "ar", "or"]
+_CODAS = ["b", "d", "g", "k", "l", "m", "n", "p", "r", "s", "t", "v", "x", "z", "ck", "ft", "ld", "lt", "mp", "nd", "ng", "nk", "nt", "rd", "rk", "rm", "rn", "sh", "sk", "sp", "st", "th", "ch"]
 _LANGUAGES = ("en-us", "en", "en-gb-scotland", "en-gb-x-rp", "de", "fr", "es", "it", "nl", "sv", "pl")
 _VARIANTS = ("m1", "m2", "m3", "m4", "m5", "m6", "m7", "f1", "f2", "f3", "f4", "f5")
 _VOICES = {"train": 50, "validation": 5, "test": 5}
@@ -64,7 +62,9 @@ def load_pools(names: str, rate_hz: int, *, seed: int = 0, task: Task = "enhance
             spoken[part] += some
     for part in ("train", "validation"):
         if not spoken[part]:
-            raise DataError(f"{names}: there is no speech in the part {part}; data of a test alone can't train")
+            raise DataError(
+                f"{names}: there is no speech in the part {part}; data of a test alone can't train"
+            )
     pools = [SpeechPool(spoken[part] or spoken["validation"], rate_hz) for part in _PARTS]
     return Pools(names, *pools)
 
@@ -124,8 +124,8 @@ def _word(chance: random.Random) -> str:
 def load_noises(names: str, rate_hz: int) -> list[Signal]:
     """Recordings of noise: a card, a folder or a file, or several between commas; none of an empty name.
 
-    Of a folder of pairs (see ``paired_folders``) the noise is what a noisy recording of training has more than
-    its clean one.
+    Of a folder of pairs (see ``paired_folders``) the noise is what a noisy recording of training has more
+    than its clean one.
 
     Raises:
         DataError: If one can't be read.

@@ -204,7 +204,7 @@ class Enhancer(nn.Module, HubModel):
         return (mean_square.clamp(min=_SILENCE) * self.config.n_fft).sqrt()[..., None]
 
     def _enhance(self, noisy: Tensor, state: State | None) -> tuple[Tensor, State]:
-        """Compressed pairs of noisy spectra to enhanced ones ``(batch, n_frames, n_bins, 2)``, and the state."""
+        """Compressed pairs, noisy to enhanced ``(batch, n_frames, n_bins, 2)``, and the state."""
         config = self.config
         seen = torch.cat([noisy, (noisy.square().sum(-1, keepdim=True) + 1e-10).sqrt()], -1)
         short = self.n_patches * config.patch - config.n_bins
@@ -217,5 +217,3 @@ class Enhancer(nn.Module, HubModel):
         said = said[:, :, : config.n_bins]
         mask = 2 * torch.sigmoid(said[..., :1])
         return mask * noisy + said[..., 1:], State.of(**states)
-
-
