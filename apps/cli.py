@@ -23,6 +23,12 @@ def _recommendation(argv: Sequence[str]) -> int:
     return main(argv)
 
 
+def _speech(argv: Sequence[str]) -> int:
+    from mambakit.apps.speech import main
+
+    return main(argv)
+
+
 def _timeseries(argv: Sequence[str]) -> int:
     from mambakit.apps.timeseries import main
 
@@ -44,6 +50,7 @@ def _info(argv: Sequence[str]) -> int:
 APPS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "molecules": (_molecules, "properties of molecules and their design: train, predict, evaluate"),
     "recommendation": (_recommendation, "recommend the next item: train, evaluate, recommend, update"),
+    "speech": (_speech, "name what recordings hold: train, classify, evaluate"),
     "timeseries": (_timeseries, "forecast time series: train, evaluate, forecast, backtest"),
     "data": (_data, "data sets by name: list, show, fetch"),
     "info": (_info, "versions, devices, and which backend each op would use here"),

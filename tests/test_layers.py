@@ -52,7 +52,7 @@ def test_every_domain_is_in_the_independence_contract() -> None:
 
 @pytest.mark.parametrize("domain", DOMAINS)
 def test_every_domain_has_the_same_files(domain: str) -> None:
-    present = {path.stem for path in (ROOT / "domains" / domain).glob("*.py")}
+    present = {path.stem for path in (ROOT / "domains" / domain).rglob("*.py")}
     assert present >= DOMAIN_FILES, f"missing: {', '.join(sorted(DOMAIN_FILES - present))}"
     assert (ROOT / "apps" / f"{domain}.py").exists()
     assert (ROOT / "tests/domains" / domain).is_dir()

@@ -153,7 +153,8 @@ class Encoder(nn.Module):
     def _thinned(self, frames: Tensor, kept: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Vectors ``(batch, n, d_model)`` and each convolution's inputs that later ones need."""
         x, rests = frames[:, :, None, :], {}  # [b, t, channels, bands]
-        for (name, before), conv, stride in zip(kept.items(), self.convolutions, self.strides, strict=True):
+        layers = zip(kept.items(), self.convolutions, self.strides, strict=True)
+        for (name, before), conv, stride in layers:
             x = torch.cat([before.to(x.dtype), x], dim=1)
             n = max(0, (x.shape[1] - _WIDTH) // stride + 1)
             rests[name] = x[:, n * stride :]
@@ -161,5 +162,5 @@ class Encoder(nn.Module):
                 x = x[:, : (n - 1) * stride + _WIDTH].transpose(1, 2)
                 x = torch.nn.functional.silu(conv(x)).transpose(1, 2)
             else:
-                x = x.new_zeros(len(x), 0, conv.out_channels, (x.shape[3] + 1) // 2)
+                x = x.new_zeros(len(x), 0, self.config.channels, (x.shape[3] + 1) // 2)
         return self.dropout(self.project(self.norm(x.flatten(2)))), rests

@@ -18,7 +18,7 @@ _CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctype
 
 
 def speak(text: str, *, voice: str = "en-us", words_per_minute: int = 160, pitch: int = 50) -> Audio:
-    """The text, spoken; the same call always gives the same sound.
+    """The text, spoken. The library flutters as a voice does: no two calls give quite the same sound.
 
     Args:
         text: What to say.

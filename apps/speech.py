@@ -1,0 +1,46 @@
+"""Speech: name, recognise and clean what is heard.
+
+mambakit speech train --data fsdd --task classify --output runs/digits
+mambakit speech classify --model runs/digits --input recordings/ --output labels.csv
+mambakit speech evaluate --model runs/digits --json
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+
+from mambakit.apps.speech_classify import classify
+from mambakit.apps.speech_train import evaluator, trainer
+from mambakit.core.cli import run_app
+from mambakit.core.errors import UserError
+
+VERBS: dict[str, Callable[..., object]] = {
+    "classify": classify,
+}
+_NEEDED = ("torchaudio", "soundfile")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs ``mambakit speech ...``; returns the exit status."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    missing = [name for name in _NEEDED if find_spec(name) is None]
+    if missing and words and not {"-h", "--help"} & set(words):
+        print(
+            f"error: mambakit speech needs {' and '.join(missing)}; install it with "
+            "pip install 'mambakit[speech]'",
+            file=sys.stderr,
+        )
+        return 1
+    try:
+        verbs = {"train": trainer(words), "evaluate": evaluator(words), **VERBS}
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_status
+    description, _, examples = (__doc__ or "").partition("\n\n")
+    return run_app("mambakit speech", verbs, words, description, examples)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

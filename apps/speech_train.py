@@ -1,0 +1,62 @@
+"""Which function `mambakit speech train` and `evaluate` are: each task has flags of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from mambakit.apps.speech_classify import evaluate_classify, train_classify
+from mambakit.core.cli import did_you_mean
+from mambakit.core.errors import DataError, UsageError
+
+Verb = Callable[..., object]
+
+TRAINERS: dict[str, Verb] = {
+    "classify": train_classify,
+}
+EVALUATORS: dict[str, Verb] = {
+    "classify": evaluate_classify,
+}
+_FIRST = "classify"
+
+
+def trainer(words: Sequence[str]) -> Verb:
+    """The function that trains the task that ``--task`` names in the words after ``mambakit speech``.
+
+    Raises:
+        UsageError: If there is no such task.
+    """
+    task = _value(words, "--task") or _FIRST
+    if task not in TRAINERS:
+        raise UsageError(
+            f"task: there is no {task!r}{did_you_mean(task, TRAINERS)}; tasks: {', '.join(TRAINERS)}"
+        )
+    return TRAINERS[task]
+
+
+def evaluator(words: Sequence[str]) -> Verb:
+    """The function that measures what lies in the folder that ``--model`` names.
+
+    Raises:
+        DataError: If that says another task than there are.
+    """
+    folder = _value(words, "--model")
+    if not words or words[0] != "evaluate" or folder is None:
+        return EVALUATORS[_FIRST]
+    from mambakit.domains.speech.saved import DATA_FILE, load_spec
+
+    if not (Path(folder) / DATA_FILE).is_file():  # said when the model is read, with its flags checked
+        return EVALUATORS[_FIRST]
+    task = load_spec(Path(folder)).task
+    if task not in EVALUATORS:
+        raise DataError(f"{folder}: a model of the task {task!r}, which this version does not measure")
+    return EVALUATORS[task]
+
+
+def _value(words: Sequence[str], flag: str) -> str | None:
+    for word, following in zip(words, [*words[1:], None], strict=True):
+        if word == flag:
+            return following
+        if word.startswith(f"{flag}="):
+            return word.partition("=")[2]
+    return None

@@ -1,0 +1,104 @@
+"""What a classifier of short recordings is made of, and the preset."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+from mambakit.core.errors import UsageError
+from mambakit.core.training import TrainConfig
+from mambakit.domains.speech.augment import AugmentConfig
+from mambakit.domains.speech.encoder import EncoderConfig
+from mambakit.domains.speech.frontend import FrontEndConfig
+
+Network = Literal["mamba", "cnn"]
+
+
+@dataclass(frozen=True)
+class ClassifyModelConfig:
+    """The shape of the network; the defaults are the preset."""
+
+    front_end: FrontEndConfig = field(default_factory=FrontEndConfig)
+    """How samples become frames."""
+    encoder: EncoderConfig = field(
+        default_factory=lambda: EncoderConfig(
+            d_model=64, channels=16, subsampling=2, n_layers=2, d_state=16, head_dim=16, dropout=0.1
+        )
+    )
+    """Frames to vectors."""
+    network: Network = "mamba"
+    """cnn is the baseline: one-dimensional convolutions over the same frames instead of the encoder."""
+    head_dropout: float = 0.2
+    """Share of the pooled vector that is dropped while training."""
+
+    def __post_init__(self) -> None:
+        if self.network not in get_args(Network):
+            raise UsageError(f"network: expected {', '.join(get_args(Network))}, got {self.network!r}")
+        if not 0 <= self.head_dropout < 1:
+            raise UsageError(f"head_dropout: expected a share from 0 to below 1, got {self.head_dropout}")
+        if self.encoder.n_mels != self.front_end.n_mels:
+            raise UsageError(
+                f"encoder.n_mels: {self.encoder.n_mels} is not front_end.n_mels, {self.front_end.n_mels}"
+            )
+
+
+@dataclass(frozen=True)
+class ClassifyConfig:
+    """A network and the classes it is for: what ``config.json`` holds."""
+
+    classes: list[str]
+    """Their names, in the order of the outputs."""
+    trained_on: str = ""
+    """Name of the data."""
+    model: ClassifyModelConfig = field(default_factory=ClassifyModelConfig)
+    """The shape of the network."""
+
+    def __post_init__(self) -> None:
+        if len(self.classes) < 2:
+            raise UsageError(f"classes: expected two or more, got {', '.join(self.classes) or 'none'}")
+
+
+@dataclass(frozen=True)
+class ClassifyLossConfig:
+    """What training minimises, and what is done to frames; see each field."""
+
+    label_smoothing: float = 0.1
+    """Probability that the loss spreads over all classes."""
+    n_bands: int = 2
+    """Stripes of bands that are hidden."""
+    band_width: int = 6
+    """Bands of a stripe at most."""
+    n_times: int = 2
+    """Stripes of times that are hidden."""
+    time_share: float = 0.12
+    """Share of the recording of a stripe at most."""
+    tilt_db: float = 6.0
+    """How far the microphone's frequency response is bent at random: the deviation of each of three slow
+    waves over the bands."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.label_smoothing < 1:
+            raise UsageError(
+                f"label_smoothing: expected a share from 0 to below 1, got {self.label_smoothing}"
+            )
+        if not 0 <= self.time_share <= 1:
+            raise UsageError(f"time_share: expected a share from 0 to 1, got {self.time_share}")
+        for name in ("n_bands", "band_width", "n_times", "tilt_db"):
+            if not getattr(self, name) >= 0:
+                raise UsageError(f"{name}: expected at least 0, got {getattr(self, name)}")
+
+
+PRESET_MODEL = ClassifyModelConfig()
+PRESET_LOSS = ClassifyLossConfig()
+PRESET_AUGMENT = AugmentConfig()
+PRESET_TRAIN = TrainConfig(
+    max_epochs=40,
+    batch_size=32,
+    lr=3e-3,
+    weight_decay=0.05,
+    warmup_fraction=0.1,
+    final_lr_fraction=0.01,
+    ema_decay=0.99,
+    patience=0,
+    precision="32-true",
+)

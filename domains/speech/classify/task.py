@@ -1,0 +1,78 @@
+"""Training: cross-entropy on augmented recordings, with bands and times hidden."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mambakit.core.auxiliary import auxiliary_loss
+from mambakit.core.training import TrainConfig
+from mambakit.core.training.optim import configure_optimizer
+from mambakit.domains.speech.classify.config import ClassifyLossConfig
+from mambakit.domains.speech.classify.data import ClipBatch
+from mambakit.domains.speech.classify.model import Classifier
+from mambakit.domains.speech.frontend import spec_augment
+
+_WAVES = 3
+
+
+class ClassifyTask(pl.LightningModule):
+    """Trains a ``Classifier``; ``val/loss`` is the cross-entropy of recordings as they are.
+
+    Args:
+        model: The network, with its front end fitted.
+        train: The training options.
+        loss: What to minimise.
+    """
+
+    def __init__(self, model: Classifier, train: TrainConfig, loss: ClassifyLossConfig) -> None:
+        super().__init__()
+        self.model = model
+        self.train_config, self.loss_config = train, loss
+
+    def training_step(self, batch: ClipBatch, batch_idx: int) -> Tensor:
+        """The loss of a batch."""
+        config, front_end = self.loss_config, self.model.front_end
+        frames, lengths = front_end.log_mel(batch.samples, batch.lengths)
+        if config.tilt_db:
+            frames = frames + tilts(len(frames), frames.shape[2], config.tilt_db, frames.device)
+        frames = front_end.normalised(frames, lengths)
+        frames = spec_augment(
+            frames,
+            lengths,
+            n_bands=config.n_bands,
+            band_width=config.band_width,
+            n_times=config.n_times,
+            time_share=config.time_share,
+        )
+        logits = self.model.of_frames(frames, lengths)
+        loss = F.cross_entropy(logits, batch.labels, label_smoothing=config.label_smoothing)
+        self.log("train/loss", loss.detach(), on_step=False, on_epoch=True, batch_size=len(frames))
+        return loss + auxiliary_loss(self.model)
+
+    def validation_step(self, batch: ClipBatch, batch_idx: int) -> None:
+        """Loss and accuracy of a batch."""
+        logits = self.model(batch.samples, batch.lengths)
+        n = len(batch.labels)
+        self.log("val/loss", F.cross_entropy(logits, batch.labels), batch_size=n)
+        self.log("val/accuracy", (logits.argmax(1) == batch.labels).float().mean(), batch_size=n)
+
+    def configure_optimizers(self) -> Any:
+        """AdamW with warm-up and cosine."""
+        return configure_optimizer(
+            self.model, self.train_config, int(self.trainer.estimated_stepping_batches)
+        )
+
+
+def tilts(batch: int, n_mels: int, deviation_db: float, device: torch.device) -> Tensor:
+    """Random frequency responses to add to log-mel frames, ``(batch, 1, n_mels)``: slow cosines."""
+    waves = torch.arange(1, _WAVES + 1, device=device)[:, None]
+    at = (torch.arange(n_mels, device=device) + 0.5) / n_mels
+    shapes = torch.cos(math.pi * waves * at)
+    drawn = torch.randn(batch, _WAVES, device=device) * (deviation_db * math.log(10) / 10)
+    return (drawn @ shapes)[:, None]
