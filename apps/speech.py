@@ -3,6 +3,10 @@
 mambakit speech train --data fsdd --task classify --output runs/digits
 mambakit speech classify --model runs/digits --input recordings/ --output labels.csv
 mambakit speech evaluate --model runs/digits --json
+mambakit speech train --task enhance --output runs/enhance
+mambakit speech enhance --model runs/enhance --input noisy.wav --output clean.wav --plot before-after.png
+mambakit speech train --task separate --data fsdd --output runs/separate
+mambakit speech separate --model runs/separate --input mix.wav --output apart
 """
 
 from __future__ import annotations
@@ -12,12 +16,16 @@ from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 
 from mambakit.apps.speech_classify import classify
+from mambakit.apps.speech_enhance import enhance
+from mambakit.apps.speech_separate import separate
 from mambakit.apps.speech_train import evaluator, trainer
 from mambakit.core.cli import run_app
 from mambakit.core.errors import UserError
 
 VERBS: dict[str, Callable[..., object]] = {
     "classify": classify,
+    "enhance": enhance,
+    "separate": separate,
 }
 _NEEDED = ("torchaudio", "soundfile")
 

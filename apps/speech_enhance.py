@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from mambakit.apps.shared import check_suffix, some, tell, train_config
 from mambakit.core.cli import format_table, print_json
@@ -24,12 +24,11 @@ if TYPE_CHECKING:
     from mambakit.domains.speech.enhance.evaluation import Evaluation
     from mambakit.domains.speech.enhance.model import Enhancer
 
-_TEST_MIXTURES = 20
-
 
 def train_enhance(
     *,
     data: str = "spoken-sentences",
+    task: Literal["enhance"] = "enhance",
     noise: str = "noise",
     output: Path = Path("runs/enhance"),
     seed: int = 0,
@@ -47,6 +46,7 @@ def train_enhance(
     Args:
         data: Clean speech: spoken-sentences (made by espeak-ng), cards, manifests or folders, several between
             commas; or the folder of VoiceBank-DEMAND, with its clean_* and noisy_* folders.
+        task: What to learn.
         noise: Recordings of noise: a card, a folder or a file, several between commas; "" for none. Noise
             made by chance comes beside them.
         output: Folder for the run and the model; a killed run continues in it.
@@ -66,7 +66,7 @@ def train_enhance(
     """
     from mambakit.core.training import RunFolder
     from mambakit.domains.speech.enhance import report
-    from mambakit.domains.speech.enhance.data import load_noises, load_pools
+    from mambakit.domains.speech.enhance.data import load_noises, load_pools, save_source
     from mambakit.domains.speech.enhance.evaluation import evaluate
     from mambakit.domains.speech.enhance.training import test_mixtures, train_enhancer
 
@@ -80,7 +80,7 @@ def train_enhance(
     config = train_config(train, seed, device, max_time)
     run = RunFolder(output, overwrite=overwrite)
     run.start(
-        {"task": "enhance", "data": data, "noise": noise, "model": model, "mix": mix, "loss": loss}
+        {"task": task, "data": data, "noise": noise, "model": model, "mix": mix, "loss": loss}
         | {"train": config},
         seed=config.seed,
     )
@@ -89,7 +89,8 @@ def train_enhance(
         model_config=model, mix_config=mix, loss_config=loss, train_config=config, name=data,
     )  # fmt: skip
     trained.save_pretrained(run.path)
-    mixtures = test_mixtures(pools.test, noises, mix, _TEST_MIXTURES)
+    save_source(run.path, "enhance", data, config.seed)
+    mixtures = test_mixtures(pools.test, noises, mix, mix.test_mixtures)
     named = [(f"mixture-{i + 1}", noisy, clean) for i, (noisy, clean) in enumerate(mixtures)]
     evaluation = evaluate(trained, named)
     leak = "The recordings of noise are the same in training and test; voices and cuts are not."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Literal
 
 from mambakit.apps.shared import train_config
 from mambakit.apps.speech_enhance import finish_bulk
@@ -18,12 +19,11 @@ from mambakit.domains.speech.separate.config import (
     SeparateConfig,
 )
 
-_TEST_MIXTURES = 40
-
 
 def train_separate(
     *,
     data: str = "spoken-sentences",
+    task: Literal["separate"] = "separate",
     output: Path = Path("runs/separate"),
     baseline: bool = False,
     seed: int = 0,
@@ -39,6 +39,7 @@ def train_separate(
 
     Args:
         data: Speech with named speakers: spoken-sentences, cards, manifests or folders, between commas.
+        task: What to learn.
         output: Folder for the run and the model; a killed run continues in it.
         baseline: Train a Conv-TasNet of the same size in the same way too, and measure it beside.
         seed: Of weights and mixtures.
@@ -56,7 +57,7 @@ def train_separate(
     import numpy as np
 
     from mambakit.core.training import RunFolder
-    from mambakit.domains.speech.enhance.data import load_pools
+    from mambakit.domains.speech.enhance.data import load_pools, save_source
     from mambakit.domains.speech.separate.training import (
         gains,
         test_mixtures,
@@ -68,17 +69,17 @@ def train_separate(
     pools = with_unseen(load_pools(data, model.rate_hz, seed=seed, task="separate"), pairs.unseen)
     speakers = [len(pool.speakers) for pool in pools[1:]]
     print(
-        f"{data}: {speakers[0]} speakers to learn from, {speakers[1]} that choose, {speakers[2]} for the test",
+        f"{data}: {speakers[0]} speakers to learn from, {speakers[1]} that choose, "
+        f"{speakers[2]} for the test",
         file=sys.stderr,
     )
     config = train_config(train, seed, device, max_time)
     run = RunFolder(output, overwrite=overwrite)
-    run.start(
-        {"task": "separate", "data": data, "model": model, "pairs": pairs, "train": config}, seed=config.seed
-    )
-    mixtures = test_mixtures(pools, pairs, _TEST_MIXTURES)
+    run.start({"task": task, "data": data, "model": model, "pairs": pairs, "train": config}, seed=config.seed)
+    mixtures = test_mixtures(pools, pairs, pairs.test_mixtures)
     trained, result = train_separator(pools, run, model_config=model, pair_config=pairs, train_config=config)
     trained.save_pretrained(run.path)
+    save_source(run.path, "separate", data, config.seed)
     nets = {"this model": trained}
     if baseline:
         beside = train_baseline(trained, pools, run.path / "conv-tasnet", pairs, config)
@@ -98,6 +99,48 @@ def train_separate(
     print(f"{data}: {len(mixtures)} test mixtures of {', '.join(pairs.unseen) or 'test speakers'}")
     print(format_table(rows))
     print(f"model: {run.path}")
+
+
+def evaluate_separate(
+    *,
+    model: Path,
+    data: str | None = None,
+    unseen: list[str] | None = None,
+    device: str = "auto",
+    json: bool = False,
+) -> None:
+    """Measures a separation model on mixtures of two test speakers.
+
+    Args:
+        model: Folder of the saved model.
+        data: Speech with named speakers; the training's by default.
+        unseen: The two speakers that are mixed; by default all of the test part.
+        device: auto, cpu, cuda or mps.
+        json: Print JSON for machines.
+    """
+    import numpy as np
+
+    from mambakit.core.training import resolve_device
+    from mambakit.domains.speech.enhance.data import load_pools
+    from mambakit.domains.speech.saved import load_spec
+    from mambakit.domains.speech.separate.model import Separator
+    from mambakit.domains.speech.separate.training import gains, test_mixtures, with_unseen
+
+    trained = Separator.from_pretrained(model).to(resolve_device(device)).eval()
+    spec = load_spec(model)
+    names = data or spec.data
+    pairs = PairConfig(unseen=unseen or [])
+    loaded = load_pools(names, trained.config.rate_hz, seed=spec.seed, task="separate")
+    mixtures = test_mixtures(with_unseen(loaded, pairs.unseen), pairs, pairs.test_mixtures)
+    row = {
+        "model": str(model),
+        "si_snr_gain_db": float(np.mean(gains(trained, mixtures))),
+        "n": len(mixtures),
+    }
+    if json:
+        print_json({"data": names, "results": [row]})
+    else:
+        print(format_table([row]))
 
 
 def separate(*, model: Path, input: Path, output: Path, device: str = "auto", json: bool = False) -> None:

@@ -85,6 +85,8 @@ class MixConfig:
     """Batches until the next validation; mixtures never repeat."""
     validation_mixtures: int = 24
     """Mixtures of validation utterances, the same ones every time."""
+    test_mixtures: int = 20
+    """Mixtures of test utterances that are measured at the end, the same ones every time."""
 
     def __post_init__(self) -> None:
         if not self.segment_s > 0:
@@ -100,7 +102,7 @@ class MixConfig:
             raise UsageError("real_noise, babble: expected shares that are at most 1 together")
         if not self.gain_db >= 0:
             raise UsageError(f"gain_db: expected at least 0, got {self.gain_db}")
-        for name in ("steps_per_epoch", "validation_mixtures"):
+        for name in ("steps_per_epoch", "validation_mixtures", "test_mixtures"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name}: expected at least 1, got {getattr(self, name)}")
 

@@ -1,36 +1,53 @@
 """What enhancement and separation learn from: pools of speech by part, recordings of noise, and pairs.
 
-``spoken-sentences`` is made in memory by espeak-ng: sentences of made-up words, so that all sounds are heard in
-all orders, by many voices. Other names are cards, manifests and folders; several stand between commas.
+``spoken-sentences`` is made by espeak-ng: sentences of made-up words, so that all sounds are heard
+in all orders, by many voices. Other names are cards, manifests and folders; several stand between commas.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import os
 import random
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import filelock
 import numpy as np
+import torch
 
+from mambakit.core.data import cache_folder
 from mambakit.core.errors import DataError, UsageError
+from mambakit.core.training.run_folder import write_atomically
 from mambakit.domains.speech.audio import read_audio, resample
 from mambakit.domains.speech.cards import Task, load_utterances
 from mambakit.domains.speech.espeak import speak
 from mambakit.domains.speech.mixtures import SpeechPool, Spoken
 from mambakit.domains.speech.noises import Signal
+from mambakit.domains.speech.saved import DATA_FILE, DataSpec
 from mambakit.domains.speech.utterances import Utterances, audio_files, split_utterances, utterance_table
 
 SENTENCES = "spoken-sentences"
 _PARTS = ("train", "validation", "test")
-_ONSETS = ["b", "d", "f", "g", "h", "j", "k", "l", "m", "n", "p", "r", "s", "t", "v", "w", "z", "ch", "sh", "th", "bl", "br", "cl", "cr", "dr", "fl", "fr", "gl", "gr", "pl", "pr", "sk", "sl", "sm", "sn", "sp", "st", "str", "sw", "tr"]
-_VOWELS = ["a", "e", "i", "o", "u", "ai", "ea", "ee", "oa", "oo", "ou", "ow", "ay", "igh", "er", "ar", "or"]
-_CODAS = ["b", "d", "g", "k", "l", "m", "n", "p", "r", "s", "t", "v", "x", "z", "ck", "ft", "ld", "lt", "mp", "nd", "ng", "nk", "nt", "rd", "rk", "rm", "rn", "sh", "sk", "sp", "st", "th", "ch"]
+_ONSETS = (
+    *("b", "d", "f", "g", "h", "j", "k", "l", "m", "n", "p", "r", "s", "t", "v", "w", "z", "ch", "sh", "th"),
+    *("bl", "br", "cl", "cr", "dr", "fl", "fr", "gl", "gr", "pl", "pr", "sk", "sl", "sm", "sn", "sp", "st"),
+    *("str", "sw", "tr"),
+)
+_VOWELS = ("a", "e", "i", "o", "u", "ai", "ea", "ee", "oa", "oo", "ou", "ow", "ay", "igh", "er", "ar", "or")
+_CODAS = (
+    *("b", "d", "g", "k", "l", "m", "n", "p", "r", "s", "t", "v", "x", "z", "ck", "ft", "ld", "lt", "mp"),
+    *("nd", "ng", "nk", "rd", "rk", "rm", "rn", "sh", "sk", "sp", "st", "th", "ch"),
+)
 _LANGUAGES = ("en-us", "en", "en-gb-scotland", "en-gb-x-rp", "de", "fr", "es", "it", "nl", "sv", "pl")
 _VARIANTS = ("m1", "m2", "m3", "m4", "m5", "m6", "m7", "f1", "f2", "f3", "f4", "f5")
-_VOICES = {"train": 50, "validation": 5, "test": 5}
-_SENTENCES_A_VOICE = 10
+_VOICES = {"train": 40, "validation": 5, "test": 5}
+_SENTENCES_A_VOICE = 8
+_KEPT_HZ = 16_000
+_VERSION = 1
 
 
 class Pools(NamedTuple):
@@ -93,21 +110,48 @@ def _parts_of(name: str, rate_hz: int, seed: int, task: Task) -> dict[str, list[
 
 
 def spoken_sentences(rate_hz: int, sentences: int = _SENTENCES_A_VOICE) -> dict[str, list[Spoken]]:
-    """Sentences of made-up words by 60 synthetic voices, of which each is in one part; always the same."""
+    """Sentences of made-up words by 50 synthetic voices, of which each is in one part.
+
+    espeak-ng never says a text in just the same way twice, so what it said lies in the cache.
+
+    Args:
+        rate_hz: The rate wanted.
+        sentences: Of each voice.
+
+    Raises:
+        UserError: If espeak-ng is missing.
+    """
+    home = cache_folder() / "speech"
+    home.mkdir(parents=True, exist_ok=True)
+    kept = home / f"{SENTENCES}-{_VERSION}-{sentences}.npz"
+    with filelock.FileLock(home / f".{kept.name}.lock"):
+        if not kept.is_file():
+            partial = kept.with_name(f".{kept.stem}-{os.getpid()}.npz")
+            np.savez(partial, **dict(_sentences(sentences)))  # type: ignore[arg-type]
+            partial.replace(kept)
+    made: dict[str, list[Spoken]] = {part: [] for part in _PARTS}
+    with np.load(kept) as file:
+        for name in file.files:
+            part, voice, _ = name.split("-")
+            samples = torch.from_numpy(file[name].astype(np.float32) / 32768)
+            at_rate = resample(samples, _KEPT_HZ, rate_hz).numpy()
+            made[part].append(Spoken(at_rate, f"{part}-{voice}", min(_KEPT_HZ, rate_hz) / 2))
+    return made
+
+
+def _sentences(sentences: int) -> Iterator[tuple[str, np.ndarray]]:
+    """Part, voice and number of each, and its samples, int16 with a peak at half of full scale."""
     chance = random.Random(0)
-    made: dict[str, list[Spoken]] = {}
     for part, n_voices in _VOICES.items():
-        made[part] = []
         for i in range(n_voices):
             voice = f"{chance.choice(_LANGUAGES)}+{chance.choice(_VARIANTS)}"
             pitch, speed = chance.randint(20, 80), chance.randint(130, 210)
-            for _ in range(sentences):
+            for k in range(sentences):
                 text = " ".join(_word(chance) for _ in range(chance.randint(4, 9)))
                 sound = speak(text, voice=voice, words_per_minute=speed, pitch=pitch)
-                samples = resample(sound.samples, sound.rate_hz, rate_hz).numpy()
-                samples = samples * (0.5 / max(float(np.abs(samples).max()), 1e-6))
-                made[part].append(Spoken(samples, f"{part}-{i}", min(sound.rate_hz, rate_hz) / 2))
-    return made
+                samples = resample(sound.samples, sound.rate_hz, _KEPT_HZ).numpy()
+                scale = 16384 / max(float(np.abs(samples).max()), 1e-6)
+                yield f"{part}-{i}-{k}", np.round(samples * scale).astype(np.int16)
 
 
 def _word(chance: random.Random) -> str:
@@ -198,3 +242,9 @@ def _signals(
                 "pairs are of the same length"
             )
         yield noisy, clean
+
+
+def save_source(folder: Path, task: Task, names: str, seed: int) -> None:
+    """Writes into a run folder what ``load_pools`` was given, as ``saved.load_spec`` reads it."""
+    spec = dataclasses.asdict(DataSpec(task, names, seed=seed))
+    write_atomically(folder / DATA_FILE, json.dumps(spec, indent=2) + "\n")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
+
 from torch import Tensor, nn
 
 from mambakit.domains.speech.separate.config import SeparateConfig
@@ -19,10 +21,10 @@ class ConvTasNet(nn.Module):
     def __init__(self, config: SeparateConfig, n_parameters: int) -> None:
         super().__init__()
         self.config = config
-        widths = range(8, 513, 8)
-        sizes = [_size(_of_width(config, width)) for width in widths]
-        best = min(range(len(widths)), key=lambda i: abs(sizes[i] - n_parameters))
-        self.net = _of_width(config, widths[best])
+        widths = range(8, 1025, 8)
+        at = bisect_left(widths, n_parameters, key=lambda width: _size(_of_width(config, width)))
+        near = (_of_width(config, width) for width in widths[max(at - 1, 0) : at + 1])
+        self.net = min(near, key=lambda net: abs(_size(net) - n_parameters))
 
     def forward(self, samples: Tensor) -> Tensor:
         """``(batch, n)`` to ``(batch, n_sources, n)``."""

@@ -64,6 +64,8 @@ class PairConfig:
     """Batches until the next validation."""
     validation_mixtures: int = 24
     """Mixtures of validation utterances, the same ones every time."""
+    test_mixtures: int = 40
+    """Mixtures of test utterances that are measured at the end, the same ones every time."""
     unseen: list[str] = field(default_factory=list)
     """Two speakers that are heard in the test alone; by default the test mixes all speakers' test part."""
 
@@ -72,7 +74,7 @@ class PairConfig:
             raise UsageError(f"segment_s: expected more than 0, got {self.segment_s}")
         if not self.level_db >= 0:
             raise UsageError(f"level_db: expected at least 0, got {self.level_db}")
-        for name in ("steps_per_epoch", "validation_mixtures"):
+        for name in ("steps_per_epoch", "validation_mixtures", "test_mixtures"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name}: expected at least 1, got {getattr(self, name)}")
         if self.unseen and len(set(self.unseen)) != 2:

@@ -63,7 +63,7 @@ def test_a_network_learns_to_take_two_tones_apart() -> None:
         low, high = 200 + 100 * torch.rand(4, 1), 1500 + 500 * torch.rand(4, 1)
         return torch.stack([torch.sin(6.2832 * f * t + 6 * torch.rand(4, 1)) for f in (low, high)], 1)
 
-    for _ in range(60):
+    for _ in range(40):
         sources = mixtures()
         loss = -best_si_snr(model(sources.sum(1)), sources)[0].mean()
         optimizer.zero_grad()
