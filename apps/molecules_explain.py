@@ -152,6 +152,14 @@ def _notes(found: list[Explained]) -> list[str]:
         notes.append(
             f"{cut} molecules are longer than the model reads: their last atoms are in fragments only"
         )
+    beside = [one for one in every if one.forest is not None]
+    if beside:
+        one = beside[0]
+        notes.append(
+            f"explained is what the networks say; the prediction counts them by {one.trust:.0%} and the "
+            f"forest beside them by {1 - one.trust:.0%}, and is {one.predicted:.4g} of {one.task.name}"
+            f"{'' if len(beside) == 1 else ' in the first'} (--model.trees 0 trains without)"
+        )
     beyond = [one for one in every if abs(one.descriptors) > abs(one.atoms).sum()]
     if beyond:
         notes.append(

@@ -158,7 +158,7 @@ def trained(
     molecules: Molecules, split: Split, changes: dict[str, object], arguments: argparse.Namespace
 ) -> tuple[PropertyModel, dict[str, float]]:
     """A model, and its RMSE on the test molecules."""
-    shape = dataclasses.replace(PRESET_MODEL, members=arguments.members, **changes)
+    shape = dataclasses.replace(PRESET_MODEL, members=arguments.members, trees=0, **changes)
     limits = {"max_epochs": arguments.epochs, "max_time": arguments.max_time}
     train = dataclasses.replace(PRESET_TRAIN, **limits, seed=arguments.seed, device="cpu")
     with tempfile.TemporaryDirectory() as folder:

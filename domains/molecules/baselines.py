@@ -72,7 +72,7 @@ class Forest:
     def fit_features(self, features: NDArray[np.float32], labels: Array, tasks: Sequence[Task]) -> Forest:
         """As ``fit``, on what ``forest_features`` gives."""
         self._tasks = tuple(tasks)
-        self._forests = [self._forest(features, labels[:, i], task) for i, task in enumerate(tasks)]
+        self.forests = [self._forest(features, labels[:, i], task) for i, task in enumerate(tasks)]
         return self
 
     def predict(self, structures: Structures) -> Array:
@@ -84,7 +84,7 @@ class Forest:
         found = np.empty((len(features), len(self._tasks)))
         if not len(features):
             return found
-        for i, (task, forest) in enumerate(zip(self._tasks, self._forests, strict=True)):
+        for i, (task, forest) in enumerate(zip(self._tasks, self.forests, strict=True)):
             if task.kind == "regression":
                 found[:, i] = forest.predict(features)
             else:

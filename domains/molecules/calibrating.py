@@ -26,10 +26,12 @@ from mambakit.domains.molecules.task import combined
 
 
 def calibrate(model: PropertyModel, inputs: MoleculeInputs, labels: NDArray[np.float64]) -> None:
-    """Fit the calibrators of a trained model; tasks without labels of both kinds get no temperature.
+    """Fit the calibrators of a trained model, and its trust in the networks beside the forest.
+
+    Tasks without labels of both kinds get no temperature.
 
     Args:
-        model: Its ``calibrators`` are replaced.
+        model: Its ``calibrators`` and its forest's trust are replaced.
         inputs: Validation molecules, written in as many ways as predictions will be.
         labels: In their own units, ``(n, n_tasks)``; NaN where unknown.
     """
@@ -38,9 +40,6 @@ def calibrate(model: PropertyModel, inputs: MoleculeInputs, labels: NDArray[np.f
     target = torch.from_numpy(labels)
     numbers, classes = tasks_by_kind(model)
     fitted: dict[str, Calibrator] = {}
-    if numbers:
-        middle, scale = centre_and_scale(model, output, numbers)
-        fitted[INTERVAL] = SplitConformal().fit(middle, target[:, numbers], scale=scale)
     is_class = torch.tensor([task.kind == "classification" for task in model.config.tasks])
     logits = combined(output, is_class)
     for task in classes:
@@ -51,6 +50,12 @@ def calibrate(model: PropertyModel, inputs: MoleculeInputs, labels: NDArray[np.f
         z = logits[there, task]
         fitted[TEMPERATURE.format(task)] = TemperatureScaling().fit(torch.stack([0 * z, z], -1), known)
     model.calibrators = fitted
+    if model.forest is not None and output.forest is not None:
+        alone, _ = in_units(model, output._replace(forest=None))
+        model.forest = model.forest.trusting(alone, output.forest, labels, model.config.tasks)
+    if numbers:
+        middle, scale = centre_and_scale(model, output, numbers)
+        fitted[INTERVAL] = SplitConformal().fit(middle, target[:, numbers], scale=scale)
     value = torch.from_numpy(in_units(model, output)[0])
     for task in classes:
         there = ~target[:, task].isnan()

@@ -60,13 +60,15 @@ class Explanation:
         task: The property.
         unit: Of all numbers here; ``logit`` of a classification.
         method: How the parts were found.
-        value: The prediction.
-        base: The prediction where nothing of the molecule is known.
+        value: What the networks say.
+        base: What they say where nothing of the molecule is known.
         atoms: Part of each atom, ``(n_atoms,)``.
         descriptors: Part of the descriptors together.
         by_descriptor: Part of each by its name; empty where the method has no such parts.
         n_written: Ways of writing the molecule that it is the mean of.
         cut: Whether the sequence model reads only the beginning of the molecule.
+        trust: Share of the networks in the prediction; the rest is the forest's, and not explained.
+        forest: What the forest says, a probability of a classification; None without.
     """
 
     smiles: str
@@ -81,6 +83,8 @@ class Explanation:
     by_descriptor: dict[str, float]
     n_written: int
     cut: bool
+    trust: float = 1.0
+    forest: float | None = None
 
     @property
     def residual(self) -> float:
@@ -89,8 +93,10 @@ class Explanation:
 
     @property
     def predicted(self) -> float:
-        """As ``predict`` gives it: the value, or the probability of a classification."""
-        return 1 / (1 + float(np.exp(-self.value))) if self.task.kind == "classification" else self.value
+        """As ``predict`` gives it, the forest counted in: a value, or the probability of a class."""
+        is_class = self.task.kind == "classification"
+        said = 1 / (1 + float(np.exp(-self.value))) if is_class else self.value
+        return said if self.forest is None else self.trust * said + (1 - self.trust) * self.forest
 
 
 def explain(
@@ -131,6 +137,7 @@ def explain(
     inputs.tokenizer = model.tokenizer
     given = Explained(model.eval(), inputs)
     names = descriptor_names() if config.reads_descriptors else []
+    forest = None if model.forest is None else model.forest.predict(inputs.table)[0]
     found = []
     for i in chosen:
         task = model.config.tasks[i]
@@ -150,6 +157,8 @@ def explain(
                 by_descriptor=each,
                 n_written=ways,
                 cut=bool(inputs.cut),
+                trust=1.0 if model.forest is None else float(model.forest.trust[i]),
+                forest=None if forest is None else float(forest[i]),
             )
         )
     return found

@@ -69,7 +69,7 @@ def explain_all(
 
 def atom_table(found: Sequence[Explained]) -> pd.DataFrame:
     """A row an atom and property: ``row, smiles, task, unit, atom, symbol, contribution``, then of the
-    molecule (in the same unit) ``prediction``, ``base``, ``descriptors`` and ``residual``, and ``error``.
+    molecule (in the same unit) ``explained``, ``base``, ``descriptors`` and ``residual``, and ``error``.
 
     Atoms are counted from 0 in the order of the SMILES. A bad row is one row with its error.
     """
@@ -78,7 +78,7 @@ def atom_table(found: Sequence[Explained]) -> pd.DataFrame:
         head = {"row": one.row, "smiles": one.smiles}
         for made in one.explanations:
             whole = {
-                "prediction": made.value,
+                "explained": made.value,
                 "base": made.base,
                 "descriptors": made.descriptors,
                 "residual": made.residual,
@@ -90,7 +90,7 @@ def atom_table(found: Sequence[Explained]) -> pd.DataFrame:
         if one.error:
             rows.append({**head, ERROR: one.error})
     columns = ["row", "smiles", "task", "unit", "atom", "symbol", "contribution"]
-    columns += ["prediction", "base", "descriptors", "residual", ERROR]
+    columns += ["explained", "base", "descriptors", "residual", ERROR]
     return pd.DataFrame(rows, columns=columns).astype({"atom": "Int64"})
 
 
@@ -106,14 +106,15 @@ def records(found: Sequence[Explained]) -> list[dict[str, Any]]:
                 "unit": made.unit,
                 "method": made.method,
                 "ways_of_writing": made.n_written,
-                "prediction": made.value,
+                "explained": made.value,
                 "base": made.base,
                 "descriptors": made.descriptors,
                 "residual": made.residual,
                 "atoms": _atoms(made),
             }
-            if made.task.kind == "classification":
-                entry["probability"] = made.predicted
+            entry["probability" if made.task.kind == "classification" else "prediction"] = made.predicted
+            if made.forest is not None:
+                entry |= {"forest": made.forest, "trust": made.trust}
             if made.by_descriptor:
                 entry["by_descriptor"] = made.by_descriptor
             entries.append(entry)

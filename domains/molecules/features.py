@@ -18,6 +18,9 @@ from mambakit.domains.molecules.neighbours import TrainingSet
 # The largest descriptor that counts as finite: Ipc grows beyond float32 with the size of a molecule.
 _LARGEST = 1e6
 _CHUNK = 100  # molecules sent to another process at once
+# Rows of descriptors that are kept, 1.7 KB each, by SMILES with the atoms in their order.
+_MOST_KNOWN = 20_000
+_known: dict[str, NDArray[np.float64]] = {}
 
 
 def descriptor_names() -> list[str]:
@@ -32,14 +35,29 @@ def descriptors(mols: Sequence[Chem.Mol], *, n_jobs: int = 1) -> NDArray[np.floa
     ``Ipc`` has them, which grows exponentially with the number of atoms. A molecule takes milliseconds: for
     thousands of them ``n_jobs`` processes pay (-1: one a core).
     """
-    if n_jobs == 1 or len(mols) < 2 * _CHUNK:
-        values = _descriptor_rows(mols)
-    else:
-        import joblib
+    # training, prediction and the forest beside them ask for the same molecules, atoms in the same order
+    names = [Chem.MolToSmiles(mol, canonical=False) for mol in mols]
+    new = {name: mol for name, mol in zip(names, mols, strict=True) if name not in _known}
+    made = dict(zip(new, _clipped(_rows_of(list(new.values()), n_jobs)), strict=True))
+    values = np.empty((len(mols), len(Descriptors.descList)))
+    for row, name in enumerate(names):
+        values[row] = made[name] if name in made else _known[name]
+    if len(_known) + len(made) > _MOST_KNOWN:
+        _known.clear()
+    _known.update(list(made.items())[:_MOST_KNOWN])
+    return values
 
-        chunks = [list(mols[start : start + _CHUNK]) for start in range(0, len(mols), _CHUNK)]
-        rows = joblib.Parallel(n_jobs)(joblib.delayed(_descriptor_rows)(chunk) for chunk in chunks)
-        values = np.concatenate(rows)
+
+def _rows_of(mols: list[Chem.Mol], n_jobs: int) -> NDArray[np.float64]:
+    if n_jobs == 1 or len(mols) < 2 * _CHUNK:
+        return _descriptor_rows(mols)
+    import joblib
+
+    chunks = [mols[start : start + _CHUNK] for start in range(0, len(mols), _CHUNK)]
+    return np.concatenate(joblib.Parallel(n_jobs)(joblib.delayed(_descriptor_rows)(one) for one in chunks))
+
+
+def _clipped(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.clip(np.nan_to_num(values, nan=0.0, posinf=_LARGEST, neginf=-_LARGEST), -_LARGEST, _LARGEST)
 
 

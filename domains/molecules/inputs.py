@@ -97,6 +97,11 @@ class MoleculeInputs:
         return len(self.mols)
 
     @property
+    def table(self) -> NDArray[np.float32]:
+        """The features that are read, as a forest wants them, ``(n, n_ecfp + n_descriptors)``."""
+        return np.concatenate([self.ecfp, self.descriptors], axis=1).astype(np.float32)
+
+    @property
     def tokenizer(self) -> PropertyTokenizer:
         """What cuts the molecules into tokens."""
         if self._tokenizer is None:

@@ -7,6 +7,7 @@
     counts of ECFP fragments -> logarithm -> linear map
     all of it together -> hidden layers -> a value (or logit) for each property, and quantiles around it
     average over the members: such networks begun and trained apart  (Lakshminarayanan et al. 2017)
+    average with a random forest on the same features, weighted by validation
 
 Graph networks gain from descriptors in the same way: Yang et al. 2019, arXiv:1904.01561, section 3.
 """
@@ -18,7 +19,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple, Self
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mambakit.core.backbone import Backbone
@@ -30,6 +33,7 @@ from mambakit.domains.molecules.graph import GraphBatch
 from mambakit.domains.molecules.neighbourhood import Neighbourhood
 from mambakit.domains.molecules.neighbours import TrainingSet
 from mambakit.domains.molecules.notations import PropertyTokenizer, load_notation
+from mambakit.domains.molecules.trees import Trees
 
 # The pair of quantiles that intervals begin from; conformal calibration widens or narrows it.
 LEVELS = (0.05, 0.5, 0.95)
@@ -74,10 +78,12 @@ class Output(NamedTuple):
     Attributes:
         value: Scaled values, or logits of classifications, ``(..., batch, n_tasks)``.
         quantiles: Of the scaled values at ``LEVELS``, ``(..., batch, n_tasks, 3)``; None without.
+        forest: What the forest beside says, in the labels' units or probabilities, ``(batch, n_tasks)``.
     """
 
     value: Tensor
     quantiles: Tensor | None
+    forest: NDArray[np.float64] | None = None
 
 
 class DescriptorScaler(nn.Module):
@@ -133,9 +139,10 @@ class Network(nn.Module):
 
     Args:
         config: The network and the properties it is for.
+        member: Its number from 0: members may read different features.
     """
 
-    def __init__(self, config: PropertyConfig) -> None:
+    def __init__(self, config: PropertyConfig, member: int = 0) -> None:
         super().__init__()
         model = config.model
         width = config.backbone.d_model
@@ -157,7 +164,7 @@ class Network(nn.Module):
         if config.n_descriptors:
             self.from_descriptors = nn.Linear(config.n_descriptors, model.d_hidden)
             parts += 1
-        if config.n_ecfp:
+        if config.n_ecfp and model.member_reads_ecfp(member):
             self.from_ecfp = nn.Linear(config.n_ecfp, model.d_hidden)
             parts += 1
         widths = [parts * model.d_hidden] + [model.d_hidden] * model.n_hidden
@@ -218,13 +225,14 @@ class PropertyModel(nn.Module, HubModel):
     members: Sequence[Network]
     tokenizer: PropertyTokenizer
     trained: TrainingSet
+    forest: Trees | None = None
 
     def __init__(self, config: PropertyConfig) -> None:
         super().__init__()
         self.config = config
         self.scaler = DescriptorScaler(config.n_descriptors)
         self.members = nn.ModuleList(  # type: ignore[assignment]
-            Network(config) for _ in range(config.model.members)
+            Network(config, member) for member in range(config.model.members)
         )
 
     def forward(self, batch: Batch) -> Output:
@@ -254,8 +262,12 @@ class PropertyModel(nn.Module, HubModel):
         """Writes the tokenizer and the fingerprints of the training molecules."""
         self.tokenizer.save(folder)
         self.trained.save(folder)
+        if self.forest is not None:
+            self.forest.save(folder)
 
     def load_extra(self, folder: Path) -> None:
         """Reads them."""
         self.tokenizer = load_notation(folder)
         self.trained = TrainingSet.load(folder)
+        if self.config.has_forest:
+            self.forest = Trees.load(folder)

@@ -157,11 +157,12 @@ def outputs_of(
                 if embeddings is None:
                     embeddings = torch.zeros(n, vectors.shape[1], dtype=torch.float64)
                 embeddings[places] += vectors
-    return Output(value, quantiles), None if embeddings is None else embeddings.numpy()
+    forest = None if model.forest is None else model.forest.predict(inputs.table)
+    return Output(value, quantiles, forest), None if embeddings is None else embeddings.numpy()
 
 
 def in_units(model: PropertyModel, output: Output) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Values and calibrated probabilities ``(n, n_tasks)``, and how far the members differ."""
+    """Values and calibrated probabilities ``(n, n_tasks)``, the forest's counted in, and members' spread."""
     config = model.config
     is_class = torch.tensor([task.kind == "classification" for task in config.tasks])
     mean, deviation = (torch.tensor(one, dtype=torch.float64) for one in (config.mean, config.deviation))
@@ -173,7 +174,10 @@ def in_units(model: PropertyModel, output: Output) -> tuple[NDArray[np.float64],
     one = combined(output, is_class)
     value = torch.where(is_class, (one / temperature).sigmoid(), one * deviation + mean)
     each = torch.where(is_class, (output.value / temperature).sigmoid(), output.value * deviation)
-    return value.numpy(), each.std(0, correction=0).numpy()
+    both = value.numpy()
+    if model.forest is not None and output.forest is not None:
+        both = model.forest.mixed(both, output.forest)
+    return both, each.std(0, correction=0).numpy()
 
 
 def centre_and_scale(
@@ -184,11 +188,8 @@ def centre_and_scale(
     The scale is half the way between the outer quantiles (as the "locally weighted" intervals of Lei et al.
     2018, arXiv:1604.04173, section 5.2); None where the network has none, and all intervals are equally wide.
     """
-    config = model.config
-    mean, deviation = (
-        torch.tensor(one, dtype=torch.float64)[numbers] for one in (config.mean, config.deviation)
-    )
-    middle = output.value.mean(0)[:, numbers] * deviation + mean
+    deviation = torch.tensor(model.config.deviation, dtype=torch.float64)[numbers]
+    middle = torch.from_numpy(in_units(model, output)[0])[:, numbers]
     if output.quantiles is None:
         return middle, None
     spread = output.quantiles.mean(0)[:, numbers]

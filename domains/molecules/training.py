@@ -33,6 +33,7 @@ from mambakit.domains.molecules.prediction import inputs_of
 from mambakit.domains.molecules.pretrained import begin, both_ways, load_language_model
 from mambakit.domains.molecules.task import MemberBatches, PropertyTask
 from mambakit.domains.molecules.tokenizer import SmilesTokenizer
+from mambakit.domains.molecules.trees import Trees
 
 _VALIDATION_BATCH = 128
 
@@ -126,6 +127,14 @@ def train_properties(
         run,
     )
     model = model.cpu().eval()
+    if config.has_forest:
+        model.forest = Trees.grow(
+            inputs.table[:n_train],
+            labels[:n_train],
+            molecules.tasks,
+            n_trees=model_config.trees,
+            seed=train_config.seed,
+        )
     if inputs.cut:
         rows = sorted(int(molecules.rows[places[place]]) for place in inputs.cut)
         print(

@@ -59,7 +59,7 @@ def test_draws_and_tells_one_molecule(folder: Path, capsys: pytest.CaptureFixtur
     assert [atom["symbol"] for atom in found["atoms"]] == list("OCOCC")
     assert (found["task"], found["unit"], found["ways_of_writing"]) == ("boils", "K", 2)
     parts = [atom["contribution"] for atom in found["atoms"]]
-    assert found["prediction"] == pytest.approx(
+    assert found["explained"] == pytest.approx(
         found["base"] + sum(parts) + found["descriptors"] + found["residual"]
     )
     assert found["descriptors"] == 0
@@ -76,6 +76,10 @@ def test_draws_and_tells_one_molecule(folder: Path, capsys: pytest.CaptureFixtur
     assert main(predict) == 0
     (row,) = json.loads(capsys.readouterr().out)["predictions"]
     assert found["prediction"] == pytest.approx(row["boils_predicted"], rel=1e-5)
+    assert found["prediction"] == pytest.approx(
+        found["trust"] * found["explained"] + (1 - found["trust"]) * found["forest"]
+    )
+    assert "explained is what the networks say" in said.err + said.out
 
 
 def test_each_property_has_its_picture(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -27,7 +27,7 @@ from mambakit.domains.molecules.training import train_properties
 ASPIRIN = "CC(=O)Oc1ccccc1C(=O)O"
 SMILES = [ASPIRIN, "CCO", "c1ccccc1", "C[C@H](N)C(=O)O", "F/C=C/Cl", "[Na+].[Cl-]", "CC(C)(C)C1CC1"]
 SMALL = ModelConfig(
-    members=2, d_model=16, n_layers=1, d_state=8, head_dim=8, d_hidden=16, features="both", test_smiles=3
+    members=2, d_model=16, n_layers=1, d_state=8, head_dim=8, d_hidden=16, features="mixed", test_smiles=3
 )
 TASKS = [Task("solubility", "regression", "log mol/L"), Task("passes", "classification")]
 

@@ -25,14 +25,14 @@ from mambakit.domains.molecules.language.model import MoleculeModel
 from mambakit.domains.molecules.model import DescriptorScaler, Network, PropertyModel
 from mambakit.domains.molecules.molecules import Molecules, Split, Task
 from mambakit.domains.molecules.neighbours import TrainingSet
-from mambakit.domains.molecules.prediction import inputs_of, predict
+from mambakit.domains.molecules.prediction import in_units, inputs_of, outputs_of, predict
 from mambakit.domains.molecules.task import MemberBatches, losses_of
 from mambakit.domains.molecules.tokenizer import END, START, SmilesTokenizer
 from mambakit.domains.molecules.training import train_properties, usable
 
 SMALL = ModelConfig(
     members=2, d_model=16, n_layers=1, d_state=4, head_dim=8, features="ecfp", d_hidden=32, test_smiles=3,
-    dropout=0.0, head_dropout=0.0,
+    trees=0, dropout=0.0, head_dropout=0.0,
 )  # fmt: skip
 ALCOHOLS = ["C" * n + "O" for n in range(1, 13)]
 ALKANES = ["C" * n for n in range(1, 13)]
@@ -115,6 +115,28 @@ def test_needs_no_float64_on_the_device(tmp_path: Path) -> None:
         there = copy.deepcopy(made).to("meta")(batch.to("meta"))
     assert there.value.shape == here.value.shape
     assert there.value.device.type == "meta"
+
+
+def test_mixed_members_read_fragments_in_turn(tmp_path: Path) -> None:
+    made = trained(tmp_path, sequence=False, features="mixed", members=3)
+    batch = inputs_of(made, ["CCO", "CCN"]).batch([0, 1])
+    said = made(batch).value
+    without = made(batch._replace(ecfp=torch.zeros_like(batch.ecfp))).value
+    assert [bool((a != b).any()) for a, b in zip(said, without, strict=True)] == [True, False, True]
+
+
+def test_the_forest_counts_as_validation_says(tmp_path: Path) -> None:
+    made = trained(tmp_path, sequence=False, trees=5)
+    assert made.forest is not None
+    inputs = inputs_of(made, ["CCO", "CCCCN"])
+    output, _ = outputs_of(made, inputs)
+    alone, _ = in_units(made, output._replace(forest=None))
+    trust = made.forest.trust
+    expected = trust * alone + (1 - trust) * made.forest.predict(inputs.table)
+    np.testing.assert_allclose(predict(made, inputs).value, expected)
+    made.save_pretrained(tmp_path / "saved")
+    again = PropertyModel.from_pretrained(tmp_path / "saved")
+    np.testing.assert_allclose(predict(again, inputs_of(again, ["CCO", "CCCCN"])).value, expected)
 
 
 def test_embeddings_cost_no_second_pass(model: PropertyModel, monkeypatch: pytest.MonkeyPatch) -> None:
