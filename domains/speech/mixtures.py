@@ -102,7 +102,7 @@ def _read(utterances: Utterances, place: int, rate_hz: int) -> Spoken:
     if peak < 1e-4:
         raise DataError(f"{path}: is silent")
     speaker = row["speaker"] if isinstance(row["speaker"], str) else "unknown"
-    return Spoken(samples / peak * 0.5, speaker, min(own.rate_hz, rate_hz) / 2)
+    return Spoken((samples / peak * 0.5).astype(np.float32), speaker, min(own.rate_hz, rate_hz) / 2)
 
 
 def active_power(samples: Signal, rate_hz: int) -> float:

@@ -55,7 +55,7 @@ def cut(n: int, recordings: Sequence[Signal], rng: np.random.Generator) -> Signa
     """A cut of one of some recordings, or of two at once, ``(n,)``; short ones go round."""
     total = np.zeros(n)
     for _ in range(1 + (rng.random() < 0.3)):
-        recording = recordings[rng.integers(len(recordings))]
+        recording = recordings[int(rng.integers(len(recordings)))]
         start = rng.integers(len(recording))
         total += _unit(np.resize(np.roll(recording, -start), n)) * rng.uniform(0.3, 1.0)
     return _unit(total)
