@@ -37,15 +37,8 @@ def trained(folder: Path) -> Path:
         assert (
             speech(
                 [
-                    *(
-                        "train",
-                        "--data",
-                        "spoken-digits",
-                        "--task",
-                        "classify",
-                        "--output",
-                        str(folder / "run"),
-                    ),
+                    *("train", "--data", "spoken-digits", "--task", "classify"),
+                    *("--output", str(folder / "run"), "--train.batch_size", "16"),
                     *("--baselines", "cnn", "nearest-mean", "--train.max_epochs", "3", "--device", "cpu"),
                     *_TINY,
                 ]

@@ -88,6 +88,8 @@ class ClassifyLossConfig:
                 raise UsageError(f"{name}: expected at least 0, got {getattr(self, name)}")
 
 
+# Chosen by validation on takes 5 to 49 of fsdd, a speaker held out: means by the training set, as taking off
+# each recording's own mean cost 11 points (words are short, and their mean says much of which they are).
 PRESET_MODEL = ClassifyModelConfig()
 PRESET_LOSS = ClassifyLossConfig()
 PRESET_AUGMENT = AugmentConfig()
