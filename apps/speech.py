@@ -7,6 +7,10 @@ mambakit speech train --data connected-digits --task recognize --output runs/asr
 mambakit speech transcribe --model runs/asr --input call.wav --output call.srt
 mambakit speech stream --model runs/asr --input - < audio.pcm
 mambakit speech align --model runs/asr --input x.wav --text "three one four" --output x.TextGrid
+mambakit speech train --task enhance --output runs/enhance
+mambakit speech enhance --model runs/enhance --input noisy.wav --output clean.wav --plot before-after.png
+mambakit speech train --task separate --data fsdd --output runs/separate
+mambakit speech separate --model runs/separate --input mix.wav --output apart
 """
 
 from __future__ import annotations
@@ -17,6 +21,8 @@ from importlib.util import find_spec
 
 from mambakit.apps.speech_align import align
 from mambakit.apps.speech_classify import classify
+from mambakit.apps.speech_enhance import enhance
+from mambakit.apps.speech_separate import separate
 from mambakit.apps.speech_stream import stream
 from mambakit.apps.speech_train import evaluator, trainer
 from mambakit.apps.speech_transcribe import transcribe
@@ -28,6 +34,8 @@ VERBS: dict[str, Callable[..., object]] = {
     "transcribe": transcribe,
     "stream": stream,
     "align": align,
+    "enhance": enhance,
+    "separate": separate,
 }
 _NEEDED = ("torchaudio", "soundfile")
 

@@ -1,0 +1,191 @@
+"""Separation: what `mambakit speech separate`, and `train` of a separation model, do."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Literal
+
+from mambakit.apps.shared import train_config
+from mambakit.apps.speech_enhance import finish_bulk
+from mambakit.core.cli import format_table, print_json
+from mambakit.core.errors import DataError
+from mambakit.core.training import TrainConfig
+from mambakit.domains.speech.separate.config import (
+    PRESET_PAIRS,
+    PRESET_SEPARATE,
+    PRESET_SEPARATE_TRAIN,
+    PairConfig,
+    SeparateConfig,
+)
+
+
+def train_separate(
+    *,
+    data: str = "spoken-sentences",
+    task: Literal["separate"] = "separate",
+    output: Path = Path("runs/separate"),
+    baseline: bool = False,
+    seed: int = 0,
+    device: str = "auto",
+    max_time: str | None = None,
+    overwrite: bool = False,
+    model: SeparateConfig = PRESET_SEPARATE,
+    pairs: PairConfig = PRESET_PAIRS,
+    train: TrainConfig = PRESET_SEPARATE_TRAIN,
+    json: bool = False,
+) -> None:
+    """Trains a model that takes two speakers apart, on mixtures made on the fly.
+
+    Args:
+        data: Speech with named speakers: spoken-sentences, cards, manifests or folders, between commas.
+        task: What to learn.
+        output: Folder for the run and the model; a killed run continues in it.
+        baseline: Train a Conv-TasNet of the same size in the same way too, and measure it beside.
+        seed: Of weights and mixtures.
+        device: auto, cpu, cuda or mps.
+        max_time: Stop training after so long, such as 90s or 10m; the baseline has as long again.
+        overwrite: Remove another run in the output folder first.
+        model: The network.
+        pairs: How mixtures are made.
+        train: The training options.
+        json: Print JSON for machines.
+
+    Examples:
+        mambakit speech train --task separate --data fsdd --pairs.unseen theo lucas --output runs/separate
+    """
+    import numpy as np
+
+    from mambakit.core.training import RunFolder
+    from mambakit.domains.speech.enhance.data import load_pools, save_source
+    from mambakit.domains.speech.separate.training import (
+        gains,
+        test_mixtures,
+        train_baseline,
+        train_separator,
+        with_unseen,
+    )
+
+    pools = with_unseen(load_pools(data, model.rate_hz, seed=seed, task="separate"), pairs.unseen)
+    speakers = [len(pool.speakers) for pool in pools[1:]]
+    print(
+        f"{data}: {speakers[0]} speakers to learn from, {speakers[1]} that choose, "
+        f"{speakers[2]} for the test",
+        file=sys.stderr,
+    )
+    config = train_config(train, seed, device, max_time)
+    run = RunFolder(output, overwrite=overwrite)
+    run.start({"task": task, "data": data, "model": model, "pairs": pairs, "train": config}, seed=config.seed)
+    mixtures = test_mixtures(pools, pairs, pairs.test_mixtures)
+    trained, result = train_separator(pools, run, model_config=model, pair_config=pairs, train_config=config)
+    trained.save_pretrained(run.path)
+    save_source(run.path, "separate", data, config.seed)
+    nets = {"this model": trained}
+    if baseline:
+        beside = train_baseline(trained, pools, run.path / "conv-tasnet", pairs, config)
+        nets["Conv-TasNet"] = beside  # type: ignore[assignment]
+    rows: list[dict[str, object]] = [
+        {
+            "model": name,
+            "parameters": sum(parameter.numel() for parameter in net.parameters()),
+            "si_snr_gain_db": float(np.mean(gains(net, mixtures))),
+            "n": len(mixtures),
+        }
+        for name, net in nets.items()
+    ]
+    if json:
+        print_json({"data": data, "validation_loss": result.best_score, "model": run.path, "results": rows})
+        return
+    print(f"{data}: {len(mixtures)} test mixtures of {', '.join(pairs.unseen) or 'test speakers'}")
+    print(format_table(rows))
+    print(f"model: {run.path}")
+
+
+def evaluate_separate(
+    *,
+    model: Path,
+    data: str | None = None,
+    unseen: list[str] | None = None,
+    device: str = "auto",
+    json: bool = False,
+) -> None:
+    """Measures a separation model on mixtures of two test speakers.
+
+    Args:
+        model: Folder of the saved model.
+        data: Speech with named speakers; the training's by default.
+        unseen: The two speakers that are mixed; by default all of the test part.
+        device: auto, cpu, cuda or mps.
+        json: Print JSON for machines.
+    """
+    import numpy as np
+
+    from mambakit.core.training import resolve_device
+    from mambakit.domains.speech.enhance.data import load_pools
+    from mambakit.domains.speech.saved import load_spec
+    from mambakit.domains.speech.separate.model import Separator
+    from mambakit.domains.speech.separate.training import gains, test_mixtures, with_unseen
+
+    trained = Separator.from_pretrained(model).to(resolve_device(device)).eval()
+    spec = load_spec(model)
+    names = data or spec.data
+    pairs = PairConfig(unseen=unseen or [])
+    loaded = load_pools(names, trained.config.rate_hz, seed=spec.seed, task="separate")
+    mixtures = test_mixtures(with_unseen(loaded, pairs.unseen), pairs, pairs.test_mixtures)
+    row = {
+        "model": str(model),
+        "si_snr_gain_db": float(np.mean(gains(trained, mixtures))),
+        "n": len(mixtures),
+    }
+    if json:
+        print_json({"data": names, "results": [row]})
+    else:
+        print(format_table([row]))
+
+
+def separate(*, model: Path, input: Path, output: Path, device: str = "auto", json: bool = False) -> None:
+    """Takes the speakers of a recording, or of all those in a folder, apart.
+
+    Any rate and number of channels is read; what is written is one wav file a speaker, NAME-1.wav,
+    NAME-2.wav, at the model's rate. Files that can't be read are listed, and the others are done.
+
+    Args:
+        model: Folder of the saved model.
+        input: wav, flac, ogg or mp3 file, or a folder of them.
+        output: Folder for the speakers.
+        device: auto, cpu, cuda or mps.
+        json: Print JSON for machines.
+
+    Examples:
+        mambakit speech separate --model runs/separate --input mix.wav --output apart/
+    """
+    import torch
+
+    from mambakit.core.errors import UsageError
+    from mambakit.core.training import resolve_device
+    from mambakit.domains.speech.audio import Audio, write_audio
+    from mambakit.domains.speech.files import jobs, read_at
+    from mambakit.domains.speech.separate.model import Separator
+
+    if output.is_file() or output.suffix:
+        raise UsageError(f"output: each speaker gets a file, so a folder is expected, got {output}")
+    todo = jobs(input, output)
+    trained = Separator.from_pretrained(model).to(resolve_device(device)).eval()
+    rate = trained.config.rate_hz
+    done: list[dict[str, object]] = []
+    failed: list[tuple[Path, str]] = []
+    notes: list[str] = []
+    for job in todo:
+        try:
+            audio, note = read_at(job.source, rate)
+        except DataError as error:
+            failed.append((job.source, str(error)))
+            continue
+        notes += [note] if note else []
+        with torch.no_grad():
+            said = trained(audio.samples[None].to(resolve_device(device)))[0].cpu()
+        targets = [job.target.with_name(f"{job.target.stem}-{i + 1}.wav") for i in range(len(said))]
+        for target, samples in zip(targets, said, strict=True):
+            write_audio(target, Audio(samples, rate))
+        done.append({"input": job.source, "output": ", ".join(map(str, targets))})
+    finish_bulk(input, done, failed, notes, "separated", json)

@@ -1,0 +1,140 @@
+"""What an enhancement model is made of, what it is trained on, and the preset for a CPU."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from mambakit.core.blocks import block_options
+from mambakit.core.errors import UsageError
+from mambakit.core.training import TrainConfig
+
+
+@dataclass(frozen=True)
+class EnhanceConfig:
+    """A network in the time-frequency domain: what ``config.json`` holds."""
+
+    rate_hz: int = 16_000
+    """Sampling rate that is read and written."""
+    n_fft: int = 512
+    """Samples of a window; even. The delay of a stream is n_fft samples."""
+    hop: int = 256
+    """Samples from one window to the next; n_fft is a multiple of at least 2."""
+    compression: float = 0.3
+    """Magnitudes are raised to this power, for the network and for the loss."""
+    d_model: int = 48
+    """Width of the blocks."""
+    n_layers: int = 3
+    """Pairs of a block over time and one over frequency."""
+    block: str = "mamba2"
+    """Kind of the blocks."""
+    block_options: dict[str, Any] = field(default_factory=lambda: {"head_dim": 24, "d_state": 16})
+    """Their keyword arguments."""
+    patch: int = 8
+    """Neighbouring frequency bins that become one token."""
+    causal: bool = True
+    """Whether time is read forwards only, so that the model can stream; otherwise both ways."""
+    trained_on: str = ""
+    """Name of the speech it learned from."""
+
+    def __post_init__(self) -> None:
+        for name in ("rate_hz", "hop", "d_model", "n_layers", "patch"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        if self.n_fft % self.hop or self.n_fft // self.hop < 2:
+            raise UsageError(
+                f"n_fft: expected a multiple of the hop {self.hop}, at least twice it, got {self.n_fft}"
+            )
+        if self.n_fft % 2:
+            raise UsageError(f"n_fft: expected an even number, got {self.n_fft}")
+        if not 0 < self.compression <= 1:
+            raise UsageError(f"compression: expected a power in (0, 1], got {self.compression}")
+        try:
+            known = block_options(self.block)
+        except ValueError as error:
+            raise UsageError(f"block: {error}") from error
+        for name in self.block_options:
+            if name not in known:
+                raise UsageError(f"block_options: {self.block} has no option {name!r}")
+
+    @property
+    def n_bins(self) -> int:
+        """Frequencies of the spectrum."""
+        return self.n_fft // 2 + 1
+
+
+@dataclass(frozen=True)
+class MixConfig:
+    """How noisy speech is made of clean speech, a new mixture every time."""
+
+    segment_s: float = 2.0
+    """Seconds of a training mixture."""
+    snr_low_db: float = -2.5
+    """Least ratio of speech to noise."""
+    snr_high_db: float = 17.5
+    """Greatest ratio of speech to noise."""
+    rooms: float = 0.3
+    """Share of mixtures whose speech stands in a synthetic room; its reverberation is kept, not removed."""
+    real_noise: float = 0.4
+    """Share of noises that are cut from recordings, where there are any."""
+    babble: float = 0.2
+    """Share of noises that are several other utterances at once."""
+    gain_db: float = 12.0
+    """Level of a mixture is changed at random by up to so much either way."""
+    steps_per_epoch: int = 50
+    """Batches until the next validation; mixtures never repeat."""
+    validation_mixtures: int = 24
+    """Mixtures of validation utterances, the same ones every time."""
+    test_mixtures: int = 20
+    """Mixtures of test utterances that are measured at the end, the same ones every time."""
+
+    def __post_init__(self) -> None:
+        if not self.segment_s > 0:
+            raise UsageError(f"segment_s: expected more than 0, got {self.segment_s}")
+        if self.snr_low_db > self.snr_high_db:
+            raise UsageError(
+                f"snr_low_db: expected at most snr_high_db ({self.snr_high_db}), got {self.snr_low_db}"
+            )
+        for name in ("rooms", "real_noise", "babble"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UsageError(f"{name}: expected a share from 0 to 1, got {getattr(self, name)}")
+        if self.real_noise + self.babble > 1:
+            raise UsageError("real_noise, babble: expected shares that are at most 1 together")
+        if not self.gain_db >= 0:
+            raise UsageError(f"gain_db: expected at least 0, got {self.gain_db}")
+        for name in ("steps_per_epoch", "validation_mixtures", "test_mixtures"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name}: expected at least 1, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class EnhanceLoss:
+    """Weights of what training minimises."""
+
+    magnitude: float = 1.0
+    """Squared error of compressed magnitudes."""
+    complex: float = 0.5
+    """Squared error of compressed complex spectra."""
+    si_sdr: float = 0.01
+    """Of the negative SI-SDR in dB."""
+
+    def __post_init__(self) -> None:
+        for name in ("magnitude", "complex", "si_sdr"):
+            if not getattr(self, name) >= 0:
+                raise UsageError(f"{name}: expected at least 0, got {getattr(self, name)}")
+
+
+PRESET_ENHANCE = EnhanceConfig()
+PRESET_MIX = MixConfig()
+PRESET_ENHANCE_LOSS = EnhanceLoss()
+PRESET_ENHANCE_TRAIN = TrainConfig(
+    max_epochs=40,
+    batch_size=4,
+    lr=2e-3,
+    weight_decay=0.01,
+    warmup_fraction=0.05,
+    ema_decay=0.99,
+    patience=10,
+    gradient_clip=1.0,
+    precision="32-true",
+)

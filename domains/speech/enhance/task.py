@@ -1,0 +1,61 @@
+"""Training: compressed spectra and SI-SDR, on mixtures that are new every time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning.pytorch as pl
+from torch import Tensor
+
+from mambakit.core.training import TrainConfig
+from mambakit.core.training.optim import configure_optimizer
+from mambakit.domains.speech.enhance.config import EnhanceLoss
+from mambakit.domains.speech.enhance.metrics import si_sdr
+from mambakit.domains.speech.enhance.model import Enhancer
+from mambakit.domains.speech.enhance.stft import compress
+
+
+class EnhanceTask(pl.LightningModule):
+    """Trains an ``Enhancer``; batches are pairs of noisy and clean speech, ``(batch, n)`` each.
+
+    Args:
+        model: The network.
+        train: The training options.
+        loss: What to minimise.
+    """
+
+    def __init__(self, model: Enhancer, train: TrainConfig, loss: EnhanceLoss) -> None:
+        super().__init__()
+        self.model, self.train_config, self.loss_config = model, train, loss
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        """The weighted sum of the losses."""
+        loss, _ = self._losses(*batch)
+        self.log("train/loss", loss.detach(), on_step=False, on_epoch=True, batch_size=len(batch[0]))
+        return loss
+
+    def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
+        """The same, and by how many dB SI-SDR is better than that of the noisy speech."""
+        loss, said = self._losses(*batch)
+        noisy, clean = batch
+        better = (si_sdr(said, clean) - si_sdr(noisy, clean)).mean()
+        self.log_dict({"val/loss": loss, "val/si_sdr_gain": better}, batch_size=len(noisy))
+
+    def _losses(self, noisy: Tensor, clean: Tensor) -> tuple[Tensor, Tensor]:
+        weights, model = self.loss_config, self.model
+        pairs, level = model.spectra(noisy)
+        target = compress(model.stft.whole(clean) / level, model.config.compression)
+        size, wanted = ((one.square().sum(-1) + 1e-9).sqrt() for one in (pairs, target))
+        said = model.signals(pairs, level, noisy.shape[1])
+        loss = (
+            weights.magnitude * (size - wanted).square().mean()
+            + weights.complex * (pairs - target).square().sum(-1).mean()
+            - weights.si_sdr * si_sdr(said, clean).clamp(max=30).mean()
+        )
+        return loss, said
+
+    def configure_optimizers(self) -> Any:
+        """AdamW with warm-up and cosine."""
+        return configure_optimizer(
+            self.model, self.train_config, int(self.trainer.estimated_stepping_batches)
+        )

@@ -1,0 +1,95 @@
+"""What a separation model is made of, what it is trained on, and the preset for a CPU."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from mambakit.core.blocks import block_options
+from mambakit.core.errors import UsageError
+from mambakit.core.training import TrainConfig
+
+
+@dataclass(frozen=True)
+class SeparateConfig:
+    """A network in the time domain: what ``config.json`` holds."""
+
+    rate_hz: int = 8_000
+    """Sampling rate that is read and written."""
+    n_sources: int = 2
+    """Speakers of a mixture."""
+    n_filters: int = 128
+    """Learned filters that a frame is described by."""
+    kernel: int = 16
+    """Samples of a filter; even. Frames are half of it apart."""
+    d_model: int = 64
+    """Width of the blocks."""
+    n_layers: int = 4
+    """How many blocks."""
+    block: str = "mamba2"
+    """Kind of the blocks."""
+    block_options: dict[str, Any] = field(default_factory=lambda: {"head_dim": 32, "d_state": 16})
+    """Their keyword arguments."""
+    causal: bool = False
+    """Whether time is read forwards only; otherwise both ways."""
+    trained_on: str = ""
+    """Name of the speech it learned from."""
+
+    def __post_init__(self) -> None:
+        for name in ("rate_hz", "n_filters", "kernel", "d_model", "n_layers"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        if self.n_sources < 2:
+            raise UsageError(f"n_sources: expected at least 2, got {self.n_sources}")
+        if self.kernel % 2:
+            raise UsageError(f"kernel: expected an even number, got {self.kernel}")
+        try:
+            known = block_options(self.block)
+        except ValueError as error:
+            raise UsageError(f"block: {error}") from error
+        for name in self.block_options:
+            if name not in known:
+                raise UsageError(f"block_options: {self.block} has no option {name!r}")
+
+
+@dataclass(frozen=True)
+class PairConfig:
+    """How mixtures of two speakers are made, new ones every time."""
+
+    segment_s: float = 2.0
+    """Seconds of a training mixture."""
+    level_db: float = 2.5
+    """One speaker is louder than the other by up to so much."""
+    steps_per_epoch: int = 50
+    """Batches until the next validation."""
+    validation_mixtures: int = 24
+    """Mixtures of validation utterances, the same ones every time."""
+    test_mixtures: int = 40
+    """Mixtures of test utterances that are measured at the end, the same ones every time."""
+    unseen: list[str] = field(default_factory=list)
+    """Two speakers that are heard in the test alone; by default the test mixes all speakers' test part."""
+
+    def __post_init__(self) -> None:
+        if not self.segment_s > 0:
+            raise UsageError(f"segment_s: expected more than 0, got {self.segment_s}")
+        if not self.level_db >= 0:
+            raise UsageError(f"level_db: expected at least 0, got {self.level_db}")
+        for name in ("steps_per_epoch", "validation_mixtures", "test_mixtures"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        if self.unseen and len(set(self.unseen)) != 2:
+            raise UsageError(f"unseen: expected two speakers, got {', '.join(self.unseen)}")
+
+
+PRESET_SEPARATE = SeparateConfig()
+PRESET_PAIRS = PairConfig()
+PRESET_SEPARATE_TRAIN = TrainConfig(
+    max_epochs=40,
+    batch_size=4,
+    lr=2e-3,
+    weight_decay=0.01,
+    warmup_fraction=0.05,
+    patience=10,
+    gradient_clip=5.0,
+    precision="32-true",
+)

@@ -1,0 +1,47 @@
+"""Training: the best pairing's SI-SNR, on mixtures that are new every time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning.pytorch as pl
+from torch import Tensor, nn
+
+from mambakit.core.training import TrainConfig
+from mambakit.core.training.optim import configure_optimizer
+from mambakit.domains.speech.separate.metrics import best_si_snr, si_snr_gain
+
+_GOOD_ENOUGH_DB = 30.0  # what is that good already teaches nothing
+
+
+class SeparateTask(pl.LightningModule):
+    """Trains a network from mixtures ``(batch, n)`` to sources ``(batch, n_sources, n)``.
+
+    Args:
+        model: The network.
+        train: The training options.
+    """
+
+    def __init__(self, model: nn.Module, train: TrainConfig) -> None:
+        super().__init__()
+        self.model, self.train_config = model, train
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        """The negative SI-SNR of the best pairing, in dB."""
+        mixture, sources = batch
+        best, _ = best_si_snr(self.model(mixture), sources)
+        loss = -best.clamp(max=_GOOD_ENOUGH_DB).mean()
+        self.log("train/loss", loss.detach(), on_step=False, on_epoch=True, batch_size=len(mixture))
+        return loss
+
+    def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
+        """The negative SI-SNRi."""
+        mixture, sources = batch
+        gain = si_snr_gain(self.model(mixture), sources, mixture).mean()
+        self.log_dict({"val/loss": -gain, "val/si_snr_gain": gain}, batch_size=len(mixture))
+
+    def configure_optimizers(self) -> Any:
+        """AdamW with warm-up and cosine."""
+        return configure_optimizer(
+            self.model, self.train_config, int(self.trainer.estimated_stepping_batches)
+        )

@@ -1,0 +1,113 @@
+"""The enhancement network: the transform gives samples back, and a stream equals the whole."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mambakit.core.errors import UsageError
+from mambakit.core.training import seed_everything
+from mambakit.domains.speech.enhance.config import EnhanceConfig
+from mambakit.domains.speech.enhance.model import Enhancer
+from mambakit.domains.speech.enhance.stft import CausalSTFT, compress, expand
+
+SMALL = {"n_fft": 64, "hop": 16, "d_model": 8, "n_layers": 2, "patch": 8}
+SMALL_BLOCK = {"block_options": {"head_dim": 8, "d_state": 4}}
+
+
+def small(**options: object) -> Enhancer:
+    """A small network whose output is not its input."""
+    seed_everything(0)
+    model = Enhancer(EnhanceConfig(**{**SMALL, **SMALL_BLOCK, **options}))  # type: ignore[arg-type]
+    torch.nn.init.normal_(model.readout.weight, std=0.3)
+    return model.eval()
+
+
+@settings(max_examples=25, deadline=None)
+@given(n=st.integers(1, 300), shape=st.sampled_from([(64, 32), (64, 16), (48, 12), (32, 8)]))
+def test_overlapping_and_adding_gives_the_samples_back(n: int, shape: tuple[int, int]) -> None:
+    stft = CausalSTFT(*shape)
+    x = torch.randn(2, n, generator=torch.Generator().manual_seed(n))
+    torch.testing.assert_close(stft.back(stft.whole(x), n), x, rtol=0, atol=2e-6)
+
+
+def test_compression_is_undone_and_keeps_the_phase() -> None:
+    spectra = torch.randn(3, 5, dtype=torch.complex64) * 10
+    pairs = compress(spectra, 0.3)
+    torch.testing.assert_close(torch.linalg.vector_norm(pairs, dim=-1), spectra.abs() ** 0.3)
+    torch.testing.assert_close(expand(pairs, 0.3), spectra, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+@settings(max_examples=20, deadline=None)
+@given(pieces=st.lists(st.integers(0, 90), min_size=1, max_size=8))
+def test_a_stream_in_pieces_of_any_size_equals_the_whole(pieces: list[int]) -> None:
+    model = small()
+    n = sum(pieces)
+    x = torch.randn(2, n, generator=torch.Generator().manual_seed(n))
+    state = model.init_state(2)
+    outputs = []
+    for piece in x.split(pieces, 1):
+        y, state = model.step(piece, state)
+        outputs.append(y)
+    streamed = torch.cat([*outputs, model.finish(state)], 1)
+    assert streamed.shape == (2, n + model.stft.overlap)
+    torch.testing.assert_close(streamed[:, model.stft.overlap :], model(x), rtol=1e-4, atol=2e-5)
+
+
+@torch.no_grad()
+def test_long_signals_are_read_by_pieces_with_the_same_result() -> None:
+    model = small()
+    x = torch.randn(1, 16 * 1100 + 3)
+    with torch.enable_grad():
+        whole = model(x)
+    torch.testing.assert_close(model(x), whole.detach(), rtol=1e-4, atol=2e-5)
+
+
+@torch.no_grad()
+def test_no_output_of_a_causal_model_depends_on_later_samples_than_its_delay() -> None:
+    model = small()
+    x = torch.randn(1, 400)
+    changed = x.clone()
+    changed[:, 200:] = 5.0
+    same = model(x)[:, : 200 - model.delay] - model(changed)[:, : 200 - model.delay]
+    assert same.abs().max() < 1e-5
+    both = small(causal=False)
+    assert (both(x)[:, :100] - both(changed)[:, :100]).abs().max() > 1e-3
+
+
+@torch.no_grad()
+def test_the_output_scales_with_the_input() -> None:
+    for causal in (True, False):
+        model = small(causal=causal)
+        x = 0.1 * torch.randn(1, 500)
+        torch.testing.assert_close(model(8 * x), 8 * model(x), rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_silence_stays_silent_and_finite() -> None:
+    model = small()
+    assert model(torch.zeros(1, 300)).abs().max() < 1e-3
+    assert model(torch.zeros(1, 0)).shape == (1, 0)
+
+
+def test_a_fresh_model_changes_nothing() -> None:
+    model = Enhancer(EnhanceConfig(**SMALL, **SMALL_BLOCK))  # type: ignore[arg-type]
+    x = torch.randn(1, 300)
+    torch.testing.assert_close(model(x).detach(), x, rtol=0, atol=1e-3)
+
+
+def test_models_that_read_both_ways_do_not_stream() -> None:
+    with pytest.raises(UsageError, match="causal"):
+        small(causal=False).init_state()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"hop": 300}, "multiple"), ({"block": "mamba7"}, "block"), ({"compression": 0.0}, "power")],
+)
+def test_configs_that_cannot_work_are_refused(options: dict[str, object], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        EnhanceConfig(**options)  # type: ignore[arg-type]

@@ -1,0 +1,110 @@
+"""Separation: the pairing of outputs with sources, and a network that learns to take tones apart."""
+
+from __future__ import annotations
+
+from itertools import permutations
+
+import pytest
+import torch
+from torchmetrics.functional.audio import permutation_invariant_training, scale_invariant_signal_noise_ratio
+
+from mambakit.core.errors import UsageError
+from mambakit.core.training import seed_everything
+from mambakit.domains.speech.separate.baselines import ConvTasNet
+from mambakit.domains.speech.separate.config import SeparateConfig
+from mambakit.domains.speech.separate.metrics import best_si_snr, si_snr, si_snr_gain
+from mambakit.domains.speech.separate.model import Separator
+
+SMALL = SeparateConfig(
+    n_filters=16, kernel=8, d_model=16, n_layers=1, block_options={"head_dim": 8, "d_state": 4}
+)
+
+
+def test_the_score_is_that_of_torchmetrics_and_of_the_best_order() -> None:
+    torch.manual_seed(0)
+    said, clean = torch.randn(5, 3, 200).double(), torch.randn(5, 3, 200).double()
+    torch.testing.assert_close(
+        si_snr(said, clean), scale_invariant_signal_noise_ratio(said, clean), rtol=1e-5, atol=1e-5
+    )
+    best, order = best_si_snr(said, clean)
+    theirs, _ = permutation_invariant_training(
+        said, clean, scale_invariant_signal_noise_ratio, eval_func="max"
+    )
+    torch.testing.assert_close(best, theirs, rtol=1e-5, atol=1e-5)
+    ordered = said.gather(1, order[..., None].expand_as(said))
+    torch.testing.assert_close(si_snr(ordered, clean).mean(1), best)
+
+
+def test_the_order_of_the_outputs_does_not_matter() -> None:
+    torch.manual_seed(0)
+    said, clean = torch.randn(2, 3, 100), torch.randn(2, 3, 100)
+    values = [best_si_snr(said[:, list(order)], clean)[0] for order in permutations(range(3))]
+    for value in values[1:]:
+        torch.testing.assert_close(value, values[0])
+
+
+def test_the_gain_of_the_mixture_itself_is_nothing_and_silence_is_finite() -> None:
+    sources = torch.randn(2, 2, 300)
+    mixture = sources.sum(1)
+    same = mixture[:, None].expand_as(sources)
+    assert si_snr_gain(same, sources, mixture).abs().max() < 1e-5
+    assert torch.isfinite(best_si_snr(torch.zeros(1, 2, 50), torch.zeros(1, 2, 50))[0]).all()
+    with pytest.raises(ValueError, match="expected shape"):
+        best_si_snr(torch.zeros(1, 2, 50), torch.zeros(1, 2, 51))
+
+
+def test_a_network_learns_to_take_two_tones_apart() -> None:
+    seed_everything(0)
+    model = Separator(SMALL)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    t = torch.arange(400) / 8000
+
+    def mixtures() -> torch.Tensor:
+        low, high = 200 + 100 * torch.rand(4, 1), 1500 + 500 * torch.rand(4, 1)
+        return torch.stack([torch.sin(6.2832 * f * t + 6 * torch.rand(4, 1)) for f in (low, high)], 1)
+
+    for _ in range(40):
+        sources = mixtures()
+        loss = -best_si_snr(model(sources.sum(1)), sources)[0].mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    sources = mixtures()
+    assert si_snr_gain(model(sources.sum(1)).detach(), sources, sources.sum(1)).mean() > 8
+
+
+@pytest.mark.parametrize("n", [0, 1, 7, 8, 101])
+@torch.no_grad()
+def test_any_length_comes_back_at_the_level_of_the_mixture(n: int) -> None:
+    model = Separator(SMALL).eval()
+    x = torch.randn(2, n)
+    said = model(x)
+    assert said.shape == (2, 2, n)
+    torch.testing.assert_close(model(5 * x), 5 * said, rtol=1e-3, atol=1e-4)
+
+
+@torch.no_grad()
+def test_a_causal_model_does_not_look_ahead() -> None:
+    causal = SeparateConfig(**{**SMALL.__dict__, "causal": True})
+    x = torch.randn(1, 200)
+    changed = x.clone()
+    changed[:, 100:] = 3.0
+    for config, ahead in ((causal, False), (SMALL, True)):
+        model = Separator(config).eval()
+        differs = (model(x) - model(changed))[..., : 100 - config.kernel].abs().max() > 1e-5
+        assert bool(differs) == ahead
+
+
+def test_the_baseline_has_about_as_many_parameters() -> None:
+    model = Separator(SeparateConfig())
+    n = sum(parameter.numel() for parameter in model.parameters())
+    beside = ConvTasNet(model.config, n)
+    assert sum(parameter.numel() for parameter in beside.parameters()) == pytest.approx(n, rel=0.1)
+    assert beside(torch.randn(1, 800)).shape == (1, 2, 800)
+
+
+def test_configs_that_cannot_work_are_refused() -> None:
+    with pytest.raises(UsageError, match="even"):
+        SeparateConfig(kernel=15)
+    with pytest.raises(UsageError, match="n_sources"):
+        SeparateConfig(n_sources=1)
