@@ -7,6 +7,7 @@ stand in each other's way for minutes.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 
 workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
@@ -19,3 +20,9 @@ import torch  # noqa: E402
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+if importlib.util.find_spec("torchaudio") is not None:
+    # transformers imports torchaudio, whose wheels need this beside a CPU build of torch
+    from mambakit.domains.speech.torchaudio_parts import torchaudio
+
+    torchaudio()
