@@ -47,7 +47,7 @@ class ModelConfig:
     """Layers between what was read and the outputs."""
     dropout: float = 0.1
     """Share of each block's output that is dropped while training."""
-    head_dropout: float = 0.3
+    head_dropout: float = 0.1
     """Share of features and hidden activations that is dropped while training."""
     uncertainty: Uncertainty = "quantiles"
     """How the width of a regression's interval is learned; none has one width for all molecules."""

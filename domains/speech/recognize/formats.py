@@ -190,15 +190,19 @@ def write_transcript(transcript: Transcript, path: Path) -> None:
     path.write_text(FORMATS[path.suffix.lower()](transcript), encoding="utf-8")
 
 
+_DIGITS = 6
+
+
 def _without_gaps(spans: Sequence[tuple[float, float, str]], end: float) -> list[tuple[float, float, str]]:
     intervals: list[tuple[float, float, str]] = []
     at = 0.0
     for start, stop, text in spans:
-        if start > at + 1e-6:
-            intervals.append((at, start, ""))
-        intervals.append((max(start, at), stop, text))
-        at = stop
-    if end > at + 1e-6 or not intervals:
+        first, last = (round(one, _DIGITS) for one in (start, stop))  # as they are printed
+        if first > at:
+            intervals.append((at, first, ""))
+        intervals.append((at, last, text) if first <= at else (first, last, text))
+        at = last
+    if round(end, _DIGITS) > at or not intervals:
         intervals.append((at, end, ""))
     return intervals
 
