@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from rdkit import Chem
+from rdkit import Chem, rdBase
 from rdkit.Chem import rdDepictor
 from rdkit.Chem.Draw import rdMolDraw2D
 
@@ -62,9 +62,9 @@ def grid(
     options.drawMolsSameScale = False
     options.fixedBondLength = 22  # small molecules are not blown up; large ones are made to fit
     if mols:
-        canvas.DrawMolecules(
-            mols, legends=list(legends[: len(mols)]) if legends else [""] * len(mols), highlightAtoms=marked
-        )
+        below = list(legends[: len(mols)]) if legends else [""] * len(mols)
+        with rdBase.BlockLogs():  # bare atoms have more radical electrons than it can draw
+            canvas.DrawMolecules(mols, legends=below, highlightAtoms=marked)
     canvas.FinishDrawing()
     drawn = canvas.GetDrawingText()
     content = drawn.encode() if isinstance(drawn, str) else bytes(drawn)

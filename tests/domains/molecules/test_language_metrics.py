@@ -87,6 +87,11 @@ def test_novelty_is_against_all_that_was_trained_on():
         measure(SOME, Reference("none", hashes(OTHERS)))
 
 
+def test_what_rdkit_says_of_a_drawing_stays_off_the_screen(capfd):
+    grid(["[C]", "CCO"])
+    assert capfd.readouterr() == ("", "")
+
+
 def test_the_grid_is_a_picture(tmp_path):
     png = grid(["CCO", "c1ccccc1"], tmp_path / "some.png")
     assert png.startswith(b"\x89PNG")
