@@ -83,6 +83,13 @@ def tell(notes: Iterable[str]) -> None:
         print(f"note: {line}", file=sys.stderr)
 
 
+def tell_left_out(left_out: Sequence[tuple[str, str]]) -> None:
+    """How many recordings are left out, and which and why of the first, on stderr."""
+    if left_out:
+        which, why = left_out[0]
+        print(f"left out: {len(left_out)} recordings, the first: {which}: {why}", file=sys.stderr)
+
+
 @contextmanager
 def in_plain_torch(device: str, n_events: int = 1) -> Iterator[None]:
     """A few events on the CPU in plain torch: to load the compiled loops, and torch's compiler, takes longer.

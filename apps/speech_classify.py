@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from mambakit.apps.shared import check_suffix, tell, train_config, write_table
+from mambakit.apps.shared import check_suffix, tell, tell_left_out, train_config, write_table
 from mambakit.core.cli import format_table, print_json
 from mambakit.core.errors import DataError, UsageError
 from mambakit.core.training import TrainConfig
@@ -84,6 +84,7 @@ def train_classify(
         mambakit speech train --data recordings/ --model.front_end.rate_hz 16000 --output runs/mine
     """
     from mambakit.core.training import RunFolder, resolve_device
+    from mambakit.domains.speech.cards import noise_recordings
     from mambakit.domains.speech.classify import report, training
     from mambakit.domains.speech.classify.evaluation import evaluate
     from mambakit.domains.speech.saved import DataSpec, save_spec
@@ -93,11 +94,11 @@ def train_classify(
     utterances, chosen = spec.load()
     parts = training.read_parts(utterances, chosen, model)
     tell(utterances.notes)
-    _tell_left_out(parts.left_out)
+    tell_left_out(parts.left_out)
     noise = noise or training.noise_of(data)
     settings = {**dataclasses.asdict(spec.resolved()), "split": chosen.name, "noise": noise}
     options = {"model": model, "loss": loss, "augment": augment, "train": config}
-    noises = training.noise_recordings(noise, model.front_end.rate_hz)
+    noises = noise_recordings(noise, model.front_end.rate_hz)
 
     def trained(shape: ClassifyModelConfig, folder: Path) -> tuple[Classifier, training.FitResult, RunFolder]:
         run = RunFolder(folder, overwrite=overwrite)
@@ -244,7 +245,7 @@ def evaluate_classify(
             raise DataError(f"{data}: the label {unknown[0]!r} is none of the model's: {', '.join(classes)}")
         clips, _, left_out = read_clips(utterances, classes, front_end.rate_hz, classifier.least_samples)
         title = f"{utterances.name}: {len(clips)} recordings"
-    _tell_left_out(left_out)
+    tell_left_out(left_out)
     measured = evaluate(classifier, clips, train=train)
     spotted = None
     if keyword is not None:
@@ -280,9 +281,3 @@ def load_classifier(folder: Path, device: str) -> Classifier:
 
 def _show(rows: list[dict[str, object]]) -> None:
     print(format_table([{name: row.get(name) for name in _COLUMNS} for row in rows], list(_COLUMNS)))
-
-
-def _tell_left_out(left_out: list[tuple[str, str]]) -> None:
-    if left_out:
-        which, why = left_out[0]
-        print(f"left out: {len(left_out)} recordings, the first: {which}: {why}", file=sys.stderr)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from mambakit.apps.shared import tell, train_config
+from mambakit.apps.shared import tell, tell_left_out, train_config
 from mambakit.apps.speech_transcribe import load_recognizer
 from mambakit.core.cli import format_table, print_json
 from mambakit.core.errors import DataError
@@ -87,7 +86,7 @@ def train_recognize(
         mambakit speech train --data connected-digits --task recognize --test-speaker theo --baselines bigru
     """
     from mambakit.core.training import RunFolder, resolve_device
-    from mambakit.domains.speech.classify.training import noise_recordings
+    from mambakit.domains.speech.cards import noise_recordings
     from mambakit.domains.speech.recognize import evaluation, report, training
     from mambakit.domains.speech.saved import DataSpec, save_spec
 
@@ -96,7 +95,7 @@ def train_recognize(
     utterances, chosen = spec.load()
     parts = training.read_parts(utterances, chosen, model)
     tell(parts.notes)
-    _tell_left_out(parts.left_out)
+    tell_left_out(parts.left_out)
     noises = noise_recordings(noise, model.front_end.rate_hz)
     settings = {**dataclasses.asdict(spec.resolved()), "split": chosen.name, "noise": noise}
 
@@ -173,8 +172,7 @@ def evaluate_recognize(
         mambakit speech evaluate --model runs/asr --snr-db 20 10 0 --noise noise
         mambakit speech evaluate --model runs/asr --data other.jsonl --decode.beam 16 --json
     """
-    from mambakit.domains.speech.cards import load_utterances
-    from mambakit.domains.speech.classify.training import noise_recordings
+    from mambakit.domains.speech.cards import load_utterances, noise_recordings
     from mambakit.domains.speech.recognize import evaluation
     from mambakit.domains.speech.recognize.decoding import Decoder
     from mambakit.domains.speech.recognize.recordings import read_recordings
@@ -193,7 +191,7 @@ def evaluate_recognize(
     if not len(recordings):
         why = f"; the first, {left_out[0][0]}: {left_out[0][1]}" if left_out else ""
         raise DataError(f"{utterances.name}: no recording of {title} can be measured{why}")
-    _tell_left_out(left_out)
+    tell_left_out(left_out)
     rows = evaluation.measured(
         {evaluation.OURS: recognizer},
         recordings,
@@ -219,9 +217,3 @@ def _show(title: str, rows: list[dict[str, Any]], times: dict[str, float] | None
             f"word starts: {times['median_start_error_s'] * 1000:.0f} ms off in the median "
             f"({times['words']} words of recordings without a mistake)"
         )
-
-
-def _tell_left_out(left_out: list[tuple[str, str]]) -> None:
-    if left_out:
-        which, why = left_out[0]
-        print(f"left out: {len(left_out)} recordings, the first: {which}: {why}", file=sys.stderr)

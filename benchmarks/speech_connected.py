@@ -19,8 +19,7 @@ from typing import Any
 import numpy as np
 
 from mambakit.core.training import RunFolder, resolve_device
-from mambakit.domains.speech.cards import load_utterances
-from mambakit.domains.speech.classify.training import noise_recordings
+from mambakit.domains.speech.cards import load_utterances, noise_recordings
 from mambakit.domains.speech.recognize import config as presets
 from mambakit.domains.speech.recognize.evaluation import measured
 from mambakit.domains.speech.recognize.training import read_parts, train_recognizer

@@ -37,6 +37,7 @@ def run_job(job: dict[str, Any]) -> dict[str, Any]:
     import torch
 
     from mambakit.core.training import RunFolder
+    from mambakit.domains.speech.cards import noise_recordings
     from mambakit.domains.speech.classify.baselines import nearest_mean
     from mambakit.domains.speech.classify.config import (
         PRESET_AUGMENT,
@@ -45,7 +46,7 @@ def run_job(job: dict[str, Any]) -> dict[str, Any]:
         PRESET_TRAIN,
     )
     from mambakit.domains.speech.classify.evaluation import size_of
-    from mambakit.domains.speech.classify.training import noise_recordings, read_parts, train_classifier
+    from mambakit.domains.speech.classify.training import read_parts, train_classifier
 
     torch.set_num_threads(1)
     device = "cuda" if torch.cuda.is_available() else "cpu"

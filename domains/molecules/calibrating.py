@@ -17,9 +17,9 @@ from mambakit.domains.molecules.prediction import (
     INTERVAL,
     SETS,
     TEMPERATURE,
-    centre_and_scale,
     in_units,
     outputs_of,
+    scale_of,
     tasks_by_kind,
 )
 from mambakit.domains.molecules.task import combined
@@ -53,10 +53,11 @@ def calibrate(model: PropertyModel, inputs: MoleculeInputs, labels: NDArray[np.f
     if model.forest is not None and output.forest is not None:
         alone, _ = in_units(model, output._replace(forest=None))
         model.forest = model.forest.trusting(alone, output.forest, labels, model.config.tasks)
-    if numbers:
-        middle, scale = centre_and_scale(model, output, numbers)
-        fitted[INTERVAL] = SplitConformal().fit(middle, target[:, numbers], scale=scale)
     value = torch.from_numpy(in_units(model, output)[0])
+    if numbers:
+        fitted[INTERVAL] = SplitConformal().fit(
+            value[:, numbers], target[:, numbers], scale=scale_of(model, output, numbers)
+        )
     for task in classes:
         there = ~target[:, task].isnan()
         if there.any():

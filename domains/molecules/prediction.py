@@ -104,8 +104,8 @@ def predict(
     numbers, classes = tasks_by_kind(model)
     conformal: SplitConformal | None = model.calibrators.get(INTERVAL)
     if numbers and conformal is not None and n:
-        middle, scale = centre_and_scale(model, output, numbers)
-        below, above = conformal.interval(middle, alpha, scale=scale)
+        middle = torch.from_numpy(value[:, numbers])
+        below, above = conformal.interval(middle, alpha, scale=scale_of(model, output, numbers))
         low[:, numbers], high[:, numbers] = below.numpy(), above.numpy()
     sets = np.ones((n, n_tasks, 2), dtype=bool)
     for task in classes:
@@ -180,21 +180,18 @@ def in_units(model: PropertyModel, output: Output) -> tuple[NDArray[np.float64],
     return both, each.std(0, correction=0).numpy()
 
 
-def centre_and_scale(
-    model: PropertyModel, output: Output, numbers: list[int]
-) -> tuple[Tensor, Tensor | None]:
-    """What intervals lie around and are proportional to, ``(n, len(numbers))`` each, in units.
+def scale_of(model: PropertyModel, output: Output, numbers: list[int]) -> Tensor | None:
+    """What the intervals around values are proportional to, ``(n, len(numbers))``, in units.
 
-    The scale is half the way between the outer quantiles (as the "locally weighted" intervals of Lei et al.
-    2018, arXiv:1604.04173, section 5.2); None where the network has none, and all intervals are equally wide.
+    Half the way between the outer quantiles (as the "locally weighted" intervals of Lei et al. 2018,
+    arXiv:1604.04173, section 5.2); None where the network has none, and all intervals are equally wide.
     """
-    deviation = torch.tensor(model.config.deviation, dtype=torch.float64)[numbers]
-    middle = torch.from_numpy(in_units(model, output)[0])[:, numbers]
     if output.quantiles is None:
-        return middle, None
+        return None
+    deviation = torch.tensor(model.config.deviation, dtype=torch.float64)[numbers]
     spread = output.quantiles.mean(0)[:, numbers]
     half = (spread[..., -1] - spread[..., 0]) / 2
-    return middle, half.clamp(min=_LEAST_SCALE) * deviation
+    return half.clamp(min=_LEAST_SCALE) * deviation
 
 
 def tasks_by_kind(model: PropertyModel) -> tuple[list[int], list[int]]:

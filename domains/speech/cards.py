@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from torch import Tensor
 
 from mambakit.core.data import Card, card_names, fetch, fetch_pack, load_card
 from mambakit.core.errors import DataError, UsageError
@@ -52,6 +53,14 @@ def load_utterances(source: Path | str, task: Task | None = None) -> Utterances:
         raise DataError(f"no such file or folder: {text}")
     load_card(text)  # raises, with close names
     raise AssertionError("unreachable")
+
+
+def noise_recordings(source: str | None, rate_hz: int) -> list[Tensor]:
+    """Recordings of noise from a card or folder; none without a source."""
+    if source is None:
+        return []
+    noises = load_utterances(source)
+    return [noises.audio(i, rate_hz=rate_hz).samples for i in range(len(noises))]
 
 
 def _of_card(card: Card, task: Task | None) -> Utterances:

@@ -10,7 +10,6 @@ from torch import Tensor
 from mambakit.core.errors import DataError
 from mambakit.core.training import FitResult, RunFolder, TrainConfig, fit, seed_everything
 from mambakit.domains.speech.augment import AugmentConfig
-from mambakit.domains.speech.cards import load_utterances
 from mambakit.domains.speech.classify.config import ClassifyConfig, ClassifyLossConfig, ClassifyModelConfig
 from mambakit.domains.speech.classify.data import (
     Clips,
@@ -91,14 +90,6 @@ def train_classifier(
     task = ClassifyTask(model, train_config, loss_config)
     result = fit(task, loader, measuring_loader(parts.validation), train_config, run)
     return model.cpu().eval(), result
-
-
-def noise_recordings(source: str | None, rate_hz: int) -> list[Tensor]:
-    """Recordings of noise from a card or folder; none without a source."""
-    if source is None:
-        return []
-    noises = load_utterances(source)
-    return [noises.audio(i, rate_hz=rate_hz).samples for i in range(len(noises))]
 
 
 def noise_of(data: str) -> str | None:

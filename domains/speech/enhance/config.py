@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from mambakit.core.blocks import block_options
 from mambakit.core.errors import UsageError
 from mambakit.core.training import TrainConfig
+from mambakit.domains.speech.blocks import check_block
 
 
 @dataclass(frozen=True)
@@ -49,13 +49,7 @@ class EnhanceConfig:
             raise UsageError(f"n_fft: expected an even number, got {self.n_fft}")
         if not 0 < self.compression <= 1:
             raise UsageError(f"compression: expected a power in (0, 1], got {self.compression}")
-        try:
-            known = block_options(self.block)
-        except ValueError as error:
-            raise UsageError(f"block: {error}") from error
-        for name in self.block_options:
-            if name not in known:
-                raise UsageError(f"block_options: {self.block} has no option {name!r}")
+        check_block(self.block, self.block_options)
 
     @property
     def n_bins(self) -> int:

@@ -23,7 +23,7 @@ from mambakit.core.data import cache_folder
 from mambakit.core.errors import DataError, UsageError
 from mambakit.core.training.run_folder import write_atomically
 from mambakit.domains.speech.audio import read_audio, resample
-from mambakit.domains.speech.cards import Task, load_utterances
+from mambakit.domains.speech.cards import Task, load_utterances, noise_recordings
 from mambakit.domains.speech.espeak import speak
 from mambakit.domains.speech.mixtures import SpeechPool, Spoken
 from mambakit.domains.speech.noises import Signal
@@ -183,8 +183,7 @@ def load_noises(names: str, rate_hz: int) -> list[Signal]:
         elif path.exists():
             noises += [read_audio(one, rate_hz=rate_hz).samples.numpy() for one in audio_files(path)]
         else:
-            of_card = load_utterances(name)
-            noises += [of_card.audio(i, rate_hz=rate_hz).samples.numpy() for i in range(len(of_card))]
+            noises += [one.numpy() for one in noise_recordings(name, rate_hz)]
     return noises
 
 

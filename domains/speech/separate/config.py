@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from mambakit.core.blocks import block_options
 from mambakit.core.errors import UsageError
 from mambakit.core.training import TrainConfig
+from mambakit.domains.speech.blocks import check_block
 
 
 @dataclass(frozen=True)
@@ -43,13 +43,7 @@ class SeparateConfig:
             raise UsageError(f"n_sources: expected at least 2, got {self.n_sources}")
         if self.kernel % 2:
             raise UsageError(f"kernel: expected an even number, got {self.kernel}")
-        try:
-            known = block_options(self.block)
-        except ValueError as error:
-            raise UsageError(f"block: {error}") from error
-        for name in self.block_options:
-            if name not in known:
-                raise UsageError(f"block_options: {self.block} has no option {name!r}")
+        check_block(self.block, self.block_options)
 
 
 @dataclass(frozen=True)
