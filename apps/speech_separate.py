@@ -82,7 +82,13 @@ def train_separate(
     save_source(run.path, "separate", data, config.seed)
     nets = {"this model": trained}
     if baseline:
-        beside = train_baseline(trained, pools, run.path / "conv-tasnet", pairs, config)
+        beside, _ = train_baseline(
+            pools,
+            RunFolder(run.path / "conv-tasnet"),
+            model_config=model,
+            pair_config=pairs,
+            train_config=config,
+        )
         nets["Conv-TasNet"] = beside  # type: ignore[assignment]
     rows: list[dict[str, object]] = [
         {

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -52,9 +52,10 @@ class EncoderConfig:
 
     def backbone(self) -> BackboneConfig:
         """The stack after the convolutions."""
-        options = {
+        options: dict[str, dict[str, Any]] = {
             "mamba2": {"d_state": self.d_state, "head_dim": self.head_dim},
             "mamba1": {"d_state": self.d_state},
+            "attention": {"n_heads": max(1, self.d_model // self.head_dim)},
         }
         return BackboneConfig(
             d_model=self.d_model,
@@ -64,6 +65,18 @@ class EncoderConfig:
             bidirectional=self.bidirectional,
             dropout=self.dropout,
         )
+
+
+def transformer_like(config: EncoderConfig) -> EncoderConfig:
+    """A transformer (attention with rotary positions, and a gated MLP) of about as many parameters."""
+    wanted = _size(config)
+    layers = (replace(config, blocks=["attention", "mlp"], n_layers=n) for n in range(1, 65))
+    return min(layers, key=lambda one: abs(_size(one) - wanted))
+
+
+def _size(config: EncoderConfig) -> int:
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in Encoder(config).parameters())
 
 
 class Encoder(nn.Module):

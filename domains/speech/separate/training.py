@@ -20,6 +20,7 @@ from mambakit.domains.speech.separate.model import Separator
 from mambakit.domains.speech.separate.task import SeparateTask
 
 _SEED = 20_240_6
+_MEASURED_AT_ONCE = 20
 
 
 def with_unseen(pools: Pools, unseen: list[str]) -> Pools:
@@ -63,13 +64,19 @@ def train_separator(
 
 
 def train_baseline(
-    model: Separator, pools: Pools, folder: Path, pair_config: PairConfig, train_config: TrainConfig
-) -> ConvTasNet:
-    """A Conv-TasNet of the same size, trained in the same way on the same mixtures."""
+    pools: Pools,
+    run: RunFolder,
+    *,
+    model_config: SeparateConfig,
+    pair_config: PairConfig,
+    train_config: TrainConfig,
+) -> tuple[ConvTasNet, FitResult]:
+    """A Conv-TasNet of the size that ``train_separator`` would make, trained in the same way."""
     seed_everything(train_config.seed)
-    net = ConvTasNet(model.config, sum(parameter.numel() for parameter in model.parameters()))
-    _fit(net, pools, RunFolder(folder), pair_config, train_config)
-    return net.cpu().eval()
+    beside = Separator(model_config)
+    net = ConvTasNet(model_config, sum(parameter.numel() for parameter in beside.parameters()))
+    result = _fit(net, pools, run, pair_config, train_config)
+    return net.cpu().eval(), result
 
 
 def test_mixtures(pools: Pools, config: PairConfig, count: int) -> list[tuple[Tensor, Tensor]]:
@@ -82,8 +89,13 @@ def test_mixtures(pools: Pools, config: PairConfig, count: int) -> list[tuple[Te
 def gains(model: nn.Module, mixtures: list[tuple[Tensor, Tensor]]) -> list[float]:
     """SI-SNRi in dB of each mixture."""
     device = next(model.parameters()).device
-    said = [(model(mix[None].to(device)).cpu(), mix, sources) for mix, sources in mixtures]
-    return [float(si_snr_gain(one, sources[None], mix[None])) for one, mix, sources in said]
+    found: list[float] = []
+    for at in range(0, len(mixtures), _MEASURED_AT_ONCE):
+        mixed, sources = (
+            torch.stack(side) for side in zip(*mixtures[at : at + _MEASURED_AT_ONCE], strict=True)
+        )
+        found += si_snr_gain(model(mixed.to(device)).cpu(), sources, mixed).tolist()
+    return found
 
 
 def _fit(
