@@ -3,11 +3,11 @@
     python benchmarks/speech_connected.py --seeds 0 1 2 --gpus 0 1 2 3 --jobs 16
     python benchmarks/speech_connected.py --speakers theo --seeds 0 --limit 40 --set train.max_epochs=1
 
-Every speaker in turn is the unseen one: the next by name chooses the weights, the other four teach. The test
-speaker's strings are measured once, as recorded and with noise at 20, 10 and 0 dB, and those of the network that
-streams also in chunks of 320 ms. Rows go into results/speech.json as ``speech/connected-digits/wer/unseen`` and
-``.../unseen-snr10``: the mean over seeds (of the mean over speakers) and their deviation; ``.../streaming`` has
-what chunks cost. ``--set`` changes the preset for a trial; such runs, those with ``--limit`` or
+Every speaker in turn is the unseen one: the one before by name chooses the weights, the other four teach. The
+test speaker's strings are measured once, as recorded and with noise at 20, 10 and 0 dB, and by the network that
+streams also in chunks of 320 ms. Rows go into results/speech.json as ``speech/connected-digits/wer/unseen``
+and ``.../unseen-snr10``: the mean over seeds (of the mean over speakers) and their deviation; ``.../streaming``
+says what chunks cost. ``--set`` changes the preset for a trial; such runs, those with ``--limit`` or
 ``--validation-only`` (which measures the speaker who chooses) write no rows.
 """
 
@@ -172,8 +172,12 @@ def main() -> int:
     load_utterances("connected-digits")  # made once, before the processes ask for it together
     jobs = [
         {
-            **{"speaker": speaker, "seed": seed, "network": network, "changes": changes},
-            **{"limit": arguments.limit, "test": not arguments.validation_only},
+            "speaker": speaker,
+            "seed": seed,
+            "network": network,
+            "changes": changes,
+            "limit": arguments.limit,
+            "test": not arguments.validation_only,
             "keep": arguments.keep and str(arguments.keep),
         }
         for seed in arguments.seeds

@@ -6,8 +6,8 @@
         --set loss.tilt_db=0
 
 Trains the preset with the app's own code for every protocol, held-out speaker and seed, and a convolutional
-network and a transformer of about as many parameters on the same recordings with the same options. Weights are chosen by validation:
-takes 5 to 9 in the official split, a tenth of the other speakers' recordings where one is held out; test
+network and a transformer of about as many parameters on the same recordings with the same options. Weights are
+chosen by validation: takes 5 to 9 in the official split, a tenth of the other speakers' recordings where one is held out; test
 recordings are measured once, also in white noise at 20, 10 and 0 dB. Rows go into results/speech.json as
 ``speech/fsdd/accuracy/official``, ``.../leave-one-speaker-out`` and ``.../leave-one-speaker-out-snr10``: the
 mean over seeds (of the mean over speakers), and their standard deviation. ``--set`` changes the preset for a
@@ -219,8 +219,13 @@ def main() -> int:
     load_utterances("noise")
     jobs = [
         {
-            **{"protocol": protocol, "speaker": speaker, "seed": seed, "network": network},
-            **{"changes": changes, "limit": arguments.limit, "test": test},
+            "protocol": protocol,
+            "speaker": speaker,
+            "seed": seed,
+            "network": network,
+            "changes": changes,
+            "limit": arguments.limit,
+            "test": test,
             "keep": arguments.keep and str(arguments.keep),
         }
         for seed in arguments.seeds

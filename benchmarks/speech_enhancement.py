@@ -1,4 +1,4 @@
-"""Enhancement beside log-MMSE: trained on synthetic and recorded voices with noise, measured on 20 real pairs.
+"""Enhancement beside log-MMSE: trained on synthetic and recorded voices in noise, measured on 20 real pairs.
 
     python benchmarks/speech_enhancement.py --seeds 0 1 2 --gpus 0 1 2 --jobs 3
     python benchmarks/speech_enhancement.py --limit 4 --set train.max_epochs=1 mix.steps_per_epoch=2
@@ -134,8 +134,12 @@ def main() -> int:
     next(load_pairs("voicebank-demand-20", 16_000))
     jobs = [
         {
-            **{"who": who, "seed": seed, "data": arguments.data, "changes": changes},
-            **{"limit": arguments.limit, "test": not arguments.validation_only},
+            "who": who,
+            "seed": seed,
+            "data": arguments.data,
+            "changes": changes,
+            "limit": arguments.limit,
+            "test": not arguments.validation_only,
             "keep": arguments.keep and str(arguments.keep),
         }
         for seed in arguments.seeds

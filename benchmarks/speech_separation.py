@@ -4,9 +4,9 @@
     python benchmarks/speech_separation.py --limit 4 --set train.max_epochs=1 pairs.steps_per_epoch=2
 
 Both learn from the same mixtures for as many steps; the weights are those of the best SI-SNRi on mixtures of
-utterances of the training speakers that are in no other part. 200 mixtures of the unseen pair are measured once.
-Rows go into results/speech.json as ``speech/fsdd-2mix/si-snri/unseen-pair``: the mean over pairs and seeds, and
-the deviation over seeds. Runs with ``--set``, ``--limit`` or ``--validation-only`` write no rows.
+utterances of the training speakers that are in no other part. 200 mixtures of the unseen pair are measured
+once. Rows go into results/speech.json as ``speech/fsdd-2mix/si-snri/unseen-pair``: the mean over pairs and
+seeds, and the deviation over seeds. Runs with ``--set``, ``--limit`` or ``--validation-only`` write no rows.
 """
 
 from __future__ import annotations
@@ -126,8 +126,12 @@ def main() -> int:
     load_utterances("fsdd")  # once, before the processes ask for it together
     jobs = [
         {
-            **{"pair": pair, "who": who, "seed": seed, "changes": changes},
-            **{"limit": arguments.limit, "test": not arguments.validation_only},
+            "pair": pair,
+            "who": who,
+            "seed": seed,
+            "changes": changes,
+            "limit": arguments.limit,
+            "test": not arguments.validation_only,
             "keep": arguments.keep and str(arguments.keep),
         }
         for seed in arguments.seeds

@@ -17,9 +17,7 @@ from processes import add_flags
 def add_trial_flags(parser: argparse.ArgumentParser) -> None:
     """``--seeds``, ``--limit``, ``--set``, ``--keep``, and those of ``processes``."""
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument(
-        "--limit", type=int, help="learn from and measure so many of each part, to try it out"
-    )
+    parser.add_argument("--limit", type=int, help="learn from so many of each part, to try it out")
     parser.add_argument("--set", dest="changes", nargs="*", default=[], metavar="PART.FIELD=JSON")
     parser.add_argument("--keep", type=Path, help="a folder for the runs; those that are there go on")
     add_flags(parser)
