@@ -3,12 +3,13 @@
     python benchmarks/speech_connected.py --seeds 0 1 2 --gpus 0 1 2 3 --jobs 16
     python benchmarks/speech_connected.py --speakers theo --seeds 0 --limit 40 --set train.max_epochs=1
 
-Every speaker in turn is the unseen one: the one before by name chooses the weights, the other four teach. The
-test speaker's strings are measured once, as recorded and with noise at 20, 10 and 0 dB, and by the network that
-streams also in chunks of 320 ms. Rows go into results/speech.json as ``speech/connected-digits/wer/unseen``
-and ``.../unseen-snr10``: the mean over seeds (of the mean over speakers) and their deviation; ``.../streaming``
-says what chunks cost. ``--set`` changes the preset for a trial; such runs, those with ``--limit`` or
-``--validation-only`` (which measures the speaker who chooses) write no rows.
+Every speaker in turn is the unseen one: the one before by name chooses the weights, the other four teach.
+The test speaker's strings are measured once, as recorded and with noise at 20, 10 and 0 dB, and by the
+network that streams also in chunks of 320 ms. Rows go into results/speech.json as
+``speech/connected-digits/wer/unseen`` and ``.../unseen-snr10``: the mean over seeds (of the mean over
+speakers) and their deviation; ``.../streaming`` says what chunks cost. ``--set`` changes the preset for a
+trial; such runs, those with ``--limit`` or ``--validation-only`` (which measures the speaker who chooses)
+write no rows.
 """
 
 from __future__ import annotations

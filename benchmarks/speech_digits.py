@@ -6,13 +6,14 @@
         --set loss.tilt_db=0
 
 Trains the preset with the app's own code for every protocol, held-out speaker and seed, and a convolutional
-network and a transformer of about as many parameters on the same recordings with the same options. Weights are
-chosen by validation: takes 5 to 9 in the official split, a tenth of the other speakers' recordings where one is held out; test
-recordings are measured once, also in white noise at 20, 10 and 0 dB. Rows go into results/speech.json as
-``speech/fsdd/accuracy/official``, ``.../leave-one-speaker-out`` and ``.../leave-one-speaker-out-snr10``: the
-mean over seeds (of the mean over speakers), and their standard deviation. ``--set`` changes the preset for a
-trial; such runs, and those with ``--validation-only``, touch no test take and write no rows: with speaker,
-one who is held out of training validates, by takes 5 to 49 alone. Runs with ``--limit`` write none either.
+network and a transformer of about as many parameters on the same recordings with the same options. Weights
+are chosen by validation: takes 5 to 9 in the official split, a tenth of the other speakers' recordings where
+one is held out; test recordings are measured once, also in white noise at 20, 10 and 0 dB. Rows go into
+results/speech.json as ``speech/fsdd/accuracy/official``, ``.../leave-one-speaker-out`` and
+``.../leave-one-speaker-out-snr10``: the mean over seeds (of the mean over speakers), and their standard
+deviation. ``--set`` changes the preset for a trial; such runs, and those with ``--validation-only``, touch
+no test take and write no rows: with speaker, one who is held out of training validates, by takes 5 to 49
+alone. Runs with ``--limit`` write none either.
 """
 
 from __future__ import annotations
