@@ -11,10 +11,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Sampler
 
 from mambakit.core.errors import DataError
-from mambakit.domains.speech.augment import AugmentConfig, augment
 from mambakit.domains.speech.recognize.alignment import frames_needed
 from mambakit.domains.speech.recognize.tokenizer import (
     TextTokenizer,
@@ -152,57 +151,27 @@ class LengthBatches(Sampler[list[int]]):
             yield batches[i].tolist()
 
 
-class _Augmented(Dataset[tuple[Tensor, Tensor]]):
-    """Each recording changed anew, by torch's global generator; never so fast that its text doesn't fit."""
-
-    def __init__(
-        self,
-        recordings: Recordings,
-        ids: list[Tensor],
-        frame_samples: int,
-        rate_hz: int,
-        config: AugmentConfig,
-        noises: Sequence[Tensor],
-    ) -> None:
-        self._recordings, self._ids, self._frame_samples = recordings, ids, frame_samples
-        self._rate_hz, self._config, self._noises = rate_hz, config, noises
-
-    def __len__(self) -> int:
-        return len(self._recordings)
-
-    def __getitem__(self, place: int) -> tuple[Tensor, Tensor]:
-        generator = torch.Generator().manual_seed(int(torch.randint(0, 2**62, ())))
-        own, ids = self._recordings.samples[place], self._ids[place]
-        samples = augment(own, self._rate_hz, self._config, generator, self._noises)
-        fits = len(samples) // self._frame_samples >= frames_needed(ids.tolist())
-        return (samples if fits else own), ids
-
-
 def training_loader(
-    recordings: Recordings,
-    tokenizer: TextTokenizer,
-    frame_samples: int,
-    rate_hz: int,
-    config: AugmentConfig,
-    noises: Sequence[Tensor],
-    batch_size: int,
+    recordings: Recordings, tokenizer: TextTokenizer, batch_size: int
 ) -> DataLoader[SpeechBatch]:
-    """Augmented recordings in batches of like length."""
-    ids = [tokenizer.encode(text).values for text in recordings.texts]
-    data = _Augmented(recordings, ids, frame_samples, rate_hz, config, noises)
+    """Recordings as they are, in batches of like length and an order of chance."""
     batches = LengthBatches(recordings.lengths, batch_size)
-    return DataLoader(data, batch_sampler=batches, collate_fn=_collated)  # type: ignore[arg-type]
+    pairs = _pairs(recordings, tokenizer)
+    return DataLoader(pairs, batch_sampler=batches, collate_fn=_collated)  # type: ignore[arg-type]
 
 
 def measuring_loader(
     recordings: Recordings, tokenizer: TextTokenizer, batch_size: int = 32
 ) -> DataLoader[SpeechBatch]:
     """Recordings as they are, in their order."""
-    pairs = [
+    return DataLoader(_pairs(recordings, tokenizer), batch_size, collate_fn=_collated)  # type: ignore[arg-type]
+
+
+def _pairs(recordings: Recordings, tokenizer: TextTokenizer) -> list[tuple[Tensor, Tensor]]:
+    return [
         (samples, tokenizer.encode(text).values)
         for samples, text in zip(recordings.samples, recordings.texts, strict=True)
     ]
-    return DataLoader(pairs, batch_size, collate_fn=_collated)  # type: ignore[arg-type]
 
 
 def _collated(pairs: list[tuple[Tensor, Tensor]]) -> SpeechBatch:

@@ -11,7 +11,9 @@ from torch import Tensor
 from mambakit.core.auxiliary import auxiliary_loss
 from mambakit.core.training import TrainConfig
 from mambakit.core.training.optim import configure_optimizer
+from mambakit.domains.speech.augment import Augmenter
 from mambakit.domains.speech.frontend import spec_augment
+from mambakit.domains.speech.recognize.alignment import frames_needed_each
 from mambakit.domains.speech.recognize.config import RecognizeLossConfig
 from mambakit.domains.speech.recognize.metrics import error_rates
 from mambakit.domains.speech.recognize.model import Recognizer
@@ -25,18 +27,23 @@ class RecognizeTask(pl.LightningModule):
         model: The network, with its front end fitted and its tokenizer.
         train: The training options.
         loss: What is hidden.
+        augmenter: Changes batches to train on, none so that its text no longer fits its frames.
     """
 
-    def __init__(self, model: Recognizer, train: TrainConfig, loss: RecognizeLossConfig) -> None:
+    def __init__(
+        self, model: Recognizer, train: TrainConfig, loss: RecognizeLossConfig, augmenter: Augmenter
+    ) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.augmenter = model, augmenter
         self.train_config, self.loss_config = train, loss
         self._texts: list[tuple[str, str]] = []
 
     def training_step(self, batch: SpeechBatch, batch_idx: int) -> Tensor:
         """The loss of a batch."""
         config = self.loss_config
-        frames, lengths = self.model.front_end(batch.samples, batch.lengths)
+        least = self.model.frame_samples * frames_needed_each(batch.ids, batch.id_lengths)
+        samples, lengths = self.augmenter(batch.samples, batch.lengths, least=least)
+        frames, lengths = self.model.front_end(samples, lengths)
         frames = spec_augment(
             frames,
             lengths,

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mambakit.core.errors import DataError
 from mambakit.core.training import FitResult, RunFolder, TrainConfig, fit, seed_everything
-from mambakit.domains.speech.augment import AugmentConfig
+from mambakit.domains.speech.augment import AugmentConfig, Augmenter
 from mambakit.domains.speech.recognize.config import (
     RecognizeLossConfig,
     RecognizeModelConfig,
@@ -100,15 +100,9 @@ def train_recognizer(
     model = Recognizer(RecognizerConfig(parts.tokenizer.n_ids, name, model_config))
     model.tokenizer = parts.tokenizer
     model.front_end.fit(parts.train.samples)
-    loader = training_loader(
-        parts.train,
-        parts.tokenizer,
-        model.frame_samples,
-        model.rate_hz,
-        augment_config,
-        noises or [],
-        train_config.batch_size,
-    )
+    loader = training_loader(parts.train, parts.tokenizer, train_config.batch_size)
     validation = measuring_loader(parts.validation, parts.tokenizer)
-    result = fit(RecognizeTask(model, train_config, loss_config), loader, validation, train_config, run)
+    augmenter = Augmenter(augment_config, model.rate_hz, noises or [])
+    task = RecognizeTask(model, train_config, loss_config, augmenter)
+    result = fit(task, loader, validation, train_config, run)
     return model.cpu().eval(), result

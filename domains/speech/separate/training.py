@@ -6,12 +6,17 @@ import dataclasses
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from mambakit.core.errors import UsageError
 from mambakit.core.training import FitResult, RunFolder, TrainConfig, fit, seed_everything
 from mambakit.domains.speech.enhance.data import Pools
-from mambakit.domains.speech.mixtures import Mixed, SpeechPool, TwoSpeakerMixer
+from mambakit.domains.speech.mixtures import (
+    SpeechPool,
+    TwoSpeakerMixer,
+    kept,
+    made_anew,
+    measuring_loader,
+)
 from mambakit.domains.speech.separate.baselines import ConvTasNet
 from mambakit.domains.speech.separate.config import PairConfig, SeparateConfig
 from mambakit.domains.speech.separate.metrics import si_snr_gain
@@ -81,7 +86,7 @@ def train_baseline(
 def test_mixtures(pools: Pools, config: PairConfig, count: int) -> list[tuple[Tensor, Tensor]]:
     """Mixtures of test speakers and their sources, the same every time."""
     mixer = TwoSpeakerMixer(pools.test, max(config.segment_s, 3.0), config.level_db)
-    return list(Mixed(mixer, count, seed=_SEED + 1))
+    return list(zip(*kept(mixer, count, _SEED + 1), strict=True))
 
 
 @torch.no_grad()
@@ -100,16 +105,14 @@ def gains(model: nn.Module, mixtures: list[tuple[Tensor, Tensor]]) -> list[float
 def _fit(
     model: nn.Module, pools: Pools, run: RunFolder, pair_config: PairConfig, train_config: TrainConfig
 ) -> FitResult:
-    batch, config = train_config.batch_size, pair_config
-    mixers = [
+    config = pair_config
+    training, choosing = (
         TwoSpeakerMixer(pool, config.segment_s, config.level_db) for pool in (pools.train, pools.validation)
-    ]
+    )
     return fit(
-        SeparateTask(model, train_config),
-        DataLoader(
-            Mixed(mixers[0], config.steps_per_epoch * batch), batch, num_workers=train_config.num_workers or 0
-        ),
-        DataLoader(list(Mixed(mixers[1], config.validation_mixtures, seed=_SEED)), batch),  # type: ignore[arg-type]
+        SeparateTask(model, training, train_config),
+        made_anew(config.steps_per_epoch, train_config.batch_size),
+        measuring_loader(kept(choosing, config.validation_mixtures, _SEED), train_config.batch_size),
         train_config,
         run,
     )
