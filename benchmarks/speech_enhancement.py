@@ -1,6 +1,6 @@
 """Enhancement beside log-MMSE: trained on synthetic and recorded voices in noise, measured on 20 real pairs.
 
-    python benchmarks/speech_enhancement.py --seeds 0 1 2 --gpus 0 1 2 --jobs 3
+    python benchmarks/speech_enhancement.py --seeds 0 1 2 --gpus 0 1 2 --jobs 3 --long 40
     python benchmarks/speech_enhancement.py --limit 4 --set train.max_epochs=1 mix.steps_per_epoch=2
 
 The pairs are 20 of VoiceBank-DEMAND's test part, of which nothing is trained on; the weights are those of the
@@ -22,7 +22,15 @@ import time
 from typing import Any
 
 from processes import run_all
-from speech_trials import add_trial_flags, changed, device_here, read_changes, run_at
+from speech_trials import (
+    add_long_flag,
+    add_trial_flags,
+    changed,
+    device_here,
+    lengthened,
+    read_changes,
+    run_at,
+)
 
 UNITS = {"pesq": "MOS-LQO", "stoi": "", "si_sdr": "dB"}
 BASELINES = ("noisy", "log-MMSE")
@@ -38,15 +46,13 @@ def run_job(job: dict[str, Any]) -> dict[str, Any]:
     from mambakit.domains.speech.enhance.training import test_mixtures, train_enhancer
 
     device, began = device_here(), time.monotonic()
-    configs = changed(
-        {
-            "model": dataclasses.replace(presets.PRESET_ENHANCE, causal=job["who"] == STREAMING),
-            "mix": presets.PRESET_MIX,
-            "loss": presets.PRESET_ENHANCE_LOSS,
-            "train": presets.PRESET_ENHANCE_TRAIN,
-        },
-        job["changes"],
-    )
+    presets_here = {
+        "model": dataclasses.replace(presets.PRESET_ENHANCE, causal=job["who"] == STREAMING),
+        "mix": presets.PRESET_MIX,
+        "loss": presets.PRESET_ENHANCE_LOSS,
+        "train": presets.PRESET_ENHANCE_TRAIN,
+    }
+    configs = changed(lengthened(presets_here, job["long"], "mix"), job["changes"])
     rate_hz = configs["model"].rate_hz
     pools, noises = load_pools(job["data"], rate_hz), load_noises("noise", rate_hz)
     with run_at(job["keep"], "enhancement", job["who"], job["seed"]) as folder:
@@ -123,6 +129,7 @@ def main() -> int:
     parser.add_argument("--data", default="spoken-sentences,fsdd")
     parser.add_argument("--causal-too", action="store_true")
     parser.add_argument("--validation-only", action="store_true", help="measure held-out mixtures instead")
+    add_long_flag(parser)
     add_trial_flags(parser)
     arguments = parser.parse_args()
     changes = read_changes(arguments.changes)
@@ -140,6 +147,7 @@ def main() -> int:
             "changes": changes,
             "limit": arguments.limit,
             "test": not arguments.validation_only,
+            "long": arguments.long,
             "keep": arguments.keep and str(arguments.keep),
         }
         for seed in arguments.seeds

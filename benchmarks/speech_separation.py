@@ -1,6 +1,6 @@
 """Separation of two FSDD speakers that training never heard, beside a Conv-TasNet of equal size, in one run.
 
-    python benchmarks/speech_separation.py --seeds 0 1 2 --gpus 0 1 2 3 --jobs 8
+    python benchmarks/speech_separation.py --seeds 0 1 2 --gpus 0 1 2 3 --jobs 12 --long 40
     python benchmarks/speech_separation.py --limit 4 --set train.max_epochs=1 pairs.steps_per_epoch=2
 
 Both learn from the same mixtures for as many steps; the weights are those of the best SI-SNRi on mixtures of
@@ -20,7 +20,15 @@ import time
 from typing import Any
 
 from processes import run_all
-from speech_trials import add_trial_flags, changed, device_here, read_changes, run_at
+from speech_trials import (
+    add_long_flag,
+    add_trial_flags,
+    changed,
+    device_here,
+    lengthened,
+    read_changes,
+    run_at,
+)
 
 PAIRS = ("theo,lucas", "george,yweweler", "jackson,nicolas")
 OURS, CONV, CAUSAL = "mambakit", "Conv-TasNet", "mambakit, streaming"
@@ -43,14 +51,12 @@ def run_job(job: dict[str, Any]) -> dict[str, Any]:
 
     device, began = device_here(), time.monotonic()
     unseen = job["pair"].split(",")
-    configs = changed(
-        {
-            "model": presets.PRESET_SEPARATE,
-            "pairs": dataclasses.replace(presets.PRESET_PAIRS, unseen=unseen),
-            "train": presets.PRESET_SEPARATE_TRAIN,
-        },
-        job["changes"],
-    )
+    presets_here = {
+        "model": presets.PRESET_SEPARATE,
+        "pairs": dataclasses.replace(presets.PRESET_PAIRS, unseen=unseen),
+        "train": presets.PRESET_SEPARATE_TRAIN,
+    }
+    configs = changed(lengthened(presets_here, job["long"], "pairs"), job["changes"])
     train = dataclasses.replace(configs["train"], seed=job["seed"], device=device)
     pools = with_unseen(load_pools("fsdd", configs["model"].rate_hz, task="separate"), unseen)
     with run_at(job["keep"], "separation", job["pair"], job["who"], job["seed"]) as folder:
@@ -117,6 +123,7 @@ def main() -> int:
     parser.add_argument("--pairs", nargs="+", default=list(PAIRS), choices=PAIRS)
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=NETWORKS)
     parser.add_argument("--validation-only", action="store_true", help="measure validation mixtures instead")
+    add_long_flag(parser)
     add_trial_flags(parser)
     arguments = parser.parse_args()
     changes = read_changes(arguments.changes)
@@ -132,6 +139,7 @@ def main() -> int:
             "changes": changes,
             "limit": arguments.limit,
             "test": not arguments.validation_only,
+            "long": arguments.long,
             "keep": arguments.keep and str(arguments.keep),
         }
         for seed in arguments.seeds

@@ -14,6 +14,25 @@ from typing import Any
 from processes import add_flags
 
 
+def add_long_flag(parser: argparse.ArgumentParser) -> None:
+    """``--long``, of benchmarks whose preset is meant for a CPU."""
+    parser.add_argument(
+        "--long",
+        type=int,
+        metavar="EPOCHS",
+        help="train as a GPU can: so many epochs of 200 batches of 16, instead of the preset for a CPU",
+    )
+
+
+def lengthened(configs: dict[str, Any], epochs: int | None, mixtures: str) -> dict[str, Any]:
+    """Configs as ``--long`` has them; ``mixtures`` names the one that says how many are made."""
+    if epochs is None:
+        return configs
+    changes = {"train.max_epochs": epochs, "train.batch_size": 16, "train.patience": 0}
+    made = {f"{mixtures}.steps_per_epoch": 200, f"{mixtures}.validation_mixtures": 100}
+    return changed(configs, {**changes, **made})
+
+
 def add_trial_flags(parser: argparse.ArgumentParser) -> None:
     """``--seeds``, ``--limit``, ``--set``, ``--keep``, and those of ``processes``."""
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])

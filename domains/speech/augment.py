@@ -77,7 +77,9 @@ class Augmenter(nn.Module):
         """
         chance = chance or Chance(samples.device)
         config, batch = self.config, len(samples)
-        samples, lengths = self._at_other_speeds(samples, lengths, chance, least)
+        # autocast would pass samples through the filter in half precision
+        with torch.autocast(samples.device.type, enabled=False):
+            samples, lengths = self._at_other_speeds(samples, lengths, chance, least)
         there = ~padding_mask(lengths, samples.shape[1])
         if len(rows := chance.rows(config.reverberation, batch)):
             decays = chance.uniform(0.1, 0.5, len(rows))
