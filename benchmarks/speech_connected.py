@@ -91,6 +91,7 @@ def run_job(job: dict[str, Any]) -> dict[str, Any]:
             augment_config=configs["augment"],
             train_config=dataclasses.replace(configs["train"], seed=job["seed"], device=device),
         )
+        model.save_pretrained(folder)
     trained = time.monotonic()
     model = model.to(resolve_device(device))
     part = recordings.test if job["test"] else recordings.validation
