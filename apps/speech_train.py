@@ -30,12 +30,13 @@ _FIRST = "classify"
 
 
 def trainer(words: Sequence[str]) -> Verb:
-    """The function that trains the task that ``--task`` names in the words after ``mambakit speech``.
+    """The function that trains the task that ``--task`` names in the words after ``mambakit speech``, or the
+    file that ``--config`` names.
 
     Raises:
         UsageError: If there is no such task.
     """
-    task = _value(words, "--task") or _FIRST
+    task = _value(words, "--task") or _task_of(_value(words, "--config")) or _FIRST
     if task not in TRAINERS:
         raise UsageError(
             f"task: there is no {task!r}{did_you_mean(task, TRAINERS)}; tasks: {', '.join(TRAINERS)}"
@@ -60,6 +61,19 @@ def evaluator(words: Sequence[str]) -> Verb:
     if task not in EVALUATORS:
         raise DataError(f"{folder}: a model of the task {task!r}, which this version does not measure")
     return EVALUATORS[task]
+
+
+def _task_of(config: str | None) -> str | None:
+    if config is None:
+        return None
+    import yaml
+
+    try:
+        values = yaml.safe_load(Path(config).read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):  # said when the flags are read
+        return None
+    task = values.get("task") if isinstance(values, dict) else None
+    return task if isinstance(task, str) else None
 
 
 def _value(words: Sequence[str], flag: str) -> str | None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from mambakit.core.data import Card, card_names, fetch, fetch_pack, load_card
 from mambakit.core.errors import DataError, UsageError
 from mambakit.domains.speech import made
+from mambakit.domains.speech.layouts import published
 from mambakit.domains.speech.utterances import Utterances, read_folder, read_manifest, utterance_table
 
 Task = Literal["classify", "recognize", "enhance", "separate"]
@@ -28,7 +29,8 @@ def load_utterances(source: Path | str, task: Task | None = None) -> Utterances:
     """The utterances of a card, a manifest (CSV or JSON lines) or a folder with one folder a label.
 
     Args:
-        source: A card's name, or a path; a card where both have that name.
+        source: A card's name, or a path; a card where both have that name. A folder that is laid out like a
+            published corpus is read as that (``layouts``).
         task: What they are for: rows that lack what it learns from are left out and listed. spoken-digits
             has strings of digits for recognize.
 
@@ -44,7 +46,7 @@ def load_utterances(source: Path | str, task: Task | None = None) -> Utterances:
         return _serving(_of_card(card, task), task)
     path = Path(source)
     if path.is_dir():
-        return _serving(read_folder(path), task)
+        return _serving(published(path) or read_folder(path), task)
     if path.exists():
         if path.suffix.lower() not in (".csv", ".jsonl", ".json"):
             raise UsageError(f"data: {path} is no manifest (.csv, .jsonl) and no folder of recordings")

@@ -15,7 +15,7 @@ from mambakit.domains.speech.recognize.decoding import Decoder
 from mambakit.domains.speech.recognize.formats import Transcript, lines_of
 from mambakit.domains.speech.recognize.metrics import error_rates
 from mambakit.domains.speech.recognize.model import Recognizer
-from mambakit.domains.speech.recognize.recordings import Recordings
+from mambakit.domains.speech.recognize.recordings import Recordings, lengths_of
 from mambakit.domains.speech.recognize.streaming import StreamingRecognizer
 from mambakit.domains.speech.recognize.words import words_of
 from mambakit.domains.speech.utterances import Utterances
@@ -34,7 +34,7 @@ def transcripts(
     """
     decoder = decoder or Decoder(model)
     made: dict[int, Transcript] = {}
-    for batch in _batches([len(one) for one in recordings], round(_BATCH_S * model.rate_hz)):
+    for batch in _batches(lengths_of(recordings), round(_BATCH_S * model.rate_hz)):
         for i, said in zip(batch, _together(model, [recordings[i] for i in batch]), strict=True):
             words = words_of(decoder(said), model.tokenizer.pieces, model.frame_s) if len(said) else []
             made[i] = Transcript(lines_of(words), len(recordings[i]) / model.rate_hz)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from mambakit.core.errors import DataError
-from mambakit.core.training import FitResult, RunFolder, TrainConfig, fit, seed_everything
+from mambakit.core.training import FitResult, RunFolder, TrainConfig, fit, resolve_device, seed_everything
+from mambakit.core.training.devices import loading_processes
 from mambakit.domains.speech.augment import AugmentConfig, Augmenter
 from mambakit.domains.speech.recognize.config import (
     RecognizeLossConfig,
@@ -25,6 +26,8 @@ from mambakit.domains.speech.recognize.recordings import (
 from mambakit.domains.speech.recognize.task import RecognizeTask
 from mambakit.domains.speech.recognize.tokenizer import TextTokenizer, fit_tokenizer
 from mambakit.domains.speech.utterances import Split, Utterances
+
+_MOST_FITTED = 5000  # recordings that means and deviations of the front end are taken over
 
 
 @dataclass(frozen=True)
@@ -99,9 +102,11 @@ def train_recognizer(
     seed_everything(train_config.seed)
     model = Recognizer(RecognizerConfig(parts.tokenizer.n_ids, name, model_config))
     model.tokenizer = parts.tokenizer
-    model.front_end.fit(parts.train.samples)
-    loader = training_loader(parts.train, parts.tokenizer, train_config.batch_size)
-    validation = measuring_loader(parts.validation, parts.tokenizer)
+    n = len(parts.train)
+    model.front_end.fit(parts.train.samples[i] for i in range(0, n, -(-n // _MOST_FITTED)))
+    n_processes = loading_processes(train_config.num_workers, resolve_device(train_config.device))
+    loader = training_loader(parts.train, parts.tokenizer, train_config.batch_size, n_processes)
+    validation = measuring_loader(parts.validation, parts.tokenizer, n_processes=n_processes)
     augmenter = Augmenter(augment_config, model.rate_hz, noises or [])
     task = RecognizeTask(model, train_config, loss_config, augmenter)
     result = fit(task, loader, validation, train_config, run)
