@@ -38,8 +38,8 @@ def train_separate(
     """Trains a model that takes two speakers apart, on mixtures made on the fly.
 
     Args:
-        data: Speech with named speakers: spoken-sentences, cards, manifests or folders, between commas; or the
-            folder of WSJ0-2mix or Libri2Mix, whose sources are mixed anew to learn from.
+        data: Speech with named speakers: spoken-sentences, cards, manifests or folders, between commas; or
+            the folder of WSJ0-2mix or Libri2Mix, whose sources are mixed anew to learn from.
         task: What to learn.
         output: Folder for the run and the model; a killed run continues in it.
         baseline: Train a Conv-TasNet of the same size in the same way too, and measure it beside.

@@ -84,9 +84,9 @@ def load_pools(names: str, rate_hz: int, *, seed: int = 0, task: Task = "enhance
             raise DataError(
                 f"{names}: there is no speech in the part {part}; data of a test alone can't train"
             )
-    pools = [SpeechPool(spoken[part] or spoken["validation"], rate_hz) for part in _PARTS]
+    train, validation, test = (SpeechPool(spoken[part] or spoken["validation"], rate_hz) for part in _PARTS)
     given = two_speaker_mixtures(Path(names)) if Path(names).is_dir() else None
-    return Pools(names, *pools, given)
+    return Pools(names, train, validation, test, given)
 
 
 def _parts_of(name: str, rate_hz: int, seed: int, task: Task) -> dict[str, list[Spoken]]:

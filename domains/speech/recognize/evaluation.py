@@ -57,8 +57,8 @@ def streamed_texts(model: Recognizer, recordings: Sequence[Tensor], chunk_s: flo
 
 def _batches(lengths: Sequence[int], most: int) -> Iterator[list[int]]:
     """Places of like length, so many that they are at most ``most`` samples with their padding."""
-    order, batch = sorted(range(len(lengths)), key=lengths.__getitem__), []
-    for i in order:
+    batch: list[int] = []
+    for i in sorted(range(len(lengths)), key=lengths.__getitem__):
         if batch and lengths[i] * (len(batch) + 1) > most:
             yield batch
             batch = []
