@@ -18,7 +18,11 @@ _CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctype
 
 
 def speak(text: str, *, voice: str = "en-us", words_per_minute: int = 160, pitch: int = 50) -> Audio:
-    """The text, spoken. The library flutters as a voice does: no two calls give quite the same sound.
+    """The text, spoken.
+
+    The library flutters as a voice does, by a chance that goes on from call to call and that nothing resets:
+    the same call a second time sounds a little different, and the same calls in the same order in a new
+    process sound the same.
 
     Args:
         text: What to say.

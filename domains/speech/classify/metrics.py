@@ -87,7 +87,7 @@ def equal_error(trade: Trade) -> float:
 
 
 def area(trade: Trade) -> float:
-    """Area under the receiver operating characteristic: hits over false alarms, straight between thresholds."""
+    """Area under the receiver operating characteristic, straight from one threshold to the next."""
     alarms_ = np.concatenate([[0.0], trade.false_alarms])
     hits = 1 - np.concatenate([[1.0], trade.misses])
     return float(np.trapezoid(hits, alarms_))

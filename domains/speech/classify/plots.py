@@ -39,9 +39,8 @@ def keyword_figure(evaluation: KeywordEvaluation) -> Figure:
     if evaluation.hourly is not None:
         curves.append((evaluation.hourly, 1.0, "false alarms an hour"))
     figure = Figure(figsize=(4.2 * len(curves), 3.6), layout="constrained")
-    for axis, (trade, scale, label) in zip(
-        figure.subplots(1, len(curves), squeeze=False)[0], curves, strict=True
-    ):
+    axes = figure.subplots(1, len(curves), squeeze=False)[0]
+    for axis, (trade, scale, label) in zip(axes, curves, strict=True):
         axis.step(scale * trade.false_alarms, 100 * trade.misses, where="post", color="#1668b8")
         axis.set_xlabel(label)
         axis.set_ylabel("missed, %")

@@ -128,7 +128,7 @@ def sources_of(mixtures: Sequence[Mixture], rate_hz: int) -> list[Spoken]:
 def spoken_sentences(rate_hz: int, sentences: int = _SENTENCES_A_VOICE) -> dict[str, list[Spoken]]:
     """Sentences of made-up words by 50 synthetic voices, of which each is in one part.
 
-    espeak-ng never says a text in just the same way twice, so what it said lies in the cache.
+    What espeak-ng says depends on what the process had it say before, so what it said lies in the cache.
 
     Args:
         rate_hz: The rate wanted.
