@@ -30,7 +30,8 @@ def test_a_voice_speaks_and_faster_when_asked() -> None:
 
 def test_the_same_call_sounds_a_little_different_again() -> None:
     one, two = speak("seven"), speak("seven")
-    assert not torch.equal(one.samples[:1000], two.samples[:1000])
+    n = min(len(one.samples), len(two.samples))
+    assert not torch.equal(one.samples[:n], two.samples[:n])
     assert two.seconds == pytest.approx(one.seconds, rel=0.02)
 
 
