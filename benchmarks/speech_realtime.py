@@ -8,7 +8,7 @@ an MLP in the place of the Mamba layers; and the presets of enhancement and sepa
 are random, which costs as much as trained ones; ``--model`` names a trained one for the stream of text. A
 stream of connected digits is fed for ``--minutes``, and chunks of 20, 100 and 320 ms are timed for 10 s of
 audio at 0, 1, 10 and 60 minutes. What attention has kept at 10 and 60 minutes is its first minute repeated:
-to compute it would take as long, and changes no time. Times are the process's CPU time on one thread, so
+what it says changes no time. Times are the process's CPU time on one thread, so
 that other work on the machine doesn't count. The memory of the recogniser, ended lines of text included, is
 that of the whole process after a minute and at the end. Rows go into results/speech-realtime.json; runs with
 ``--limit`` or less than 60 minutes write none.
