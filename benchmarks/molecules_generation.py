@@ -38,7 +38,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "corpus.randomize": 0.5,
         "model.dropout": 0.05,
         "train.batch_size": 1024,
-        "train.max_epochs": 32,
+        "train.max_epochs": 36,
         "train.patience": 0,
     }
 }
