@@ -11,12 +11,17 @@ from torch import Tensor
 from mambakit.core.errors import DataError, UsageError
 from mambakit.domains.speech.audio import Audio, resample
 from mambakit.domains.speech.recognize.alignment import forced_alignment
+from mambakit.domains.speech.recognize.attention import AttentionDecoder
+from mambakit.domains.speech.recognize.attention_search import attention_search
 from mambakit.domains.speech.recognize.formats import Line, Transcript, lines_of
 from mambakit.domains.speech.recognize.fusion import Fusion, check_hotwords
 from mambakit.domains.speech.recognize.model import Recognizer
 from mambakit.domains.speech.recognize.ngram import NgramModel
-from mambakit.domains.speech.recognize.search import beam_search, best_path
-from mambakit.domains.speech.recognize.words import Spoken, Word, spoken_along, words_of
+from mambakit.domains.speech.recognize.predictor import Transducer
+from mambakit.domains.speech.recognize.prefixes import Hypothesis
+from mambakit.domains.speech.recognize.search import beam_search
+from mambakit.domains.speech.recognize.transducer_search import TransducerBeam
+from mambakit.domains.speech.recognize.words import Spoken, Word, spoken_along, spoken_in_frames, words_of
 
 
 @dataclass(frozen=True)
@@ -24,7 +29,7 @@ class DecodeConfig:
     """How texts are chosen."""
 
     beam: int = 1
-    """Texts that the search keeps; 1 takes the likeliest symbol of every frame."""
+    """Texts that the search keeps; 1 takes the likeliest symbol each time."""
     lm: Path | None = None
     """A language model's .json, or a .txt with a sentence a line to make one of; needs a beam."""
     lm_weight: float = 0.5
@@ -35,10 +40,14 @@ class DecodeConfig:
     """Words or phrases to expect; needs a beam."""
     hotword_boost: float = 4.0
     """Nats a hotword brings."""
+    ctc_weight: float = 0.3
+    """With an attention decoder: how much CTC counts beside it, 0 to 1."""
 
     def __post_init__(self) -> None:
         if self.beam < 1:
             raise UsageError(f"beam: expected at least 1, got {self.beam}")
+        if not 0 <= self.ctc_weight <= 1:
+            raise UsageError(f"ctc_weight: expected a share from 0 to 1, got {self.ctc_weight}")
         if self.beam == 1 and (self.lm is not None or self.hotwords or self.word_bonus):
             raise UsageError("lm, hotwords, word_bonus: have no effect with --decode.beam 1; try 16")
 
@@ -65,23 +74,53 @@ PRESET_DECODE = DecodeConfig()
 
 
 class Decoder:
-    """Log-probabilities to symbols, as the options say; the language model is read once.
+    """The encoder's vectors to symbols, as the options say; the language model is read once.
 
     Args:
-        model: Whose symbols.
+        model: Which heard them.
         config: The options.
     """
 
     def __init__(self, model: Recognizer, config: DecodeConfig = PRESET_DECODE) -> None:
-        self._pieces, self._config, self._fusion = model.tokenizer.pieces, config, config.fusion(model)
+        self._model, self._config, self._fusion = model, config, config.fusion(model)
         self.greedy = config.beam == 1
 
-    def __call__(self, log_probabilities: Tensor) -> list[Spoken]:
-        """The symbols of ``(n_frames, n_symbols)`` and their frames; of a beam's text by forced alignment."""
+    @torch.no_grad()
+    def __call__(self, vectors: Tensor) -> list[Spoken]:
+        """The symbols of ``(n_frames, d_model)`` and their frames.
+
+        A transducer says when; the text of a beam under CTC, and of attention, is aligned by CTC.
+        """
+        model, writer = self._model, self._model.decoder
+        if isinstance(writer, AttentionDecoder):
+            return self._attended(writer, vectors)
         if self.greedy:
-            return spoken_along(best_path(log_probabilities), log_probabilities)
-        found = beam_search(log_probabilities, self._pieces, width=self._config.beam, fusion=self._fusion)
-        return spoken_along(forced_alignment(log_probabilities, found[0].ids).path, log_probabilities)
+            said, _ = model.said(vectors[None], model.said_before(1))
+            return spoken_in_frames(said[0], repeats=model.repeats)
+        pieces, width = model.tokenizer.pieces, self._config.beam
+        if isinstance(writer, Transducer):
+            beam = TransducerBeam(writer, pieces, width=width, fusion=self._fusion)
+            beam.feed(vectors)
+            return beam.best()
+        heard = model.head(vectors).cpu()
+        return _aligned(heard, beam_search(heard, pieces, width=width, fusion=self._fusion)[0])
+
+    def _attended(self, writer: AttentionDecoder, vectors: Tensor) -> list[Spoken]:
+        heard = self._model.head(vectors)
+        found = attention_search(
+            writer,
+            vectors,
+            heard,
+            self._model.tokenizer.pieces,
+            width=self._config.beam,
+            ctc_weight=self._config.ctc_weight,
+            fusion=self._fusion,
+        )
+        return _aligned(heard.cpu(), found[0])
+
+
+def _aligned(log_probabilities: Tensor, found: Hypothesis) -> list[Spoken]:
+    return spoken_along(forced_alignment(log_probabilities, found.ids).path, log_probabilities)
 
 
 def heard(model: Recognizer, audio: Audio) -> Tensor:
@@ -110,8 +149,7 @@ def transcribe(model: Recognizer, audio: Audio, decoder: Decoder | None = None) 
         DataError: If it is too short for a single frame.
     """
     decoder = decoder or Decoder(model)
-    said = model.log_probabilities(heard(model, audio))
-    words = words_of(decoder(said), model.tokenizer.pieces, model.frame_s)
+    words = words_of(decoder(model.vectors_of(heard(model, audio))), model.tokenizer.pieces, model.frame_s)
     return Transcript(lines_of(words), audio.seconds)
 
 

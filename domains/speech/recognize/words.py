@@ -11,6 +11,10 @@ from torch import Tensor
 from mambakit.domains.speech.recognize.tokenizer import BLANK_ID
 
 
+Said = tuple[int, float]
+"""A symbol that a frame says, and its log-probability."""
+
+
 class Spoken(NamedTuple):
     """One symbol of a path.
 
@@ -61,6 +65,24 @@ def spoken(path: Sequence[int], log_probabilities: Sequence[float], first_frame:
                 found.append(Spoken(symbol, frame, frame + 1, value))
         before = symbol
     return found
+
+
+def spoken_in_frames(
+    said: Sequence[Sequence[Said]], *, repeats: bool, first_frame: int = 0
+) -> list[Spoken]:
+    """The symbols that frames say.
+
+    Args:
+        said: Of every frame what it says, which may be nothing.
+        repeats: Whether a symbol of two frames in turn is two symbols, as in a transducer, or one, as in CTC.
+        first_frame: Number of the first frame.
+    """
+    if not repeats:
+        path = [frame[0] if frame else (BLANK_ID, 0.0) for frame in said]
+        return spoken([symbol for symbol, _ in path], [value for _, value in path], first_frame)
+    return [
+        Spoken(symbol, i, i + 1, value) for i, frame in enumerate(said, first_frame) for symbol, value in frame
+    ]
 
 
 def spoken_along(path: Tensor, log_probabilities: Tensor) -> list[Spoken]:

@@ -131,7 +131,7 @@ def test_memory_is_flat(model):
     sizes = set()
     for _ in range(20):
         listener.feed(sound(1.0))
-        sizes.add(listener._state.nbytes)
+        sizes.add(listener.nbytes)
         assert listener.n_held * model.frame_s <= 2.0 + 1e-6
     assert len(sizes) == 1
 
@@ -186,10 +186,10 @@ def test_alignment_keeps_the_words_in_order(model, tmp_path):
 
 def test_beam_never_says_a_less_likely_text(model):
     audio = Audio(sound(1.0), 8000)
-    said = model.log_probabilities(audio.samples)
+    vectors = model.vectors_of(audio.samples)
     for config in (DecodeConfig(beam=8), DecodeConfig()):
-        symbols = Decoder(model, config)(said)
-        assert all(0 <= one.begin < one.end <= len(said) for one in symbols)
+        symbols = Decoder(model, config)(vectors)
+        assert all(0 <= one.begin < one.end <= len(vectors) for one in symbols)
     with pytest.raises(UsageError, match=r"have no effect with --decode\.beam 1"):
         DecodeConfig(hotwords=["one"])
 
