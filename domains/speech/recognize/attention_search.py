@@ -105,10 +105,14 @@ def attention_search(
     memory = model.memory(x[None], torch.tensor([len(x)]))
     growing, state = [_Text(texts.root(), 0.0, 0.0, sound.start()[0])], None  # type: ignore[var-annotated]
     ended: list[Hypothesis] = []
+
+    def column(values: list[float]) -> Tensor:
+        return torch.tensor(values, dtype=torch.float64, device=x.device)[:, None]
+
     while growing:
         last = torch.tensor([one.prefix.id for one in growing], device=x.device)
         said, state = model(last[:, None], memory.rows(len(growing)), state)
-        attention = said[:, 0].double() + torch.tensor([one.value for one in growing], device=x.device)[:, None]
+        attention = said[:, 0].double() + column([one.value for one in growing])
         ctc, ends = sound.extended(torch.stack([one.ends for one in growing]), last)
         joint = (1 - ctc_weight) * attention + ctc_weight * ctc
         for i, one in enumerate(growing):
@@ -117,7 +121,7 @@ def attention_search(
         ended = sorted(ended, key=lambda one: -one.score)[:width]
         joint[:, END_ID] = -torch.inf
         joint[ctc < _NEVER / 2] = -torch.inf  # no room for one more symbol
-        joint += torch.tensor([one.prefix.fusion.score for one in growing], device=x.device)[:, None]
+        joint += column([one.prefix.fusion.score for one in growing])
         # more than are kept, as the new symbol's part of what else is weighed is not in yet
         few = joint.flatten().topk(min(4 * width, joint.numel()))
         tried: list[tuple[_Text, int]] = []

@@ -135,7 +135,7 @@ class StreamBatch:
         vectors, network = self.model.step_vectors(heard.to(self._dtype), state["network"])
         said, text = self.model.said(vectors, state["text"])
         after = State.of(network=network, text=text)
-        self._state = after if len(rows) == len(self._rows) else self._state.index_copy(rows, after)
+        self._state = after if len(rows) == len(self._rows) else self._state.put_rows(rows, after)
         return [
             (stream, self._lines[stream].take(vectors[i], said[i])) for i, stream in enumerate(streams)
         ]
