@@ -86,9 +86,13 @@ class RecognizeModelConfig:
     ctc_weight: float = 0.3
     """Of rnnt and attention: the share of CTC in the loss; the times of words come from it."""
     units: Units = "characters"
-    """What is written: characters, or pieces of words by byte-pair encoding."""
+    """What is written: characters, pieces of words by byte-pair encoding, or phones."""
     n_pieces: int = 256
     """Pieces of words at most, with bpe."""
+    lexicon: str | None = None
+    """With phones: a file with a word and its phones a line, such as CMUdict; espeak-ng says without one."""
+    voice: str = "en-us"
+    """With phones and no lexicon: the voice of espeak-ng."""
 
     def __post_init__(self) -> None:
         for name, known in (("network", get_args(Network)), ("head", get_args(Head)), ("units", get_args(Units))):
@@ -100,6 +104,8 @@ class RecognizeModelConfig:
             )
         if self.n_pieces < 2:
             raise UsageError(f"n_pieces: expected at least 2, got {self.n_pieces}")
+        if self.lexicon is not None and self.units != "phones":
+            raise UsageError(f"lexicon: has no effect with units {self.units}; use --model.units phones")
         if not 0 < self.ctc_weight < 1:
             raise UsageError(f"ctc_weight: expected a share between 0 and 1, got {self.ctc_weight}")
 

@@ -16,12 +16,13 @@ from mambakit.domains.speech.recognize.attention_search import attention_search
 from mambakit.domains.speech.recognize.formats import Line, Transcript, lines_of
 from mambakit.domains.speech.recognize.fusion import Fusion, check_hotwords
 from mambakit.domains.speech.recognize.model import Recognizer
-from mambakit.domains.speech.recognize.ngram import NgramModel
+from mambakit.domains.speech.recognize.text_models import load_text_model
 from mambakit.domains.speech.recognize.predictor import Transducer
 from mambakit.domains.speech.recognize.prefixes import Hypothesis
 from mambakit.domains.speech.recognize.search import beam_search
+from mambakit.domains.speech.recognize.tokenizer import normalised
 from mambakit.domains.speech.recognize.transducer_search import TransducerBeam
-from mambakit.domains.speech.recognize.words import Spoken, Word, spoken_along, spoken_in_frames, words_of
+from mambakit.domains.speech.recognize.words import Spoken, spoken_along, spoken_in_frames
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,8 @@ class DecodeConfig:
     beam: int = 1
     """Texts that the search keeps; 1 takes the likeliest symbol each time."""
     lm: Path | None = None
-    """A language model's .json, or a .txt with a sentence a line to make one of; needs a beam."""
+    """A folder of `train --task language`, an n-gram model's .json, or a .txt with a sentence a line to make
+    one of; needs a beam."""
     lm_weight: float = 0.5
     """How much the language model counts."""
     word_bonus: float = 0.0
@@ -61,12 +63,16 @@ class DecodeConfig:
         if self.beam == 1:
             return None
         check_hotwords(model.tokenizer, self.hotwords or [])
+        lm = None if self.lm is None else load_text_model(self.lm)
+        if lm is not None and lm.unit == "characters" and model.config.model.units == "phones":
+            raise UsageError(f"lm: {self.lm} is of characters, and the model writes phones; use one of words")
         return Fusion(
-            None if self.lm is None else NgramModel.load(self.lm),
+            lm,
             lm_weight=self.lm_weight,
             word_bonus=self.word_bonus,
             hotwords=self.hotwords or [],
             hotword_boost=self.hotword_boost,
+            tokenizer=model.tokenizer,
         )
 
 
@@ -149,7 +155,7 @@ def transcribe(model: Recognizer, audio: Audio, decoder: Decoder | None = None) 
         DataError: If it is too short for a single frame.
     """
     decoder = decoder or Decoder(model)
-    words = words_of(decoder(model.vectors_of(heard(model, audio))), model.tokenizer.pieces, model.frame_s)
+    words = model.words(decoder(model.vectors_of(heard(model, audio))))
     return Transcript(lines_of(words), audio.seconds)
 
 
@@ -166,5 +172,8 @@ def align(model: Recognizer, audio: Audio, text: str) -> Transcript:
         raise DataError("text: it is empty")
     said = model.log_probabilities(heard(model, audio))
     symbols = spoken_along(forced_alignment(said, ids).path, said)
-    words: list[Word] = words_of(symbols, model.tokenizer.pieces, model.frame_s)
+    words = [
+        word._replace(text=said)  # phones may spell another word that sounds alike
+        for word, said in zip(model.words(symbols), normalised(text).split(), strict=True)
+    ]
     return Transcript((Line(tuple(words)),), audio.seconds)

@@ -13,7 +13,7 @@ from mambakit.domains.speech.recognize.endpoints import EndpointConfig, LineEnds
 from mambakit.domains.speech.recognize.formats import Line, plain_line
 from mambakit.domains.speech.recognize.model import Recognizer
 from mambakit.domains.speech.recognize.tokenizer import BLANK_ID
-from mambakit.domains.speech.recognize.words import Said, Spoken, spoken_in_frames, words_of
+from mambakit.domains.speech.recognize.words import Said, Spoken, spoken_in_frames
 
 _WORD_GAP_S = 0.3  # without a symbol for so long, a word is over
 
@@ -115,7 +115,7 @@ class Lines:
         return [one._replace(begin=one.begin + self._first, end=one.end + self._first) for one in found]
 
     def _line(self, greedy: bool) -> Line | None:
-        words = words_of(self._symbols(greedy), self._model.tokenizer.pieces, self._model.frame_s)
+        words = self._model.words(self._symbols(greedy))
         return Line(tuple(words)) if words else None
 
     def changes(self) -> list[Event]:

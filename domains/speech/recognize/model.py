@@ -6,6 +6,7 @@ samples -> log-mel -> convolutions -> Mamba-2 layers -> vectors -> log-probabili
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -20,8 +21,9 @@ from mambakit.domains.speech.recognize.attention import AttentionDecoder
 from mambakit.domains.speech.recognize.config import RecognizerConfig
 from mambakit.domains.speech.recognize.gru import GruEncoder
 from mambakit.domains.speech.recognize.predictor import Transducer
-from mambakit.domains.speech.recognize.tokenizer import BLANK_ID, TextTokenizer, load_tokenizer
-from mambakit.domains.speech.recognize.words import Said
+from mambakit.domains.speech.recognize.tokenizer import BLANK_ID, TextTokenizer
+from mambakit.domains.speech.recognize.units import load_tokenizer
+from mambakit.domains.speech.recognize.words import Said, Spoken, Word, words_of
 
 _PIECE_S = 20.0  # of a long recording that is run at once
 
@@ -166,6 +168,10 @@ class Recognizer(nn.Module, HubModel):
     def log_probabilities(self, samples: Tensor) -> Tensor:
         """CTC's ``(n_frames, n_ids)`` of one recording ``(n_samples,)``, on the CPU."""
         return self.head(self.vectors_of(samples)).cpu()
+
+    def words(self, symbols: Iterable[Spoken]) -> list[Word]:
+        """The words that symbols spell, with their times."""
+        return words_of(symbols, self.tokenizer.pieces, self.frame_s, self.tokenizer.spelled)
 
     def save_extra(self, folder: Path) -> None:
         """The tokenizer."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from torch import Tensor
@@ -91,13 +91,19 @@ def spoken_along(path: Tensor, log_probabilities: Tensor) -> list[Spoken]:
     return spoken(path.tolist(), values.tolist())
 
 
-def words_of(symbols: Iterable[Spoken], pieces: Sequence[str], frame_s: float) -> list[Word]:
+def words_of(
+    symbols: Iterable[Spoken],
+    pieces: Sequence[str],
+    frame_s: float,
+    spelled: Callable[[str], str] = str,
+) -> list[Word]:
     """The words that symbols spell.
 
     Args:
         symbols: In their order.
         pieces: The text of each symbol's id; a space in it ends the word before.
         frame_s: Seconds from one frame to the next.
+        spelled: What a word is written as; as its pieces by default.
     """
     words: list[Word] = []
     letters, parts = "", []  # type: tuple[str, list[Spoken]]
@@ -107,7 +113,12 @@ def words_of(symbols: Iterable[Spoken], pieces: Sequence[str], frame_s: float) -
             frames = sum(part.end - part.begin for part in parts)
             mean = sum(part.log_probability for part in parts) / frames
             words.append(
-                Word(letters, parts[0].begin * frame_s, parts[-1].end * frame_s, min(1.0, math.exp(mean)))
+                Word(
+                    spelled(letters),
+                    parts[0].begin * frame_s,
+                    parts[-1].end * frame_s,
+                    min(1.0, math.exp(mean)),
+                )
             )
 
     for symbol in symbols:
