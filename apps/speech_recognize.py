@@ -56,7 +56,8 @@ def train_recognize(
     """Trains a recogniser of speech, and measures it on the test part.
 
     By default it writes by CTC and streams; so does --model.head rnnt. With --model.head attention, or
-    --model.encoder.bidirectional true, which hears what follows too, it can't stream. The output folder holds the run and the model.
+    --model.encoder.bidirectional true, which hears what follows too, it can't stream. The output folder holds
+    the run and the model.
 
     Args:
         data: A card's name (`mambakit data list`), or a manifest (CSV or JSON lines: path, text, speaker,

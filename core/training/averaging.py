@@ -47,7 +47,9 @@ class KeptCheckpoints(ModelCheckpoint):
     @property
     def paths(self) -> list[Path]:
         """Those that there are, the oldest first."""
-        return sorted((Path(path) for path in self.best_k_models), key=lambda path: (len(path.name), path.name))
+        return sorted(
+            (Path(path) for path in self.best_k_models), key=lambda path: (len(path.name), path.name)
+        )
 
 
 def averaged_weights(checkpoints: Sequence[Path]) -> dict[str, Tensor]:

@@ -60,7 +60,13 @@ class TrainConfig:
     """Processes that load data; 0 loads in this one, null as many as suit the device."""
 
     def __post_init__(self) -> None:
-        at_least = {"max_epochs": 1, "max_steps": -1, "batch_size": 1, "average": 1, **dict.fromkeys(_NOT_NEGATIVE, 0)}
+        at_least = {
+            "max_epochs": 1,
+            "max_steps": -1,
+            "batch_size": 1,
+            "average": 1,
+            **dict.fromkeys(_NOT_NEGATIVE, 0),
+        }
         for name, least in at_least.items():
             if getattr(self, name) is not None and not getattr(self, name) >= least:
                 raise UsageError(f"{name}: expected at least {least}, got {getattr(self, name)}")

@@ -59,7 +59,7 @@ def _set_voice(library: ctypes.CDLL, voice: str) -> None:
 
 @functools.cache
 def _library() -> tuple[ctypes.CDLL, int]:
-    """The library and its sampling rate, started once: it holds one voice at a time, for the whole process."""
+    """The library and its sampling rate, started once: it holds one voice at a time, for the process."""
     try:
         import espeakng_loader
     except ModuleNotFoundError as error:

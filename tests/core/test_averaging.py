@@ -17,7 +17,14 @@ from mambakit.core.training import RunFolder, TrainConfig, fit, seed_everything
 from mambakit.core.training.averaging import averaged_weights
 
 CONFIG = TrainConfig(
-    max_epochs=7, batch_size=4, lr=0.3, schedule="constant", patience=0, device="cpu", average=3, average_of="last"
+    max_epochs=7,
+    batch_size=4,
+    lr=0.3,
+    schedule="constant",
+    patience=0,
+    device="cpu",
+    average=3,
+    average_of="last",
 )
 
 

@@ -44,7 +44,8 @@ def read_texts(spec: DataSpec) -> Texts:
         utterances, split = spec.load()
         said = [normalised(text or "") for text in utterances.table["text"]]
         train, validation, test = (
-            [said[i] for i in part.tolist() if said[i]] for part in (split.train, split.validation, split.test)
+            [said[i] for i in part.tolist() if said[i]]
+            for part in (split.train, split.validation, split.test)
         )
         found = Texts(utterances.name, split.name, train, validation, test)
     for part in ("train", "validation"):

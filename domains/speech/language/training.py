@@ -61,7 +61,9 @@ def write_report(run: RunFolder, name: str, result: FitResult, rows: Sequence[di
     if rows:
         report.add_heading("Perplexity of a character on the test part")
         report.add_table(list(rows))
-    figure = learning_figure(run.metrics_path, (Panel("nats a character", ("train/loss", "val/loss"), "min"),))
+    figure = learning_figure(
+        run.metrics_path, (Panel("nats a character", ("train/loss", "val/loss"), "min"),)
+    )
     run.save_picture(figure, "learning_curve")
     report.add_figure(figure)
     report.add_text(

@@ -103,7 +103,8 @@ def attention_search(
     """
     texts, sound = Prefixes(pieces, width, fusion), CtcPrefixes(log_probabilities)
     memory = model.memory(x[None], torch.tensor([len(x)]))
-    growing, state = [_Text(texts.root(), 0.0, 0.0, sound.start()[0])], None  # type: ignore[var-annotated]
+    growing = [_Text(texts.root(), 0.0, 0.0, sound.start()[0])]
+    state: State | None = None
     ended: list[Hypothesis] = []
 
     def column(values: list[float]) -> Tensor:
@@ -138,5 +139,5 @@ def attention_search(
         tried = [entry for entry in tried if len(ended) < width or entry[0].score > ended[-1].score]
         growing = [text for text, _ in tried if frames_needed(text.prefix.ids()) <= len(x)]
         kept = [i for text, i in tried if frames_needed(text.prefix.ids()) <= len(x)]
-        state = state.index_select(kept) if kept else state
+        state = state.index_select(kept)
     return ended

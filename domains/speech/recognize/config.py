@@ -95,7 +95,11 @@ class RecognizeModelConfig:
     """With phones and no lexicon: the voice of espeak-ng."""
 
     def __post_init__(self) -> None:
-        for name, known in (("network", get_args(Network)), ("head", get_args(Head)), ("units", get_args(Units))):
+        for name, known in (
+            ("network", get_args(Network)),
+            ("head", get_args(Head)),
+            ("units", get_args(Units)),
+        ):
             if getattr(self, name) not in known:
                 raise UsageError(f"{name}: expected {' or '.join(known)}, got {getattr(self, name)!r}")
         if self.encoder.n_mels != self.front_end.n_mels:

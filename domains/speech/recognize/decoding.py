@@ -16,10 +16,10 @@ from mambakit.domains.speech.recognize.attention_search import attention_search
 from mambakit.domains.speech.recognize.formats import Line, Transcript, lines_of
 from mambakit.domains.speech.recognize.fusion import Fusion, check_hotwords
 from mambakit.domains.speech.recognize.model import Recognizer
-from mambakit.domains.speech.recognize.text_models import load_text_model
 from mambakit.domains.speech.recognize.predictor import Transducer
 from mambakit.domains.speech.recognize.prefixes import Hypothesis
 from mambakit.domains.speech.recognize.search import beam_search
+from mambakit.domains.speech.recognize.text_models import load_text_model
 from mambakit.domains.speech.recognize.tokenizer import normalised
 from mambakit.domains.speech.recognize.transducer_search import TransducerBeam
 from mambakit.domains.speech.recognize.words import Spoken, spoken_along, spoken_in_frames

@@ -142,7 +142,9 @@ class Recognizer(nn.Module, HubModel):
             RuntimeError: With an attention decoder, which has no frames.
         """
         if isinstance(self.decoder, AttentionDecoder):
-            raise RuntimeError("an attention decoder writes whole recordings; rnnt and ctc write frame by frame")
+            raise RuntimeError(
+                "an attention decoder writes whole recordings; rnnt and ctc write frame by frame"
+            )
         if self.decoder is not None:
             return self.decoder.greedy(x, state)
         values, symbols = (one.tolist() for one in self.head(x).max(-1))

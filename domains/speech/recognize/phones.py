@@ -123,7 +123,9 @@ class PhoneTokenizer(TextTokenizer):
         for i, word in enumerate(normalised(sample).split()):
             phones = self._said(word)
             if phones is None:
-                raise SampleError(f"unknown word {word!r}, number {i}: no phones of it are known", sample=sample)
+                raise SampleError(
+                    f"unknown word {word!r}, number {i}: no phones of it are known", sample=sample
+                )
             ids += [_SPACE_ID] * (i > 0) + [self._ids[phone] for phone in phones]
         return Tokens(torch.tensor(ids, dtype=torch.int64))
 

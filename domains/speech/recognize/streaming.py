@@ -54,8 +54,8 @@ class StreamBatch:
             )
         if not model.streams:
             raise UsageError(
-                "model: its attention decoder looks at the whole recording, so it can't stream; train one with "
-                "--model.head ctc or rnnt, or transcribe the whole recording"
+                "model: its attention decoder looks at the whole recording, so it can't stream; train one "
+                "with --model.head ctc or rnnt, or transcribe the whole recording"
             )
         self.model = model
         self._endpoints, self._decoder = endpoints or EndpointConfig(), Decoder(model, decode)
@@ -136,9 +136,7 @@ class StreamBatch:
         said, text = self.model.said(vectors, state["text"])
         after = State.of(network=network, text=text)
         self._state = after if len(rows) == len(self._rows) else self._state.put_rows(rows, after)
-        return [
-            (stream, self._lines[stream].take(vectors[i], said[i])) for i, stream in enumerate(streams)
-        ]
+        return [(stream, self._lines[stream].take(vectors[i], said[i])) for i, stream in enumerate(streams)]
 
     @property
     def _dtype(self) -> torch.dtype:

@@ -1,7 +1,7 @@
 """Beam search of a transducer: texts, each with the probability of all its alignments so far.
 
-Within a frame texts grow by one symbol a round, up to a limit, and a blank takes each to the next frame; equal
-texts are one (Graves 2012, arXiv:1211.3711, section 2.5, made frame-synchronous as in Saon et al. 2020,
+Within a frame texts grow by one symbol a round, up to a limit, and a blank takes each to the next frame;
+equal texts are one (Graves 2012, arXiv:1211.3711, section 2.5, made frame-synchronous as in Saon et al. 2020,
 "Alignment-Length Synchronous Decoding for RNN Transducer").
 """
 

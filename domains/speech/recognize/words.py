@@ -10,7 +10,6 @@ from torch import Tensor
 
 from mambakit.domains.speech.recognize.tokenizer import BLANK_ID
 
-
 Said = tuple[int, float]
 """A symbol that a frame says, and its log-probability."""
 
@@ -67,9 +66,7 @@ def spoken(path: Sequence[int], log_probabilities: Sequence[float], first_frame:
     return found
 
 
-def spoken_in_frames(
-    said: Sequence[Sequence[Said]], *, repeats: bool, first_frame: int = 0
-) -> list[Spoken]:
+def spoken_in_frames(said: Sequence[Sequence[Said]], *, repeats: bool, first_frame: int = 0) -> list[Spoken]:
     """The symbols that frames say.
 
     Args:
@@ -81,7 +78,9 @@ def spoken_in_frames(
         path = [frame[0] if frame else (BLANK_ID, 0.0) for frame in said]
         return spoken([symbol for symbol, _ in path], [value for _, value in path], first_frame)
     return [
-        Spoken(symbol, i, i + 1, value) for i, frame in enumerate(said, first_frame) for symbol, value in frame
+        Spoken(symbol, i, i + 1, value)
+        for i, frame in enumerate(said, first_frame)
+        for symbol, value in frame
     ]
 
 

@@ -256,10 +256,13 @@ def test_streams_that_come_and_go_together_say_what_each_says_alone(model, moves
 
 
 @pytest.mark.parametrize("head", ["rnnt", "attention"])
-def test_other_heads_stream_or_say_why_not(head):
+def test_other_heads_stream_or_say_why_not(head, tmp_path):
     small = DecoderConfig(d_model=16, d_state=8, head_dim=8, dropout=0.0)
     model = make(head=head, decoder=small)
     audio = Audio(sound(2.0), 8000)
+    model.save_pretrained(tmp_path)
+    again = Recognizer.from_pretrained(tmp_path).eval()
+    assert transcribe(again, audio) == transcribe(model, audio)
     if head == "attention":
         with pytest.raises(UsageError, match="its attention decoder looks at the whole recording"):
             StreamingRecognizer(model)

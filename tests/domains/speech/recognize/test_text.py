@@ -132,7 +132,8 @@ def test_textgrid_tiles_time_without_gaps(spans):
 def test_phones_of_a_lexicon(tmp_path):
     path = tmp_path / "words.dict"
     path.write_text(
-        ";;; English\none  W AH N\none(2)  HH W AH N\nwon  W AH N\ntwo T UW\nnine N AY N\nnun N AH N\nzoo Z UW\n"
+        ";;; English\none  W AH N\none(2)  HH W AH N\nwon  W AH N\n"
+        "two T UW\nnine N AY N\nnun N AH N\nzoo Z UW\n"
     )
     tokenizer = PhoneTokenizer(path).fit(["two two won", "One two nine", "two one one"])
     check_adapter(
@@ -148,7 +149,9 @@ def test_phones_of_a_lexicon(tmp_path):
     assert tokenizer.text(ids) == "two nun one"  # won sounds alike, and the transcripts have one more often
     assert tokenizer.text([5, 2, 1, 5, 6]) == "T.AH two"
     assert tokenizer.unknown("zoo two cow zoo") == ["zoo", "cow"]
-    assert unknown_sentence({"zoo": [3]}, tokenizer.wanting).startswith("words that can't be said in the phones")
+    assert unknown_sentence({"zoo": [3]}, tokenizer.wanting).startswith(
+        "words that can't be said in the phones"
+    )
     (word,) = words_of(spoken([7, 2, 0, 4], [0.0] * 4), tokenizer.pieces, 1.0, tokenizer.spelled)
     assert (word.text, word.end_s) == ("one", 4)
     tokenizer.save(tmp_path)
