@@ -200,3 +200,30 @@ def test_configs_are_checked():
     with pytest.raises(UsageError, match="n_heads: d_model, 64, is no multiple of 5"):
         DecoderConfig(n_heads=5)
     assert CTCHead(d_model=1, n_classes=2).blank == END_ID
+
+
+def test_the_loss_is_torchaudios_where_that_can_be_called(monkeypatch):
+    from mambakit.domains.speech.recognize import torchaudio_loss
+    from mambakit.domains.speech.torchaudio_parts import has_extension, torchaudio
+
+    logits = torch.randn(2, 6, 5, 4, generator=torch.Generator().manual_seed(0))  # padded beyond every row
+    given_ = (torch.tensor([[1, 2, 3, 0], [2, 2, 0, 0]]), torch.tensor([5, 3]), torch.tensor([3, 2]))
+    plain = transducer_loss(logits.log_softmax(-1), *given_)
+    torch.testing.assert_close(torchaudio_loss.rnnt_loss(logits, *given_), plain, rtol=1e-4, atol=1e-4)
+    if has_extension():
+        return
+
+    def compiled(logits, targets, logit_lengths, target_lengths, blank, reduction):
+        """As torchaudio checks its arguments, and without them mixed up."""
+        ints = (targets, logit_lengths, target_lengths)
+        assert all(one.dtype == torch.int32 and one.is_contiguous() for one in ints)
+        assert logits.shape[1] == logit_lengths.max()
+        assert logits.shape[2] == target_lengths.max() + 1
+        assert (blank, reduction) == (0, "none")
+        return transducer_loss(logits.log_softmax(-1), targets.long(), logit_lengths, target_lengths) + 1
+
+    monkeypatch.setattr(torchaudio_loss, "has_extension", lambda: True)
+    monkeypatch.setattr(torchaudio().functional, "rnnt_loss", compiled)
+    torch.testing.assert_close(torchaudio_loss.rnnt_loss(logits, *given_), plain + 1)
+    double = torchaudio_loss.rnnt_loss(logits.double(), *given_)  # which torchaudio has no kernel for
+    torch.testing.assert_close(double, plain.double())
