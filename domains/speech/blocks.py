@@ -1,4 +1,4 @@
-"""What the configs of networks that are stacks of one kind of block check alike."""
+"""What the configs of networks that are stacks of blocks have alike."""
 
 from __future__ import annotations
 
@@ -6,6 +6,12 @@ from collections.abc import Iterable
 
 from mambakit.core.blocks import block_options
 from mambakit.core.errors import UsageError
+
+
+def block_sizes(kind: str, *, d_state: int, head_dim: int) -> dict[str, int]:
+    """The options of a kind of block that these sizes are; others have none of them."""
+    sizes = {"mamba2": {"d_state": d_state, "head_dim": head_dim}, "mamba1": {"d_state": d_state}}
+    return sizes.get(kind, {})
 
 
 def check_block(kind: str, options: Iterable[str]) -> None:

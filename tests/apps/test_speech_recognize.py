@@ -165,3 +165,41 @@ def test_the_microphone_is_heard_until_it_is_interrupted(folder, capsys, monkeyp
     monkeypatch.setitem(sys.modules, "sounddevice", SimpleNamespace(InputStream=none, PortAudioError=OSError))
     assert main(call) == 1
     assert "mic: no microphone can be opened at 8000 Hz (no default input device)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("head", "units"), [("rnnt", "phones"), ("attention", "bpe")])
+def test_other_heads_and_units_are_trained_measured_and_used(tmp_path, capsys, head, units):
+    generator = torch.Generator().manual_seed(0)
+    rows = []
+    for i in range(12):
+        text = ["one two", "two six", "six"][i % 3]
+        write_audio(tmp_path / f"{i}.wav", Audio(0.1 * torch.randn(9000, generator=generator), 8000))
+        part = "train" if i < 6 else "validation" if i < 9 else "test"
+        rows.append({"path": f"{i}.wav", "text": text, "part": part})
+    (tmp_path / "all.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "words.dict").write_text("one W AH N\ntwo T UW\nsix S IH K S\nsicks S IH K S\n")
+    small = {
+        "head": head, "units": units, "n_pieces": 20, "encoder.d_model": 16, "encoder.channels": 4,
+        "encoder.n_layers": 1, "encoder.d_state": 8, "encoder.head_dim": 8, "decoder.d_model": 16,
+        "decoder.d_state": 8, "decoder.head_dim": 8,
+    }  # fmt: skip
+    if units == "phones":
+        small["lexicon"] = tmp_path / "words.dict"
+    flags = [word for name, value in small.items() for word in (f"--model.{name}", str(value))]
+    call = ["train", "--task", "recognize", "--data", str(tmp_path / "all.jsonl"), "--output"]
+    options = ["--train.max_epochs", "2", "--train.average", "2", "--device", "cpu", "--json"]
+    assert main([*call, str(tmp_path / "run"), *flags, *options]) == 0
+    told = capsys.readouterr()
+    assert json.loads(told.out)["results"][0]["words"] == 5
+    assert "average of 2 checkpoints: val/loss" in told.err
+    model = str(tmp_path / "run")
+    assert main(["evaluate", "--model", model, "--decode.beam", "3", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["results"][0]["n"] == 3
+    aligned = ["align", "--model", model, "--input", str(tmp_path / "1.wav"), "--text"]
+    assert main([*aligned, "two six", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["text"] == "two six"
+    status = main(["stream", "--model", model, "--input", str(tmp_path / "1.wav")])
+    assert status == (0 if head == "rnnt" else 2)
+    if units == "phones":
+        assert main([*aligned, "seven"]) == 1
+        assert "text: the model knows no 'seven'" in capsys.readouterr().err

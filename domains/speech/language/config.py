@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from mambakit.core.backbone_config import BackboneConfig
 from mambakit.core.errors import UsageError
 from mambakit.core.training import TrainConfig
-from mambakit.domains.speech.blocks import check_block
+from mambakit.domains.speech.blocks import block_sizes, check_block
 
 
 @dataclass(frozen=True)
@@ -37,15 +37,12 @@ class TextModelConfig:
 
     def backbone(self) -> BackboneConfig:
         """The stack between embedding and logits."""
-        options = {
-            "mamba2": {"d_state": self.d_state, "head_dim": self.head_dim},
-            "mamba1": {"d_state": self.d_state},
-        }
+        sizes = block_sizes(self.block, d_state=self.d_state, head_dim=self.head_dim)
         return BackboneConfig(
             d_model=self.d_model,
             layers=[self.block],
             repeat=self.n_layers,
-            block_options={self.block: options.get(self.block, {})},
+            block_options={self.block: sizes},
             dropout=self.dropout,
         )
 

@@ -9,6 +9,7 @@ from mambakit.core.backbone_config import BackboneConfig
 from mambakit.core.errors import UsageError
 from mambakit.core.training import TrainConfig
 from mambakit.domains.speech.augment import AugmentConfig
+from mambakit.domains.speech.blocks import block_sizes, check_block
 from mambakit.domains.speech.encoder import EncoderConfig
 from mambakit.domains.speech.frontend import FrontEndConfig
 from mambakit.domains.speech.recognize.tokenizer import Units
@@ -44,6 +45,7 @@ class DecoderConfig:
             raise UsageError(f"n_heads: d_model, {self.d_model}, is no multiple of {self.n_heads}")
         if not 0 <= self.dropout < 1:
             raise UsageError(f"dropout: expected a share from 0 to below 1, got {self.dropout}")
+        check_block(self.block, ())
 
     def backbone(self) -> BackboneConfig:
         """The stack over what is written."""
@@ -57,11 +59,7 @@ class DecoderConfig:
 
     def block_options(self) -> dict[str, int]:
         """Of its blocks."""
-        options = {
-            "mamba2": {"d_state": self.d_state, "head_dim": self.head_dim},
-            "mamba1": {"d_state": self.d_state},
-        }
-        return options.get(self.block, {})
+        return block_sizes(self.block, d_state=self.d_state, head_dim=self.head_dim)
 
 
 @dataclass(frozen=True)

@@ -280,5 +280,13 @@ def test_other_heads_stream_or_say_why_not(head, tmp_path):
     assert streamed[0] == streamed[1] == streamed[2]
     assert "".join(text for _, text, _, _ in streamed[0]).replace(" ", "") == expected.replace(" ", "")
     assert transcribe(model, audio).text.replace(" ", "").replace("\n", "") == expected.replace(" ", "")
+    batch = StreamBatch(model, endpoints=EndpointConfig(silence_s=0.4, blank_s=0.5, longest_s=0.5))
+    other, ours = batch.join(), batch.join()
+    events: list[Event] = []
+    for piece in audio.samples.split(1000):
+        events += batch.feed({other: sound(0.1, seed=5), ours: piece})[ours]
+    batch.leave(other)
+    events += batch.leave(ours)
+    assert [one.line.text for one in events if one.kind == "completed"] == [one[1] for one in streamed[0]]
     beamed = lines(model, audio.samples, [3000], decode=DecodeConfig(beam=3))
     assert beamed == lines(model, audio.samples, [1111], decode=DecodeConfig(beam=3))
