@@ -16,6 +16,7 @@ from mambakit.domains.speech.recognize.attention_search import attention_search
 from mambakit.domains.speech.recognize.formats import Line, Transcript, lines_of
 from mambakit.domains.speech.recognize.fusion import Fusion, check_hotwords
 from mambakit.domains.speech.recognize.model import Recognizer
+from mambakit.domains.speech.recognize.pieces import quiet_pieces
 from mambakit.domains.speech.recognize.predictor import Transducer
 from mambakit.domains.speech.recognize.prefixes import Hypothesis
 from mambakit.domains.speech.recognize.search import beam_search
@@ -85,11 +86,18 @@ class Decoder:
     Args:
         model: Which heard them.
         config: The options.
+
+    Raises:
+        UsageError, DataError: As ``DecodeConfig.fusion``; also on an option that the model makes no use of.
     """
 
     def __init__(self, model: Recognizer, config: DecodeConfig = PRESET_DECODE) -> None:
         self._model, self._config, self._fusion = model, config, config.fusion(model)
         self.greedy = config.beam == 1
+        if config.ctc_weight != DecodeConfig.ctc_weight and not isinstance(model.decoder, AttentionDecoder):
+            raise UsageError(
+                "ctc_weight: only an attention decoder is weighed with CTC, and the model has none"
+            )
 
     @torch.no_grad()
     def __call__(self, vectors: Tensor) -> list[Spoken]:
@@ -112,17 +120,27 @@ class Decoder:
         return _aligned(heard, beam_search(heard, pieces, width=width, fusion=self._fusion)[0])
 
     def _attended(self, writer: AttentionDecoder, vectors: Tensor) -> list[Spoken]:
-        heard = self._model.head(vectors)
-        found = attention_search(
-            writer,
-            vectors,
-            heard,
-            self._model.tokenizer.pieces,
-            width=self._config.beam,
-            ctc_weight=self._config.ctc_weight,
-            fusion=self._fusion,
-        )
-        return _aligned(heard.cpu(), found[0])
+        """A long recording in pieces, with a space between them."""
+        model = self._model
+        said = model.head(vectors)
+        symbols: list[Spoken] = []
+        for begin, end in quiet_pieces(said, model.frame_s):
+            if begin and " " in model.tokenizer.pieces:
+                symbols.append(Spoken(model.tokenizer.pieces.index(" "), begin, begin + 1, 0.0))
+            found = attention_search(
+                writer,
+                vectors[begin:end],
+                said[begin:end],
+                model.tokenizer.pieces,
+                width=self._config.beam,
+                ctc_weight=self._config.ctc_weight,
+                fusion=self._fusion,
+            )
+            symbols += [
+                one._replace(begin=one.begin + begin, end=one.end + begin)
+                for one in _aligned(said[begin:end].cpu(), found[0])
+            ]
+        return symbols
 
 
 def _aligned(log_probabilities: Tensor, found: Hypothesis) -> list[Spoken]:

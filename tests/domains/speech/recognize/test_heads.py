@@ -19,6 +19,7 @@ from mambakit.domains.speech.recognize.attention_search import CtcPrefixes, atte
 from mambakit.domains.speech.recognize.config import DecoderConfig, RecognizeModelConfig
 from mambakit.domains.speech.recognize.fusion import Fusion
 from mambakit.domains.speech.recognize.ngram import NgramModel
+from mambakit.domains.speech.recognize.pieces import quiet_pieces
 from mambakit.domains.speech.recognize.predictor import Transducer
 from mambakit.domains.speech.recognize.transducer import transducer_loss
 from mambakit.domains.speech.recognize.transducer_search import TransducerBeam
@@ -190,6 +191,21 @@ def test_decoders_learn_to_write(kind):
         losses.append(loss.item())
     assert losses[-1] < 0.1 * losses[0]
     assert model.eval().written(x, lengths) == [[1, 2, 3], [3, 3, 1], [2, 1]]
+
+
+@given(st.integers(0, 900), st.integers(0, 10**6))
+@settings(max_examples=10, deadline=None)
+def test_pieces_are_all_frames_and_end_where_it_is_quiet(n_frames, seed):
+    frame_s, generator = 0.1, torch.Generator().manual_seed(seed)
+    speaks = torch.rand(n_frames // 10 + 1, generator=generator).repeat_interleave(10)[:n_frames] > 0.3
+    given_ = torch.where(speaks[:, None], torch.tensor([0.1, 0.9]), torch.tensor([0.99, 0.01])).log()
+    found = quiet_pieces(given_, frame_s)
+    assert [begin for begin, _ in found] == [0, *(end for _, end in found[:-1])]
+    assert found[-1][1] == n_frames
+    for begin, end in found[:-1]:
+        assert 100 <= end - begin <= 200
+        assert not speaks[end] or bool(speaks[begin + 100 : begin + 200].all())
+    assert found[-1][1] - found[-1][0] <= 200
 
 
 def test_configs_are_checked():

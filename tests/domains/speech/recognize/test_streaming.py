@@ -17,6 +17,7 @@ from mambakit.domains.speech.recognize.config import DecoderConfig, RecognizeMod
 from mambakit.domains.speech.recognize.decoding import DecodeConfig, Decoder, align, transcribe
 from mambakit.domains.speech.recognize.endpoints import EndpointConfig, LineEnds, VoiceActivity
 from mambakit.domains.speech.recognize.model import Recognizer
+from mambakit.domains.speech.recognize.pieces import quiet_pieces
 from mambakit.domains.speech.recognize.search import best_path
 from mambakit.domains.speech.recognize.streaming import Event, StreamBatch, StreamingRecognizer
 from mambakit.domains.speech.recognize.tokenizer import CharacterTokenizer
@@ -256,7 +257,7 @@ def test_streams_that_come_and_go_together_say_what_each_says_alone(model, moves
 
 
 @pytest.mark.parametrize("head", ["rnnt", "attention"])
-def test_other_heads_stream_or_say_why_not(head, tmp_path):
+def test_other_heads_stream_or_say_why_not(head, tmp_path, monkeypatch):
     small = DecoderConfig(d_model=16, d_state=8, head_dim=8, dropout=0.0)
     model = make(head=head, decoder=small)
     audio = Audio(sound(2.0), 8000)
@@ -269,6 +270,17 @@ def test_other_heads_stream_or_say_why_not(head, tmp_path):
         for beam in (1, 4):
             words = transcribe(model, audio, Decoder(model, DecodeConfig(beam=beam))).words
             assert [word.start_s for word in words] == sorted(word.start_s for word in words)
+        monkeypatch.setattr("mambakit.domains.speech.recognize.pieces.LONGEST_S", 0.5)
+        vectors = model.vectors_of(audio.samples)
+        decoder = Decoder(model, DecodeConfig(beam=2))
+        whole = [one for one in decoder(vectors) if model.tokenizer.pieces[one.id] != " "]
+        apart = []
+        for begin, end in quiet_pieces(model.head(vectors), model.frame_s):
+            for one in decoder(vectors[begin:end]):
+                if model.tokenizer.pieces[one.id] != " ":
+                    apart.append((one.id, one.begin + begin))
+        assert len({begin for begin, _ in quiet_pieces(model.head(vectors), model.frame_s)}) > 3
+        assert [(one.id, one.begin) for one in whole] == apart
         return
     with torch.no_grad():
         model.decoder.out.weight.mul_(8)
