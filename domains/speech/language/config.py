@@ -33,7 +33,7 @@ class TextModelConfig:
                 raise UsageError(f"{name}: expected at least 1, got {getattr(self, name)}")
         if not 0 <= self.dropout < 1:
             raise UsageError(f"dropout: expected a share from 0 to below 1, got {self.dropout}")
-        check_block(self.block, ())
+        check_block(self.block, causal=True)
 
     def backbone(self) -> BackboneConfig:
         """The stack between embedding and logits."""

@@ -45,7 +45,7 @@ class DecoderConfig:
             raise UsageError(f"n_heads: d_model, {self.d_model}, is no multiple of {self.n_heads}")
         if not 0 <= self.dropout < 1:
             raise UsageError(f"dropout: expected a share from 0 to below 1, got {self.dropout}")
-        check_block(self.block, ())
+        check_block(self.block, causal=True)
 
     def backbone(self) -> BackboneConfig:
         """The stack over what is written."""
@@ -82,7 +82,7 @@ class RecognizeModelConfig:
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
     """Of rnnt and attention."""
     ctc_weight: float = 0.3
-    """Of rnnt and attention: the share of CTC in the loss; the times of words come from it."""
+    """Of rnnt and attention: the share of CTC in the loss; it aligns texts, so that words have times."""
     units: Units = "characters"
     """What is written: characters, pieces of words by byte-pair encoding, or phones."""
     n_pieces: int = 256

@@ -215,6 +215,10 @@ def test_configs_are_checked():
         RecognizeModelConfig(ctc_weight=1.0)
     with pytest.raises(UsageError, match="n_heads: d_model, 64, is no multiple of 5"):
         DecoderConfig(n_heads=5)
+    with pytest.raises(UsageError, match="block: bidirectional looks at what comes later"):
+        DecoderConfig(block="bidirectional")
+    with pytest.raises(UsageError, match="block: .*'mamba9'"):
+        DecoderConfig(block="mamba9")
     assert CTCHead(d_model=1, n_classes=2).blank == END_ID
 
 
