@@ -74,7 +74,7 @@ class Lines:
     @property
     def n_held(self) -> int:
         """Frames that are held of the open line; bounded, however long the stream."""
-        return len(self._vectors)
+        return len(self._said)
 
     def _begin_line(self) -> None:
         self._vectors: list[Tensor] = []
@@ -96,7 +96,8 @@ class Lines:
                 self._begin = self._first = self._frame
             self._last, self._last_symbol = self._frame, said[-1][0]
         if self._begin is not None:
-            self._vectors.append(vector)
+            if not self._decoder.greedy:
+                self._vectors.append(vector.clone())  # of its own: what it is a view of holds all streams
             self._said.append(said)
         self._frame += 1
 

@@ -217,7 +217,7 @@ def test_configs_are_checked():
         DecoderConfig(n_heads=5)
     with pytest.raises(UsageError, match="block: bidirectional looks at what comes later"):
         DecoderConfig(block="bidirectional")
-    with pytest.raises(UsageError, match="block: .*'mamba9'"):
+    with pytest.raises(UsageError, match=r"block: .*'mamba9'"):
         DecoderConfig(block="mamba9")
     assert CTCHead(d_model=1, n_classes=2).blank == END_ID
 
