@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mambakit.apps.speech_classify import evaluate_classify, train_classify
 from mambakit.apps.speech_enhance import evaluate_enhance, train_enhance
+from mambakit.apps.speech_language import evaluate_language, train_language
 from mambakit.apps.speech_recognize import evaluate_recognize, train_recognize
 from mambakit.apps.speech_separate import evaluate_separate, train_separate
 from mambakit.core.cli import did_you_mean
@@ -17,12 +18,14 @@ Verb = Callable[..., object]
 TRAINERS: dict[str, Verb] = {
     "classify": train_classify,
     "recognize": train_recognize,
+    "language": train_language,
     "enhance": train_enhance,
     "separate": train_separate,
 }
 EVALUATORS: dict[str, Verb] = {
     "classify": evaluate_classify,
     "recognize": evaluate_recognize,
+    "language": evaluate_language,
     "enhance": evaluate_enhance,
     "separate": evaluate_separate,
 }

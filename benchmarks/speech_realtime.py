@@ -133,12 +133,12 @@ def recognizer(who: str) -> Any:
     from mambakit.domains.speech.made import WORDS
     from mambakit.domains.speech.recognize.config import PRESET_MODEL, RecognizerConfig
     from mambakit.domains.speech.recognize.model import Recognizer
-    from mambakit.domains.speech.recognize.tokenizer import fit_tokenizer
+    from mambakit.domains.speech.recognize.units import fit_tokenizer
 
     shape = PRESET_MODEL
     if who == ATTENTION:
         shape = dataclasses.replace(shape, encoder=transformer_like(shape.encoder))
-    tokenizer = fit_tokenizer(shape.units, WORDS, shape.n_pieces)
+    tokenizer = fit_tokenizer(shape.units, WORDS)
     model = Recognizer(RecognizerConfig(tokenizer.n_ids, "", shape)).eval()
     model.tokenizer = tokenizer
     return model

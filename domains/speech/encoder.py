@@ -12,6 +12,7 @@ from mambakit.core.backbone import Backbone, BackboneConfig
 from mambakit.core.blocks import RMSNorm
 from mambakit.core.errors import UsageError
 from mambakit.core.state import State
+from mambakit.domains.speech.blocks import block_sizes
 
 _WIDTH = 3
 
@@ -53,15 +54,16 @@ class EncoderConfig:
     def backbone(self) -> BackboneConfig:
         """The stack after the convolutions."""
         options: dict[str, dict[str, Any]] = {
-            "mamba2": {"d_state": self.d_state, "head_dim": self.head_dim},
-            "mamba1": {"d_state": self.d_state},
-            "attention": {"n_heads": max(1, self.d_model // self.head_dim)},
+            kind: {"n_heads": max(1, self.d_model // self.head_dim)}
+            if kind == "attention"
+            else dict(block_sizes(kind, d_state=self.d_state, head_dim=self.head_dim))
+            for kind in self.blocks
         }
         return BackboneConfig(
             d_model=self.d_model,
             layers=list(self.blocks),
             repeat=self.n_layers,
-            block_options={kind: options[kind] for kind in self.blocks if kind in options},
+            block_options={kind: sizes for kind, sizes in options.items() if sizes},
             bidirectional=self.bidirectional,
             dropout=self.dropout,
         )

@@ -17,7 +17,6 @@ from mambakit.domains.speech.recognize.metrics import error_rates
 from mambakit.domains.speech.recognize.model import Recognizer
 from mambakit.domains.speech.recognize.recordings import Recordings, lengths_of
 from mambakit.domains.speech.recognize.streaming import StreamingRecognizer
-from mambakit.domains.speech.recognize.words import words_of
 from mambakit.domains.speech.utterances import Utterances
 
 COLUMNS = ("model", "condition", "wer", "cer", "substitutions", "deletions", "insertions", "words", "n")
@@ -35,8 +34,8 @@ def transcripts(
     decoder = decoder or Decoder(model)
     made: dict[int, Transcript] = {}
     for batch in _batches(lengths_of(recordings), round(_BATCH_S * model.rate_hz)):
-        for i, said in zip(batch, _together(model, [recordings[i] for i in batch]), strict=True):
-            words = words_of(decoder(said), model.tokenizer.pieces, model.frame_s) if len(said) else []
+        for i, vectors in zip(batch, _together(model, [recordings[i] for i in batch]), strict=True):
+            words = model.words(decoder(vectors)) if len(vectors) else []
             made[i] = Transcript(lines_of(words), len(recordings[i]) / model.rate_hz)
     return [made[i] for i in range(len(recordings))]
 
@@ -69,15 +68,15 @@ def _batches(lengths: Sequence[int], most: int) -> Iterator[list[int]]:
 
 @torch.no_grad()
 def _together(model: Recognizer, recordings: Sequence[Tensor]) -> list[Tensor]:
-    """Log-probabilities ``(n_frames, n_ids)`` of each, on the CPU."""
+    """The encoder's vectors ``(n_frames, d_model)`` of each."""
+    device = model.head.proj.weight.device
     if len(recordings) == 1:  # perhaps a long one, which is read in pieces
         (one,) = recordings
-        has_frame = len(one) >= model.frame_samples
-        return [model.log_probabilities(one) if has_frame else torch.zeros(0, model.config.n_ids)]
-    device = model.head.proj.weight.device
-    lengths = torch.tensor([len(one) for one in recordings])
-    said, frames = model(pad_sequence(list(recordings), batch_first=True).to(device), lengths.to(device))
-    return [one[:n] for one, n in zip(said.float().cpu(), frames.tolist(), strict=True)]
+        return [model.vectors_of(one) if len(one) >= model.frame_samples else torch.zeros(0, 1)]
+    lengths = torch.tensor([len(one) for one in recordings]).to(device)
+    samples = pad_sequence(list(recordings), batch_first=True).to(device)
+    vectors, frames = model.encoder(*model.front_end(samples, lengths))
+    return [one[:n] for one, n in zip(vectors, frames.tolist(), strict=True)]
 
 
 def measured(

@@ -172,7 +172,7 @@ def fitting(
     for i, (n_samples, text) in enumerate(zip(recordings.lengths, recordings.texts, strict=True)):
         name = str(utterances.table["path"].iloc[recordings.rows[i]])
         if bad := tokenizer.unknown(text):
-            left_out.append((name, f"characters that no training transcript has: {' '.join(bad)}"))
+            left_out.append((name, f"{tokenizer.wanting}: {' '.join(bad)}"))
             continue
         needed, there = frames_needed(tokenizer.encode(text).values.tolist()), n_samples // frame_samples
         if needed > there:
@@ -181,7 +181,7 @@ def fitting(
             continue
         kept.append(i)
     if unknown:
-        notes.append(f"{utterances.name}: left out for {unknown_sentence(unknown)}")
+        notes.append(f"{utterances.name}: left out for {unknown_sentence(unknown, tokenizer.wanting)}")
     if n_long:
         notes.append(
             f"{utterances.name}: {n_long} recordings are left out because their transcripts are longer than "

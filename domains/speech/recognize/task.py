@@ -1,4 +1,4 @@
-"""Training: CTC on augmented recordings, with bands and times hidden."""
+"""Training on augmented recordings, with bands and times hidden: CTC, a transducer or attention."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from mambakit.domains.speech.recognize.recordings import SpeechBatch
 
 
 class RecognizeTask(pl.LightningModule):
-    """Trains a ``Recognizer``; ``val/loss`` is CTC's, a symbol, and ``val/wer`` that of the best path.
+    """Trains a ``Recognizer``; ``val/loss`` is a symbol's, and ``val/wer`` that of the likeliest symbols.
 
     Args:
         model: The network, with its front end fitted and its tokenizer.
@@ -52,18 +52,18 @@ class RecognizeTask(pl.LightningModule):
             n_times=config.n_times,
             time_share=config.time_share,
         )
-        said, lengths = self.model.of_frames(frames, lengths)
-        loss = self.model.head.loss(said, batch.ids, lengths, batch.id_lengths)
+        vectors, lengths = self.model.encoder(frames, lengths)
+        loss = self.model.loss(vectors, lengths, batch.ids, batch.id_lengths)
         self.log("train/loss", loss.detach(), on_step=False, on_epoch=True, batch_size=len(frames))
         return loss + auxiliary_loss(self.model)
 
     def validation_step(self, batch: SpeechBatch, batch_idx: int) -> None:
         """Loss and texts of a batch."""
-        said, lengths = self.model(batch.samples, batch.lengths)
-        loss = self.model.head.loss(said, batch.ids, lengths, batch.id_lengths)
-        self.log("val/loss", loss, batch_size=len(said))
+        vectors, lengths = self.model.encoder(*self.model.front_end(batch.samples, batch.lengths))
+        loss = self.model.loss(vectors, lengths, batch.ids, batch.id_lengths)
+        self.log("val/loss", loss, batch_size=len(vectors))
         tokenizer = self.model.tokenizer
-        found = self.model.head.best_path(said, lengths)
+        found = self.model.written(vectors, lengths)
         for ids, n, written in zip(batch.ids.tolist(), batch.id_lengths.tolist(), found, strict=True):
             self._texts.append((tokenizer.text(ids[:n]), tokenizer.text(written)))
 

@@ -24,7 +24,8 @@ from mambakit.domains.speech.recognize.recordings import (
     training_loader,
 )
 from mambakit.domains.speech.recognize.task import RecognizeTask
-from mambakit.domains.speech.recognize.tokenizer import TextTokenizer, fit_tokenizer
+from mambakit.domains.speech.recognize.tokenizer import TextTokenizer
+from mambakit.domains.speech.recognize.units import fit_tokenizer
 from mambakit.domains.speech.utterances import Split, Utterances
 
 _MOST_FITTED = 5000  # recordings that means and deviations of the front end are taken over
@@ -62,7 +63,10 @@ def read_parts(utterances: Utterances, split: Split, model: RecognizeModelConfig
         raise DataError(
             f"{utterances.name}: no training recording can be used; the first, {first[0]}: {first[1]}"
         )
-    tokenizer = fit_tokenizer(model.units, read["train"].texts, model.n_pieces)
+    texts = read["train"].texts
+    tokenizer = fit_tokenizer(
+        model.units, texts, n_pieces=model.n_pieces, lexicon=model.lexicon, voice=model.voice
+    )
     frame_samples = model.front_end.hop * model.encoder.subsampling
     for name in ("train", "validation"):
         read[name], bad, said = fitting(read[name], tokenizer, frame_samples, utterances)
