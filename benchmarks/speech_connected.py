@@ -7,9 +7,9 @@ Every speaker in turn is the unseen one: the one before by name chooses the weig
 The test speaker's strings are measured once, as recorded and with noise at 20, 10 and 0 dB, and by the
 network that streams also in chunks of 320 ms. Rows go into results/speech.json as
 ``speech/connected-digits/wer/unseen`` and ``.../unseen-snr10``: the mean over seeds (of the mean over
-speakers) and their deviation; ``.../streaming`` says what chunks cost. ``--set`` changes the preset for a
-trial; such runs, those with ``--limit`` or ``--validation-only`` (which measures the speaker who chooses)
-write no rows.
+speakers) and their deviation; ``.../streaming`` says what chunks cost. ``--set`` changes the presets for a
+trial: such runs, and those with ``--validation-only``, measure the speaker who chooses and write no rows;
+nor do those with ``--limit``.
 """
 
 from __future__ import annotations
@@ -179,7 +179,7 @@ def main() -> int:
             "network": network,
             "changes": changes,
             "limit": arguments.limit,
-            "test": not arguments.validation_only,
+            "test": not (arguments.validation_only or changes),
             "keep": arguments.keep and str(arguments.keep),
         }
         for seed in arguments.seeds

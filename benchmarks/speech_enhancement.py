@@ -3,11 +3,12 @@
     python benchmarks/speech_enhancement.py --seeds 0 1 2 --gpus 0 1 2 --jobs 3 --long 40
     python benchmarks/speech_enhancement.py --limit 4 --set train.max_epochs=1 mix.steps_per_epoch=2
 
-The pairs are 20 of VoiceBank-DEMAND's test part, of which nothing is trained on; the weights are those of the
-lowest loss on mixtures of voices that are in no other part. Rows go into results/speech.json as
+The pairs are 20 of VoiceBank-DEMAND's test part, of which nothing is trained on; the weights are those of
+the lowest loss on mixtures of voices that are in no other part. Rows go into results/speech.json as
 ``speech/voicebank-20/pesq``, ``.../stoi`` and ``.../si-sdr``: the mean over seeds, and their deviation.
-``--causal-too`` also trains the form that streams, as a peer. Runs with ``--set``, ``--limit`` or
-``--validation-only`` (which measures mixtures of the voices that choose) write no rows.
+``--causal-too`` also trains the form that streams, as a peer. ``--set`` changes the presets for a trial:
+such runs, and those with ``--validation-only``, measure mixtures of the voices that choose and write no
+rows; nor do those with ``--limit``.
 """
 
 from __future__ import annotations
@@ -146,7 +147,7 @@ def main() -> int:
             "data": arguments.data,
             "changes": changes,
             "limit": arguments.limit,
-            "test": not arguments.validation_only,
+            "test": not (arguments.validation_only or changes),
             "long": arguments.long,
             "keep": arguments.keep and str(arguments.keep),
         }

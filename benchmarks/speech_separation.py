@@ -6,7 +6,8 @@
 Both learn from the same mixtures for as many steps; the weights are those of the best SI-SNRi on mixtures of
 utterances of the training speakers that are in no other part. 200 mixtures of the unseen pair are measured
 once. Rows go into results/speech.json as ``speech/fsdd-2mix/si-snri/unseen-pair``: the mean over pairs and
-seeds, and the deviation over seeds. Runs with ``--set``, ``--limit`` or ``--validation-only`` write no rows.
+seeds, and the deviation over seeds. ``--set`` changes the presets for a trial: such runs, and those with
+``--validation-only``, measure validation mixtures and write no rows; nor do those with ``--limit``.
 """
 
 from __future__ import annotations
@@ -138,7 +139,7 @@ def main() -> int:
             "seed": seed,
             "changes": changes,
             "limit": arguments.limit,
-            "test": not arguments.validation_only,
+            "test": not (arguments.validation_only or changes),
             "long": arguments.long,
             "keep": arguments.keep and str(arguments.keep),
         }
