@@ -4,10 +4,10 @@
     python benchmarks/speech_enhancement.py --limit 4 --set train.max_epochs=1 mix.steps_per_epoch=2
 
 The pairs are 20 of VoiceBank-DEMAND's test part, of which nothing is trained on; the weights are those of
-the lowest loss on mixtures of voices that are in no other part. Rows go into results/speech.json as
+the lowest loss on mixtures of utterances in no other part. Rows go into results/speech.json as
 ``speech/voicebank-20/pesq``, ``.../stoi`` and ``.../si-sdr``: the mean over seeds, and their deviation.
 ``--causal-too`` also trains the form that streams, as a peer. ``--set`` changes the presets for a trial:
-such runs, and those with ``--validation-only``, measure mixtures of the voices that choose and write no
+such runs, and those with ``--validation-only``, measure mixtures of those utterances and write no
 rows; nor do those with ``--limit``.
 """
 
