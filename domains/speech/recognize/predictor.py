@@ -17,8 +17,9 @@ from mambakit.domains.speech.recognize.tokenizer import BLANK_ID
 from mambakit.domains.speech.recognize.torchaudio_loss import rnnt_loss
 from mambakit.domains.speech.recognize.words import Said
 
-MOST_A_FRAME = 4
-"""Symbols that are written in one frame at most: a network that never says blank would not end."""
+MOST_A_FRAME = 12
+"""Symbols that are written in one frame at most: a network that never says blank would not end. Much less
+would cut words: a causal network waits until it is sure, and writes the rest of a word at once."""
 _WINDOW = 32  # frames that are looked through for the next symbol at once
 
 
