@@ -4,6 +4,7 @@ mambakit speech train --data fsdd --task classify --output runs/digits
 mambakit speech classify --model runs/digits --input recordings/ --output labels.csv
 mambakit speech evaluate --model runs/digits --json
 mambakit speech train --data connected-digits --task recognize --output runs/asr
+mambakit speech train --data sentences.txt --task language --output runs/language
 mambakit speech transcribe --model runs/asr --input call.wav --output call.srt
 mambakit speech stream --model runs/asr --input - < audio.pcm
 mambakit speech align --model runs/asr --input x.wav --text "three one four" --output x.TextGrid

@@ -23,6 +23,7 @@ from mambakit.domains.speech.classify.config import (
 from mambakit.domains.speech.utterances import Protocol
 
 if TYPE_CHECKING:
+    from mambakit.domains.speech.classify.metrics import Trade
     from mambakit.domains.speech.classify.model import Classifier
 
 Baseline = Literal["nearest-mean", "cnn"]
@@ -259,16 +260,30 @@ def evaluate_classify(
     if json:
         said = {"data": utterances.name, "results": measured.rows, "confusion": measured.confusion.tolist()}
         if spotted is not None:
-            said |= {"keyword": keyword, "equal_error": spotted.equal_error, "long": spotted.per_hour}
+            said |= {"keyword": keyword, "equal_error": spotted.equal_error, "area": spotted.area}
+            said |= {"roc": _curve(spotted.trade, "false_alarms"), "long": spotted.per_hour}
+            if spotted.hourly is not None:
+                said["hourly"] = _curve(spotted.hourly, "false_alarms_per_hour")
         print_json({**said, "left_out": left_out})
         return
     print(title)
     _show(measured.rows)
     if spotted is not None:
-        print(f"{keyword} among the others: equal error {spotted.equal_error:.2%}")
+        print(
+            f"{keyword} among the others: equal error {spotted.equal_error:.2%}, "
+            f"area under the curve {spotted.area:.4f}"
+        )
     if spotted is not None and spotted.per_hour:
         print(f"false alarms in {spotted.hours:.3f} h of {recording}")
         print(format_table(spotted.per_hour, ["misses", "threshold", "false_alarms_per_hour"]))
+
+
+def _curve(trade: Trade, name: str) -> dict[str, list[float]]:
+    return {
+        "thresholds": trade.thresholds.tolist(),
+        name: trade.false_alarms.tolist(),
+        "misses": trade.misses.tolist(),
+    }
 
 
 def load_classifier(folder: Path, device: str) -> Classifier:

@@ -53,10 +53,11 @@ def train_recognize(
     train: TrainConfig = PRESET_TRAIN,
     json: bool = False,
 ) -> None:
-    """Trains a recogniser of speech by CTC, and measures it on the test part.
+    """Trains a recogniser of speech, and measures it on the test part.
 
-    By default it streams; with --model.encoder.bidirectional true it hears what follows too, which makes
-    fewer errors and can't stream. The output folder holds the run and the model.
+    By default it writes by CTC and streams; so does --model.head rnnt. With --model.head attention, or
+    --model.encoder.bidirectional true, which hears what follows too, it can't stream. The output folder holds
+    the run and the model.
 
     Args:
         data: A card's name (`mambakit data list`), or a manifest (CSV or JSON lines: path, text, speaker,
@@ -83,6 +84,7 @@ def train_recognize(
     Examples:
         mambakit speech train --data connected-digits --task recognize --output runs/asr
         mambakit speech train --data my.jsonl --task recognize --model.units bpe --output runs/mine
+        mambakit speech train --data connected-digits --task recognize --model.head rnnt --output runs/rnnt
         mambakit speech train --data connected-digits --task recognize --test-speaker theo --baselines bigru
     """
     from mambakit.core.training import RunFolder, resolve_device

@@ -38,7 +38,8 @@ def train_separate(
     """Trains a model that takes two speakers apart, on mixtures made on the fly.
 
     Args:
-        data: Speech with named speakers: spoken-sentences, cards, manifests or folders, between commas.
+        data: Speech with named speakers: spoken-sentences, cards, manifests or folders, between commas; or
+            the folder of WSJ0-2mix or Libri2Mix, whose sources are mixed anew to learn from.
         task: What to learn.
         output: Folder for the run and the model; a killed run continues in it.
         baseline: Train a Conv-TasNet of the same size in the same way too, and measure it beside.
@@ -67,7 +68,7 @@ def train_separate(
     )
 
     pools = with_unseen(load_pools(data, model.rate_hz, seed=seed, task="separate"), pairs.unseen)
-    speakers = [len(pool.speakers) for pool in pools[1:]]
+    speakers = [len(pool.speakers) for pool in (pools.train, pools.validation, pools.test)]
     print(
         f"{data}: {speakers[0]} speakers to learn from, {speakers[1]} that choose, "
         f"{speakers[2]} for the test",
@@ -82,7 +83,13 @@ def train_separate(
     save_source(run.path, "separate", data, config.seed)
     nets = {"this model": trained}
     if baseline:
-        beside = train_baseline(trained, pools, run.path / "conv-tasnet", pairs, config)
+        beside, _ = train_baseline(
+            pools,
+            RunFolder(run.path / "conv-tasnet"),
+            model_config=model,
+            pair_config=pairs,
+            train_config=config,
+        )
         nets["Conv-TasNet"] = beside  # type: ignore[assignment]
     rows: list[dict[str, object]] = [
         {
@@ -131,7 +138,9 @@ def evaluate_separate(
     names = data or spec.data
     pairs = PairConfig(unseen=unseen or [])
     loaded = load_pools(names, trained.config.rate_hz, seed=spec.seed, task="separate")
-    mixtures = test_mixtures(with_unseen(loaded, pairs.unseen), pairs, pairs.test_mixtures)
+    of_their_own = (loaded.given or {}).get("test", [])  # all of which are measured
+    count = len(of_their_own) or pairs.test_mixtures
+    mixtures = test_mixtures(with_unseen(loaded, pairs.unseen), pairs, count)
     row = {
         "model": str(model),
         "si_snr_gain_db": float(np.mean(gains(trained, mixtures))),

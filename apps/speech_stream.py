@@ -22,7 +22,8 @@ PRESET_ENDPOINTS = EndpointConfig()
 def stream(
     *,
     model: Path,
-    input: str = "-",
+    input: str | None = None,
+    mic: bool = False,
     rate_hz: int | None = None,
     chunk_s: float = 0.1,
     endpoints: EndpointConfig = PRESET_ENDPOINTS,
@@ -37,7 +38,8 @@ def stream(
 
     Args:
         model: Folder of a saved recogniser that streams.
-        input: - for signed 16-bit little-endian mono PCM on standard input, or an audio file.
+        input: - for signed 16-bit little-endian mono PCM on standard input (the default), or an audio file.
+        mic: Listen to the microphone, until Ctrl-C; needs the package sounddevice.
         rate_hz: Of the PCM; the model's by default, and no other can be streamed.
         chunk_s: Seconds that are taken at once at most.
         endpoints: When a line is over.
@@ -47,12 +49,16 @@ def stream(
     Examples:
         mambakit speech stream --model runs/asr --input - < audio.pcm
         arecord -q -t raw -f S16_LE -r 8000 -c 1 | mambakit speech stream --model runs/asr
+        mambakit speech stream --model runs/asr --mic
         mambakit speech stream --model runs/asr --input call.wav --endpoints.silence_s 0.4
     """
+    from mambakit.domains.speech.microphone import microphone_chunks
     from mambakit.domains.speech.recognize.streaming import StreamingRecognizer
 
     if not chunk_s > 0:
         raise UsageError(f"chunk_s: expected more than 0, got {chunk_s}")
+    if mic and input is not None:
+        raise UsageError(f"mic, input: give one of them; --mic listens to the microphone, not to {input}")
     recognizer = load_recognizer(model, device)
     if rate_hz not in (None, recognizer.rate_hz):
         raise UsageError(
@@ -60,9 +66,14 @@ def stream(
             f"convert it first (sox -r {recognizer.rate_hz}, ffmpeg -ar {recognizer.rate_hz})"
         )
     listener = StreamingRecognizer(recognizer, endpoints=endpoints, decode=decode)
-    for samples in _chunks(input, recognizer.rate_hz, chunk_s):
-        for event in listener.feed(samples):
-            print(json_module.dumps(event.plain(), ensure_ascii=False), flush=True)
+    source = microphone_chunks(recognizer.rate_hz, chunk_s) if mic else None
+    try:
+        for samples in source or _chunks(input or "-", recognizer.rate_hz, chunk_s):
+            for event in listener.feed(samples):
+                print(json_module.dumps(event.plain(), ensure_ascii=False), flush=True)
+    except KeyboardInterrupt:
+        if not mic:
+            raise
     for event in listener.finish():
         print(json_module.dumps(event.plain(), ensure_ascii=False), flush=True)
 

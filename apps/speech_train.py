@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mambakit.apps.speech_classify import evaluate_classify, train_classify
 from mambakit.apps.speech_enhance import evaluate_enhance, train_enhance
+from mambakit.apps.speech_language import evaluate_language, train_language
 from mambakit.apps.speech_recognize import evaluate_recognize, train_recognize
 from mambakit.apps.speech_separate import evaluate_separate, train_separate
 from mambakit.core.cli import did_you_mean
@@ -17,12 +18,14 @@ Verb = Callable[..., object]
 TRAINERS: dict[str, Verb] = {
     "classify": train_classify,
     "recognize": train_recognize,
+    "language": train_language,
     "enhance": train_enhance,
     "separate": train_separate,
 }
 EVALUATORS: dict[str, Verb] = {
     "classify": evaluate_classify,
     "recognize": evaluate_recognize,
+    "language": evaluate_language,
     "enhance": evaluate_enhance,
     "separate": evaluate_separate,
 }
@@ -30,12 +33,13 @@ _FIRST = "classify"
 
 
 def trainer(words: Sequence[str]) -> Verb:
-    """The function that trains the task that ``--task`` names in the words after ``mambakit speech``.
+    """The function that trains the task that ``--task`` names in the words after ``mambakit speech``, or the
+    file that ``--config`` names.
 
     Raises:
         UsageError: If there is no such task.
     """
-    task = _value(words, "--task") or _FIRST
+    task = _value(words, "--task") or _task_of(_value(words, "--config")) or _FIRST
     if task not in TRAINERS:
         raise UsageError(
             f"task: there is no {task!r}{did_you_mean(task, TRAINERS)}; tasks: {', '.join(TRAINERS)}"
@@ -60,6 +64,19 @@ def evaluator(words: Sequence[str]) -> Verb:
     if task not in EVALUATORS:
         raise DataError(f"{folder}: a model of the task {task!r}, which this version does not measure")
     return EVALUATORS[task]
+
+
+def _task_of(config: str | None) -> str | None:
+    if config is None:
+        return None
+    import yaml
+
+    try:
+        values = yaml.safe_load(Path(config).read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):  # said when the flags are read
+        return None
+    task = values.get("task") if isinstance(values, dict) else None
+    return task if isinstance(task, str) else None
 
 
 def _value(words: Sequence[str], flag: str) -> str | None:

@@ -1,18 +1,19 @@
-"""Spoken digits: the official split and one speaker held out after the other, beside a CNN, in one run.
+"""Spoken digits: the official split and one speaker held out after the other, beside a CNN and a transformer.
 
-    python benchmarks/speech_digits.py --seeds 0 1 2 --jobs 4
-    python benchmarks/speech_digits.py --protocols speaker --seeds 0 1 2 3 4 --gpus 0 1 --jobs 8
+    python benchmarks/speech_digits.py --seeds 0 1 2 --gpus 0 1 2 3 --jobs 16
+    python benchmarks/speech_digits.py --protocols official --seeds 0 --limit 4
     python benchmarks/speech_digits.py --protocols speaker --speakers nicolas --validation-only \\
         --set loss.tilt_db=0
 
-Trains the preset with the app's own code for every protocol, held-out speaker and seed, and the convolutional
-network of as many parameters on the same recordings with the same options. Weights are chosen by validation:
-takes 5 to 9 in the official split, a tenth of the other speakers' recordings where one is held out; test
-recordings are measured once, also in white noise at 20, 10 and 0 dB. Rows go into results/speech.json as
-``speech/fsdd/accuracy/official``, ``.../leave-one-speaker-out`` and ``.../leave-one-speaker-out-snr10``: the
-mean over seeds (of the mean over speakers), and their standard deviation. ``--set`` changes the preset for a
-trial; such runs, and those with ``--validation-only``, touch no test take and write no rows: with speaker,
-one who is held out of training validates, by takes 5 to 49 alone.
+Trains the preset with the app's own code for every protocol, held-out speaker and seed, and a convolutional
+network and a transformer of about as many parameters on the same recordings with the same options. Weights
+are chosen by validation: takes 5 to 9 in the official split, a tenth of the other speakers' recordings where
+one is held out; test recordings are measured once, also in white noise at 20, 10 and 0 dB. Rows go into
+results/speech.json as ``speech/fsdd/accuracy/official``, ``.../leave-one-speaker-out`` and
+``.../leave-one-speaker-out-snr10``: the mean over seeds (of the mean over speakers), and their standard
+deviation. ``--set`` changes the preset for a trial; such runs, and those with ``--validation-only``, touch
+no test take and write no rows: with speaker, one who is held out of training validates, by takes 5 to 49
+alone. Runs with ``--limit`` write none either.
 """
 
 from __future__ import annotations
@@ -22,80 +23,69 @@ import dataclasses
 import json
 import statistics
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
+from processes import run_all
+from speech_trials import add_trial_flags, changed, device_here, read_changes, run_at
+
 SPEAKERS = ("george", "jackson", "lucas", "nicolas", "theo", "yweweler")
 PROTOCOLS = ("official", "speaker")
 SNRS = (20, 10, 0)
+NETWORKS = ("mambakit", "CNN", "transformer")
 
 
 def run_job(job: dict[str, Any]) -> dict[str, Any]:
-    """Trains ours and the CNN on one split and seed; measures on test, or without ``test`` on validation."""
-    import torch
-
+    """Trains one network on one split and seed; measures on test, or without ``test`` on validation."""
     from mambakit.core.training import RunFolder
     from mambakit.domains.speech.cards import noise_recordings
+    from mambakit.domains.speech.classify import config as presets
     from mambakit.domains.speech.classify.baselines import nearest_mean
-    from mambakit.domains.speech.classify.config import (
-        PRESET_AUGMENT,
-        PRESET_LOSS,
-        PRESET_MODEL,
-        PRESET_TRAIN,
-    )
     from mambakit.domains.speech.classify.evaluation import size_of
     from mambakit.domains.speech.classify.training import read_parts, train_classifier
+    from mambakit.domains.speech.encoder import transformer_like
 
-    torch.set_num_threads(1)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    began = time.monotonic()
-    configs: dict[str, Any] = {
-        "model": PRESET_MODEL, "loss": PRESET_LOSS, "augment": PRESET_AUGMENT, "train": PRESET_TRAIN,
-    }  # fmt: skip
-    for name, value in job["changes"].items():
-        configs = changed(configs, name.split("."), value)
-    parts = read_parts(*split_of(job), configs["model"])
+    device, began = device_here(), time.monotonic()
+    configs = changed(
+        {
+            "model": presets.PRESET_MODEL,
+            "loss": presets.PRESET_LOSS,
+            "augment": presets.PRESET_AUGMENT,
+            "train": presets.PRESET_TRAIN,
+        },
+        job["changes"],
+    )
+    shape = dataclasses.replace(configs["model"], network="cnn" if job["network"] == "CNN" else "mamba")
+    if job["network"] == "transformer":
+        shape = dataclasses.replace(shape, encoder=transformer_like(shape.encoder))
+    parts = read_parts(*split_of(job), shape)
     clips = parts.test if job["test"] else parts.validation
-    figures, sizes = {}, {}
-    for who, network in (("mambakit", "mamba"), ("CNN", "cnn")):
-        with tempfile.TemporaryDirectory() as folder:
-            model, result = train_classifier(
-                parts,
-                RunFolder(Path(folder) / "run"),
-                name="fsdd",
-                model_config=dataclasses.replace(configs["model"], network=network),
-                loss_config=configs["loss"],
-                augment_config=configs["augment"],
-                train_config=dataclasses.replace(configs["train"], seed=job["seed"], device=device),
-                noises=noise_recordings("noise", configs["model"].front_end.rate_hz),
-            )
-        model = model.to(device)
-        figures[who] = {name: accuracy(model, clips, snr) for name, snr in conditions().items()}
-        sizes[who] = size_of(model)
-        if who == "mambakit":
-            loss = result.best_score
-    guess = nearest_mean(parts.train, clips, model.front_end.cpu(), len(parts.classes))
-    figures["nearest mean"] = {"clean": float((guess == clips.labels).double().mean())}
+    with run_at(job["keep"], "digits", job["speaker"] or "official", job["network"], job["seed"]) as folder:
+        model, result = train_classifier(
+            parts,
+            RunFolder(folder),
+            name="fsdd",
+            model_config=shape,
+            loss_config=configs["loss"],
+            augment_config=configs["augment"],
+            train_config=dataclasses.replace(configs["train"], seed=job["seed"], device=device),
+            noises=noise_recordings("noise", shape.front_end.rate_hz),
+        )
+    model = model.to(device)
+    figures = {job["network"]: {name: accuracy(model, clips, snr) for name, snr in conditions().items()}}
+    if job["network"] == "mambakit":
+        guess = nearest_mean(parts.train, clips, model.front_end.cpu(), len(parts.classes))
+        figures["nearest mean"] = {"clean": float((guess == clips.labels).double().mean())}
     return {
         **job,
-        "validation_loss": loss,
+        "validation_loss": round(result.best_score, 4),
         "figures": figures,
-        "parameters": sizes,
+        "parameters": size_of(model),
         "n": len(clips),
+        "training_seconds": round(result.seconds, 1),
         "seconds": round(time.monotonic() - began, 1),
     }
-
-
-def changed(configs: dict[str, Any], path: list[str], value: Any) -> dict[str, Any]:
-    """The configs with one field, at any depth, set."""
-
-    def within(config: Any, rest: list[str]) -> Any:
-        inner = within(getattr(config, rest[0]), rest[1:]) if len(rest) > 1 else value
-        return dataclasses.replace(config, **{rest[0]: inner})
-
-    return {**configs, path[0]: within(configs[path[0]], path[1:])}
 
 
 def conditions() -> dict[str, int | None]:
@@ -111,6 +101,12 @@ def split_of(job: dict[str, Any]) -> tuple[Any, Any]:
     from mambakit.domains.speech.utterances import Split, split_utterances
 
     found = load_utterances("fsdd", "classify")
+    if job.get("limit"):  # every speaker and digit stays, and some takes of each part
+        alike = [found.table["speaker"], found.table["label"], found.parts]
+        keep = (found.table.groupby(alike).cumcount() < job["limit"]).to_numpy()
+        found = dataclasses.replace(
+            found, table=found.table[keep].reset_index(drop=True), parts=found.parts[keep]
+        )
     if job["test"]:
         options = {} if job["protocol"] == "official" else {"test_speaker": job["speaker"]}
         return found, split_utterances(found, job["protocol"], **options)
@@ -146,16 +142,27 @@ def tell(one: dict[str, Any], seconds: float) -> None:
     said = one.get("error") or f"{'test' if one['test'] else 'validation'} {figures} {one['seconds']} s"
     name = one["speaker"] or ""
     print(
-        f"{seconds:6.1f} s  {one['protocol']:<9} {name:<9} seed {one['seed']} {one['changes'] or ''} {said}",
+        f"{seconds:6.1f} s  {one['protocol']:<9} {name:<9} seed {one['seed']} {one['network']} "
+        f"{one['changes'] or ''} {said}",
         file=sys.stderr,
         flush=True,
     )
+
+
+def together(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Runs of one split and seed as one, with the figures of every network; those without ours go."""
+    made: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for one in found:
+        of = made.setdefault((one["protocol"], one["speaker"], one["seed"]), {**one, "figures": {}})
+        of["figures"].update(one["figures"])
+    return [one for one in made.values() if "mambakit" in one["figures"]]
 
 
 def rows_of(found: list[dict[str, Any]], command: str) -> list[dict[str, Any]]:
     """Result rows, of protocols that every speaker's run is there for; accuracies in per cent."""
     from rows import row
 
+    found = together(found)
     made = []
     for protocol, wanted in (("official", (None,)), ("speaker", SPEAKERS)):
         runs = [one for one in found if one["protocol"] == protocol]
@@ -170,8 +177,8 @@ def rows_of(found: list[dict[str, Any]], command: str) -> list[dict[str, Any]]:
                     * statistics.mean(one["figures"][who][condition] for one in runs if one["seed"] == seed)
                     for seed in whole
                 ]
-                for who in ("mambakit", "CNN", "nearest mean")
-                if condition in runs[0]["figures"][who]
+                for who in (*NETWORKS, "nearest mean")
+                if all(condition in one["figures"].get(who, {}) for one in runs)
             }
             name = "official" if protocol == "official" else "leave-one-speaker-out"
             made.append(
@@ -194,20 +201,17 @@ def rows_of(found: list[dict[str, Any]], command: str) -> list[dict[str, Any]]:
 
 def main() -> int:
     """The command line."""
-    from processes import add_flags, run_all
-
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--protocols", nargs="+", default=list(PROTOCOLS), choices=PROTOCOLS)
     parser.add_argument("--speakers", nargs="+", default=list(SPEAKERS), choices=SPEAKERS)
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    add_flags(parser)
-    parser.add_argument("--set", dest="changes", nargs="*", default=[], metavar="PART.FIELD=JSON")
+    parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=NETWORKS)
     parser.add_argument(
         "--validation-only", action="store_true", help="measure validation recordings instead"
     )
     parser.add_argument("--raw", type=Path, help="also write every run's result here")
+    add_trial_flags(parser)
     arguments = parser.parse_args()
-    changes = {name: json.loads(value) for name, _, value in (c.partition("=") for c in arguments.changes)}
+    changes = read_changes(arguments.changes)
     test = not (arguments.validation_only or changes)
 
     from mambakit.domains.speech.cards import load_utterances
@@ -215,8 +219,18 @@ def main() -> int:
     load_utterances("fsdd")  # once, before the processes ask for it together
     load_utterances("noise")
     jobs = [
-        {"protocol": protocol, "speaker": speaker, "seed": seed, "changes": changes, "test": test}
+        {
+            "protocol": protocol,
+            "speaker": speaker,
+            "seed": seed,
+            "network": network,
+            "changes": changes,
+            "limit": arguments.limit,
+            "test": test,
+            "keep": arguments.keep and str(arguments.keep),
+        }
         for seed in arguments.seeds
+        for network in arguments.networks
         for protocol in arguments.protocols
         for speaker in ([None] if protocol == "official" else arguments.speakers)
     ]
@@ -226,7 +240,7 @@ def main() -> int:
     done = [one for one in found if "error" not in one]
     if arguments.raw:
         arguments.raw.write_text(json.dumps(done, indent=1))
-    if test and done:
+    if test and done and not arguments.limit:
         from rows import write_rows
 
         made = rows_of(done, "python " + " ".join(sys.argv))

@@ -1,96 +1,173 @@
-"""Enhancement beside log-MMSE: trained on synthetic voices and noise, measured on 20 VoiceBank-DEMAND pairs.
+"""Enhancement beside log-MMSE: trained on synthetic and recorded voices in noise, measured on 20 real pairs.
 
-    python benchmarks/speech_enhancement.py --seeds 0 1 2 --max-time 20m --set model.n_layers=4
+    python benchmarks/speech_enhancement.py --seeds 0 1 2 --gpus 0 1 2 --jobs 3 --long 40
+    python benchmarks/speech_enhancement.py --limit 4 --set train.max_epochs=1 mix.steps_per_epoch=2
 
-The pairs are of the public corpus' test part and are never trained on. Rows go into results/speech.json as
+The pairs are 20 of VoiceBank-DEMAND's test part, of which nothing is trained on; the weights are those of
+the lowest loss on mixtures of utterances in no other part. Rows go into results/speech.json as
 ``speech/voicebank-20/pesq``, ``.../stoi`` and ``.../si-sdr``: the mean over seeds, and their deviation.
+``--causal-too`` also trains the form that streams, as a peer. ``--set`` changes the presets for a trial:
+such runs, and those with ``--validation-only``, measure mixtures of those utterances and write no
+rows; nor do those with ``--limit``.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
 import statistics
 import sys
-import tempfile
-from pathlib import Path
+import time
 from typing import Any
 
+from processes import run_all
+from speech_trials import (
+    add_long_flag,
+    add_trial_flags,
+    changed,
+    device_here,
+    lengthened,
+    read_changes,
+    run_at,
+)
+
 UNITS = {"pesq": "MOS-LQO", "stoi": "", "si_sdr": "dB"}
+BASELINES = ("noisy", "log-MMSE")
+WHOLE, STREAMING = "mambakit", "mambakit, streaming"
 
 
-def run(
-    seed: int, data: str, max_time: str | None, changes: dict[str, dict[str, Any]]
-) -> list[dict[str, object]]:
+def run_job(job: dict[str, Any]) -> dict[str, Any]:
     """Trains one model; the means of every score for noisy, log-MMSE and ours."""
-    import torch
-
     from mambakit.core.training import RunFolder
-    from mambakit.domains.speech.enhance.config import (
-        PRESET_ENHANCE,
-        PRESET_ENHANCE_LOSS,
-        PRESET_ENHANCE_TRAIN,
-        PRESET_MIX,
-    )
+    from mambakit.domains.speech.enhance import config as presets
     from mambakit.domains.speech.enhance.data import load_noises, load_pairs, load_pools
-    from mambakit.domains.speech.enhance.evaluation import evaluate
-    from mambakit.domains.speech.enhance.training import train_enhancer
+    from mambakit.domains.speech.enhance.evaluation import OURS, evaluate
+    from mambakit.domains.speech.enhance.training import test_mixtures, train_enhancer
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model_config = dataclasses.replace(PRESET_ENHANCE, **changes.get("model", {}))
-    train_config = dataclasses.replace(
-        PRESET_ENHANCE_TRAIN, **changes.get("train", {}), seed=seed, max_time=max_time, device=device
-    )
-    pools = load_pools(data, model_config.rate_hz)
-    with tempfile.TemporaryDirectory() as folder:
-        model, _ = train_enhancer(
+    device, began = device_here(), time.monotonic()
+    presets_here = {
+        "model": dataclasses.replace(presets.PRESET_ENHANCE, causal=job["who"] == STREAMING),
+        "mix": presets.PRESET_MIX,
+        "loss": presets.PRESET_ENHANCE_LOSS,
+        "train": presets.PRESET_ENHANCE_TRAIN,
+    }
+    configs = changed(lengthened(presets_here, job["long"], "mix"), job["changes"])
+    rate_hz = configs["model"].rate_hz
+    pools, noises = load_pools(job["data"], rate_hz), load_noises("noise", rate_hz)
+    with run_at(job["keep"], "enhancement", job["who"], job["seed"]) as folder:
+        model, result = train_enhancer(
             pools.train,
             pools.validation,
-            load_noises("noise", model_config.rate_hz),
-            RunFolder(Path(folder) / "run"),
-            model_config=model_config,
-            mix_config=dataclasses.replace(PRESET_MIX, **changes.get("mix", {})),
-            loss_config=dataclasses.replace(PRESET_ENHANCE_LOSS, **changes.get("loss", {})),
-            train_config=train_config,
-            name=data,
+            noises,
+            RunFolder(folder),
+            model_config=configs["model"],
+            mix_config=configs["mix"],
+            loss_config=configs["loss"],
+            train_config=dataclasses.replace(configs["train"], seed=job["seed"], device=device),
+            name=job["data"],
         )
-    return evaluate(model.to(device), load_pairs("voicebank-demand-20", model_config.rate_hz)).means()
+        model.save_pretrained(folder)
+    trained = time.monotonic()
+    if job["test"]:
+        pairs = load_pairs("voicebank-demand-20", rate_hz)
+    else:
+        mixtures = test_mixtures(pools.validation, noises, configs["mix"], 20)
+        pairs = iter([(str(i), *pair) for i, pair in enumerate(mixtures)])
+    means = evaluate(model.to(device), itertools.islice(pairs, job["limit"])).means()
+    return {
+        **job,
+        "scores": {job["who"] if one["model"] == OURS else one["model"]: one for one in means},
+        "parameters": sum(one.numel() for one in model.parameters()),
+        "validation_loss": round(result.best_score, 4),
+        "epochs": result.epochs,
+        "training_seconds": round(result.seconds, 1),
+        "measuring_seconds": round(time.monotonic() - trained, 1),
+        "seconds": round(time.monotonic() - began, 1),
+    }
+
+
+def tell(one: dict[str, Any], seconds: float) -> None:
+    """A line of a run that ended."""
+    print(json.dumps({**one, "at": round(seconds)}), file=sys.stderr, flush=True)
+
+
+def rows_of(done: list[dict[str, Any]], command: str) -> list[dict[str, Any]]:
+    """Result rows; the streaming model is a peer where it was trained with the same seeds."""
+    from rows import row
+
+    ours = {one["seed"]: one["scores"] for one in done if one["who"] == WHOLE}
+    streaming = {one["seed"]: one["scores"] for one in done if one["who"] == STREAMING}
+    rows = []
+    for score, unit in UNITS.items():
+        values = [found[WHOLE][score] for found in ours.values() if score in found[WHOLE]]
+        if not values:
+            continue
+        some = next(iter(ours.values()))
+        peers = {name: round(some[name][score], 4) for name in BASELINES}
+        if set(streaming) == set(ours):
+            peers[STREAMING] = round(
+                statistics.mean(found[STREAMING][score] for found in streaming.values()), 4
+            )
+        rows.append(
+            row(
+                f"speech/voicebank-20/{score.replace('_', '-')}",
+                round(statistics.mean(values), 4),
+                unit,
+                peers=peers,
+                spread=round(statistics.stdev(values), 4) if len(values) > 1 else None,
+                seeds=sorted(ours),
+                command=command,
+            )
+        )
+    return rows
 
 
 def main() -> int:
-    """Runs every seed, prints the means and writes the rows."""
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--data", default="spoken-sentences")
-    parser.add_argument("--max-time", default=None)
-    parser.add_argument("--set", nargs="*", default=[], metavar="PART.NAME=VALUE", help="values are JSON")
+    parser.add_argument("--data", default="spoken-sentences,fsdd")
+    parser.add_argument("--causal-too", action="store_true")
+    parser.add_argument("--validation-only", action="store_true", help="measure held-out mixtures instead")
+    add_long_flag(parser)
+    add_trial_flags(parser)
     arguments = parser.parse_args()
-    changes: dict[str, dict[str, Any]] = {}
-    for one in arguments.set:
-        name, _, value = one.partition("=")
-        part, _, option = name.partition(".")
-        changes.setdefault(part, {})[option] = json.loads(value)
-    from rows import row, write_rows
+    changes = read_changes(arguments.changes)
 
-    done = [
-        {str(one["model"]): one for one in run(seed, arguments.data, arguments.max_time, changes)}
+    from mambakit.domains.speech.enhance.data import load_noises, load_pairs, load_pools
+
+    load_pools(arguments.data, 16_000)  # made once, before the processes ask for them together
+    load_noises("noise", 16_000)
+    next(load_pairs("voicebank-demand-20", 16_000))
+    jobs = [
+        {
+            "who": who,
+            "seed": seed,
+            "data": arguments.data,
+            "changes": changes,
+            "limit": arguments.limit,
+            "test": not (arguments.validation_only or changes),
+            "long": arguments.long,
+            "keep": arguments.keep and str(arguments.keep),
+        }
         for seed in arguments.seeds
+        for who in ((WHOLE, STREAMING) if arguments.causal_too else (WHOLE,))
     ]
-    made = []
-    for score, unit in UNITS.items():
-        values = [float(one["this model"][score]) for one in done if score in one["this model"]]  # type: ignore[arg-type]
-        if not values:
-            continue
-        peers = {name: float(done[0][name][score]) for name in ("noisy", "log-MMSE")}  # type: ignore[arg-type]
-        spread = statistics.stdev(values) if len(values) > 1 else None
-        what = f"speech/voicebank-20/{score.replace('_', '-')}"
-        made.append(
-            row(what, statistics.mean(values), unit, peers=peers, spread=spread, seeds=arguments.seeds)
-        )
-        print(what, made[-1]["value"], peers)
-    print(f"{len(made)} rows written to {write_rows('speech', made)}")
-    return 0
+    limits = {"seconds": arguments.seconds, "stop_after": arguments.stop_after}
+    found = run_all(run_job, jobs, arguments.jobs, tell=tell, gpus=arguments.gpus, **limits)
+    done = [one for one in found if "error" not in one]
+    if not (changes or arguments.limit or arguments.validation_only):
+        from rows import write_rows
+
+        made = rows_of(done, "python " + " ".join(sys.argv))
+        if made:
+            print(f"{len(made)} rows written to {write_rows('speech', made)}")
+        for one in made:
+            print(one["what"], one["value"], "+-", one["spread"], one["peers"])
+    if len(done) < len(jobs):
+        print(f"{len(jobs) - len(done)} of {len(jobs)} runs failed or are not done", file=sys.stderr)
+    return 1 if len(done) < len(found) else 0
 
 
 if __name__ == "__main__":

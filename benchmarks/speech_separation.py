@@ -1,31 +1,47 @@
 """Separation of two FSDD speakers that training never heard, beside a Conv-TasNet of equal size, in one run.
 
-    python benchmarks/speech_separation.py --seeds 0 1 2 --max-time 20m
+    python benchmarks/speech_separation.py --seeds 0 1 2 --gpus 0 1 2 3 --jobs 12 --long 40
+    python benchmarks/speech_separation.py --limit 4 --set train.max_epochs=1 pairs.steps_per_epoch=2
 
-Both are trained on the same mixtures for as long. The row is ``speech/fsdd-2mix/si-snri/unseen-pair``.
+Both learn from the same mixtures for as many steps; the weights are those of the best SI-SNRi on mixtures of
+utterances of the training speakers that are in no other part. 200 mixtures of the unseen pair are measured
+once. Rows go into results/speech.json as ``speech/fsdd-2mix/si-snri/unseen-pair``: the mean over pairs and
+seeds, and the deviation over seeds. ``--set`` changes the presets for a trial: such runs, and those with
+``--validation-only``, measure validation mixtures and write no rows; nor do those with ``--limit``.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import statistics
 import sys
-import tempfile
-from pathlib import Path
+import time
+from typing import Any
+
+from processes import run_all
+from speech_trials import (
+    add_long_flag,
+    add_trial_flags,
+    changed,
+    device_here,
+    lengthened,
+    read_changes,
+    run_at,
+)
+
+PAIRS = ("theo,lucas", "george,yweweler", "jackson,nicolas")
+OURS, CONV, CAUSAL = "mambakit", "Conv-TasNet", "mambakit, streaming"
+NETWORKS = (OURS, CONV, CAUSAL)
+MIXTURES = 200
 
 
-def run(seed: int, unseen: list[str], max_time: str | None) -> dict[str, float]:
-    """SI-SNRi in dB of both networks."""
-    import torch
-
+def run_job(job: dict[str, Any]) -> dict[str, Any]:
+    """Trains one network on four speakers, and measures it on mixtures of the other two."""
     from mambakit.core.training import RunFolder
     from mambakit.domains.speech.enhance.data import load_pools
-    from mambakit.domains.speech.separate.config import (
-        PRESET_PAIRS,
-        PRESET_SEPARATE,
-        PRESET_SEPARATE_TRAIN,
-    )
+    from mambakit.domains.speech.separate import config as presets
     from mambakit.domains.speech.separate.training import (
         gains,
         test_mixtures,
@@ -34,48 +50,117 @@ def run(seed: int, unseen: list[str], max_time: str | None) -> dict[str, float]:
         with_unseen,
     )
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    config = dataclasses.replace(PRESET_SEPARATE_TRAIN, seed=seed, max_time=max_time, device=device)
-    pairs = dataclasses.replace(PRESET_PAIRS, unseen=unseen)
-    pools = with_unseen(load_pools("fsdd", PRESET_SEPARATE.rate_hz, task="separate"), unseen)
-    with tempfile.TemporaryDirectory() as folder:
-        model, _ = train_separator(
+    device, began = device_here(), time.monotonic()
+    unseen = job["pair"].split(",")
+    presets_here = {
+        "model": presets.PRESET_SEPARATE,
+        "pairs": dataclasses.replace(presets.PRESET_PAIRS, unseen=unseen),
+        "train": presets.PRESET_SEPARATE_TRAIN,
+    }
+    configs = changed(lengthened(presets_here, job["long"], "pairs"), job["changes"])
+    train = dataclasses.replace(configs["train"], seed=job["seed"], device=device)
+    pools = with_unseen(load_pools("fsdd", configs["model"].rate_hz, task="separate"), unseen)
+    with run_at(job["keep"], "separation", job["pair"], job["who"], job["seed"]) as folder:
+        teach = train_baseline if job["who"] == CONV else train_separator
+        model, result = teach(
             pools,
-            RunFolder(Path(folder) / "ours"),
-            model_config=PRESET_SEPARATE,
-            pair_config=pairs,
-            train_config=config,
+            RunFolder(folder),
+            model_config=dataclasses.replace(configs["model"], causal=job["who"] == CAUSAL),
+            pair_config=configs["pairs"],
+            train_config=train,
         )
-        beside = train_baseline(model, pools, Path(folder) / "theirs", pairs, config)
-    mixtures = test_mixtures(pools, pairs, 200)
+    trained = time.monotonic()
+    measured = pools if job["test"] else pools._replace(test=pools.validation)
+    mixtures = test_mixtures(measured, configs["pairs"], job["limit"] or MIXTURES)
     return {
-        name: statistics.mean(gains(net.to(device), mixtures))
-        for name, net in (("mambakit", model), ("Conv-TasNet", beside))
+        **job,
+        "si_snri": round(statistics.mean(gains(model.to(device), mixtures)), 4),
+        "parameters": sum(one.numel() for one in model.parameters()),
+        "validation_loss": round(result.best_score, 4),
+        "epochs": result.epochs,
+        "training_seconds": round(result.seconds, 1),
+        "measuring_seconds": round(time.monotonic() - trained, 1),
+        "seconds": round(time.monotonic() - began, 1),
     }
 
 
-def main() -> int:
-    """Runs every seed, prints the means and writes the row."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--unseen", nargs=2, default=["theo", "lucas"])
-    parser.add_argument("--max-time", default=None)
-    arguments = parser.parse_args()
-    from rows import row, write_rows
+def tell(one: dict[str, Any], seconds: float) -> None:
+    """A line of a run that ended."""
+    print(json.dumps({**one, "at": round(seconds)}), file=sys.stderr, flush=True)
 
-    done = [run(seed, arguments.unseen, arguments.max_time) for seed in arguments.seeds]
-    ours, theirs = ([one[name] for one in done] for name in ("mambakit", "Conv-TasNet"))
-    made = row(
-        "speech/fsdd-2mix/si-snri/unseen-pair",
-        statistics.mean(ours),
-        "dB",
-        peers={"Conv-TasNet": statistics.mean(theirs)},
-        spread=statistics.stdev(ours) if len(ours) > 1 else None,
-        seeds=arguments.seeds,
-    )
-    print(made["what"], made["value"], made["peers"])
-    print(f"1 row written to {write_rows('speech', [made])}")
-    return 0
+
+def rows_of(done: list[dict[str, Any]], command: str) -> list[dict[str, Any]]:
+    """The row of the seeds for which no pair and no network is missing."""
+    from rows import row
+
+    networks = [name for name in NETWORKS if any(one["who"] == name for one in done)]
+    wanted = {(pair, name) for pair in PAIRS for name in networks}
+    of_seed: dict[int, dict[tuple[str, str], float]] = {}
+    for one in done:
+        of_seed.setdefault(one["seed"], {})[one["pair"], one["who"]] = one["si_snri"]
+    seeds = sorted(seed for seed, found in of_seed.items() if set(found) == wanted)
+    if not seeds or OURS not in networks:
+        return []
+    means = {
+        name: [statistics.mean(of_seed[seed][pair, name] for pair in PAIRS) for seed in seeds]
+        for name in networks
+    }
+    return [
+        row(
+            "speech/fsdd-2mix/si-snri/unseen-pair",
+            round(statistics.mean(means[OURS]), 3),
+            "dB",
+            peers={name: round(statistics.mean(means[name]), 3) for name in networks if name != OURS},
+            spread=round(statistics.stdev(means[OURS]), 3) if len(seeds) > 1 else None,
+            seeds=seeds,
+            command=command,
+        )
+    ]
+
+
+def main() -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--pairs", nargs="+", default=list(PAIRS), choices=PAIRS)
+    parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=NETWORKS)
+    parser.add_argument("--validation-only", action="store_true", help="measure validation mixtures instead")
+    add_long_flag(parser)
+    add_trial_flags(parser)
+    arguments = parser.parse_args()
+    changes = read_changes(arguments.changes)
+
+    from mambakit.domains.speech.cards import load_utterances
+
+    load_utterances("fsdd")  # once, before the processes ask for it together
+    jobs = [
+        {
+            "pair": pair,
+            "who": who,
+            "seed": seed,
+            "changes": changes,
+            "limit": arguments.limit,
+            "test": not (arguments.validation_only or changes),
+            "long": arguments.long,
+            "keep": arguments.keep and str(arguments.keep),
+        }
+        for seed in arguments.seeds
+        for who in arguments.networks
+        for pair in arguments.pairs
+    ]
+    limits = {"seconds": arguments.seconds, "stop_after": arguments.stop_after}
+    found = run_all(run_job, jobs, arguments.jobs, tell=tell, gpus=arguments.gpus, **limits)
+    done = [one for one in found if "error" not in one]
+    if not (changes or arguments.limit or arguments.validation_only):
+        from rows import write_rows
+
+        made = rows_of(done, "python " + " ".join(sys.argv))
+        if made:
+            print(f"{len(made)} rows written to {write_rows('speech', made)}")
+        for one in made:
+            print(one["what"], one["value"], "+-", one["spread"], one["peers"])
+    if len(done) < len(jobs):
+        print(f"{len(jobs) - len(done)} of {len(jobs)} runs failed or are not done", file=sys.stderr)
+    return 1 if len(done) < len(found) else 0
 
 
 if __name__ == "__main__":

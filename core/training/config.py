@@ -40,6 +40,10 @@ class TrainConfig:
     """Largest norm of the gradient; 0 for no clipping."""
     ema_decay: float = 0.0
     """Decay of the averaged weights that are validated and kept; 0 for no averaging."""
+    average: int = 1
+    """Checkpoints whose weights are averaged in the end, if that is better than the best; 1 for none."""
+    average_of: Literal["best", "last"] = "best"
+    """Which are averaged: those of the best validations, or the last."""
     patience: int = 5
     """Validations without improvement before stopping; 0 to never stop early."""
     validate_every: int | None = None
@@ -56,7 +60,13 @@ class TrainConfig:
     """Processes that load data; 0 loads in this one, null as many as suit the device."""
 
     def __post_init__(self) -> None:
-        at_least = {"max_epochs": 1, "max_steps": -1, "batch_size": 1, **dict.fromkeys(_NOT_NEGATIVE, 0)}
+        at_least = {
+            "max_epochs": 1,
+            "max_steps": -1,
+            "batch_size": 1,
+            "average": 1,
+            **dict.fromkeys(_NOT_NEGATIVE, 0),
+        }
         for name, least in at_least.items():
             if getattr(self, name) is not None and not getattr(self, name) >= least:
                 raise UsageError(f"{name}: expected at least {least}, got {getattr(self, name)}")
@@ -69,6 +79,10 @@ class TrainConfig:
                 raise UsageError(f"{name}: expected at most 1, got {getattr(self, name)}")
         if self.ema_decay == 1:
             raise UsageError("ema_decay: expected less than 1, got 1: the average would never move")
+        if self.average_of not in ("best", "last"):
+            raise UsageError(f"average_of: expected best or last, got {self.average_of!r}")
+        if self.average > 1 and self.ema_decay:
+            raise UsageError("average, ema_decay: both average weights; use one of them")
         if self.max_time is not None:
             parse_duration(self.max_time)
 

@@ -21,6 +21,7 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from torch.utils.data import DataLoader
 
 from mambakit.core.errors import UserError
+from mambakit.core.training.averaging import AVERAGED, KeptCheckpoints, averaged_weights
 from mambakit.core.training.callbacks import AveragedWeights, EpochSeed, MetricsFile, Progress, StopOnNaN
 from mambakit.core.training.config import TrainConfig, parse_duration
 from mambakit.core.training.devices import choose_precision, resolve_device, seed_everything
@@ -96,6 +97,7 @@ def fit(
         check_finite=False,
         check_on_train_epoch_end=False,
     )
+    kept = [KeptCheckpoints(config, run, monitor, mode)] if config.average > 1 else []
     averaging = [AveragedWeights(config.ema_decay, device)] if config.ema_decay else []
     resume_from = run.last_checkpoint
     with _quiet():
@@ -114,6 +116,7 @@ def fit(
                 MetricsFile(run.metrics_path),
                 Progress(monitor),
                 stopping,
+                *kept,
                 best,
             ],
             val_check_interval=config.validate_every,
@@ -131,6 +134,19 @@ def fit(
             trainer.fit(task, train_loader, val_loader, ckpt_path=resume_from, weights_only=True)
         seconds = time.monotonic() - began
         score, checkpoint = _keep_best(task, trainer, best, val_loader, monitor, run)
+        if kept and len(kept[0].paths) > 1:
+            of_average = _try_average(task, trainer, kept[0].paths, val_loader, monitor, run)
+            better = of_average < score if mode == "min" else of_average > score
+            said = "kept" if better else "not better, and not kept"
+            print(
+                f"average of {len(kept[0].paths)} checkpoints: {monitor} {of_average:.4g}, "
+                f"of the best alone {score:.4g}: {said}",
+                file=sys.stderr,
+            )
+            if better:
+                score, checkpoint = of_average, f"checkpoints/{AVERAGED}"
+            else:
+                load_weights(task, run.path / checkpoint)
     task.eval()
     to_best = _way_to_best(run.metrics_path, monitor, mode) or (trainer.global_step, seconds)
     result = FitResult(
@@ -144,6 +160,8 @@ def fit(
         seconds_to_best=to_best[1],
     )
     run.finish(asdict(result))
+    for path in kept[0].paths if kept else ():
+        path.unlink(missing_ok=True)  # only now, as a run that is killed before averages them again
     return result
 
 
@@ -169,6 +187,21 @@ def _keep_best(
     metrics = trainer.validate(task, val_loader, verbose=False)[0]
     trainer.save_checkpoint(run.checkpoints / "best.ckpt")
     return float(metrics[monitor]), "checkpoints/best.ckpt"
+
+
+def _try_average(
+    task: pl.LightningModule,
+    trainer: pl.Trainer,
+    checkpoints: Sequence[Path],
+    val_loader: DataLoader[Any] | Sequence[DataLoader[Any]],
+    monitor: str,
+    run: RunFolder,
+) -> float:
+    """Load the average of checkpoints, and what it scores."""
+    weights = averaged_weights(checkpoints)
+    torch.save({"state_dict": weights}, run.checkpoints / AVERAGED)
+    task.load_state_dict(weights)
+    return float(trainer.validate(task, val_loader, verbose=False)[0][monitor])
 
 
 def _way_to_best(metrics_csv: Path, monitor: str, mode: Literal["min", "max"]) -> tuple[int, float] | None:

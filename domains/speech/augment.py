@@ -1,4 +1,4 @@
-"""What is done to the samples while training: noise, speed, rooms and gain, by a seeded generator."""
+"""What is done to the samples while training: noise, speed, rooms and gain, to whole batches at once."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
+from mambakit.core.blocks.base import padding_mask
 from mambakit.core.errors import UsageError
 from mambakit.domains.speech.audio import resample
+from mambakit.domains.speech.chance import Chance
 
 
 @dataclass(frozen=True)
@@ -42,37 +45,118 @@ class AugmentConfig:
             raise UsageError(f"speed_range: expected factors above 0, got {self.speed_range[0]}")
 
 
-def augment(
-    samples: Tensor,
-    rate_hz: int,
-    config: AugmentConfig,
-    generator: torch.Generator,
-    noises: Sequence[Tensor] = (),
-) -> Tensor:
-    """One utterance ``(n,)`` changed at random; its length changes with the speed.
+class Augmenter(nn.Module):
+    """Changes whole batches at random, on their device.
 
     Args:
-        samples: ``(n,)``.
-        rate_hz: Their rate.
         config: What may be done.
-        generator: Decides; the same one makes the same.
+        rate_hz: Of the recordings.
         noises: Recordings of noise at the same rate to draw from; coloured noise is made beside them.
     """
-    if _chance(generator) < config.speed:
-        samples = change_speed(samples, _between(config.speed_range, generator))
-    if _chance(generator) < config.reverberation:
-        samples = reverberate(samples, room_response(rate_hz, _between((0.1, 0.5), generator), generator))
-    if _chance(generator) < config.noise:
-        which = int(torch.randint(0, len(noises) + 1, (), generator=generator))
-        if which < len(noises):
-            noise = stretch(noises[which], len(samples), generator)
-        else:
-            noise = coloured_noise(len(samples), _between((0.0, 2.0), generator), generator)
-        samples = mix(samples, noise, _between(config.snr_db, generator))
-    return samples * 10 ** (_between(config.gain_db, generator) / 20)
+
+    def __init__(self, config: AugmentConfig, rate_hz: int, noises: Sequence[Tensor] = ()) -> None:
+        super().__init__()
+        self.config, self.rate_hz = config, rate_hz
+        self.noises = Recordings(noises) if noises else None
+
+    def forward(
+        self,
+        samples: Tensor,
+        lengths: Tensor,
+        chance: Chance | None = None,
+        *,
+        least: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Recordings ``(batch, n)``, zero at padding, and their lengths ``(batch,)``, both changed.
+
+        Args:
+            samples: The recordings.
+            lengths: Samples of each.
+            chance: Decides; torch's own generators by default.
+            least: Samples that each must keep: what would be played so fast that it has fewer is not.
+        """
+        chance = chance or Chance(samples.device)
+        config, batch = self.config, len(samples)
+        # autocast would pass samples through the filter in half precision
+        with torch.autocast(samples.device.type, enabled=False):
+            samples, lengths = self._at_other_speeds(samples, lengths, chance, least)
+        there = ~padding_mask(lengths, samples.shape[1])
+        if len(rows := chance.rows(config.reverberation, batch)):
+            decays = chance.uniform(0.1, 0.5, len(rows))
+            heard = reverberate(samples[rows], room_responses(self.rate_hz, decays, 0.5, chance))
+            samples = samples.index_copy(0, rows, heard)
+        if len(rows := chance.rows(config.noise, batch)):
+            noise = self._noise(len(rows), samples.shape[1], chance) * there[rows]
+            noisy = mix(samples[rows], noise, chance.uniform(*config.snr_db, len(rows), 1))
+            samples = samples.index_copy(0, rows, noisy)
+        gain = 10 ** (chance.uniform(*config.gain_db, batch, 1) / 20)
+        return samples * gain * there, lengths
+
+    def _at_other_speeds(
+        self, samples: Tensor, lengths: Tensor, chance: Chance, least: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Played faster or slower, in twentieths: rows of like speed pass through one filter."""
+        changed = chance.decide(0.0, 1.0, len(samples)) < self.config.speed
+        twentieths = (20 * chance.decide(*self.config.speed_range, len(samples))).round().clamp(min=1).long()
+        twentieths = torch.where(changed, twentieths, 20)
+        width = -(-samples.shape[1] * 20 // min(20, int(twentieths.min())))
+        made = F.pad(samples, (0, width - samples.shape[1]))
+        for factor in sorted(set(twentieths.tolist()) - {20}):
+            rows = (twentieths == factor).nonzero()[:, 0].to(samples.device)
+            faster = resample(samples[rows], factor, 20)
+            made = made.index_copy(0, rows, F.pad(faster, (0, width - faster.shape[1])))
+        by = twentieths.to(lengths.device)
+        shorter = (lengths * 20 + by - 1) // by
+        if least is not None:
+            fits = shorter >= least
+            made = torch.where(fits[:, None], made, F.pad(samples, (0, width - samples.shape[1])))
+            shorter = torch.where(fits, shorter, lengths)
+        return made, shorter
+
+    def _noise(self, batch: int, n: int, chance: Chance) -> Tensor:
+        """``(batch, n)``: coloured, or cuts of recordings, of which each is as likely as a colour."""
+        recorded = 0
+        if self.noises is not None:
+            share = len(self.noises) / (len(self.noises) + 1)
+            recorded = int((chance.decide(0.0, 1.0, batch) < share).sum())
+        made = []
+        if self.noises is not None and recorded:
+            made.append(self.noises.cut(recorded, n, chance))
+        if coloured := batch - recorded:
+            made.append(coloured_noises(n, chance.uniform(0.0, 2.0, coloured), chance))
+        return torch.cat(made)
 
 
-def mix(speech: Tensor, noise: Tensor, snr_db: float) -> Tensor:
+class Recordings(nn.Module):
+    """Recordings of noise in one tensor, from which stretches are cut.
+
+    Args:
+        recordings: ``(n,)`` each.
+    """
+
+    samples: Tensor
+    starts: Tensor
+    lengths: Tensor
+
+    def __init__(self, recordings: Sequence[Tensor]) -> None:
+        super().__init__()
+        lengths = torch.tensor([len(one) for one in recordings])
+        self.register_buffer("samples", torch.cat([one.float() for one in recordings]), persistent=False)
+        self.register_buffer("lengths", lengths, persistent=False)
+        self.register_buffer("starts", lengths.cumsum(0) - lengths, persistent=False)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def cut(self, batch: int, n: int, chance: Chance) -> Tensor:
+        """``(batch, n)``, each from a random place of one; short ones go round."""
+        which = chance.below(len(self), batch)
+        length = self.lengths[which][:, None]
+        place = chance.below(length, batch, 1) + torch.arange(n, device=length.device)
+        return self.samples[self.starts[which][:, None] + place % length]
+
+
+def mix(speech: Tensor, noise: Tensor, snr_db: float | Tensor) -> Tensor:
     """``speech + g * noise`` with the power of the speech ``snr_db`` above that of ``g * noise``.
 
     Silent speech or silent noise is left as it is. Both are ``(..., n)``; powers are over n.
@@ -92,33 +176,54 @@ def change_speed(samples: Tensor, factor: float) -> Tensor:
 
 
 def room_response(rate_hz: int, decay_s: float, generator: torch.Generator) -> Tensor:
-    """A room's impulse response: the direct sound, then noise that falls by 60 dB in ``decay_s``.
+    """A room's impulse response ``(rate_hz * decay_s,)``; see ``room_responses``."""
+    chance = Chance(generator=generator)
+    return room_responses(rate_hz, torch.tensor([decay_s]), decay_s, chance)[0]
+
+
+def room_responses(rate_hz: int, decay_s: Tensor, most_s: float, chance: Chance) -> Tensor:
+    """Impulse responses of rooms: the direct sound, then noise that falls by 60 dB in ``decay_s``.
 
     The simplest model of diffuse reverberation (Polack 1988): Gaussian noise under an exponential.
+
+    Args:
+        rate_hz: Samples a second.
+        decay_s: ``(batch,)``.
+        most_s: Seconds of a response.
+        chance: Makes them.
+
+    Returns:
+        ``(batch, rate_hz * most_s)``.
     """
-    n = max(1, int(rate_hz * decay_s))
-    time = torch.arange(n) / rate_hz
-    tail = torch.randn(n, generator=generator) * torch.exp(-3 * math.log(10) * time / decay_s)
-    tail[: max(1, int(0.002 * rate_hz))] = 0.0
-    share = _between((0.05, 0.5), generator)
-    tail *= math.sqrt(share / (1 - share)) / tail.norm().clamp(min=1e-9)
-    tail[0] = 1.0
+    n = max(1, int(rate_hz * most_s))
+    time = torch.arange(n, device=chance.device) / rate_hz
+    tail = chance.normal(len(decay_s), n) * torch.exp(-3 * math.log(10) * time / decay_s[:, None])
+    tail[:, : max(1, int(0.002 * rate_hz))] = 0.0
+    share = chance.uniform(0.05, 0.5, len(decay_s), 1)
+    tail *= (share / (1 - share)).sqrt() / tail.norm(dim=1, keepdim=True).clamp(min=1e-9)
+    tail[:, 0] = 1.0
     return tail
 
 
 def reverberate(samples: Tensor, response: Tensor) -> Tensor:
-    """``samples`` ``(n,)`` in the room, as long as before."""
-    n = len(samples) + len(response) - 1
-    spectrum = torch.fft.rfft(samples, n) * torch.fft.rfft(response, n)
-    return torch.fft.irfft(spectrum, n)[: len(samples)]
+    """``samples`` ``(..., n)`` in the rooms ``(..., m)``, as long as before."""
+    n = samples.shape[-1] + response.shape[-1] - 1
+    n_fft = 1 << (n - 1).bit_length()  # lengths with large prime factors are slow
+    spectrum = torch.fft.rfft(samples, n_fft) * torch.fft.rfft(response, n_fft)
+    return torch.fft.irfft(spectrum, n_fft)[..., : samples.shape[-1]]
 
 
 def coloured_noise(n: int, exponent: float, generator: torch.Generator) -> Tensor:
-    """Noise ``(n,)`` whose power falls with frequency to this exponent: 0 white, 1 pink, 2 brown."""
-    spectrum = torch.fft.rfft(torch.randn(n, generator=generator))
-    frequency = torch.arange(1, len(spectrum) + 1)
-    noise = torch.fft.irfft(spectrum * frequency ** (-exponent / 2), n)
-    return noise / noise.square().mean().sqrt().clamp(min=1e-9)
+    """Noise ``(n,)``; see ``coloured_noises``."""
+    return coloured_noises(n, torch.tensor([exponent]), Chance(generator=generator))[0]
+
+
+def coloured_noises(n: int, exponents: Tensor, chance: Chance) -> Tensor:
+    """Noise ``(batch, n)`` whose power falls with frequency to these exponents: 0 white, 1 pink, 2 brown."""
+    spectrum = torch.fft.rfft(chance.normal(len(exponents), n))
+    frequency = torch.arange(1, spectrum.shape[1] + 1, device=spectrum.device)
+    noise = torch.fft.irfft(spectrum * frequency ** (-exponents[:, None] / 2), n)
+    return noise / noise.square().mean(-1, keepdim=True).sqrt().clamp(min=1e-9)
 
 
 def stretch(noise: Tensor, n: int, generator: torch.Generator) -> Tensor:
@@ -126,11 +231,3 @@ def stretch(noise: Tensor, n: int, generator: torch.Generator) -> Tensor:
     noise = noise.repeat(math.ceil((n + 1) / len(noise)))
     start = int(torch.randint(0, len(noise) - n + 1, (), generator=generator))
     return noise[start : start + n]
-
-
-def _chance(generator: torch.Generator) -> float:
-    return float(torch.rand((), generator=generator))
-
-
-def _between(limits: tuple[float, float], generator: torch.Generator) -> float:
-    return limits[0] + (limits[1] - limits[0]) * _chance(generator)

@@ -12,11 +12,18 @@ from torch import Tensor
 from mambakit.core.data import Card, card_names, fetch, fetch_pack, load_card
 from mambakit.core.errors import DataError, UsageError
 from mambakit.domains.speech import made
+from mambakit.domains.speech.layouts import published
 from mambakit.domains.speech.utterances import Utterances, read_folder, read_manifest, utterance_table
 
-Task = Literal["classify", "recognize", "enhance", "separate"]
+Task = Literal["classify", "recognize", "language", "enhance", "separate"]
 # What each task learns from, of an utterance.
-_NEEDS: dict[str, str | None] = {"classify": "label", "recognize": "text", "enhance": None, "separate": None}
+_NEEDS: dict[str, str | None] = {
+    "classify": "label",
+    "recognize": "text",
+    "language": "text",
+    "enhance": None,
+    "separate": None,
+}
 
 
 def speech_cards() -> list[str]:
@@ -28,9 +35,10 @@ def load_utterances(source: Path | str, task: Task | None = None) -> Utterances:
     """The utterances of a card, a manifest (CSV or JSON lines) or a folder with one folder a label.
 
     Args:
-        source: A card's name, or a path; a card where both have that name.
+        source: A card's name, or a path; a card where both have that name. A folder that is laid out like a
+            published corpus is read as that (``layouts``).
         task: What they are for: rows that lack what it learns from are left out and listed. spoken-digits
-            has strings of digits for recognize.
+            has strings of digits for recognize and language.
 
     Raises:
         UsageError: If there is neither such a card nor such a path, or no row serves the task.
@@ -44,7 +52,7 @@ def load_utterances(source: Path | str, task: Task | None = None) -> Utterances:
         return _serving(_of_card(card, task), task)
     path = Path(source)
     if path.is_dir():
-        return _serving(read_folder(path), task)
+        return _serving(published(path) or read_folder(path), task)
     if path.exists():
         if path.suffix.lower() not in (".csv", ".jsonl", ".json"):
             raise UsageError(f"data: {path} is no manifest (.csv, .jsonl) and no folder of recordings")
@@ -65,7 +73,7 @@ def noise_recordings(source: str | None, rate_hz: int) -> list[Tensor]:
 
 def _of_card(card: Card, task: Task | None) -> Utterances:
     if card.name == "spoken-digits":
-        found = made.spoken_strings() if task == "recognize" else made.spoken_digits()
+        found = made.spoken_strings() if task in ("recognize", "language") else made.spoken_digits()
         return dataclasses.replace(found, name=card.name)
     if card.name == "connected-digits":
         return made.connected_digits(*(_of_card(load_card(name), None) for name in card.made_from))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from mambakit.core.backbone import Backbone, BackboneConfig
 from mambakit.core.blocks import RMSNorm
 from mambakit.core.errors import UsageError
 from mambakit.core.state import State
+from mambakit.domains.speech.blocks import block_sizes
 
 _WIDTH = 3
 
@@ -52,18 +53,32 @@ class EncoderConfig:
 
     def backbone(self) -> BackboneConfig:
         """The stack after the convolutions."""
-        options = {
-            "mamba2": {"d_state": self.d_state, "head_dim": self.head_dim},
-            "mamba1": {"d_state": self.d_state},
+        options: dict[str, dict[str, Any]] = {
+            kind: {"n_heads": max(1, self.d_model // self.head_dim)}
+            if kind == "attention"
+            else dict(block_sizes(kind, d_state=self.d_state, head_dim=self.head_dim))
+            for kind in self.blocks
         }
         return BackboneConfig(
             d_model=self.d_model,
             layers=list(self.blocks),
             repeat=self.n_layers,
-            block_options={kind: options[kind] for kind in self.blocks if kind in options},
+            block_options={kind: sizes for kind, sizes in options.items() if sizes},
             bidirectional=self.bidirectional,
             dropout=self.dropout,
         )
+
+
+def transformer_like(config: EncoderConfig) -> EncoderConfig:
+    """A transformer (attention with rotary positions, and a gated MLP) of about as many parameters."""
+    wanted = _size(config)
+    layers = (replace(config, blocks=["attention", "mlp"], n_layers=n) for n in range(1, 65))
+    return min(layers, key=lambda one: abs(_size(one) - wanted))
+
+
+def _size(config: EncoderConfig) -> int:
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in Encoder(config).parameters())
 
 
 class Encoder(nn.Module):

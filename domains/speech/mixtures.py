@@ -1,29 +1,35 @@
 """Utterances in memory, and mixtures made of them: speech with noise, two speakers at once.
 
-What chance decides comes from one ``numpy`` generator, so that a seed makes a mixture.
+Batches are made on the device that learns from them, new ones every time.
 """
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
-from torch.utils.data import Dataset
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from mambakit.core.errors import DataError
 from mambakit.domains.speech.audio import read_audio
-from mambakit.domains.speech.augment import reverberate, room_response
+from mambakit.domains.speech.augment import Recordings, reverberate, room_responses
+from mambakit.domains.speech.chance import Chance
 from mambakit.domains.speech.enhance.config import MixConfig
-from mambakit.domains.speech.noises import Signal, babble, coloured, cut, low_passed, machine
+from mambakit.domains.speech.noises import Signal, babble, coloured, low_passed, machine, to_unit
 from mambakit.domains.speech.utterances import Utterances
 
 _QUIET_DB = -40.0  # below the loudest frame: a pause
 _PEAK = 0.95
+_PAUSE_S = 0.4  # between utterances at most
+_MOST_PIECES = 32  # of a stretch; with shorter utterances its end is silent
+_VOICES = 8  # of a babble at most
+_AT_ONCE = 8
 
 
 class Spoken(NamedTuple):
@@ -46,7 +52,6 @@ class SpeechPool:
     def __init__(self, spoken: Sequence[Spoken], rate_hz: int) -> None:
         self.spoken, self.rate_hz = list(spoken), rate_hz
         self.speakers = sorted({one.speaker for one in spoken})
-        self._of = {name: [one for one in spoken if one.speaker == name] for name in self.speakers}
 
     @classmethod
     def of(cls, utterances: Utterances, places: NDArray[np.int64], rate_hz: int) -> SpeechPool:
@@ -70,23 +75,6 @@ class SpeechPool:
     def __len__(self) -> int:
         return len(self.spoken)
 
-    def draw(self, n: int, rng: np.random.Generator, speaker: str | None = None) -> Spoken:
-        """``n`` samples of one speaker: a cut of an utterance, or several with pauses between."""
-        if speaker is None:
-            first = self.spoken[rng.integers(len(self.spoken))]
-            speaker = first.speaker
-        own = self._of[speaker]
-        filled, at, band = np.zeros(n, np.float32), 0, self.rate_hz / 2
-        while at < n:
-            one = own[rng.integers(len(own))]
-            room = n - at
-            start = rng.integers(len(one.samples) - room + 1) if len(one.samples) > room else 0
-            piece = one.samples[start : start + room]
-            filled[at : at + len(piece)] = piece
-            band = min(band, one.band_hz)
-            at += len(piece) + int(rng.uniform(0, 0.4) * self.rate_hz)
-        return Spoken(filled, speaker, band)
-
 
 def _read(utterances: Utterances, place: int, rate_hz: int) -> Spoken:
     row = utterances.table.iloc[place]
@@ -105,18 +93,87 @@ def _read(utterances: Utterances, place: int, rate_hz: int) -> Spoken:
     return Spoken((samples / peak * 0.5).astype(np.float32), speaker, min(own.rate_hz, rate_hz) / 2)
 
 
-def active_power(samples: Signal, rate_hz: int) -> float:
-    """Mean square of the stretches of 20 ms that are within 40 dB of the loudest: pauses do not count."""
+def active_power(samples: Tensor, rate_hz: int) -> Tensor:
+    """Mean square over the stretches of 20 ms within 40 dB of the loudest, ``(..., n)`` to ``(...)``: pauses
+    do not count."""
     width = max(1, int(0.02 * rate_hz))
-    whole = len(samples) // width * width
+    whole = samples.shape[-1] // width * width
     if not whole:
-        return float(np.mean(np.square(samples, dtype=np.float64)))
-    power = np.square(samples[:whole], dtype=np.float64).reshape(-1, width).mean(1)
-    return float(power[power >= power.max() * 10 ** (_QUIET_DB / 10)].mean())
+        return samples.square().mean(-1)
+    power = samples[..., :whole].square().unflatten(-1, (-1, width)).mean(-1)
+    active = power >= power.amax(-1, keepdim=True) * 10 ** (_QUIET_DB / 10)
+    return (power * active).sum(-1) / active.sum(-1)
 
 
-class NoisyMixer:
-    """Makes pairs of noisy and clean speech.
+class Voices(nn.Module):
+    """The utterances of a pool in one tensor, from which batches of speech are drawn.
+
+    Args:
+        pool: The utterances.
+    """
+
+    samples: Tensor
+    starts: Tensor
+    lengths: Tensor
+    bands: Tensor
+    speakers: Tensor
+    first: Tensor
+    counts: Tensor
+
+    def __init__(self, pool: SpeechPool) -> None:
+        super().__init__()
+        number = {name: i for i, name in enumerate(pool.speakers)}
+        spoken = sorted(pool.spoken, key=lambda one: number[one.speaker])
+        lengths = torch.tensor([len(one.samples) for one in spoken])
+        speakers = torch.tensor([number[one.speaker] for one in spoken])
+        counts = torch.bincount(speakers)
+        self.rate_hz, self.n_speakers, self.shortest = pool.rate_hz, len(number), int(lengths.min())
+        for name, value in {
+            "samples": torch.from_numpy(np.concatenate([one.samples for one in spoken])),
+            "starts": lengths.cumsum(0) - lengths,
+            "lengths": lengths,
+            "bands": torch.tensor([one.band_hz for one in spoken]),
+            "speakers": speakers,
+            "first": counts.cumsum(0) - counts,
+            "counts": counts,
+        }.items():
+            self.register_buffer(name, value, persistent=False)
+
+    def anyone(self, chance: Chance, *shape: int) -> Tensor:
+        """Numbers of speakers, each as often as there is speech."""
+        place = chance.below(len(self.samples), *shape)
+        return self.speakers[torch.searchsorted(self.starts, place, right=True) - 1]
+
+    def draw(self, n: int, speakers: Tensor, chance: Chance) -> tuple[Tensor, Tensor]:
+        """``n`` samples of each speaker: a cut of an utterance, or several with pauses between.
+
+        Args:
+            n: How many.
+            speakers: Their numbers, ``(batch,)``.
+            chance: Draws.
+
+        Returns:
+            Samples ``(batch, n)``, and the frequency in Hz above which they hold nothing, ``(batch,)``.
+        """
+        batch = len(speakers)
+        pieces = min(n // self.shortest + 1, _MOST_PIECES)
+        which = self.first[speakers, None] + chance.below(self.counts[speakers, None], batch, pieces)
+        lengths = self.lengths[which]
+        pauses = chance.below(round(_PAUSE_S * self.rate_hz) + 1, batch, pieces)
+        begins = (lengths + pauses).cumsum(1) - lengths - pauses
+        cut = chance.below((lengths - (n - begins)).clamp(min=0) + 1, batch, pieces)
+        time = torch.arange(n, device=which.device).expand(batch, n).contiguous()
+        at = torch.searchsorted(begins, time, right=True) - 1
+        place = time - begins.gather(1, at) + cut.gather(1, at)
+        there = place < lengths.gather(1, at)
+        source = self.starts[which].gather(1, at) + place
+        spoken = self.samples[source.clamp(max=len(self.samples) - 1)] * there
+        heard = torch.where(begins < n, self.bands[which], math.inf)
+        return spoken, heard.amin(1)
+
+
+class NoisyMixer(nn.Module):
+    """Makes pairs of noisy and clean speech, a batch at once on its device.
 
     Args:
         pool: The speech.
@@ -125,108 +182,102 @@ class NoisyMixer:
     """
 
     def __init__(self, pool: SpeechPool, noises: Sequence[Signal], config: MixConfig) -> None:
-        self.pool, self.noises, self.config = pool, list(noises), config
+        super().__init__()
+        self.voices, self.config = Voices(pool), config
+        self.noises = Recordings([torch.from_numpy(one) for one in noises]) if noises else None
         self.n = round(config.segment_s * pool.rate_hz)
 
-    def make(self, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """Noisy and clean speech, ``(n,)`` float32 each; they differ by the noise alone."""
-        config, rate = self.config, self.pool.rate_hz
-        speech = self.pool.draw(self.n, rng)
-        clean = speech.samples
-        if rng.random() < config.rooms:
-            generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
-            response = room_response(rate, rng.uniform(0.1, 0.6), generator)
-            clean = reverberate(torch.from_numpy(clean), response).numpy()
+    def forward(self, batch: int, chance: Chance | None = None) -> tuple[Tensor, Tensor]:
+        """Noisy and clean speech, ``(batch, n)`` float32 each; they differ by the noise alone."""
+        chance = chance or Chance(self.voices.samples.device)
+        config, rate = self.config, self.voices.rate_hz
+        clean, bands = self.voices.draw(self.n, self.voices.anyone(chance, batch), chance)
+        if len(rows := chance.rows(config.rooms, batch)):
+            responses = room_responses(rate, chance.uniform(0.1, 0.6, len(rows)), 0.6, chance)
+            clean = clean.index_copy(0, rows, reverberate(clean[rows], responses))
         # a recording without high frequencies must not teach that they are noise
-        noise = low_passed(self._noise(rng), rate, speech.band_hz)
-        snr_db = rng.uniform(config.snr_low_db, config.snr_high_db)
-        power = float(np.mean(np.square(noise, dtype=np.float64))) + 1e-12
-        noise = noise * np.sqrt(active_power(clean, rate) / power / 10 ** (snr_db / 10))
+        noise = low_passed(self._noise(batch, chance), rate, bands)
+        snr = 10 ** (chance.uniform(config.snr_low_db, config.snr_high_db, batch) / 10)
+        power = noise.square().mean(-1) + 1e-12
+        noise = noise * (active_power(clean, rate) / power / snr).sqrt()[:, None]
         noisy = clean + noise
-        gain = 10 ** (rng.uniform(-config.gain_db, config.gain_db) / 20)
-        gain = min(gain, _PEAK / max(float(np.abs(noisy).max()), float(np.abs(clean).max()), 1e-6))
-        return _tensor(noisy * gain), _tensor(clean * gain)
+        gain = 10 ** (chance.uniform(-config.gain_db, config.gain_db, batch, 1) / 20)
+        peak = torch.maximum(noisy.abs().amax(1, keepdim=True), clean.abs().amax(1, keepdim=True))
+        gain = torch.minimum(gain, _PEAK / peak.clamp(min=1e-6))
+        return noisy * gain, clean * gain
 
-    def _noise(self, rng: np.random.Generator) -> Signal:
-        config, rate, kind = self.config, self.pool.rate_hz, rng.random()
-        if self.noises and kind < config.real_noise:
-            return cut(self.n, self.noises, rng)
-        if kind > 1 - config.babble:
-            voices = [self.pool.draw(self.n, rng).samples for _ in range(rng.integers(4, 9))]
-            return babble(self.n, voices, rng)
-        return machine(self.n, rate, rng) if rng.random() < 0.35 else coloured(self.n, rate, rng)
+    def _noise(self, batch: int, chance: Chance) -> Tensor:
+        """``(batch, n)``, kinds in their order: rows are alike before, so that no shuffling is needed."""
+        config, rate, n = self.config, self.voices.rate_hz, self.n
+        kind = chance.decide(0.0, 1.0, batch)
+        made = []
+        recorded = kind < (config.real_noise if self.noises is not None else 0.0)
+        if self.noises is not None and (count := int(recorded.sum())):
+            one, other = (to_unit(self.noises.cut(count, n, chance)) for _ in range(2))
+            both = chance.uniform(0, 1, count, 1) < 0.3
+            levels = chance.uniform(0.3, 1.0, count, 2)
+            made.append(to_unit(one * levels[:, :1] + both * other * levels[:, 1:]))
+        talking = ~recorded & (kind > 1 - config.babble)
+        if count := int(talking.sum()):
+            speakers = self.voices.anyone(chance, count * _VOICES)
+            voices, _ = self.voices.draw(n, speakers, chance)
+            made.append(babble(voices.unflatten(0, (count, _VOICES)), chance))
+        machines = ~recorded & ~talking & (chance.decide(0.0, 1.0, batch) < 0.35)
+        if count := int(machines.sum()):
+            made.append(machine(count, n, rate, chance))
+        if count := batch - sum(len(one) for one in made):
+            made.append(coloured(count, n, rate, chance))
+        return torch.cat(made)
 
 
-class TwoSpeakerMixer:
-    """Makes mixtures of two speakers, and the two alone.
+class TwoSpeakerMixer(nn.Module):
+    """Makes mixtures of two speakers, and the two alone, a batch at once on its device.
 
     Args:
         pool: Utterances of two speakers at least.
         segment_s: Seconds of a mixture.
         level_db: The second speaker is louder or softer than the first by up to so much.
-        pairs: Which two speakers are heard together; any two by default.
 
     Raises:
         DataError: If the pool has fewer than two speakers.
     """
 
-    def __init__(
-        self,
-        pool: SpeechPool,
-        segment_s: float,
-        level_db: float = 2.5,
-        pairs: Sequence[tuple[str, str]] | None = None,
-    ) -> None:
+    def __init__(self, pool: SpeechPool, segment_s: float, level_db: float = 2.5) -> None:
+        super().__init__()
         if len(pool.speakers) < 2:
             raise DataError(
                 f"separation takes utterances of two speakers at least, got {len(pool.speakers)}: "
                 f"{', '.join(pool.speakers)}; name them in a column speaker"
             )
-        self.pool, self.n, self.level_db = pool, round(segment_s * pool.rate_hz), level_db
-        self.pairs = None if pairs is None else list(pairs)
+        self.voices, self.n, self.level_db = Voices(pool), round(segment_s * pool.rate_hz), level_db
 
-    def make(self, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """The mixture ``(n,)`` and its sources ``(2, n)``, which add up to it."""
-        if self.pairs is None:
-            one, two = rng.choice(self.pool.speakers, 2, replace=False)
-        else:
-            one, two = self.pairs[rng.integers(len(self.pairs))]
-        sources = []
-        for i, speaker in enumerate((str(one), str(two))):
-            samples = self.pool.draw(self.n, rng, speaker).samples
-            level = np.sqrt(active_power(samples, self.pool.rate_hz)) + 1e-9
-            sources.append(samples / level * 10 ** (i * rng.uniform(-self.level_db, self.level_db) / 20))
-        both = np.stack(sources)
-        both *= rng.uniform(0.3, 0.9) / max(float(np.abs(both.sum(0)).max()), float(np.abs(both).max()), 1e-6)
-        return _tensor(both.sum(0)), _tensor(both)
+    def forward(self, batch: int, chance: Chance | None = None) -> tuple[Tensor, Tensor]:
+        """Mixtures ``(batch, n)`` and their sources ``(batch, 2, n)``, which add up to them."""
+        chance = chance or Chance(self.voices.samples.device)
+        one = chance.below(self.voices.n_speakers, batch)
+        other = (one + 1 + chance.below(self.voices.n_speakers - 1, batch)) % self.voices.n_speakers
+        samples = torch.stack([self.voices.draw(self.n, who, chance)[0] for who in (one, other)], 1)
+        level = active_power(samples, self.voices.rate_hz).sqrt() + 1e-9
+        level[:, 1] /= 10 ** (chance.uniform(-self.level_db, self.level_db, batch) / 20)
+        sources = samples / level[..., None]
+        peaks = torch.maximum(sources.sum(1).abs().amax(-1), sources.abs().amax((1, 2)))
+        sources = sources * (chance.uniform(0.3, 0.9, batch) / peaks.clamp(min=1e-6))[:, None, None]
+        return sources.sum(1), sources
 
 
-class Mixed(Dataset[tuple[Tensor, Tensor]]):
-    """Pairs that a mixer makes: new ones every time, or with ``seed`` the same ones at the same place.
-
-    New ones come from torch's generator, so that a seeded run makes the same, in workers too.
-
-    Args:
-        mixer: With ``make(rng)``.
-        count: How many are in an epoch.
-        seed: Of pairs that stay.
-    """
-
-    def __init__(self, mixer: NoisyMixer | TwoSpeakerMixer, count: int, seed: int | None = None) -> None:
-        self.mixer, self.count, self.seed = mixer, count, seed
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, place: int) -> tuple[Tensor, Tensor]:
-        if not 0 <= place < self.count:
-            raise IndexError(place)
-        seeds = [int(torch.randint(2**31, ()))] if self.seed is None else [self.seed, place]
-        return self.mixer.make(np.random.default_rng(seeds))
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        return (self[place] for place in range(self.count))
+def kept(mixer: NoisyMixer | TwoSpeakerMixer, count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """The same ``count`` pairs for a seed, made on the CPU a few at a time."""
+    chance = Chance(generator=torch.Generator().manual_seed(seed))
+    made = [mixer(min(_AT_ONCE, count - at), chance) for at in range(0, count, _AT_ONCE)]
+    first, second = (torch.cat(side) for side in zip(*made, strict=True))
+    return first, second
 
 
-def _tensor(samples: NDArray[np.floating]) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(samples, dtype=np.float32))
+def made_anew(steps: int, batch_size: int) -> DataLoader[Tensor]:
+    """A loader of empty batches ``(batch_size,)``, for tasks whose batches a mixer makes on their device."""
+    return DataLoader(torch.zeros(steps * batch_size), batch_size)  # type: ignore[arg-type]
+
+
+def measuring_loader(pairs: tuple[Tensor, Tensor], batch_size: int) -> DataLoader[tuple[Tensor, ...]]:
+    """Pairs in their order."""
+    return DataLoader(TensorDataset(*pairs), batch_size)

@@ -113,6 +113,9 @@ def test_evaluate_on_labelled_folders_with_a_keyword(
     assert said["results"][0]["n"] == 10
     assert 0 <= said["equal_error"] <= 1
     assert [row["misses"] for row in said["long"]] == [0.01, 0.05, 0.1, 0.2]
+    assert said["roc"]["misses"][-1] == 0
+    assert said["roc"]["false_alarms"][-1] == 1
+    assert len(said["hourly"]["false_alarms_per_hour"]) == len(said["roc"]["misses"]) == 10
     assert (folder / "roc.png").stat().st_size > 1000
 
 

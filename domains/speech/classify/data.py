@@ -1,4 +1,4 @@
-"""Labelled recordings in memory, and their batches: augmented to train on, as they are to measure."""
+"""Labelled recordings in memory, and their batches."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from mambakit.core.errors import DataError
-from mambakit.domains.speech.augment import AugmentConfig, augment
 from mambakit.domains.speech.utterances import Split, Utterances
 
 
@@ -116,38 +115,14 @@ def places_in(kept: Sequence[int], part: np.ndarray) -> list[int]:
     return [there[int(place)] for place in part if int(place) in there]
 
 
-class _Augmented(Dataset[tuple[Tensor, Tensor]]):
-    """Each recording changed anew, by torch's global generator, which fit seeds by epoch."""
-
-    def __init__(self, clips: Clips, rate_hz: int, config: AugmentConfig, noises: Sequence[Tensor]) -> None:
-        self.clips, self.rate_hz, self.config, self.noises = clips, rate_hz, config, noises
-
-    def __len__(self) -> int:
-        return len(self.clips)
-
-    def __getitem__(self, place: int) -> tuple[Tensor, Tensor]:
-        generator = torch.Generator().manual_seed(int(torch.randint(0, 2**62, ())))
-        samples = augment(self.clips.samples[place], self.rate_hz, self.config, generator, self.noises)
-        return samples, self.clips.labels[place]
-
-
-def training_loader(
-    clips: Clips,
-    rate_hz: int,
-    config: AugmentConfig,
-    noises: Sequence[Tensor],
-    batch_size: int,
-    n_workers: int,
-) -> DataLoader[ClipBatch]:
-    """Augmented recordings in an order of chance."""
+def training_loader(clips: Clips, batch_size: int) -> DataLoader[ClipBatch]:
+    """Recordings as they are, in an order of chance."""
     return DataLoader(
-        _Augmented(clips, rate_hz, config, noises),  # type: ignore[arg-type]
+        list(zip(clips.samples, clips.labels, strict=True)),  # type: ignore[arg-type]
         batch_size,
         shuffle=True,
         collate_fn=_collated,
         drop_last=len(clips) > batch_size,
-        num_workers=n_workers,
-        persistent_workers=n_workers > 0,
     )
 
 

@@ -16,8 +16,10 @@ from mambakit.domains.speech.classify.data import Clips
 from mambakit.domains.speech.classify.metrics import (
     Trade,
     alarms,
+    area,
     confusion,
     equal_error,
+    hourly,
     keyword_trade,
     label_scores,
     windows,
@@ -53,10 +55,14 @@ class KeywordEvaluation:
     trade: Trade
     """Over recordings that hold one word each."""
     equal_error: float
+    area: float
+    """Under the receiver operating characteristic."""
     hours: float = 0.0
     """Of the long recording."""
     per_hour: list[dict[str, float]] = field(default_factory=list)
     """By share of misses: ``misses``, ``threshold``, ``false_alarms_per_hour``."""
+    hourly: Trade | None = None
+    """Misses over false alarms an hour of the long recording."""
 
 
 def evaluate(
@@ -110,7 +116,7 @@ def evaluate_keyword(
     scores = evaluation.probabilities[:, at].double().numpy()
     trade = keyword_trade(scores, is_keyword)
     if recording is None:
-        return KeywordEvaluation(keyword, trade, equal_error(trade))
+        return KeywordEvaluation(keyword, trade, equal_error(trade), area(trade))
     heard = keyword_scores(model, recording, at)
     hours = recording.seconds / 3600
     rows = []
@@ -120,7 +126,8 @@ def evaluate_keyword(
             {"misses": misses, "threshold": threshold}
             | {"false_alarms_per_hour": len(alarms(heard, threshold, _HOP_S)) / hours}
         )
-    return KeywordEvaluation(keyword, trade, equal_error(trade), hours, rows)
+    curve = hourly(trade, heard, _HOP_S, hours)
+    return KeywordEvaluation(keyword, trade, equal_error(trade), area(trade), hours, rows, curve)
 
 
 @torch.no_grad()

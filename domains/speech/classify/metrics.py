@@ -86,6 +86,28 @@ def equal_error(trade: Trade) -> float:
     return float((trade.false_alarms[at] + trade.misses[at]) / 2)
 
 
+def area(trade: Trade) -> float:
+    """Area under the receiver operating characteristic, straight from one threshold to the next."""
+    alarms_ = np.concatenate([[0.0], trade.false_alarms])
+    hits = 1 - np.concatenate([[1.0], trade.misses])
+    return float(np.trapezoid(hits, alarms_))
+
+
+def hourly(trade: Trade, scores: NDArray[np.float64], hop_s: float, hours: float, most: int = 50) -> Trade:
+    """Misses over false alarms an hour, at some of a trade's thresholds.
+
+    Args:
+        trade: Of recordings with and without the keyword.
+        scores: Of the windows of a long recording without it, ``(n,)``.
+        hop_s: Seconds from a window to the next.
+        hours: Of the long recording.
+        most: Thresholds at most, evenly over the trade's.
+    """
+    at = np.unique(np.linspace(0, len(trade.thresholds) - 1, most).round().astype(int))
+    counts = [len(alarms(scores, float(one), hop_s)) for one in trade.thresholds[at]]
+    return Trade(trade.thresholds[at], np.array(counts) / hours, trade.misses[at])
+
+
 def windows(samples: Tensor, window: int, hop: int) -> Tensor:
     """Overlapping windows ``(n, window)`` of ``(n_samples,)``, the last one filled up with zeros."""
     short = (window - len(samples)) if len(samples) < window else (-(len(samples) - window)) % hop

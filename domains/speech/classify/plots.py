@@ -34,14 +34,17 @@ def confusion_figure(evaluation: ClassifyEvaluation) -> Figure:
 
 
 def keyword_figure(evaluation: KeywordEvaluation) -> Figure:
-    """Misses over false alarms of one class among the others."""
-    figure = Figure(figsize=(4.2, 3.6), layout="constrained")
-    axis = figure.subplots()
-    trade = evaluation.trade
-    axis.step(100 * trade.false_alarms, 100 * trade.misses, where="post", color="#1668b8")
-    axis.set_xlabel("other recordings taken for it, %")
-    axis.set_ylabel("missed, %")
-    title = f"{evaluation.keyword}: equal error {evaluation.equal_error:.1%}"
-    axis.set_title(title, fontsize=10, loc="left")
-    tidy(axis)
+    """Misses of one class over the others that are taken for it, and over false alarms an hour, if known."""
+    curves = [(evaluation.trade, 100.0, "other recordings taken for it, %")]
+    if evaluation.hourly is not None:
+        curves.append((evaluation.hourly, 1.0, "false alarms an hour"))
+    figure = Figure(figsize=(4.2 * len(curves), 3.6), layout="constrained")
+    axes = figure.subplots(1, len(curves), squeeze=False)[0]
+    for axis, (trade, scale, label) in zip(axes, curves, strict=True):
+        axis.step(scale * trade.false_alarms, 100 * trade.misses, where="post", color="#1668b8")
+        axis.set_xlabel(label)
+        axis.set_ylabel("missed, %")
+        tidy(axis)
+    title = f"{evaluation.keyword}: equal error {evaluation.equal_error:.1%}, area {evaluation.area:.4f}"
+    figure.axes[0].set_title(title, fontsize=10, loc="left")
     return figure

@@ -13,6 +13,7 @@ from torch import Tensor
 from mambakit.core.auxiliary import auxiliary_loss
 from mambakit.core.training import TrainConfig
 from mambakit.core.training.optim import configure_optimizer
+from mambakit.domains.speech.augment import Augmenter
 from mambakit.domains.speech.classify.config import ClassifyLossConfig
 from mambakit.domains.speech.classify.data import ClipBatch
 from mambakit.domains.speech.classify.model import Classifier
@@ -28,17 +29,20 @@ class ClassifyTask(pl.LightningModule):
         model: The network, with its front end fitted.
         train: The training options.
         loss: What to minimise.
+        augmenter: Changes batches to train on.
     """
 
-    def __init__(self, model: Classifier, train: TrainConfig, loss: ClassifyLossConfig) -> None:
+    def __init__(
+        self, model: Classifier, train: TrainConfig, loss: ClassifyLossConfig, augmenter: Augmenter
+    ) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.augmenter = model, augmenter
         self.train_config, self.loss_config = train, loss
 
     def training_step(self, batch: ClipBatch, batch_idx: int) -> Tensor:
         """The loss of a batch."""
         config, front_end = self.loss_config, self.model.front_end
-        frames, lengths = front_end.log_mel(batch.samples, batch.lengths)
+        frames, lengths = front_end.log_mel(*self.augmenter(batch.samples, batch.lengths))
         if config.tilt_db:
             frames = frames + tilts(len(frames), frames.shape[2], config.tilt_db, frames.device)
         frames = front_end.normalised(frames, lengths)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from mambakit.core.errors import DataError
 from mambakit.core.training import FitResult, RunFolder, TrainConfig, fit, seed_everything
-from mambakit.domains.speech.augment import AugmentConfig
+from mambakit.domains.speech.augment import AugmentConfig, Augmenter
 from mambakit.domains.speech.classify.config import ClassifyConfig, ClassifyLossConfig, ClassifyModelConfig
 from mambakit.domains.speech.classify.data import (
     Clips,
@@ -79,15 +78,9 @@ def train_classifier(
     seed_everything(train_config.seed)
     model = Classifier(ClassifyConfig(parts.classes, name, model_config))
     model.front_end.fit(parts.train.samples)
-    loader = training_loader(
-        parts.train,
-        model_config.front_end.rate_hz,
-        augment_config,
-        noises or [],
-        train_config.batch_size,
-        (os.cpu_count() or 1) if train_config.num_workers is None else train_config.num_workers,
-    )
-    task = ClassifyTask(model, train_config, loss_config)
+    loader = training_loader(parts.train, train_config.batch_size)
+    augmenter = Augmenter(augment_config, model_config.front_end.rate_hz, noises or [])
+    task = ClassifyTask(model, train_config, loss_config, augmenter)
     result = fit(task, loader, measuring_loader(parts.validation), train_config, run)
     return model.cpu().eval(), result
 

@@ -10,7 +10,6 @@ import dataclasses
 import json
 import os
 import random
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -25,6 +24,7 @@ from mambakit.core.training.run_folder import write_atomically
 from mambakit.domains.speech.audio import read_audio, resample
 from mambakit.domains.speech.cards import Task, load_utterances, noise_recordings
 from mambakit.domains.speech.espeak import speak
+from mambakit.domains.speech.layouts import Mixture, paired_folders, two_speaker_mixtures
 from mambakit.domains.speech.mixtures import SpeechPool, Spoken
 from mambakit.domains.speech.noises import Signal
 from mambakit.domains.speech.saved import DATA_FILE, DataSpec
@@ -57,6 +57,8 @@ class Pools(NamedTuple):
     train: SpeechPool
     validation: SpeechPool
     test: SpeechPool
+    given: dict[str, list[Mixture]] | None = None
+    """Mixtures that the data themselves hold, by part; they choose and measure instead of made ones."""
 
 
 def load_pools(names: str, rate_hz: int, *, seed: int = 0, task: Task = "enhance") -> Pools:
@@ -82,16 +84,17 @@ def load_pools(names: str, rate_hz: int, *, seed: int = 0, task: Task = "enhance
             raise DataError(
                 f"{names}: there is no speech in the part {part}; data of a test alone can't train"
             )
-    pools = [SpeechPool(spoken[part] or spoken["validation"], rate_hz) for part in _PARTS]
-    return Pools(names, *pools)
+    train, validation, test = (SpeechPool(spoken[part] or spoken["validation"], rate_hz) for part in _PARTS)
+    given = two_speaker_mixtures(Path(names)) if Path(names).is_dir() else None
+    return Pools(names, train, validation, test, given)
 
 
 def _parts_of(name: str, rate_hz: int, seed: int, task: Task) -> dict[str, list[Spoken]]:
     if name == SENTENCES:
         return spoken_sentences(rate_hz)
-    folder = Path(name)
-    found = paired_folders(folder) if folder.is_dir() else None
-    utterances = found or load_utterances(name, task)
+    if Path(name).is_dir() and (mixtures := two_speaker_mixtures(Path(name))) is not None:
+        return {part: sources_of(mixtures.get(part, []), rate_hz) for part in _PARTS}
+    utterances = load_utterances(name, task)
     if utterances.parts is not None:
         places = {part: np.flatnonzero(utterances.parts == part) for part in _PARTS}
         if not len(places["train"]):
@@ -109,10 +112,23 @@ def _parts_of(name: str, rate_hz: int, seed: int, task: Task) -> dict[str, list[
     }
 
 
+def sources_of(mixtures: Sequence[Mixture], rate_hz: int) -> list[Spoken]:
+    """The speakers of mixtures, every utterance once."""
+    places = {
+        utterance: (path, speaker)
+        for one in mixtures
+        for utterance, path, speaker in zip(one.utterances, one.sources, one.speakers, strict=True)
+    }
+    rows = [{"path": path, "speaker": speaker} for path, speaker in places.values()]
+    if not rows:
+        return []
+    return SpeechPool.of(Utterances("sources", utterance_table(rows)), np.arange(len(rows)), rate_hz).spoken
+
+
 def spoken_sentences(rate_hz: int, sentences: int = _SENTENCES_A_VOICE) -> dict[str, list[Spoken]]:
     """Sentences of made-up words by 50 synthetic voices, of which each is in one part.
 
-    espeak-ng never says a text in just the same way twice, so what it said lies in the cache.
+    What espeak-ng says depends on what the process had it say before, so what it said lies in the cache.
 
     Args:
         rate_hz: The rate wanted.
@@ -187,38 +203,13 @@ def load_noises(names: str, rate_hz: int) -> list[Signal]:
     return noises
 
 
-def paired_folders(folder: Path) -> Utterances | None:
-    """VoiceBank-DEMAND as it is published, or any folder laid out like it; None of another folder.
-
-    Folders beside each other whose names begin with clean and noisy and else agree, such as
-    ``clean_trainset_28spk_wav`` and ``noisy_trainset_28spk_wav``, hold files of the same names. Those that
-    have test in their name are the test part.
-    """
-    rows, parts = [], []
-    for clean in sorted(folder.glob("clean*")):
-        noisy = clean.with_name("noisy" + clean.name.removeprefix("clean"))
-        if not noisy.is_dir():
-            continue
-        part = "test" if "test" in clean.name else "train"
-        for path in audio_files(noisy):
-            if (other := clean / path.relative_to(noisy)).is_file():
-                speaker = re.split(r"[_-]", path.stem)[0]
-                rows.append({"path": path, "clean_path": other, "speaker": speaker})
-                parts.append(part)
-    if not rows:
-        return None
-    return Utterances(folder.name, utterance_table(rows), np.array(parts))
-
-
 def load_pairs(source: str, rate_hz: int) -> Iterator[tuple[str, Signal, Signal]]:
     """Name, noisy and clean signal of each test pair of a card, manifest or folder.
 
     Raises:
         UsageError: If its rows have no clean_path.
     """
-    path = Path(source)
-    found = paired_folders(path) if path.is_dir() else None
-    utterances = found or load_utterances(source)
+    utterances = load_utterances(source)
     has = utterances.table["clean_path"].notna().to_numpy()
     if not has.any():
         raise UsageError(f"data: {utterances.name} has no clean_path to measure against")

@@ -13,25 +13,28 @@ from mambakit.domains.speech.enhance.config import EnhanceLoss
 from mambakit.domains.speech.enhance.metrics import si_sdr
 from mambakit.domains.speech.enhance.model import Enhancer
 from mambakit.domains.speech.enhance.stft import compress
+from mambakit.domains.speech.mixtures import NoisyMixer
 
 
 class EnhanceTask(pl.LightningModule):
-    """Trains an ``Enhancer``; batches are pairs of noisy and clean speech, ``(batch, n)`` each.
+    """Trains an ``Enhancer``; it validates on pairs of noisy and clean speech, ``(batch, n)`` each.
 
     Args:
         model: The network.
+        mixer: Makes the pairs to train on.
         train: The training options.
         loss: What to minimise.
     """
 
-    def __init__(self, model: Enhancer, train: TrainConfig, loss: EnhanceLoss) -> None:
+    def __init__(self, model: Enhancer, mixer: NoisyMixer, train: TrainConfig, loss: EnhanceLoss) -> None:
         super().__init__()
-        self.model, self.train_config, self.loss_config = model, train, loss
+        self.model, self.mixer = model, mixer
+        self.train_config, self.loss_config = train, loss
 
-    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
-        """The weighted sum of the losses."""
-        loss, _ = self._losses(*batch)
-        self.log("train/loss", loss.detach(), on_step=False, on_epoch=True, batch_size=len(batch[0]))
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        """The weighted sum of the losses on as many new pairs as the batch is long."""
+        loss, _ = self._losses(*self.mixer(len(batch)))
+        self.log("train/loss", loss.detach(), on_step=False, on_epoch=True, batch_size=len(batch))
         return loss
 
     def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:

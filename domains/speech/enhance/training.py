@@ -6,13 +6,12 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
-from torch.utils.data import DataLoader
 
 from mambakit.core.training import FitResult, RunFolder, TrainConfig, fit, seed_everything
 from mambakit.domains.speech.enhance.config import EnhanceConfig, EnhanceLoss, MixConfig
 from mambakit.domains.speech.enhance.model import Enhancer
 from mambakit.domains.speech.enhance.task import EnhanceTask
-from mambakit.domains.speech.mixtures import Mixed, NoisyMixer, SpeechPool
+from mambakit.domains.speech.mixtures import NoisyMixer, SpeechPool, kept, made_anew, measuring_loader
 from mambakit.domains.speech.noises import Signal
 
 _VALIDATION_SEED = 20_240_5
@@ -46,16 +45,12 @@ def train_enhancer(
     seed_everything(train_config.seed)
     model = Enhancer(dataclasses.replace(model_config, trained_on=name))
     batch = train_config.batch_size
-    training = Mixed(NoisyMixer(speech, noises, mix_config), mix_config.steps_per_epoch * batch)
-    validation = Mixed(
-        NoisyMixer(held, noises, dataclasses.replace(mix_config, gain_db=0.0)),
-        mix_config.validation_mixtures,
-        seed=_VALIDATION_SEED,
-    )
+    choosing = NoisyMixer(held, noises, dataclasses.replace(mix_config, gain_db=0.0))
+    pairs = kept(choosing, mix_config.validation_mixtures, _VALIDATION_SEED)
     result = fit(
-        EnhanceTask(model, train_config, loss_config),
-        DataLoader(training, batch, num_workers=train_config.num_workers or 0),
-        DataLoader(list(validation), batch),  # type: ignore[arg-type]
+        EnhanceTask(model, NoisyMixer(speech, noises, mix_config), train_config, loss_config),
+        made_anew(mix_config.steps_per_epoch, batch),
+        measuring_loader(pairs, batch),
         train_config,
         run,
     )
@@ -67,5 +62,5 @@ def test_mixtures(
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Noisy and clean speech that are the same every time, at the speech's rate."""
     config = dataclasses.replace(mix_config, gain_db=0.0, segment_s=max(mix_config.segment_s, 3.0))
-    mixed = Mixed(NoisyMixer(speech, noises, config), count, seed=_VALIDATION_SEED + 1)
-    return [(noisy.numpy(), clean.numpy()) for noisy, clean in mixed]
+    mixed = kept(NoisyMixer(speech, noises, config), count, _VALIDATION_SEED + 1)
+    return [(noisy.numpy(), clean.numpy()) for noisy, clean in zip(*mixed, strict=True)]

@@ -36,6 +36,12 @@ def frames_needed(ids: Sequence[int]) -> int:
     return len(ids) + sum(a == b for a, b in itertools.pairwise(ids))
 
 
+def frames_needed_each(ids: Tensor, lengths: Tensor) -> Tensor:
+    """``frames_needed`` of rows ``(batch, n)``, of which the first ``lengths`` ``(batch,)`` count."""
+    within = torch.arange(1, ids.shape[1], device=ids.device) < lengths[:, None]
+    return lengths + ((ids[:, 1:] == ids[:, :-1]) & within).sum(1)
+
+
 @torch.no_grad()
 def forced_alignment(log_probabilities: Tensor, ids: Sequence[int]) -> Alignment:
     """The likeliest path that says ``ids``.

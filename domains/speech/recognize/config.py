@@ -5,14 +5,61 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
+from mambakit.core.backbone_config import BackboneConfig
 from mambakit.core.errors import UsageError
 from mambakit.core.training import TrainConfig
 from mambakit.domains.speech.augment import AugmentConfig
+from mambakit.domains.speech.blocks import block_sizes, check_block
 from mambakit.domains.speech.encoder import EncoderConfig
 from mambakit.domains.speech.frontend import FrontEndConfig
 from mambakit.domains.speech.recognize.tokenizer import Units
 
 Network = Literal["mamba", "bigru"]
+Head = Literal["ctc", "rnnt", "attention"]
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """The part of rnnt and attention that reads what is written so far."""
+
+    block: str = "mamba2"
+    """Kind of its layers; a causal one."""
+    d_model: int = 64
+    """Width."""
+    n_layers: int = 1
+    """Layers."""
+    d_state: int = 16
+    """State size of Mamba blocks."""
+    head_dim: int = 16
+    """Channels a head of Mamba-2 blocks."""
+    n_heads: int = 4
+    """With attention: heads that look at the sound."""
+    dropout: float = 0.1
+    """Share of each block's output that is dropped while training."""
+
+    def __post_init__(self) -> None:
+        for name in ("d_model", "n_layers", "d_state", "head_dim", "n_heads"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        if self.d_model % self.n_heads:
+            raise UsageError(f"n_heads: d_model, {self.d_model}, is no multiple of {self.n_heads}")
+        if not 0 <= self.dropout < 1:
+            raise UsageError(f"dropout: expected a share from 0 to below 1, got {self.dropout}")
+        check_block(self.block, causal=True)
+
+    def backbone(self) -> BackboneConfig:
+        """The stack over what is written."""
+        return BackboneConfig(
+            d_model=self.d_model,
+            layers=[self.block],
+            repeat=self.n_layers,
+            block_options={self.block: self.block_options()},
+            dropout=self.dropout,
+        )
+
+    def block_options(self) -> dict[str, int]:
+        """Of its blocks."""
+        return block_sizes(self.block, d_state=self.d_state, head_dim=self.head_dim)
 
 
 @dataclass(frozen=True)
@@ -29,13 +76,28 @@ class RecognizeModelConfig:
     """Frames to vectors; with bidirectional it hears what follows too, and can't stream."""
     network: Network = "mamba"
     """bigru is the baseline: GRU layers both ways in the place of the stack, of about as many parameters."""
+    head: Head = "ctc"
+    """How vectors become text. ctc: a symbol a frame, each by itself; rnnt: a transducer, which knows what it
+    has written and streams too; attention: a decoder that looks at the whole recording."""
+    decoder: DecoderConfig = field(default_factory=DecoderConfig)
+    """Of rnnt and attention."""
+    ctc_weight: float = 0.3
+    """Of rnnt and attention: the share of CTC in the loss; it aligns texts, so that words have times."""
     units: Units = "characters"
-    """What is written: characters, or pieces of words by byte-pair encoding."""
+    """What is written: characters, pieces of words by byte-pair encoding, or phones."""
     n_pieces: int = 256
     """Pieces of words at most, with bpe."""
+    lexicon: str | None = None
+    """With phones: a file with a word and its phones a line, such as CMUdict; espeak-ng says without one."""
+    voice: str = "en-us"
+    """With phones and no lexicon: the voice of espeak-ng."""
 
     def __post_init__(self) -> None:
-        for name, known in (("network", get_args(Network)), ("units", get_args(Units))):
+        for name, known in (
+            ("network", get_args(Network)),
+            ("head", get_args(Head)),
+            ("units", get_args(Units)),
+        ):
             if getattr(self, name) not in known:
                 raise UsageError(f"{name}: expected {' or '.join(known)}, got {getattr(self, name)!r}")
         if self.encoder.n_mels != self.front_end.n_mels:
@@ -44,6 +106,10 @@ class RecognizeModelConfig:
             )
         if self.n_pieces < 2:
             raise UsageError(f"n_pieces: expected at least 2, got {self.n_pieces}")
+        if self.lexicon is not None and self.units != "phones":
+            raise UsageError(f"lexicon: has no effect with units {self.units}; use --model.units phones")
+        if not 0 < self.ctc_weight < 1:
+            raise UsageError(f"ctc_weight: expected a share between 0 and 1, got {self.ctc_weight}")
 
 
 @dataclass(frozen=True)

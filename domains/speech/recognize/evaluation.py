@@ -2,37 +2,81 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
-from mambakit.domains.speech.audio import Audio
 from mambakit.domains.speech.augment import coloured_noise, mix, stretch
-from mambakit.domains.speech.recognize.decoding import Decoder, transcribe
-from mambakit.domains.speech.recognize.formats import Transcript
+from mambakit.domains.speech.recognize.decoding import Decoder
+from mambakit.domains.speech.recognize.formats import Transcript, lines_of
 from mambakit.domains.speech.recognize.metrics import error_rates
 from mambakit.domains.speech.recognize.model import Recognizer
-from mambakit.domains.speech.recognize.recordings import Recordings
+from mambakit.domains.speech.recognize.recordings import Recordings, lengths_of
+from mambakit.domains.speech.recognize.streaming import StreamingRecognizer
 from mambakit.domains.speech.utterances import Utterances
 
 COLUMNS = ("model", "condition", "wer", "cer", "substitutions", "deletions", "insertions", "words", "n")
 OURS = "mambakit"
+_BATCH_S = 120.0
 
 
 def transcripts(
     model: Recognizer, recordings: Sequence[Tensor], decoder: Decoder | None = None
 ) -> list[Transcript]:
-    """Of recordings at the model's rate, each by itself; nothing where one has no frame."""
-    made = []
+    """Of recordings at the model's rate; nothing where one has no frame.
+
+    Recordings of like length are computed together; how, changes nothing.
+    """
+    decoder = decoder or Decoder(model)
+    made: dict[int, Transcript] = {}
+    for batch in _batches(lengths_of(recordings), round(_BATCH_S * model.rate_hz)):
+        for i, vectors in zip(batch, _together(model, [recordings[i] for i in batch]), strict=True):
+            words = model.words(decoder(vectors)) if len(vectors) else []
+            made[i] = Transcript(lines_of(words), len(recordings[i]) / model.rate_hz)
+    return [made[i] for i in range(len(recordings))]
+
+
+def streamed_texts(model: Recognizer, recordings: Sequence[Tensor], chunk_s: float) -> list[str]:
+    """Texts of recordings that come in chunks of so many seconds, as ``mambakit speech stream`` hears them.
+
+    Raises:
+        UsageError: If the model can't stream.
+    """
+    size, found = max(1, round(chunk_s * model.rate_hz)), []
     for samples in recordings:
-        if len(samples) < model.frame_samples:
-            made.append(Transcript((), len(samples) / model.rate_hz))
-        else:
-            made.append(transcribe(model, Audio(samples, model.rate_hz), decoder))
-    return made
+        stream = StreamingRecognizer(model)
+        events = [event for chunk in samples.split(size) for event in stream.feed(chunk)] + stream.finish()
+        found.append(" ".join(event.line.text for event in events if event.kind == "completed"))
+    return found
+
+
+def _batches(lengths: Sequence[int], most: int) -> Iterator[list[int]]:
+    """Places of like length, so many that they are at most ``most`` samples with their padding."""
+    batch: list[int] = []
+    for i in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if batch and lengths[i] * (len(batch) + 1) > most:
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch
+
+
+@torch.no_grad()
+def _together(model: Recognizer, recordings: Sequence[Tensor]) -> list[Tensor]:
+    """The encoder's vectors ``(n_frames, d_model)`` of each."""
+    device = model.head.proj.weight.device
+    if len(recordings) == 1:  # perhaps a long one, which is read in pieces
+        (one,) = recordings
+        return [model.vectors_of(one) if len(one) >= model.frame_samples else torch.zeros(0, 1)]
+    lengths = torch.tensor([len(one) for one in recordings]).to(device)
+    samples = pad_sequence(list(recordings), batch_first=True).to(device)
+    vectors, frames = model.encoder(*model.front_end(samples, lengths))
+    return [one[:n] for one, n in zip(vectors, frames.tolist(), strict=True)]
 
 
 def measured(

@@ -1,12 +1,13 @@
-"""What a beam search weighs beside the sound: an n-gram model, a bonus a word, and hotwords."""
+"""What a beam search weighs beside the sound: a language model, a bonus a word, and hotwords."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from mambakit.core.errors import UsageError
-from mambakit.domains.speech.recognize.ngram import END, NgramModel
+from mambakit.domains.speech.recognize.ngram import END
+from mambakit.domains.speech.recognize.text_models import TextScores
 from mambakit.domains.speech.recognize.tokenizer import TextTokenizer, normalised
 
 
@@ -16,14 +17,14 @@ class FusionState(NamedTuple):
     Attributes:
         fixed: Score of what is complete.
         pending: Score of a hotword that has begun, which goes again if it doesn't go on.
-        history: The last words or characters, as the language model wants them.
+        place: Where the language model stands.
         word: Letters of the word that is being said.
         before: The words before it that a hotword may have begun with.
     """
 
     fixed: float
     pending: float
-    history: tuple[str, ...]
+    place: Any
     word: str
     before: tuple[str, ...]
 
@@ -45,28 +46,34 @@ class Fusion:
         lm_weight, word_bonus: As above.
         hotwords: Words or phrases.
         hotword_boost: Nats a hotword brings.
+        tokenizer: What the pieces stand for, where they are not the letters of words.
     """
 
     def __init__(
         self,
-        lm: NgramModel | None = None,
+        lm: TextScores | None = None,
         *,
         lm_weight: float = 0.5,
         word_bonus: float = 0.0,
         hotwords: Sequence[str] = (),
         hotword_boost: float = 4.0,
+        tokenizer: TextTokenizer | None = None,
     ) -> None:
         self.lm, self.lm_weight, self.word_bonus, self.boost = lm, lm_weight, word_bonus, hotword_boost
-        self.hotwords = {phrase for phrase in map(normalised, hotwords) if phrase}
+        letters = normalised if tokenizer is None else tokenizer.letters
+        self._spelled = str if tokenizer is None else tokenizer.spelled
+        self.hotwords = {phrase for phrase in map(letters, hotwords) if phrase}
         self._longest = max((phrase.count(" ") for phrase in self.hotwords), default=0)
 
     def start(self) -> FusionState:
         """Before the first piece."""
-        return FusionState(0.0, 0.0, self.lm.start if self.lm else (), "", ())
+        return FusionState(0.0, 0.0, self.lm.start if self.lm else None, "", ())
 
     def extended(self, state: FusionState, piece: str) -> FusionState:
         """After one more piece of text; a space in it ends a word."""
         for character in piece:
+            if character == " " and not state.word:
+                continue  # pieces may begin words with a space, and a text has none before its first
             if self.lm is not None and self.lm.unit == "characters":
                 state = self._scored(state, character)
             state = self._closed(state) if character == " " else state._replace(word=state.word + character)
@@ -81,7 +88,7 @@ class Fusion:
         if not state.word:
             return state
         if self.lm is not None and self.lm.unit == "words":
-            state = self._scored(state, state.word)
+            state = self._scored(state, self._spelled(state.word))
         said = (*state.before, state.word)
         found = sum(" ".join(said[i:]) in self.hotwords for i in range(len(said)))
         before = said[len(said) - min(len(said), self._longest) :]
@@ -90,10 +97,8 @@ class Fusion:
 
     def _scored(self, state: FusionState, item: str) -> FusionState:
         assert self.lm is not None
-        gain = self.lm_weight * self.lm.log_probability(item, state.history)
-        keep = self.lm.order - 1
-        history = (*state.history, item)[-keep:] if keep else ()
-        return state._replace(fixed=state.fixed + gain, history=history)
+        value, place = self.lm.scored(item, state.place)
+        return state._replace(fixed=state.fixed + self.lm_weight * value, place=place)
 
     def _pending(self, state: FusionState) -> float:
         """The share of the boost for the longest beginning of a hotword that was said."""

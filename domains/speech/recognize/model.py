@@ -1,23 +1,29 @@
-"""The recogniser: log-mel frames, an encoder, and symbols by connectionist temporal classification.
+"""The recogniser: log-mel frames, an encoder, and symbols by CTC, a transducer or attention.
 
-samples -> log-mel -> convolutions -> Mamba-2 layers -> log-probabilities of symbols, one of them blank
+samples -> log-mel -> convolutions -> Mamba-2 layers -> vectors -> log-probabilities of symbols, one blank
+                                                            `---> transducer or attention decoder, if any
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from mambakit.core.heads import CTCHead
 from mambakit.core.hub import HubModel
 from mambakit.core.state import State
-from mambakit.domains.speech.encoder import Encoder, EncoderConfig
+from mambakit.domains.speech.encoder import Encoder
 from mambakit.domains.speech.frontend import FrontEnd
+from mambakit.domains.speech.recognize.attention import AttentionDecoder
 from mambakit.domains.speech.recognize.config import RecognizerConfig
-from mambakit.domains.speech.recognize.tokenizer import BLANK_ID, TextTokenizer, load_tokenizer
+from mambakit.domains.speech.recognize.gru import GruEncoder
+from mambakit.domains.speech.recognize.predictor import Transducer
+from mambakit.domains.speech.recognize.tokenizer import BLANK_ID, TextTokenizer
+from mambakit.domains.speech.recognize.units import load_tokenizer
+from mambakit.domains.speech.recognize.words import Said, Spoken, Word, words_of
 
 _PIECE_S = 20.0  # of a long recording that is run at once
 
@@ -30,6 +36,8 @@ class Recognizer(nn.Module, HubModel):
 
     Attributes:
         tokenizer: What the symbols are; lies in the model's folder.
+        head: CTC, which every recogniser has: it aligns texts to the sound.
+        decoder: What writes the text beside it; None where CTC does.
     """
 
     tokenizer: TextTokenizer
@@ -40,12 +48,28 @@ class Recognizer(nn.Module, HubModel):
         shape = config.model
         self.front_end = FrontEnd(shape.front_end)
         self.encoder = GruEncoder(shape.encoder) if shape.network == "bigru" else Encoder(shape.encoder)
-        self.head = CTCHead(d_model=shape.encoder.d_model, n_classes=config.n_ids, blank=BLANK_ID)
+        width = shape.encoder.d_model
+        self.head = CTCHead(d_model=width, n_classes=config.n_ids, blank=BLANK_ID)
+        self.decoder: Transducer | AttentionDecoder | None = None
+        if shape.head == "rnnt":
+            self.decoder = Transducer(width, config.n_ids, shape.decoder)
+        elif shape.head == "attention":
+            self.decoder = AttentionDecoder(width, config.n_ids, shape.decoder)
 
     @property
     def causal(self) -> bool:
-        """Whether it can stream."""
+        """Whether the vectors of sound depend on nothing that comes later."""
         return self.encoder.causal and self.config.model.front_end.normalise != "utterance"
+
+    @property
+    def streams(self) -> bool:
+        """Whether it can write while it hears."""
+        return self.causal and not isinstance(self.decoder, AttentionDecoder)
+
+    @property
+    def repeats(self) -> bool:
+        """Whether a symbol that two frames in turn say is two symbols; under CTC it is one."""
+        return isinstance(self.decoder, Transducer)
 
     @property
     def rate_hz(self) -> int:
@@ -67,40 +91,89 @@ class Recognizer(nn.Module, HubModel):
         return self.encoder.lengths_of(self.front_end.frames_of(n_samples))
 
     def forward(self, samples: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Log-probabilities ``(batch, n, n_ids)`` of ``(batch, n_samples)``, and how many frames are real."""
-        return self.of_frames(*self.front_end(samples, lengths))
-
-    def of_frames(self, frames: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """The same from normalised log-mel frames ``(batch, n_frames, n_mels)``."""
-        x, lengths = self.encoder(frames, lengths)
+        """CTC's log-probabilities ``(batch, n, n_ids)`` of ``(batch, n_samples)``, and how many are real."""
+        x, lengths = self.encoder(*self.front_end(samples, lengths))
         return self.head(x), lengths
+
+    def loss(self, x: Tensor, lengths: Tensor, ids: Tensor, id_lengths: Tensor) -> Tensor:
+        """A symbol's loss, of the encoder's vectors; arguments as ``CTCHead.loss``."""
+        loss = self.head.loss(self.head(x), ids, lengths, id_lengths)
+        if self.decoder is None:
+            return loss
+        share = self.config.model.ctc_weight
+        return share * loss + (1 - share) * self.decoder.loss(x, lengths, ids, id_lengths)
+
+    def written(self, x: Tensor, lengths: Tensor) -> list[list[int]]:
+        """The likeliest symbols of each row, one by one."""
+        if self.decoder is None:
+            return self.head.best_path(self.head(x), lengths)
+        return self.decoder.written(x, lengths)
 
     def init_state(self, batch: int) -> State:
         """Before the first sample. Raises a RuntimeError if the model can't stream."""
         return State.of(front_end=self.front_end.init_state(batch), encoder=self.encoder.init_state(batch))
 
     def step(self, samples: Tensor, state: State) -> tuple[Tensor, State]:
-        """The next samples ``(batch, n)``, any n, and the log-probabilities ``(batch, m, n_ids)`` of it."""
+        """The next samples ``(batch, n)``, any n, and CTC's log-probabilities ``(batch, m, n_ids)`` of it."""
+        x, state = self.step_vectors(samples, state)
+        return self.head(x), state
+
+    def step_vectors(self, samples: Tensor, state: State) -> tuple[Tensor, State]:
+        """The same with the vectors ``(batch, m, d_model)``."""
         frames, front_end = self.front_end.step(samples, state["front_end"])
         encoder = state["encoder"]
         if frames.shape[1] == 0:
             vectors = frames.new_zeros(len(frames), 0, self.config.model.encoder.d_model)
         else:
             vectors, encoder = self.encoder.step(frames, encoder)
-        return self.head(vectors), State.of(front_end=front_end, encoder=encoder)
+        return vectors, State.of(front_end=front_end, encoder=encoder)
+
+    def said_before(self, batch: int) -> State:
+        """Where the text of each row stands before the first frame; empty under CTC, which knows none."""
+        return self.decoder.init_state(batch) if isinstance(self.decoder, Transducer) else State.of()
 
     @torch.no_grad()
-    def log_probabilities(self, samples: Tensor) -> Tensor:
-        """``(n_frames, n_ids)`` of one recording ``(n_samples,)``, on the CPU; in pieces if it can stream."""
+    def said(self, x: Tensor, state: State) -> tuple[list[list[list[Said]]], State]:
+        """What each frame of the next vectors ``(batch, n, d_model)`` says, likeliest symbol by symbol.
+
+        Under CTC that is a symbol a frame, perhaps that of the frame before again.
+
+        Raises:
+            RuntimeError: With an attention decoder, which has no frames.
+        """
+        if isinstance(self.decoder, AttentionDecoder):
+            raise RuntimeError(
+                "an attention decoder writes whole recordings; rnnt and ctc write frame by frame"
+            )
+        if self.decoder is not None:
+            return self.decoder.greedy(x, state)
+        values, symbols = (one.tolist() for one in self.head(x).max(-1))
+        return [
+            [[] if symbol == BLANK_ID else [(symbol, value)] for symbol, value in zip(*row, strict=True)]
+            for row in zip(symbols, values, strict=True)
+        ], state
+
+    @torch.no_grad()
+    def vectors_of(self, samples: Tensor) -> Tensor:
+        """``(n_frames, d_model)`` of one recording ``(n_samples,)``; in pieces if that is the same."""
         samples = samples.to(self.head.proj.weight.device)
         size = self.frame_samples * max(1, round(_PIECE_S / self.frame_s))
         if not self.causal or len(samples) <= size:
-            return self(samples[None])[0][0].cpu()
+            return self.encoder(*self.front_end(samples[None]))[0][0]
         state, found = self.init_state(1), []
         for piece in samples.split(size):
-            said, state = self.step(piece[None], state)
-            found.append(said[0].cpu())
+            vectors, state = self.step_vectors(piece[None], state)
+            found.append(vectors[0])
         return torch.cat(found)
+
+    @torch.no_grad()
+    def log_probabilities(self, samples: Tensor) -> Tensor:
+        """CTC's ``(n_frames, n_ids)`` of one recording ``(n_samples,)``, on the CPU."""
+        return self.head(self.vectors_of(samples)).cpu()
+
+    def words(self, symbols: Iterable[Spoken]) -> list[Word]:
+        """The words that symbols spell, with their times."""
+        return words_of(symbols, self.tokenizer.pieces, self.frame_s, self.tokenizer.spelled)
 
     def save_extra(self, folder: Path) -> None:
         """The tokenizer."""
@@ -109,42 +182,3 @@ class Recognizer(nn.Module, HubModel):
     def load_extra(self, folder: Path) -> None:
         """The tokenizer."""
         self.tokenizer = load_tokenizer(folder, self.config.model.units)
-
-
-class GruEncoder(Encoder):
-    """The baseline: the same convolutions, then two layers of GRU that read both ways.
-
-    Args:
-        config: Of the encoder that it stands beside; its width gives about as many parameters.
-    """
-
-    _LAYERS = 2
-
-    def __init__(self, config: EncoderConfig) -> None:
-        super().__init__(config)
-        wanted = sum(parameter.numel() for parameter in self.backbone.parameters())
-        width = max(8, min(range(8, 512), key=lambda h: abs(self._size(config.d_model, h) - wanted)))
-        del self.backbone
-        self.gru = nn.GRU(
-            config.d_model, width, self._LAYERS, batch_first=True, bidirectional=True, dropout=config.dropout
-        )
-        self.out = nn.Linear(2 * width, config.d_model)
-
-    @property
-    def causal(self) -> bool:
-        """It reads both ways."""
-        return False
-
-    @staticmethod
-    def _size(d_model: int, h: int) -> int:
-        return 2 * (3 * h * (d_model + h + 2)) + 2 * (3 * h * (3 * h + 2)) + d_model * (2 * h + 1)
-
-    def forward(self, frames: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """As ``Encoder.forward``."""
-        x, _ = self._thinned(frames, self._before(len(frames), frames))
-        lengths = self.lengths_of(lengths)
-        if x.shape[1] == 0:
-            return x, lengths
-        packed = pack_padded_sequence(x, lengths.clamp(min=1).cpu(), batch_first=True, enforce_sorted=False)
-        y, _ = pad_packed_sequence(self.gru(packed)[0], batch_first=True, total_length=x.shape[1])
-        return self.out(y), lengths

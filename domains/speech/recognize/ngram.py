@@ -85,14 +85,19 @@ class NgramModel:
             probability = (seen[word] + kinds * probability) / (total + kinds)
         return math.log(probability)
 
+    def scored(self, word: str, history: tuple[str, ...]) -> tuple[float, tuple[str, ...]]:
+        """The log-probability of the next word, and the history behind it."""
+        keep = self.order - 1
+        return self.log_probability(word, history), (*history, word)[-keep:] if keep else ()
+
     def perplexity(self, texts: Iterable[str]) -> float:
         """Of texts, their ends among the words."""
         total, n = 0.0, 0
         for text in texts:
             history = self.start
             for word in [*self.split(text), END]:
-                total += self.log_probability(word, history)
-                history = (*history, word)
+                value, history = self.scored(word, history)
+                total += value
                 n += 1
         return math.exp(-total / max(n, 1))
 

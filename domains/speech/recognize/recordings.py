@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from mambakit.core.errors import DataError
-from mambakit.domains.speech.augment import AugmentConfig, augment
+from mambakit.domains.speech.audio import soundfile_module
 from mambakit.domains.speech.recognize.alignment import frames_needed
 from mambakit.domains.speech.recognize.tokenizer import (
     TextTokenizer,
@@ -24,6 +24,7 @@ from mambakit.domains.speech.recognize.tokenizer import (
 )
 from mambakit.domains.speech.utterances import Utterances
 
+_MOST_HOURS = 20.0  # in memory: 4.6 GB at 16 kHz
 _STRETCH = 8  # batches that are sorted by length together
 
 
@@ -43,11 +44,47 @@ class SpeechBatch(NamedTuple):
     id_lengths: Tensor
 
 
+class OnDisk(Sequence[Tensor]):
+    """Recordings that are read when they are asked for.
+
+    Args:
+        utterances: Where they are.
+        rows: Their places in the table.
+        lengths: Samples of each.
+        rate_hz: To read at.
+    """
+
+    def __init__(
+        self, utterances: Utterances, rows: Sequence[int], lengths: Sequence[int], rate_hz: int
+    ) -> None:
+        self.utterances, self.rows, self.lengths, self.rate_hz = utterances, rows, lengths, rate_hz
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, place: int) -> Tensor:  # type: ignore[override]
+        """Raises a DataError if the file, whose header was read before, can't be read."""
+        samples = self.utterances.audio(self.rows[place], rate_hz=self.rate_hz).samples
+        n = self.lengths[place]  # resampling and times in manifests round by one
+        return torch.nn.functional.pad(samples[:n], (0, max(0, n - len(samples))))
+
+    def take(self, places: Sequence[int]) -> OnDisk:
+        """Some of them."""
+        return OnDisk(
+            self.utterances, [self.rows[i] for i in places], [self.lengths[i] for i in places], self.rate_hz
+        )
+
+
+def lengths_of(samples: Sequence[Tensor]) -> list[int]:
+    """Samples of each, without reading what is on disk."""
+    return list(samples.lengths) if isinstance(samples, OnDisk) else [len(one) for one in samples]
+
+
 @dataclass(frozen=True)
 class Recordings:
     """Samples, transcripts and rows, side by side."""
 
-    samples: list[Tensor]
+    samples: Sequence[Tensor]
     texts: list[str]
     rows: list[int]
     """The places they have in the table."""
@@ -58,36 +95,59 @@ class Recordings:
     @property
     def lengths(self) -> list[int]:
         """Samples of each."""
-        return [len(one) for one in self.samples]
+        return lengths_of(self.samples)
 
     def take(self, places: Sequence[int]) -> Recordings:
         """Some of them."""
-        return Recordings(
-            [self.samples[i] for i in places], [self.texts[i] for i in places], [self.rows[i] for i in places]
-        )
+        own = self.samples
+        samples = own.take(places) if isinstance(own, OnDisk) else [own[i] for i in places]
+        return Recordings(samples, [self.texts[i] for i in places], [self.rows[i] for i in places])
 
 
 def read_recordings(
     utterances: Utterances, places: NDArray[np.int64], rate_hz: int
 ) -> tuple[Recordings, list[tuple[str, str]]]:
-    """The recordings of a part; those that can't be read, or say nothing, are left out with the reason."""
-    found = Recordings([], [], [])
+    """The recordings of a part; those that can't be read, or say nothing, are left out with the reason.
+
+    More than 20 hours stay on disk; of those the headers are read.
+    """
+    texts: dict[int, str] = {}
     left_out: list[tuple[str, str]] = []
     for place in places.tolist():
-        name = str(utterances.table["path"].iloc[place])
-        text = normalised(utterances.table["text"].iloc[place] or "")
-        if not text:
-            left_out.append((name, "its transcript is empty"))
-            continue
-        try:
-            samples = utterances.audio(place, rate_hz=rate_hz).samples
-        except DataError as error:
-            left_out.append((name, str(error)))
-            continue
-        found.samples.append(samples)
-        found.texts.append(text)
-        found.rows.append(place)
-    return found, left_out
+        texts[place] = normalised(utterances.table["text"].iloc[place] or "")
+        if not texts[place]:
+            left_out.append((str(utterances.table["path"].iloc[place]), "its transcript is empty"))
+            del texts[place]
+    lengths = {row: samples_by_header(utterances, row, rate_hz) for row in texts}
+    stays = sum(lengths.values()) > _MOST_HOURS * 3600 * rate_hz
+    samples: list[Tensor] = []
+    rows = []
+    for row, n in lengths.items():
+        if not (stays and n):
+            try:
+                sound = utterances.audio(row, rate_hz=rate_hz).samples
+            except DataError as error:
+                left_out.append((str(utterances.table["path"].iloc[row]), str(error)))
+                continue
+            lengths[row] = len(sound)
+            if not stays:
+                samples.append(sound)
+        rows.append(row)
+    read = OnDisk(utterances, rows, [lengths[row] for row in rows], rate_hz) if stays else samples
+    return Recordings(read, [texts[row] for row in rows], rows), left_out
+
+
+def samples_by_header(utterances: Utterances, row: int, rate_hz: int) -> int:
+    """How many samples a row has at a rate, by its file's header; 0 where that can't be read."""
+    soundfile = soundfile_module()
+    path, start, end = (utterances.table[name].iloc[row] for name in ("path", "start_s", "end_s"))
+    try:
+        info = soundfile.info(str(path))
+    except (soundfile.LibsndfileError, OSError):
+        return 0
+    first = round(float(start) * info.samplerate)
+    last = info.frames if np.isnan(end) else min(round(float(end) * info.samplerate), info.frames)
+    return max(0, math.ceil((last - first) * rate_hz / info.samplerate))
 
 
 def fitting(
@@ -109,19 +169,19 @@ def fitting(
     )
     kept, left_out, notes = [], [], []
     n_long, first_long = 0, ""
-    for i, (samples, text) in enumerate(zip(recordings.samples, recordings.texts, strict=True)):
+    for i, (n_samples, text) in enumerate(zip(recordings.lengths, recordings.texts, strict=True)):
         name = str(utterances.table["path"].iloc[recordings.rows[i]])
         if bad := tokenizer.unknown(text):
-            left_out.append((name, f"characters that no training transcript has: {' '.join(bad)}"))
+            left_out.append((name, f"{tokenizer.wanting}: {' '.join(bad)}"))
             continue
-        needed, there = frames_needed(tokenizer.encode(text).values.tolist()), len(samples) // frame_samples
+        needed, there = frames_needed(tokenizer.encode(text).values.tolist()), n_samples // frame_samples
         if needed > there:
             n_long, first_long = n_long + 1, first_long or name
             left_out.append((name, f"its transcript needs {needed} frames, and it has {there}"))
             continue
         kept.append(i)
     if unknown:
-        notes.append(f"{utterances.name}: left out for {unknown_sentence(unknown)}")
+        notes.append(f"{utterances.name}: left out for {unknown_sentence(unknown, tokenizer.wanting)}")
     if n_long:
         notes.append(
             f"{utterances.name}: {n_long} recordings are left out because their transcripts are longer than "
@@ -152,57 +212,51 @@ class LengthBatches(Sampler[list[int]]):
             yield batches[i].tolist()
 
 
-class _Augmented(Dataset[tuple[Tensor, Tensor]]):
-    """Each recording changed anew, by torch's global generator; never so fast that its text doesn't fit."""
+class _Pairs(Dataset[tuple[Tensor, Tensor]]):
+    """Samples and symbols of each."""
 
-    def __init__(
-        self,
-        recordings: Recordings,
-        ids: list[Tensor],
-        frame_samples: int,
-        rate_hz: int,
-        config: AugmentConfig,
-        noises: Sequence[Tensor],
-    ) -> None:
-        self._recordings, self._ids, self._frame_samples = recordings, ids, frame_samples
-        self._rate_hz, self._config, self._noises = rate_hz, config, noises
+    def __init__(self, recordings: Recordings, tokenizer: TextTokenizer) -> None:
+        self.samples = recordings.samples
+        self.ids = [tokenizer.encode(text).values for text in recordings.texts]
 
     def __len__(self) -> int:
-        return len(self._recordings)
+        return len(self.ids)
 
     def __getitem__(self, place: int) -> tuple[Tensor, Tensor]:
-        generator = torch.Generator().manual_seed(int(torch.randint(0, 2**62, ())))
-        own, ids = self._recordings.samples[place], self._ids[place]
-        samples = augment(own, self._rate_hz, self._config, generator, self._noises)
-        fits = len(samples) // self._frame_samples >= frames_needed(ids.tolist())
-        return (samples if fits else own), ids
+        return self.samples[place], self.ids[place]
 
 
 def training_loader(
-    recordings: Recordings,
-    tokenizer: TextTokenizer,
-    frame_samples: int,
-    rate_hz: int,
-    config: AugmentConfig,
-    noises: Sequence[Tensor],
-    batch_size: int,
+    recordings: Recordings, tokenizer: TextTokenizer, batch_size: int, n_processes: int = 0
 ) -> DataLoader[SpeechBatch]:
-    """Augmented recordings in batches of like length."""
-    ids = [tokenizer.encode(text).values for text in recordings.texts]
-    data = _Augmented(recordings, ids, frame_samples, rate_hz, config, noises)
-    batches = LengthBatches(recordings.lengths, batch_size)
-    return DataLoader(data, batch_sampler=batches, collate_fn=_collated)  # type: ignore[arg-type]
+    """Recordings as they are, in batches of like length and an order of chance.
+
+    Args:
+        recordings: All of them.
+        tokenizer: Fitted.
+        batch_size: Recordings a batch.
+        n_processes: That read those on disk; what is in memory takes none.
+    """
+    n_processes = n_processes if isinstance(recordings.samples, OnDisk) else 0
+    return DataLoader(
+        _Pairs(recordings, tokenizer),  # type: ignore[arg-type]
+        batch_sampler=LengthBatches(recordings.lengths, batch_size),
+        collate_fn=_collated,
+        num_workers=n_processes,
+        persistent_workers=n_processes > 0,
+    )
 
 
 def measuring_loader(
-    recordings: Recordings, tokenizer: TextTokenizer, batch_size: int = 32
+    recordings: Recordings, tokenizer: TextTokenizer, batch_size: int = 32, n_processes: int = 0
 ) -> DataLoader[SpeechBatch]:
     """Recordings as they are, in their order."""
-    pairs = [
-        (samples, tokenizer.encode(text).values)
-        for samples, text in zip(recordings.samples, recordings.texts, strict=True)
-    ]
-    return DataLoader(pairs, batch_size, collate_fn=_collated)  # type: ignore[arg-type]
+    return DataLoader(
+        _Pairs(recordings, tokenizer),  # type: ignore[arg-type]
+        batch_size,
+        collate_fn=_collated,
+        num_workers=n_processes if isinstance(recordings.samples, OnDisk) else 0,
+    )
 
 
 def _collated(pairs: list[tuple[Tensor, Tensor]]) -> SpeechBatch:

@@ -44,7 +44,7 @@ def write(
             "test": len(parts.test),
             "symbols": model.config.n_ids,
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
-            "streams": "yes" if model.causal else "no",
+            "streams": "yes" if model.streams else "no",
             "training seconds": round(result.seconds, 1),
         }
     )
@@ -62,7 +62,7 @@ def write(
         report.add_table([{"file": name, "why": why} for name, why in parts.left_out[:_MOST_LEFT_OUT]])
     report.add_heading("Training")
     panels = (
-        Panel("CTC loss", ("train/loss", "val/loss"), "min"),
+        Panel("loss a symbol", ("train/loss", "val/loss"), "min"),
         Panel("word error rate of validation", ("val/wer",), "min"),
     )
     figure = learning_figure(run.metrics_path, panels)

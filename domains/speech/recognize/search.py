@@ -7,56 +7,19 @@ Networks", section 4; Hannun et al. 2014, arXiv:1408.2873, algorithm 1).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import NamedTuple
-from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
 
-from mambakit.core.errors import UsageError
-from mambakit.domains.speech.recognize.fusion import Fusion, FusionState
+from mambakit.domains.speech.recognize.fusion import Fusion
+from mambakit.domains.speech.recognize.prefixes import NEVER, Hypothesis, Prefix, Prefixes, log_add
 from mambakit.domains.speech.recognize.tokenizer import BLANK_ID
-
-_NEVER = -math.inf
-
-
-class Hypothesis(NamedTuple):
-    """One text of a beam.
-
-    Attributes:
-        ids: Its symbols.
-        log_probability: Of the sound, given them.
-        score: With what else is weighed; the beam's order.
-    """
-
-    ids: list[int]
-    log_probability: float
-    score: float
 
 
 def best_path(log_probabilities: Tensor) -> Tensor:
     """The likeliest symbol of every frame, ``(..., n_frames)``, of ``(..., n_frames, n_symbols)``."""
     return log_probabilities.argmax(-1)
-
-
-class _Prefix:
-    """A text, as its last symbol and the text before; one object a text, as long as anything uses it."""
-
-    __slots__ = ("__weakref__", "before", "fusion", "id", "longer")
-
-    def __init__(self, before: _Prefix | None, symbol: int, fusion: FusionState) -> None:
-        self.before, self.id, self.fusion = before, symbol, fusion
-        self.longer: WeakValueDictionary[int, _Prefix] = WeakValueDictionary()
-
-    def ids(self) -> list[int]:
-        found: list[int] = []
-        at: _Prefix | None = self
-        while at is not None and at.before is not None:
-            found.append(at.id)
-            at = at.before
-        return found[::-1]
 
 
 class PrefixBeam:
@@ -75,16 +38,12 @@ class PrefixBeam:
     def __init__(
         self, pieces: Sequence[str], *, width: int = 16, fusion: Fusion | None = None, least: float = -9.0
     ) -> None:
-        if width < 1:
-            raise UsageError(f"beam: expected at least 1, got {width}")
-        self._pieces, self._width, self._least = pieces, width, least
-        self._fusion = fusion or Fusion()
+        self._texts, self._least = Prefixes(pieces, width, fusion), least
         self.reset()
 
     def reset(self) -> None:
         """Begin anew, with the empty text."""
-        root = _Prefix(None, BLANK_ID, self._fusion.start())
-        self._beam: dict[_Prefix, tuple[float, float]] = {root: (0.0, _NEVER)}
+        self._beam: dict[Prefix, tuple[float, float]] = {self._texts.root(): (0.0, NEVER)}
 
     def feed(self, log_probabilities: Tensor) -> None:
         """Go on by ``(n_frames, n_symbols)``."""
@@ -94,45 +53,32 @@ class PrefixBeam:
             self._frame(frame, wanted.nonzero()[:, 0].tolist())
 
     def _frame(self, values: list[float], symbols: list[int]) -> None:
-        after: dict[_Prefix, list[float]] = {}
+        after: dict[Prefix, list[float]] = {}
 
-        def add(prefix: _Prefix, place: int, value: float) -> None:
-            sums = after.setdefault(prefix, [_NEVER, _NEVER])
-            sums[place] = _log_add(sums[place], value)
+        def add(prefix: Prefix, place: int, value: float) -> None:
+            sums = after.setdefault(prefix, [NEVER, NEVER])
+            sums[place] = log_add(sums[place], value)
 
         for prefix, (blank, other) in self._beam.items():
-            total = _log_add(blank, other)
+            total = log_add(blank, other)
             add(prefix, 0, total + values[BLANK_ID])
             if prefix.before is not None:
                 add(prefix, 1, other + values[prefix.id])
             for symbol in symbols:
                 value = (blank if symbol == prefix.id else total) + values[symbol]
-                if value > _NEVER:
-                    add(self._longer(prefix, symbol), 1, value)
-        ranked = sorted(after.items(), key=lambda entry: -(_log_add(*entry[1]) + entry[0].fusion.score))
-        self._beam = {prefix: (sums[0], sums[1]) for prefix, sums in ranked[: self._width]}
-
-    def _longer(self, prefix: _Prefix, symbol: int) -> _Prefix:
-        longer = prefix.longer.get(symbol)
-        if longer is None:
-            longer = _Prefix(prefix, symbol, self._fusion.extended(prefix.fusion, self._pieces[symbol]))
-            prefix.longer[symbol] = longer
-        return longer
+                if value > NEVER:
+                    add(self._texts.longer(prefix, symbol), 1, value)
+        ranked = sorted(after.items(), key=lambda entry: -(log_add(*entry[1]) + entry[0].fusion.score))
+        self._beam = {prefix: (sums[0], sums[1]) for prefix, sums in ranked[: self._texts.width]}
 
     def hypotheses(self) -> list[Hypothesis]:
         """All texts of the beam as if the sound ended here, the best first."""
         found = []
         for prefix, sums in self._beam.items():
-            value = _log_add(*sums)
-            score = value + self._fusion.finished(prefix.fusion).score
+            value = log_add(*sums)
+            score = value + self._texts.finished(prefix)
             found.append(Hypothesis(prefix.ids(), value, score))
         return sorted(found, key=lambda one: -one.score)
-
-
-def _log_add(a: float, b: float) -> float:
-    if a < b:
-        a, b = b, a
-    return a if b == _NEVER else a + math.log1p(math.exp(b - a))
 
 
 def beam_search(

@@ -1,55 +1,38 @@
-"""Recognition of sound as it comes: chunks of any size in, lines of text as events out, memory flat."""
+"""Recognition of sound as it comes: chunks of any size in, lines of text as events out, memory flat.
+
+Many streams go through the network in one step. A stream's sound is taken in whole frames of symbols, so that
+all states have one shape whatever the chunks were.
+"""
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from mambakit.core.errors import UsageError
+from mambakit.core.state import State
 from mambakit.domains.speech.recognize.decoding import PRESET_DECODE, DecodeConfig, Decoder
-from mambakit.domains.speech.recognize.endpoints import EndpointConfig, LineEnds, VoiceActivity
-from mambakit.domains.speech.recognize.formats import Line, plain_line
+from mambakit.domains.speech.recognize.endpoints import EndpointConfig
+from mambakit.domains.speech.recognize.lines import Event, Lines
 from mambakit.domains.speech.recognize.model import Recognizer
-from mambakit.domains.speech.recognize.search import best_path
-from mambakit.domains.speech.recognize.tokenizer import BLANK_ID
-from mambakit.domains.speech.recognize.words import Spoken, spoken_along, words_of
 
-_WORD_GAP_S = 0.3  # without a symbol for so long, a word is over
+__all__ = ["Event", "StreamBatch", "StreamingRecognizer"]
 
-
-class Event(NamedTuple):
-    """What is new about a line.
-
-    Attributes:
-        kind: started, when a line has its first words; changed, when they changed; completed, for the last
-            time: this line's words stay as they are.
-        number: Of the line, from 0.
-        line: Its words.
-    """
-
-    kind: Literal["started", "changed", "completed"]
-    number: int
-    line: Line
-
-    def plain(self) -> dict[str, Any]:
-        """As JSON has it; words with times only where they are final."""
-        said = plain_line(self.line)
-        if self.kind != "completed":
-            said = {"text": said["text"], "start_s": said["start_s"], "end_s": said["end_s"]}
-        return {"event": self.kind, "line": self.number, **said}
+_MOST_S = 20.0  # of sound that is run at once
 
 
-class StreamingRecognizer:
-    """One stream.
+class StreamBatch:
+    """Streams that come and go, each with a state of its own, stepped together.
 
-    The network's state goes on over lines and is never reset, so that its log-probabilities are those of
-    the whole recording whatever the chunks. Completed lines too are the same for all chunks; only how often
-    a line changes before depends on them. With a beam, a line's words are searched anew when it ends.
+    What a stream says is what it would say alone: a state goes on over lines and is never reset, so that what
+    frames say is that of the whole recording whatever the chunks. Completed lines too are the same for all
+    chunks; only how often a line changes before depends on them. With a beam, a line's words are searched
+    anew when it ends.
 
     Args:
-        model: A causal one, in evaluation mode.
+        model: One that streams, in evaluation mode.
         endpoints: When lines end.
         decode: How the words of a line that is complete are chosen.
 
@@ -69,99 +52,130 @@ class StreamingRecognizer:
                 "model: it reads both ways, so it can't stream; train one with --model.encoder.bidirectional "
                 "false, or transcribe the whole recording"
             )
+        if not model.streams:
+            raise UsageError(
+                "model: its attention decoder looks at the whole recording, so it can't stream; train one "
+                "with --model.head ctc or rnnt, or transcribe the whole recording"
+            )
         self.model = model
-        self._config = endpoints or EndpointConfig()
-        self._decoder = Decoder(model, decode)
+        self._endpoints, self._decoder = endpoints or EndpointConfig(), Decoder(model, decode)
         self._device = model.head.proj.weight.device
-        self._activity = VoiceActivity(model.rate_hz, self._config)
-        self._ends = LineEnds(model.frame_s, self._activity.frame_s, self._config)
-        self._state = model.init_state(1)
-        self._frame = 0
-        self._number = 0
-        self._before = BLANK_ID  # the symbol of the frame before this line
-        self._begin_line()
+        self._rows: list[int] = []  # the streams, in the order of the state's rows
+        self._state: State | None = None
+        self._lines: dict[int, Lines] = {}
+        self._waiting: dict[int, Tensor] = {}
+        self._next = 0
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of all states; it grows with the number of streams, not with their length."""
+        return 0 if self._state is None else self._state.nbytes
 
     @torch.no_grad()
+    def join(self) -> int:
+        """A new stream; the number it is called by."""
+        new = State.of(network=self.model.init_state(1), text=self.model.said_before(1))
+        self._state = new if self._state is None else State.cat([self._state, new])
+        stream, self._next = self._next, self._next + 1
+        self._rows.append(stream)
+        self._lines[stream] = Lines(self.model, self._endpoints, self._decoder)
+        self._waiting[stream] = torch.zeros(0)
+        return stream
+
+    def leave(self, stream: int) -> list[Event]:
+        """A stream is over: the line that is open is completed.
+
+        Raises:
+            KeyError: If there is no such stream.
+        """
+        events = self._lines.pop(stream).finish()
+        del self._waiting[stream]
+        kept = [i for i, one in enumerate(self._rows) if one != stream]
+        self._state = self._state.index_select(kept) if kept and self._state is not None else None
+        self._rows = [self._rows[i] for i in kept]
+        return events
+
+    def n_held(self, stream: int) -> int:
+        """Frames that are held of a stream's open line; bounded, however long it goes on."""
+        return self._lines[stream].n_held
+
+    @torch.no_grad()
+    def feed(self, samples: Mapping[int, Tensor]) -> dict[int, list[Event]]:
+        """Go on by samples ``(n,)`` of some streams, each however many; what is new in each.
+
+        Raises:
+            KeyError: If there is no such stream.
+        """
+        events: dict[int, list[Event]] = {}
+        for stream, new in samples.items():
+            self._lines[stream].hear(new)
+            self._waiting[stream] = torch.cat([self._waiting[stream], new.detach().float().cpu()])
+            events[stream] = []
+        size = self.model.frame_samples
+        while ready := [i for i, one in enumerate(self._rows) if len(self._waiting[one]) >= size]:
+            shortest = min(len(self._waiting[self._rows[i]]) for i in ready)
+            n = size * min(shortest // size, max(1, round(_MOST_S / self.model.frame_s)))
+            for stream, completed in self._step(ready, n):
+                events.setdefault(stream, []).extend(completed)
+        for stream in samples:
+            events[stream] += self._lines[stream].changes()
+        return events
+
+    def _step(self, rows: list[int], n: int) -> list[tuple[int, list[Event]]]:
+        """Run the next n samples of some rows together; the events of each."""
+        assert self._state is not None
+        streams = [self._rows[i] for i in rows]
+        heard = torch.stack([self._waiting[one][:n] for one in streams]).to(self._device)
+        for one in streams:
+            self._waiting[one] = self._waiting[one][n:].clone()
+        state = self._state if len(rows) == len(self._rows) else self._state.index_select(rows)
+        vectors, network = self.model.step_vectors(heard.to(self._dtype), state["network"])
+        said, text = self.model.said(vectors, state["text"])
+        after = State.of(network=network, text=text)
+        self._state = after if len(rows) == len(self._rows) else self._state.put_rows(rows, after)
+        return [(stream, self._lines[stream].take(vectors[i], said[i])) for i, stream in enumerate(streams)]
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return self.model.head.proj.weight.dtype
+
+
+class StreamingRecognizer:
+    """One stream; arguments and errors as ``StreamBatch``.
+
+    Args:
+        model: One that streams, in evaluation mode.
+        endpoints: When lines end.
+        decode: How the words of a line that is complete are chosen.
+    """
+
+    def __init__(
+        self,
+        model: Recognizer,
+        *,
+        endpoints: EndpointConfig | None = None,
+        decode: DecodeConfig = PRESET_DECODE,
+    ) -> None:
+        self._streams = StreamBatch(model, endpoints=endpoints, decode=decode)
+        self._stream = self._streams.join()
+
     def feed(self, samples: Tensor) -> list[Event]:
         """Go on by samples ``(n,)`` at the model's rate, however many; what is new."""
-        said, self._state = self.model.step(samples[None].to(self._device), self._state)
-        self._ends.hear(self._activity(samples))
-        rows = said[0].cpu()
-        events: list[Event] = []
-        for row, symbol in zip(rows, best_path(rows).tolist(), strict=True):
-            self._take(row, symbol)
-            if self._over():
-                events += self._complete()
-        return events + self._changes()
+        return self._streams.feed({self._stream: samples})[self._stream]
 
     def finish(self) -> list[Event]:
         """The stream is over: the line that is open is completed."""
-        return self._complete()
+        return self._streams.leave(self._stream)
 
     @property
     def n_held(self) -> int:
         """Frames that are held of the open line; bounded, however long the stream."""
-        return len(self._rows)
+        return self._streams.n_held(self._stream)
 
-    def _begin_line(self) -> None:
-        self._rows: list[Tensor] = []
-        self._first = self._frame
-        self._begin: int | None = None
-        self._last = -1
-        self._last_symbol = BLANK_ID
-        self._shown: str | None = None
-
-    def _take(self, row: Tensor, symbol: int) -> None:
-        if symbol == self._before and not self._rows:
-            symbol = BLANK_ID  # the tail of the line before
-        else:
-            self._before = BLANK_ID
-        if symbol != BLANK_ID:
-            if self._begin is None:
-                self._begin = self._frame
-            self._last, self._last_symbol = self._frame, symbol
-        if self._begin is not None:
-            if not self._rows:
-                self._first = self._frame
-            self._rows.append(row)
-        self._frame += 1
-
-    def _over(self) -> bool:
-        frame_s = self.model.frame_s
-        quiet_s = (self._frame - 1 - self._last) * frame_s
-        ends_word = self.model.tokenizer.pieces[self._last_symbol].endswith(" ")
-        if self._ends.over(self._frame - 1, self._begin, self._last, ends_word or quiet_s >= _WORD_GAP_S):
-            return True
-        return self._begin is not None and len(self._rows) * frame_s >= 2 * self._config.longest_s
-
-    def _symbols(self, greedy: bool) -> list[Spoken]:
-        if not self._rows:
-            return []
-        rows = torch.stack(self._rows)
-        found = spoken_along(best_path(rows), rows) if greedy else self._decoder(rows)
-        return [one._replace(begin=one.begin + self._first, end=one.end + self._first) for one in found]
-
-    def _line(self, greedy: bool) -> Line | None:
-        words = words_of(self._symbols(greedy), self.model.tokenizer.pieces, self.model.frame_s)
-        return Line(tuple(words)) if words else None
-
-    def _changes(self) -> list[Event]:
-        line = self._line(greedy=True) if self._begin is not None else None
-        if line is None or line.text == self._shown:
-            return []
-        kind: Literal["started", "changed"] = "started" if self._shown is None else "changed"
-        self._shown = line.text
-        return [Event(kind, self._number, line)]
-
-    def _complete(self) -> list[Event]:
-        line = self._line(self._decoder.greedy)
-        events: list[Event] = []
-        if line is not None:
-            if self._shown is None:
-                events.append(Event("started", self._number, line))
-            events.append(Event("completed", self._number, line))
-            self._number += 1
-        if self._rows:
-            self._before = int(best_path(self._rows[-1]))
-        self._begin_line()
-        return events
+    @property
+    def nbytes(self) -> int:
+        """Memory of the network's state."""
+        return self._streams.nbytes

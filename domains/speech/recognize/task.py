@@ -1,4 +1,4 @@
-"""Training: CTC on augmented recordings, with bands and times hidden."""
+"""Training on augmented recordings, with bands and times hidden: CTC, a transducer or attention."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from torch import Tensor
 from mambakit.core.auxiliary import auxiliary_loss
 from mambakit.core.training import TrainConfig
 from mambakit.core.training.optim import configure_optimizer
+from mambakit.domains.speech.augment import Augmenter
 from mambakit.domains.speech.frontend import spec_augment
+from mambakit.domains.speech.recognize.alignment import frames_needed_each
 from mambakit.domains.speech.recognize.config import RecognizeLossConfig
 from mambakit.domains.speech.recognize.metrics import error_rates
 from mambakit.domains.speech.recognize.model import Recognizer
@@ -19,24 +21,29 @@ from mambakit.domains.speech.recognize.recordings import SpeechBatch
 
 
 class RecognizeTask(pl.LightningModule):
-    """Trains a ``Recognizer``; ``val/loss`` is CTC's, a symbol, and ``val/wer`` that of the best path.
+    """Trains a ``Recognizer``; ``val/loss`` is a symbol's, and ``val/wer`` that of the likeliest symbols.
 
     Args:
         model: The network, with its front end fitted and its tokenizer.
         train: The training options.
         loss: What is hidden.
+        augmenter: Changes batches to train on, none so that its text no longer fits its frames.
     """
 
-    def __init__(self, model: Recognizer, train: TrainConfig, loss: RecognizeLossConfig) -> None:
+    def __init__(
+        self, model: Recognizer, train: TrainConfig, loss: RecognizeLossConfig, augmenter: Augmenter
+    ) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.augmenter = model, augmenter
         self.train_config, self.loss_config = train, loss
         self._texts: list[tuple[str, str]] = []
 
     def training_step(self, batch: SpeechBatch, batch_idx: int) -> Tensor:
         """The loss of a batch."""
         config = self.loss_config
-        frames, lengths = self.model.front_end(batch.samples, batch.lengths)
+        least = self.model.frame_samples * frames_needed_each(batch.ids, batch.id_lengths)
+        samples, lengths = self.augmenter(batch.samples, batch.lengths, least=least)
+        frames, lengths = self.model.front_end(samples, lengths)
         frames = spec_augment(
             frames,
             lengths,
@@ -45,18 +52,18 @@ class RecognizeTask(pl.LightningModule):
             n_times=config.n_times,
             time_share=config.time_share,
         )
-        said, lengths = self.model.of_frames(frames, lengths)
-        loss = self.model.head.loss(said, batch.ids, lengths, batch.id_lengths)
+        vectors, lengths = self.model.encoder(frames, lengths)
+        loss = self.model.loss(vectors, lengths, batch.ids, batch.id_lengths)
         self.log("train/loss", loss.detach(), on_step=False, on_epoch=True, batch_size=len(frames))
         return loss + auxiliary_loss(self.model)
 
     def validation_step(self, batch: SpeechBatch, batch_idx: int) -> None:
         """Loss and texts of a batch."""
-        said, lengths = self.model(batch.samples, batch.lengths)
-        loss = self.model.head.loss(said, batch.ids, lengths, batch.id_lengths)
-        self.log("val/loss", loss, batch_size=len(said))
+        vectors, lengths = self.model.encoder(*self.model.front_end(batch.samples, batch.lengths))
+        loss = self.model.loss(vectors, lengths, batch.ids, batch.id_lengths)
+        self.log("val/loss", loss, batch_size=len(vectors))
         tokenizer = self.model.tokenizer
-        found = self.model.head.best_path(said, lengths)
+        found = self.model.written(vectors, lengths)
         for ids, n, written in zip(batch.ids.tolist(), batch.id_lengths.tolist(), found, strict=True):
             self._texts.append((tokenizer.text(ids[:n]), tokenizer.text(written)))
 

@@ -10,7 +10,6 @@ import io
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
@@ -19,7 +18,7 @@ from mambakit.core.adapters import IdAdapter, SampleError, Tokenizer, Tokens, re
 from mambakit.core.errors import DataError, UsageError
 
 BLANK_ID = 0
-Units = Literal["characters", "bpe"]
+Units = Literal["characters", "bpe", "phones"]
 
 _WORD_START = "\u2581"  # how sentencepiece writes a space
 
@@ -30,7 +29,13 @@ def normalised(text: str) -> str:
 
 
 class TextTokenizer(Tokenizer[str]):
-    """What both kinds share: ids from 1 on, the text of each, and the characters they can't write."""
+    """What all kinds share: ids from 1 on, the text of each, and the characters they can't write.
+
+    Attributes:
+        wanting: What ``unknown`` lists.
+    """
+
+    wanting = "characters that no training transcript has"
 
     @property
     def lossy(self) -> str:
@@ -67,7 +72,16 @@ class TextTokenizer(Tokenizer[str]):
         wrong = [i for i in ids if not 0 <= i < self.n_ids]
         if wrong:
             raise SampleError(f"id {wrong[0]} is outside the {self.n_ids} ids there are")
-        return normalised("".join(self.pieces[i] for i in ids))
+        letters = "".join(self.pieces[i] for i in ids)
+        return " ".join(self.spelled(word) for word in letters.split())
+
+    def letters(self, text: str) -> str:
+        """What stands for a text in joined pieces."""
+        return normalised(text)
+
+    def spelled(self, letters: str) -> str:
+        """The word that joined pieces stand for."""
+        return letters
 
     def same(self, sample: str, other: str) -> bool:
         """Equality but for case and spaces."""
@@ -250,35 +264,13 @@ class BpeTokenizer(TextTokenizer):
         self._pieces = ["", *(piece.replace(_WORD_START, " ") for piece in pieces[1:])]
 
 
-TOKENIZERS: dict[Units, type[CharacterTokenizer] | type[BpeTokenizer]] = {
-    "characters": CharacterTokenizer,
-    "bpe": BpeTokenizer,
-}
-
-
 @register_adapter("speech-text", tokenizer=CharacterTokenizer)
 class TextAdapter(IdAdapter):
     """Embeds a transcript's characters, for a decoder or a language model of them."""
 
 
-def fit_tokenizer(units: Units, texts: Sequence[str], n_pieces: int = 256) -> TextTokenizer:
-    """A tokenizer of training transcripts."""
-    if units == "bpe":
-        return BpeTokenizer(n_pieces).fit(texts)
-    return CharacterTokenizer().fit(texts)
-
-
-def load_tokenizer(folder: Path, units: Units) -> TextTokenizer:
-    """The tokenizer that lies in a model's folder.
-
-    Raises:
-        DataError: If there is none, or it is damaged.
-    """
-    return TOKENIZERS[units].load(folder)
-
-
 def unknown_characters(tokenizer: TextTokenizer, texts: Mapping[int, str]) -> dict[str, list[int]]:
-    """The characters that can't be written, from the commonest on, each with the rows that have it.
+    """The characters (of phones: words) that can't be written, the commonest first, each with its rows.
 
     Args:
         tokenizer: Fitted.
@@ -292,8 +284,8 @@ def unknown_characters(tokenizer: TextTokenizer, texts: Mapping[int, str]) -> di
     return {character: rows[character] for character, _ in counts.most_common()}
 
 
-def unknown_sentence(unknown: Mapping[str, Sequence[int]]) -> str:
-    """What was found, in one sentence; nothing where nothing was."""
+def unknown_sentence(unknown: Mapping[str, Sequence[int]], wanting: str = TextTokenizer.wanting) -> str:
+    """What was found, in one sentence that begins with what it is; nothing where nothing was."""
     if not unknown:
         return ""
     said = []
@@ -301,4 +293,4 @@ def unknown_sentence(unknown: Mapping[str, Sequence[int]]) -> str:
         shown = ", ".join(map(str, rows[:5])) + (f" and {len(rows) - 5} more" if len(rows) > 5 else "")
         said.append(f"{character!r} (row{'s' if len(rows) > 1 else ''} {shown})")
     more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
-    return f"characters that no training transcript has: {', '.join(said)}{more}"
+    return f"{wanting}: {', '.join(said)}{more}"

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from mambakit.core.errors import DataError
-from mambakit.core.training import FitResult, RunFolder, TrainConfig, fit, seed_everything
-from mambakit.domains.speech.augment import AugmentConfig
+from mambakit.core.training import FitResult, RunFolder, TrainConfig, fit, resolve_device, seed_everything
+from mambakit.core.training.devices import loading_processes
+from mambakit.domains.speech.augment import AugmentConfig, Augmenter
 from mambakit.domains.speech.recognize.config import (
     RecognizeLossConfig,
     RecognizeModelConfig,
@@ -23,8 +24,11 @@ from mambakit.domains.speech.recognize.recordings import (
     training_loader,
 )
 from mambakit.domains.speech.recognize.task import RecognizeTask
-from mambakit.domains.speech.recognize.tokenizer import TextTokenizer, fit_tokenizer
+from mambakit.domains.speech.recognize.tokenizer import TextTokenizer
+from mambakit.domains.speech.recognize.units import fit_tokenizer
 from mambakit.domains.speech.utterances import Split, Utterances
+
+_MOST_FITTED = 5000  # recordings that means and deviations of the front end are taken over
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,10 @@ def read_parts(utterances: Utterances, split: Split, model: RecognizeModelConfig
         raise DataError(
             f"{utterances.name}: no training recording can be used; the first, {first[0]}: {first[1]}"
         )
-    tokenizer = fit_tokenizer(model.units, read["train"].texts, model.n_pieces)
+    texts = read["train"].texts
+    tokenizer = fit_tokenizer(
+        model.units, texts, n_pieces=model.n_pieces, lexicon=model.lexicon, voice=model.voice
+    )
     frame_samples = model.front_end.hop * model.encoder.subsampling
     for name in ("train", "validation"):
         read[name], bad, said = fitting(read[name], tokenizer, frame_samples, utterances)
@@ -99,16 +106,12 @@ def train_recognizer(
     seed_everything(train_config.seed)
     model = Recognizer(RecognizerConfig(parts.tokenizer.n_ids, name, model_config))
     model.tokenizer = parts.tokenizer
-    model.front_end.fit(parts.train.samples)
-    loader = training_loader(
-        parts.train,
-        parts.tokenizer,
-        model.frame_samples,
-        model.rate_hz,
-        augment_config,
-        noises or [],
-        train_config.batch_size,
-    )
-    validation = measuring_loader(parts.validation, parts.tokenizer)
-    result = fit(RecognizeTask(model, train_config, loss_config), loader, validation, train_config, run)
+    n = len(parts.train)
+    model.front_end.fit(parts.train.samples[i] for i in range(0, n, -(-n // _MOST_FITTED)))
+    n_processes = loading_processes(train_config.num_workers, resolve_device(train_config.device))
+    loader = training_loader(parts.train, parts.tokenizer, train_config.batch_size, n_processes)
+    validation = measuring_loader(parts.validation, parts.tokenizer, n_processes=n_processes)
+    augmenter = Augmenter(augment_config, model.rate_hz, noises or [])
+    task = RecognizeTask(model, train_config, loss_config, augmenter)
+    result = fit(task, loader, validation, train_config, run)
     return model.cpu().eval(), result

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from torch import Tensor
 
 from mambakit.domains.speech.recognize.tokenizer import BLANK_ID
+
+Said = tuple[int, float]
+"""A symbol that a frame says, and its log-probability."""
 
 
 class Spoken(NamedTuple):
@@ -63,19 +66,43 @@ def spoken(path: Sequence[int], log_probabilities: Sequence[float], first_frame:
     return found
 
 
+def spoken_in_frames(said: Sequence[Sequence[Said]], *, repeats: bool, first_frame: int = 0) -> list[Spoken]:
+    """The symbols that frames say.
+
+    Args:
+        said: Of every frame what it says, which may be nothing.
+        repeats: Whether a symbol of two frames in turn is two symbols, as in a transducer, or one, as in CTC.
+        first_frame: Number of the first frame.
+    """
+    if not repeats:
+        path = [frame[0] if frame else (BLANK_ID, 0.0) for frame in said]
+        return spoken([symbol for symbol, _ in path], [value for _, value in path], first_frame)
+    return [
+        Spoken(symbol, i, i + 1, value)
+        for i, frame in enumerate(said, first_frame)
+        for symbol, value in frame
+    ]
+
+
 def spoken_along(path: Tensor, log_probabilities: Tensor) -> list[Spoken]:
     """The symbols of a path ``(n_frames,)`` through ``(n_frames, n_symbols)`` log-probabilities."""
     values = log_probabilities.gather(1, path[:, None].to(log_probabilities.device))[:, 0]
     return spoken(path.tolist(), values.tolist())
 
 
-def words_of(symbols: Iterable[Spoken], pieces: Sequence[str], frame_s: float) -> list[Word]:
+def words_of(
+    symbols: Iterable[Spoken],
+    pieces: Sequence[str],
+    frame_s: float,
+    spelled: Callable[[str], str] = str,
+) -> list[Word]:
     """The words that symbols spell.
 
     Args:
         symbols: In their order.
         pieces: The text of each symbol's id; a space in it ends the word before.
         frame_s: Seconds from one frame to the next.
+        spelled: What a word is written as; as its pieces by default.
     """
     words: list[Word] = []
     letters, parts = "", []  # type: tuple[str, list[Spoken]]
@@ -85,7 +112,12 @@ def words_of(symbols: Iterable[Spoken], pieces: Sequence[str], frame_s: float) -
             frames = sum(part.end - part.begin for part in parts)
             mean = sum(part.log_probability for part in parts) / frames
             words.append(
-                Word(letters, parts[0].begin * frame_s, parts[-1].end * frame_s, min(1.0, math.exp(mean)))
+                Word(
+                    spelled(letters),
+                    parts[0].begin * frame_s,
+                    parts[-1].end * frame_s,
+                    min(1.0, math.exp(mean)),
+                )
             )
 
     for symbol in symbols:

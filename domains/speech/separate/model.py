@@ -6,15 +6,30 @@ Conv-TasNet's convolutions (Luo & Mesgarani 2019, arXiv:1809.07454).
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mambakit.core.backbone import Backbone, BackboneConfig
 from mambakit.core.blocks import RMSNorm
+from mambakit.core.errors import UsageError
 from mambakit.core.hub import HubModel
 from mambakit.core.state import State
 from mambakit.domains.speech.separate.config import SeparateConfig
+
+_FRAMES_AT_ONCE = 4000
+
+
+class SeparateState(NamedTuple):
+    """What a stream carries: a few thousand numbers, however long it has been going on."""
+
+    waiting: Tensor
+    """The last ``hop`` samples and those that fill no hop yet, ``(batch, hop + m)``."""
+    unfinished: Tensor
+    """Output that the next frame adds to, ``(batch, n_sources, hop)``."""
+    blocks: State
 
 
 class Separator(nn.Module, HubModel):
@@ -43,8 +58,20 @@ class Separator(nn.Module, HubModel):
         self.masks = nn.Linear(config.d_model, config.n_sources * config.n_filters)
         self.decode = nn.ConvTranspose1d(config.n_filters, 1, config.kernel, hop, bias=False)
 
+    @property
+    def hop(self) -> int:
+        """Samples from one frame to the next."""
+        return self.config.kernel // 2
+
+    @property
+    def delay(self) -> int:
+        """Samples that a stream's output lags behind its input, at most."""
+        return self.config.kernel
+
     def forward(self, samples: Tensor) -> Tensor:
         """Mixtures ``(batch, n)`` to speakers ``(batch, n_sources, n)``, at the mixtures' level.
+
+        A causal model reads long mixtures piece by piece, so that memory does not grow with the length.
 
         Raises:
             ValueError: If it is not of two dimensions.
@@ -54,13 +81,63 @@ class Separator(nn.Module, HubModel):
         batch, n = samples.shape
         if not n:
             return samples[:, None].expand(batch, self.config.n_sources, 0)
-        hop = self.config.kernel // 2
+        hop = self.hop
+        if self.config.causal and not torch.is_grad_enabled() and n > _FRAMES_AT_ONCE * hop:
+            return self._by_pieces(samples)
         # half a window of silence before, so that the first samples are in two frames as all others are
         framed = F.pad(samples, (hop, hop + -n % hop))
         if self.config.causal:
             return self._apart(framed, None)[0][..., hop : hop + n]
         level = samples.square().mean(1, keepdim=True).sqrt().clamp(min=1e-5)
         return self._apart(framed / level, None)[0][..., hop : hop + n] * level[..., None]
+
+    def init_state(self, batch: int = 1) -> SeparateState:
+        """The state before the first sample.
+
+        Raises:
+            UsageError: If the model is not causal.
+        """
+        if not self.config.causal:
+            raise UsageError("this model reads time both ways and cannot stream; train one with causal true")
+        silence = self.masks.weight.new_zeros(batch, self.hop)
+        unfinished = silence[:, None].expand(-1, self.config.n_sources, -1)
+        return SeparateState(silence, unfinished, self.backbone.init_state(batch))
+
+    def step(self, samples: Tensor, state: SeparateState) -> tuple[Tensor, SeparateState]:
+        """The next samples of streams.
+
+        Args:
+            samples: ``(batch, m)``; any ``m``, 0 too.
+            state: What came before.
+
+        Returns:
+            Finished output ``(batch, n_sources, a multiple of hop)``, and the next state. All outputs of a
+            stream, one after the other, are ``hop`` samples from before its beginning, then what ``forward``
+            gives; ``finish`` gives the rest.
+        """
+        hop = self.hop
+        waiting = torch.cat([state.waiting, samples], 1)
+        done = (waiting.shape[1] - hop) // hop * hop
+        if not done:
+            empty = samples.new_zeros(len(samples), self.config.n_sources, 0)
+            return empty, state._replace(waiting=waiting)
+        added, blocks = self._apart(waiting[:, : hop + done], state.blocks)
+        added = torch.cat([added[..., :hop] + state.unfinished, added[..., hop:]], -1)
+        return added[..., :done], SeparateState(waiting[:, done:], added[..., done:], blocks)
+
+    def finish(self, state: SeparateState) -> Tensor:
+        """The output that is still to come when a stream ends, ``(batch, n_sources, hop + m)``: the stream's
+        whole output is then ``hop`` samples longer than its input, those from before it."""
+        m = state.waiting.shape[1] - self.hop
+        silence = state.waiting.new_zeros(len(state.waiting), self.hop + -m % self.hop)
+        return self.step(silence, state)[0][..., : self.hop + m]
+
+    def _by_pieces(self, samples: Tensor) -> Tensor:
+        state, outputs = self.init_state(len(samples)), []
+        for piece in samples.split(_FRAMES_AT_ONCE * self.hop, dim=1):
+            said, state = self.step(piece, state)
+            outputs.append(said)
+        return torch.cat([*outputs, self.finish(state)], -1)[..., self.hop :]
 
     def _apart(self, framed: Tensor, state: State | None) -> tuple[Tensor, State]:
         """``(batch, m)`` to ``(batch, n_sources, m)``, and the state of the blocks."""

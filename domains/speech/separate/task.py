@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from mambakit.core.training import TrainConfig
 from mambakit.core.training.optim import configure_optimizer
+from mambakit.domains.speech.mixtures import TwoSpeakerMixer
 from mambakit.domains.speech.separate.metrics import best_si_snr, si_snr_gain
 
 _GOOD_ENOUGH_DB = 30.0  # what is that good already teaches nothing
@@ -19,16 +20,17 @@ class SeparateTask(pl.LightningModule):
 
     Args:
         model: The network.
+        mixer: Makes the mixtures to train on.
         train: The training options.
     """
 
-    def __init__(self, model: nn.Module, train: TrainConfig) -> None:
+    def __init__(self, model: nn.Module, mixer: TwoSpeakerMixer, train: TrainConfig) -> None:
         super().__init__()
-        self.model, self.train_config = model, train
+        self.model, self.mixer, self.train_config = model, mixer, train
 
-    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
-        """The negative SI-SNR of the best pairing, in dB."""
-        mixture, sources = batch
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        """The negative SI-SNR of the best pairing in dB, on as many new mixtures as the batch is long."""
+        mixture, sources = self.mixer(len(batch))
         best, _ = best_si_snr(self.model(mixture), sources)
         loss = -best.clamp(max=_GOOD_ENOUGH_DB).mean()
         self.log("train/loss", loss.detach(), on_step=False, on_epoch=True, batch_size=len(mixture))

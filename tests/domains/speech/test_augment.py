@@ -8,11 +8,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from mambakit.core.errors import UsageError
 from mambakit.domains.speech.augment import (
     AugmentConfig,
-    augment,
+    Augmenter,
     change_speed,
     coloured_noise,
     mix,
@@ -20,6 +21,7 @@ from mambakit.domains.speech.augment import (
     room_response,
     stretch,
 )
+from mambakit.domains.speech.chance import Chance
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -70,14 +72,56 @@ def test_a_short_noise_repeats() -> None:
     assert len(stretch(torch.arange(10.0), 37, seeded())) == 37
 
 
+def batch(n: int = 6) -> tuple[Tensor, Tensor]:
+    lengths = torch.tensor([3000, 2000, 2999, 1000, 2500, 1][:n])
+    samples = torch.randn(n, 3000, generator=seeded())
+    return samples * (torch.arange(3000) < lengths[:, None]), lengths
+
+
 def test_the_same_seed_does_the_same() -> None:
-    x = torch.randn(3000, generator=seeded())
-    made = [augment(x, 8000, AugmentConfig(), seeded(seed)) for seed in range(12)]
-    again = [augment(x, 8000, AugmentConfig(), seeded(seed)) for seed in range(12)]
-    assert all(torch.equal(a, b) for a, b in zip(made, again, strict=True))
-    assert len({len(one) for one in made}) > 2
-    nothing = AugmentConfig(speed=0, noise=0, reverberation=0, gain_db=(0, 0))
-    assert torch.equal(augment(x, 8000, nothing, seeded()), x)
+    augmenter = Augmenter(AugmentConfig(), 8000, [torch.ones(70), torch.randn(5000, generator=seeded())])
+    made = [augmenter(*batch(), Chance(generator=seeded(seed))) for seed in range(4)]
+    again = [augmenter(*batch(), Chance(generator=seeded(seed))) for seed in range(4)]
+    assert all(torch.equal(a[0], b[0]) for a, b in zip(made, again, strict=True))
+    assert len({tuple(lengths.tolist()) for _, lengths in made}) > 2
+    nothing = Augmenter(AugmentConfig(speed=0, noise=0, reverberation=0, gain_db=(0, 0)), 8000)
+    assert torch.equal(nothing(*batch())[0], batch()[0])
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10_000))
+def test_padding_stays_silent_and_lengths_are_those_of_the_speed(seed: int) -> None:
+    samples, lengths = batch()
+    made, now = Augmenter(AugmentConfig(speed=0.7), 8000)(samples, lengths, Chance(generator=seeded(seed)))
+    assert ((now >= (lengths / 1.25).floor()) & (now <= (lengths / 0.8).ceil())).all()
+    assert now.max() <= made.shape[1]
+    assert not (made * (torch.arange(made.shape[1]) >= now[:, None])).any()
+
+
+def test_a_batch_at_another_speed_is_each_at_another_speed() -> None:
+    faster = AugmentConfig(speed=1, speed_range=(1.2, 1.2), noise=0, reverberation=0, gain_db=(0, 0))
+    samples, lengths = batch()
+    made, now = Augmenter(faster, 8000)(samples, lengths)
+    for row, n, own, length in zip(made, now.tolist(), samples, lengths.tolist(), strict=True):
+        alone = change_speed(own[:length], 1.2)
+        assert n == len(alone)
+        torch.testing.assert_close(row[:n], alone, rtol=1e-4, atol=1e-5)
+
+
+def test_none_becomes_shorter_than_its_text_allows() -> None:
+    faster = AugmentConfig(speed=1, speed_range=(1.25, 1.25), noise=0, reverberation=0, gain_db=(0, 0))
+    samples, lengths = batch()
+    made, now = Augmenter(faster, 8000)(samples, lengths, least=torch.tensor([2900, 100, 100, 100, 2500, 1]))
+    assert now.tolist() == [3000, 1600, 2400, 800, 2500, 1]
+    assert torch.equal(made[0, :3000], samples[0])
+
+
+def test_noise_is_as_far_below_the_speech_as_asked_for() -> None:
+    config = AugmentConfig(speed=0, noise=1, snr_db=(10, 10), reverberation=0, gain_db=(0, 0))
+    samples, lengths = batch(5)
+    made, _ = Augmenter(config, 8000, [torch.randn(500, generator=seeded())])(samples, lengths)
+    ratio = samples.square().sum(1) / (made - samples).square().sum(1)
+    torch.testing.assert_close(10 * ratio.log10(), torch.full((5,), 10.0), rtol=1e-3, atol=0)
 
 
 def test_bad_options_are_named() -> None:

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from mambakit.core.errors import DataError
@@ -22,7 +24,14 @@ from mambakit.domains.speech.classify.config import (
 )
 from mambakit.domains.speech.classify.data import Clips
 from mambakit.domains.speech.classify.evaluation import evaluate, size_of
-from mambakit.domains.speech.classify.metrics import alarms, equal_error, keyword_trade, windows
+from mambakit.domains.speech.classify.metrics import (
+    alarms,
+    area,
+    equal_error,
+    hourly,
+    keyword_trade,
+    windows,
+)
 from mambakit.domains.speech.classify.model import Classifier
 from mambakit.domains.speech.classify.prediction import probabilities
 from mambakit.domains.speech.classify.training import ClipParts, train_classifier
@@ -96,6 +105,27 @@ def test_trade_by_hand() -> None:
     assert trade.misses.tolist() == [0.5, 0.5, 0, 0, 0]
     assert trade.false_alarms == pytest.approx([0, 1 / 3, 1 / 3, 2 / 3, 1])
     assert equal_error(trade) == pytest.approx((1 / 3 + 0.5) / 2)
+    assert area(trade) == pytest.approx(5 / 6)  # of six pairs of a keyword and another, five are in order
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=2, max_size=40))
+def test_area_is_the_share_of_pairs_in_order(pairs: list[tuple[int, bool]]) -> None:
+    scores, is_keyword = (np.array(side) for side in zip(*pairs, strict=True))
+    assume(is_keyword.any() and not is_keyword.all())
+    ours, others = scores[is_keyword][:, None], scores[~is_keyword]
+    share = ((ours > others) + 0.5 * (ours == others)).mean()
+    assert area(keyword_trade(scores.astype(float), is_keyword)) == pytest.approx(share)
+
+
+def test_alarms_an_hour_are_counted_at_the_thresholds_of_the_trade() -> None:
+    trade = keyword_trade(np.array([0.9, 0.5, 0.2]), np.array([True, True, False]))
+    heard = np.zeros(36_000)  # an hour
+    heard[[100, 5000]], heard[9000] = 0.6, 0.95
+    found = hourly(trade, heard, 0.1, 1.0)
+    assert found.thresholds.tolist() == [0.9, 0.5, 0.2]
+    assert found.false_alarms.tolist() == [1, 3, 3]
+    assert found.misses.tolist() == [0.5, 0, 0]
 
 
 def test_alarms_within_a_second_are_one() -> None:

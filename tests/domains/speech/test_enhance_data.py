@@ -14,10 +14,10 @@ from mambakit.domains.speech.enhance.data import (
     load_noises,
     load_pairs,
     load_pools,
-    paired_folders,
     spoken_sentences,
 )
 from mambakit.domains.speech.files import jobs, read_at
+from mambakit.domains.speech.layouts import paired_folders
 
 
 def tone(seconds: float, seed: int, rate_hz: int = 8000) -> torch.Tensor:

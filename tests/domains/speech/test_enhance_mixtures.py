@@ -9,14 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mambakit.core.errors import DataError, UsageError
+from mambakit.domains.speech.chance import Chance
 from mambakit.domains.speech.enhance.config import MixConfig
 from mambakit.domains.speech.mixtures import (
-    Mixed,
     NoisyMixer,
     SpeechPool,
     Spoken,
     TwoSpeakerMixer,
+    Voices,
     active_power,
+    kept,
 )
 from mambakit.domains.speech.noises import coloured, low_passed, machine
 
@@ -34,59 +36,90 @@ def pool(speakers: int = 3, band_hz: float = 4000.0) -> SpeechPool:
     return SpeechPool(made, RATE)
 
 
+def seeded(seed: int) -> Chance:
+    return Chance(generator=torch.Generator().manual_seed(seed))
+
+
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 10_000), snr=st.floats(-10, 30))
 def test_noise_is_added_at_the_ratio_asked_for(seed: int, snr: float) -> None:
     config = MixConfig(segment_s=0.5, snr_low_db=snr, snr_high_db=snr, rooms=0.5)
-    noisy, clean = NoisyMixer(pool(), [], config).make(np.random.default_rng(seed))
-    noise = (noisy - clean).double().square().mean()
-    got = 10 * np.log10(active_power(clean.numpy(), RATE) / float(noise))
-    assert got == pytest.approx(snr, abs=0.05)
+    noisy, clean = NoisyMixer(pool(), [], config)(3, seeded(seed))
+    noise = (noisy.double() - clean.double()).square().mean(1)
+    got = 10 * torch.log10(active_power(clean, RATE) / noise)
+    assert got.tolist() == pytest.approx([snr] * 3, abs=0.05)
     assert noisy.abs().max() <= 0.951
 
 
 def test_a_seed_makes_the_same_mixtures_and_without_one_they_are_new() -> None:
     mixer = NoisyMixer(pool(), [np.ones(100, np.float32)], MixConfig(segment_s=0.3))
-    kept = Mixed(mixer, 3, seed=1)
-    assert all(torch.equal(a[0], b[0]) for a, b in zip(list(kept), list(kept), strict=True))
-    assert not torch.equal(kept[0][0], kept[1][0])
+    noisy, clean = kept(mixer, 11, seed=1)
+    assert noisy.shape == clean.shape == (11, 2400)
+    assert torch.equal(noisy, kept(mixer, 11, seed=1)[0])
+    assert len({tuple(row.tolist()) for row in noisy}) == 11
     torch.manual_seed(0)
-    first, second = Mixed(mixer, 1)[0][0], Mixed(mixer, 1)[0][0]
+    first, second = mixer(2)[0], mixer(2)[0]
     torch.manual_seed(0)
     assert not torch.equal(first, second)
-    assert torch.equal(first, Mixed(mixer, 1)[0][0])
+    assert torch.equal(first, mixer(2)[0])
 
 
 def test_speech_without_high_frequencies_gets_noise_without_them() -> None:
     config = MixConfig(segment_s=0.5, rooms=0.0, babble=0.0)
-    noisy, clean = NoisyMixer(pool(band_hz=1000.0), [], config).make(np.random.default_rng(3))
-    spectrum = np.abs(np.fft.rfft((noisy - clean).numpy()))
-    above = np.fft.rfftfreq(len(noisy), 1 / RATE) > 1010
-    assert spectrum[above].max() < 1e-3 * spectrum.max()
+    noisy, clean = NoisyMixer(pool(band_hz=1000.0), [], config)(4, seeded(3))
+    spectrum = torch.fft.rfft(noisy - clean).abs()
+    above = torch.fft.rfftfreq(noisy.shape[1], 1 / RATE) > 1010
+    assert (spectrum[:, above].amax(1) < 1e-3 * spectrum.amax(1)).all()
 
 
 @pytest.mark.parametrize("make", [coloured, machine])
 def test_noises_are_of_unit_level_and_differ(make) -> None:  # type: ignore[no-untyped-def]
-    one, two = (make(4000, RATE, np.random.default_rng(seed)) for seed in (0, 1))
-    assert np.isfinite(one).all()
-    assert np.mean(one**2) == pytest.approx(1, rel=1e-3)
-    assert abs(np.corrcoef(one, two)[0, 1]) < 0.5
+    made = make(6, 4000, RATE, seeded(0))
+    assert made.square().mean(1).tolist() == pytest.approx([1] * 6, rel=1e-3)
+    alike = torch.corrcoef(made).abs() - torch.eye(6)
+    assert alike.max() < 0.6
 
 
 def test_low_passing_at_half_the_rate_changes_nothing() -> None:
-    x = np.random.default_rng(0).standard_normal(100).astype(np.float32)
-    assert low_passed(x, RATE, 4000) is x
+    x = torch.randn(2, 100, generator=torch.Generator().manual_seed(0))
+    same, lower = low_passed(x, RATE, torch.tensor([4000.0, 500.0]))
+    torch.testing.assert_close(same, x[0])
+    assert lower.square().mean() < 0.3 * x[1].square().mean()
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 10_000), n=st.integers(1, 9000))
+def test_drawn_speech_is_cuts_of_one_speaker_with_pauses(seed: int, n: int) -> None:
+    """The speakers' samples are numbered, so that what is drawn says where it comes from."""
+    lengths = [[700, 900], [1500]]
+    sounds, at = [], 1.0
+    for i, of_speaker in enumerate(lengths):
+        for length in of_speaker:
+            sounds.append(Spoken(np.arange(at, at + length, dtype=np.float32), f"s{i}", 4000.0 - i))
+            at += length
+    voices = Voices(SpeechPool(sounds, RATE))
+    drawn, bands = voices.draw(n, torch.tensor([0, 1]), seeded(seed))
+    assert bands.tolist() == [4000.0, 3999.0]
+    for row, (low, high) in zip(drawn.long(), [(1, 1600), (1601, 3100)], strict=True):
+        spoken = row[row > 0]
+        assert len(spoken)
+        assert spoken.min() >= low
+        assert spoken.max() <= high
+        steps = row.diff()[(row[1:] > 0) & (row[:-1] > 0)]
+        starts = {1, 701, 1601}
+        jumps = row[1:][(row[1:] > 0) & (row[:-1] > 0)][steps != 1]  # the next utterance, without a pause
+        assert set(jumps.tolist()) <= starts or n < 1600
+        pauses = "".join("x" if value else " " for value in row.tolist()).strip().split("x")
+        assert max(map(len, pauses)) <= 0.4 * RATE
 
 
 def test_two_speakers_add_up_and_are_never_the_same() -> None:
-    mixer = TwoSpeakerMixer(pool(2), 0.5, level_db=0.0)
-    for seed in range(5):
-        mixture, sources = mixer.make(np.random.default_rng(seed))
-        torch.testing.assert_close(mixture, sources.sum(0), rtol=0, atol=1e-6)
-        peaks = torch.fft.rfft(sources).abs().argmax(-1).tolist()
-        assert abs(peaks[0] - peaks[1]) > 30  # 150 and 240 Hz in bins of 2 Hz
-        levels = [active_power(one.numpy(), RATE) for one in sources]
-        assert levels[0] == pytest.approx(levels[1], rel=1e-3)
+    mixtures, sources = TwoSpeakerMixer(pool(2), 0.5, level_db=0.0)(5, seeded(0))
+    torch.testing.assert_close(mixtures, sources.sum(1), rtol=0, atol=1e-6)
+    peaks = torch.fft.rfft(sources).abs().argmax(-1)
+    assert ((peaks[:, 0] - peaks[:, 1]).abs() > 30).all()  # 150 and 240 Hz in bins of 2 Hz
+    levels = active_power(sources, RATE)
+    torch.testing.assert_close(levels[:, 0], levels[:, 1], rtol=1e-3, atol=0)
     with pytest.raises(DataError, match="two speakers at least, got 1"):
         TwoSpeakerMixer(pool(1), 0.5)
 

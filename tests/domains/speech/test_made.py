@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +26,28 @@ def test_a_voice_speaks_and_faster_when_asked() -> None:
     assert speak("seven", words_per_minute=300).seconds < 0.8 * one.seconds
     with pytest.raises(UserError, match="no voice 'klingon"):
         speak("seven", voice="klingon-xx")
+
+
+def test_the_same_call_sounds_a_little_different_again() -> None:
+    one, two = speak("seven"), speak("seven")
+    n = min(len(one.samples), len(two.samples))
+    assert not torch.equal(one.samples[:n], two.samples[:n])
+    assert two.seconds == pytest.approx(one.seconds, rel=0.02)
+
+
+@pytest.mark.slow
+def test_the_same_calls_in_a_new_process_sound_the_same() -> None:
+    program = (
+        "import hashlib\nfrom mambakit.domains.speech.espeak import speak\n"
+        "for word in ('seven', 'seven', 'two'):\n"
+        "    print(hashlib.sha256(speak(word).samples.numpy().tobytes()).hexdigest())"
+    )
+    call = [sys.executable, "-c", program]
+    first, again = (
+        subprocess.run(call, capture_output=True, text=True, check=True).stdout.split() for _ in range(2)
+    )
+    assert first == again
+    assert len(set(first)) == 3
 
 
 @pytest.fixture

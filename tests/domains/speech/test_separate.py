@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from itertools import permutations
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torchmetrics.functional.audio import permutation_invariant_training, scale_invariant_signal_noise_ratio
 
 from mambakit.core.errors import UsageError
@@ -108,3 +111,56 @@ def test_configs_that_cannot_work_are_refused() -> None:
         SeparateConfig(kernel=15)
     with pytest.raises(UsageError, match="n_sources"):
         SeparateConfig(n_sources=1)
+
+
+CAUSAL = dataclasses.replace(SMALL, causal=True, n_layers=2)
+
+
+def stream_and_whole(pieces: list[int], dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """What a causal model says of noise in pieces, its delay taken off, and of the whole."""
+    seed_everything(0)
+    model = Separator(CAUSAL).eval().to(dtype)
+    x = torch.randn(2, sum(pieces), generator=torch.Generator().manual_seed(sum(pieces))).to(dtype)
+    state, outputs = model.init_state(2), []
+    for piece in x.split(pieces, 1):
+        said, state = model.step(piece, state)
+        outputs.append(said)
+    return torch.cat([*outputs, model.finish(state)], -1)[..., model.hop :], model(x)
+
+
+@settings(max_examples=40, deadline=None)
+@given(pieces=st.lists(st.integers(0, 30), min_size=1, max_size=10))
+@torch.no_grad()
+def test_a_stream_in_pieces_of_any_size_equals_the_whole(pieces: list[int]) -> None:
+    torch.testing.assert_close(*stream_and_whole(pieces, torch.float64), rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("pieces", [[0], [1] * 40, [63], [90, 1, 0, 77, 5], [4, 8, 16]])
+@torch.no_grad()
+def test_a_stream_in_float32_equals_the_whole(pieces: list[int]) -> None:
+    torch.testing.assert_close(*stream_and_whole(pieces, torch.float32), rtol=1e-4, atol=2e-5)
+
+
+def test_output_never_lags_more_than_the_delay_it_names() -> None:
+    seed_everything(0)
+    model = Separator(CAUSAL).eval()
+    state, heard, said = model.init_state(), 0, 0
+    for n in (1, 3, 8, 2, 5, 0, 20):
+        out, state = model.step(torch.randn(1, n), state)
+        heard, said = heard + n, said + out.shape[-1]
+        assert heard - (said - model.hop) <= model.delay
+
+
+def test_long_mixtures_are_read_by_pieces_with_the_same_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    seed_everything(0)
+    model = Separator(CAUSAL).eval().double()
+    x = torch.randn(1, 1003).double()
+    whole = model(x).detach()  # with gradients, so not by pieces
+    monkeypatch.setattr("mambakit.domains.speech.separate.model._FRAMES_AT_ONCE", 10)
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), whole, rtol=1e-9, atol=1e-10)
+
+
+def test_a_model_that_reads_both_ways_cannot_stream() -> None:
+    with pytest.raises(UsageError, match="cannot stream"):
+        Separator(SMALL).init_state()

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import torch
 
+from mambakit.domains.speech.encoder import EncoderConfig
+from mambakit.domains.speech.recognize.config import RecognizeModelConfig, RecognizerConfig
+from mambakit.domains.speech.recognize.evaluation import transcripts
 from mambakit.domains.speech.recognize.metrics import error_rates
+from mambakit.domains.speech.recognize.model import Recognizer
 from mambakit.domains.speech.recognize.recordings import LengthBatches, Recordings, fitting
 from mambakit.domains.speech.recognize.tokenizer import CharacterTokenizer
 from mambakit.domains.speech.utterances import Utterances, utterance_table
@@ -38,3 +42,17 @@ def test_error_rates_count_each_kind():
     found = error_rates(["One two three", "four"], ["one too three five", ""])
     assert (found.substitutions, found.insertions, found.deletions, found.words) == (1, 1, 1, 4)
     assert found.wer == 0.75
+
+
+def test_texts_are_the_same_in_any_company():
+    torch.manual_seed(0)
+    tokenizer = CharacterTokenizer().fit(["one three"])
+    encoder = EncoderConfig(d_model=16, channels=4, n_layers=1, d_state=8, head_dim=8, dropout=0.0)
+    model = Recognizer(RecognizerConfig(tokenizer.n_ids, "", RecognizeModelConfig(encoder=encoder))).eval()
+    model.tokenizer = tokenizer
+    sounds = [0.1 * torch.randn(n) for n in (4000, 100, 9000, 161, 0, 6000)]
+    together = transcripts(model, sounds)
+    assert [one.text for one in together] == [transcripts(model, [sound])[0].text for sound in sounds]
+    assert [one.duration_s for one in together] == [len(sound) / 8000 for sound in sounds]
+    assert together[0].text
+    assert not together[1].text

@@ -48,7 +48,9 @@ def test_wide_beam_sums_every_path_of_a_text(n_frames, seed):
     sums: dict[tuple[int, ...], float] = {}
     for path, value in paths(given_):
         sums[collapsed(path)] = sums.get(collapsed(path), 0.0) + math.exp(value)
-    found = beam_search(given_, PIECES, width=1000, fusion=None)
+    beam = PrefixBeam(PIECES, width=1000, least=-math.inf)
+    beam.feed(given_)
+    found = beam.hypotheses()
     best = max(sums, key=lambda text: sums[text])
     assert tuple(found[0].ids) == best
     for one in found:

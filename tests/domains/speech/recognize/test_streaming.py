@@ -13,12 +13,13 @@ from mambakit.core.errors import DataError, UsageError
 from mambakit.domains.speech.audio import Audio
 from mambakit.domains.speech.encoder import EncoderConfig
 from mambakit.domains.speech.recognize import formats
-from mambakit.domains.speech.recognize.config import RecognizeModelConfig, RecognizerConfig
+from mambakit.domains.speech.recognize.config import DecoderConfig, RecognizeModelConfig, RecognizerConfig
 from mambakit.domains.speech.recognize.decoding import DecodeConfig, Decoder, align, transcribe
 from mambakit.domains.speech.recognize.endpoints import EndpointConfig, LineEnds, VoiceActivity
 from mambakit.domains.speech.recognize.model import Recognizer
+from mambakit.domains.speech.recognize.pieces import quiet_pieces
 from mambakit.domains.speech.recognize.search import best_path
-from mambakit.domains.speech.recognize.streaming import StreamingRecognizer
+from mambakit.domains.speech.recognize.streaming import Event, StreamBatch, StreamingRecognizer
 from mambakit.domains.speech.recognize.tokenizer import CharacterTokenizer
 from mambakit.domains.speech.recognize.words import spoken_along
 
@@ -131,7 +132,7 @@ def test_memory_is_flat(model):
     sizes = set()
     for _ in range(20):
         listener.feed(sound(1.0))
-        sizes.add(listener._state.nbytes)
+        sizes.add(listener.nbytes)
         assert listener.n_held * model.frame_s <= 2.0 + 1e-6
     assert len(sizes) == 1
 
@@ -186,10 +187,10 @@ def test_alignment_keeps_the_words_in_order(model, tmp_path):
 
 def test_beam_never_says_a_less_likely_text(model):
     audio = Audio(sound(1.0), 8000)
-    said = model.log_probabilities(audio.samples)
+    vectors = model.vectors_of(audio.samples)
     for config in (DecodeConfig(beam=8), DecodeConfig()):
-        symbols = Decoder(model, config)(said)
-        assert all(0 <= one.begin < one.end <= len(said) for one in symbols)
+        symbols = Decoder(model, config)(vectors)
+        assert all(0 <= one.begin < one.end <= len(vectors) for one in symbols)
     with pytest.raises(UsageError, match=r"have no effect with --decode\.beam 1"):
         DecodeConfig(hotwords=["one"])
 
@@ -215,3 +216,89 @@ def test_a_line_ends_after_silence_not_before_a_word():
     assert not any(ends.over(i, None, -1, True) for i in range(20))
     over = [ends.over(i, 20, 22, True) for i in range(20, 40)]
     assert over.index(True) == 7  # 0.1 s after the last symbol
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 3000)), min_size=4, max_size=9))
+@settings(max_examples=5, deadline=None)
+def test_streams_that_come_and_go_together_say_what_each_says_alone(model, moves):
+    """A move feeds so many samples to all streams; kind 1 joins one before, kind 2 has the first leave."""
+    endpoints = EndpointConfig(silence_s=0.4, blank_s=0.5, longest_s=0.5)
+    batch = StreamBatch(model, endpoints=endpoints)
+    fed: dict[int, list[torch.Tensor]] = {}
+    said: dict[int, list[Event]] = {}
+    gone: set[int] = set()
+    for kind, size in [(1, 100), *moves, (1, 4000), (0, 5000)]:
+        here = [one for one in fed if one not in gone]
+        if kind == 2 and here:
+            said[here[0]] += batch.leave(here[0])
+            gone.add(here[0])
+        if kind == 1:
+            new = batch.join()
+            fed[new], said[new] = [], []
+        pieces = {}
+        for one in fed:
+            if one not in gone:
+                at = sum(map(len, fed[one]))
+                pieces[one] = sound(4.0, seed=one)[at : at + size + 37 * one]
+                fed[one].append(pieces[one])
+        for one, events in batch.feed(pieces).items():
+            said[one] += events
+    for one in fed:
+        if one not in gone:
+            said[one] += batch.leave(one)
+        alone = StreamingRecognizer(model, endpoints=endpoints)
+        expected = [event for piece in fed[one] for event in alone.feed(piece)] + alone.finish()
+        assert [event.plain() | {"words": None} for event in said[one]] == [
+            event.plain() | {"words": None} for event in expected
+        ]
+    assert len(batch) == 0
+    with pytest.raises(KeyError):
+        batch.feed({10**6: sound(0.1)})
+
+
+@pytest.mark.parametrize("head", ["rnnt", "attention"])
+def test_other_heads_stream_or_say_why_not(head, tmp_path, monkeypatch):
+    small = DecoderConfig(d_model=16, d_state=8, head_dim=8, dropout=0.0)
+    model = make(head=head, decoder=small)
+    audio = Audio(sound(2.0), 8000)
+    model.save_pretrained(tmp_path)
+    again = Recognizer.from_pretrained(tmp_path).eval()
+    assert transcribe(again, audio) == transcribe(model, audio)
+    if head == "attention":
+        with pytest.raises(UsageError, match="its attention decoder looks at the whole recording"):
+            StreamingRecognizer(model)
+        for beam in (1, 4):
+            words = transcribe(model, audio, Decoder(model, DecodeConfig(beam=beam))).words
+            assert [word.start_s for word in words] == sorted(word.start_s for word in words)
+        monkeypatch.setattr("mambakit.domains.speech.recognize.pieces.LONGEST_S", 0.5)
+        vectors = model.vectors_of(audio.samples)
+        decoder = Decoder(model, DecodeConfig(beam=2))
+        whole = [one for one in decoder(vectors) if model.tokenizer.pieces[one.id] != " "]
+        apart = []
+        for begin, end in quiet_pieces(model.head(vectors), model.frame_s):
+            for one in decoder(vectors[begin:end]):
+                if model.tokenizer.pieces[one.id] != " ":
+                    apart.append((one.id, one.begin + begin))
+        assert len({begin for begin, _ in quiet_pieces(model.head(vectors), model.frame_s)}) > 3
+        assert [(one.id, one.begin) for one in whole] == apart
+        return
+    with torch.no_grad():
+        model.decoder.out.weight.mul_(8)
+        model.decoder.out.bias[0] += 2.5
+    whole, _ = model.said(model.vectors_of(audio.samples)[None], model.said_before(1))
+    expected = model.tokenizer.text([symbol for frame in whole[0] for symbol, _ in frame])
+    assert len(expected) > 3
+    streamed = [lines(model, audio.samples, sizes) for sizes in ([800], [8000], [517, 1204])]
+    assert streamed[0] == streamed[1] == streamed[2]
+    assert "".join(text for _, text, _, _ in streamed[0]).replace(" ", "") == expected.replace(" ", "")
+    assert transcribe(model, audio).text.replace(" ", "").replace("\n", "") == expected.replace(" ", "")
+    batch = StreamBatch(model, endpoints=EndpointConfig(silence_s=0.4, blank_s=0.5, longest_s=0.5))
+    other, ours = batch.join(), batch.join()
+    events: list[Event] = []
+    for piece in audio.samples.split(1000):
+        events += batch.feed({other: sound(0.1, seed=5), ours: piece})[ours]
+    batch.leave(other)
+    events += batch.leave(ours)
+    assert [one.line.text for one in events if one.kind == "completed"] == [one[1] for one in streamed[0]]
+    beamed = lines(model, audio.samples, [3000], decode=DecodeConfig(beam=3))
+    assert beamed == lines(model, audio.samples, [1111], decode=DecodeConfig(beam=3))

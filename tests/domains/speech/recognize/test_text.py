@@ -13,16 +13,19 @@ from hypothesis import strategies as st
 
 from mambakit.core.adapters import get_adapter
 from mambakit.core.adapters.testing import check_adapter
-from mambakit.core.errors import UsageError
+from mambakit.core.errors import DataError, UsageError
 from mambakit.domains.speech.recognize import formats
+from mambakit.domains.speech.recognize.fusion import Fusion
+from mambakit.domains.speech.recognize.ngram import NgramModel
+from mambakit.domains.speech.recognize.phones import PhoneTokenizer
 from mambakit.domains.speech.recognize.tokenizer import (
     BpeTokenizer,
     CharacterTokenizer,
     TextAdapter,
-    load_tokenizer,
     unknown_characters,
     unknown_sentence,
 )
+from mambakit.domains.speech.recognize.units import load_tokenizer
 from mambakit.domains.speech.recognize.words import Word, spoken, words_of
 
 TEXTS = ["Three one  four", "one five nine", "two six five", "three five", "nine nine four"]
@@ -124,3 +127,55 @@ def test_textgrid_tiles_time_without_gaps(spans):
         assert starts[1:] == ends[:-1]
         assert all(a < b for a, b in zip(starts, ends, strict=True))
     assert text.count('text = "w"') >= len(words)
+
+
+def test_phones_of_a_lexicon(tmp_path):
+    path = tmp_path / "words.dict"
+    path.write_text(
+        ";;; English\none  W AH N\none(2)  HH W AH N\nwon  W AH N\n"
+        "two T UW\nnine N AY N\nnun N AH N\nzoo Z UW\n"
+    )
+    tokenizer = PhoneTokenizer(path).fit(["two two won", "One two nine", "two one one"])
+    check_adapter(
+        tokenizer,
+        lambda: TextAdapter(tokenizer.n_ids, d_model=8),
+        ["one two", "nun", "won nine"],
+        bad_samples=["zoo", None, 3],
+        empty_sample="",
+    )
+    assert tokenizer.pieces == ["", " ", "AH.", "AY.", "N.", "T.", "UW.", "W."]
+    ids = tokenizer.encode("two nun won").values.tolist()
+    assert ids == [5, 6, 1, 4, 2, 4, 1, 7, 2, 4]
+    assert tokenizer.text(ids) == "two nun one"  # won sounds alike, and the transcripts have one more often
+    assert tokenizer.text([5, 2, 1, 5, 6]) == "T.AH two"
+    assert tokenizer.unknown("zoo two cow zoo") == ["zoo", "cow"]
+    assert unknown_sentence({"zoo": [3]}, tokenizer.wanting).startswith(
+        "words that can't be said in the phones"
+    )
+    (word,) = words_of(spoken([7, 2, 0, 4], [0.0] * 4), tokenizer.pieces, 1.0, tokenizer.spelled)
+    assert (word.text, word.end_s) == ("one", 4)
+    tokenizer.save(tmp_path)
+    assert load_tokenizer(tmp_path, "phones").encode("nun").equals(tokenizer.encode("nun"))
+    path.write_text("one W AH N\ntwo\n")
+    with pytest.raises(DataError, match=r"words\.dict, line 2: 'two' has no phones"):
+        PhoneTokenizer(path).fit(["one"])
+
+
+def test_phones_of_espeak():
+    tokenizer = PhoneTokenizer().fit(["one two", "nine two seven"])
+    assert tokenizer.letters("one two") == "w.ʌ.n. t.uː."
+    assert tokenizer.text(tokenizer.encode("seven one").values.tolist()) == "seven one"
+    assert tokenizer.unknown("ten too chair") == ["chair"]  # tʃ and ɛɹ are in no training transcript
+    assert tokenizer.text(tokenizer.encode("ten too").values.tolist()) == "t.ɛ.n two"
+
+
+def test_hotwords_and_words_of_a_language_model_are_found_in_phones(tmp_path):
+    path = tmp_path / "words.dict"
+    path.write_text("one W AH N\ntwo T UW\n")
+    tokenizer = PhoneTokenizer(path).fit(["one two"])
+    lm = NgramModel(2).fit(["one two"] * 3)
+    fusion = Fusion(lm, lm_weight=1.0, hotwords=["one two"], hotword_boost=2.0, tokenizer=tokenizer)
+    state = fusion.start()
+    for i in tokenizer.encode("one two").values.tolist():
+        state = fusion.extended(state, tokenizer.pieces[i])
+    assert fusion.finished(state).score == pytest.approx(-math.log(lm.perplexity(["one two"])) * 3 + 2.0)

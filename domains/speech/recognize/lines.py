@@ -1,0 +1,143 @@
+"""The lines of text of one stream, from what its frames say: begun, changed and completed, memory flat."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from mambakit.domains.speech.recognize.decoding import Decoder
+from mambakit.domains.speech.recognize.endpoints import EndpointConfig, LineEnds, VoiceActivity
+from mambakit.domains.speech.recognize.formats import Line, plain_line
+from mambakit.domains.speech.recognize.model import Recognizer
+from mambakit.domains.speech.recognize.tokenizer import BLANK_ID
+from mambakit.domains.speech.recognize.words import Said, Spoken, spoken_in_frames
+
+_WORD_GAP_S = 0.3  # without a symbol for so long, a word is over
+
+
+class Event(NamedTuple):
+    """What is new about a line.
+
+    Attributes:
+        kind: started, when a line has its first words; changed, when they changed; completed, for the last
+            time: this line's words stay as they are.
+        number: Of the line, from 0.
+        line: Its words.
+    """
+
+    kind: Literal["started", "changed", "completed"]
+    number: int
+    line: Line
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON has it; words with times only where they are final."""
+        said = plain_line(self.line)
+        if self.kind != "completed":
+            said = {"text": said["text"], "start_s": said["start_s"], "end_s": said["end_s"]}
+        return {"event": self.kind, "line": self.number, **said}
+
+
+class Lines:
+    """What one stream has said and says.
+
+    Args:
+        model: Whose symbols.
+        config: When lines end.
+        decoder: How the words of a line that is complete are chosen.
+    """
+
+    def __init__(self, model: Recognizer, config: EndpointConfig, decoder: Decoder) -> None:
+        self._model, self._config, self._decoder = model, config, decoder
+        self._activity = VoiceActivity(model.rate_hz, config)
+        self._ends = LineEnds(model.frame_s, self._activity.frame_s, config)
+        self._frame = 0
+        self._number = 0
+        self._before = BLANK_ID  # the symbol of the frame before this line, under CTC
+        self._begin_line()
+
+    def hear(self, samples: Tensor) -> None:
+        """Take samples ``(n,)`` at the model's rate before the frames that they complete."""
+        self._ends.hear(self._activity(samples))
+
+    def take(self, vectors: Tensor, said: Sequence[list[Said]]) -> list[Event]:
+        """Take the next frames: their vectors ``(m, d_model)`` and what they say; the lines that end."""
+        events: list[Event] = []
+        for vector, symbols in zip(vectors, said, strict=True):
+            self._take(vector, symbols)
+            if self._over():
+                events += self.finish()
+        return events
+
+    @property
+    def n_held(self) -> int:
+        """Frames that are held of the open line; bounded, however long the stream."""
+        return len(self._said)
+
+    def _begin_line(self) -> None:
+        self._vectors: list[Tensor] = []
+        self._said: list[list[Said]] = []
+        self._first = self._frame
+        self._begin: int | None = None
+        self._last = -1
+        self._last_symbol = BLANK_ID
+        self._shown: str | None = None
+
+    def _take(self, vector: Tensor, said: list[Said]) -> None:
+        if not self._model.repeats:
+            if said and said[0][0] == self._before and not self._said:
+                said = []  # the tail of the line before
+            else:
+                self._before = BLANK_ID
+        if said:
+            if self._begin is None:
+                self._begin = self._first = self._frame
+            self._last, self._last_symbol = self._frame, said[-1][0]
+        if self._begin is not None:
+            if not self._decoder.greedy:
+                self._vectors.append(vector.clone())  # of its own: what it is a view of holds all streams
+            self._said.append(said)
+        self._frame += 1
+
+    def _over(self) -> bool:
+        frame_s = self._model.frame_s
+        quiet_s = (self._frame - 1 - self._last) * frame_s
+        ends_word = self._model.tokenizer.pieces[self._last_symbol].endswith(" ")
+        if self._ends.over(self._frame - 1, self._begin, self._last, ends_word or quiet_s >= _WORD_GAP_S):
+            return True
+        return self._begin is not None and len(self._said) * frame_s >= 2 * self._config.longest_s
+
+    def _symbols(self, greedy: bool) -> list[Spoken]:
+        if greedy:
+            return spoken_in_frames(self._said, repeats=self._model.repeats, first_frame=self._first)
+        found = self._decoder(torch.stack(self._vectors)) if self._vectors else []
+        return [one._replace(begin=one.begin + self._first, end=one.end + self._first) for one in found]
+
+    def _line(self, greedy: bool) -> Line | None:
+        words = self._model.words(self._symbols(greedy))
+        return Line(tuple(words)) if words else None
+
+    def changes(self) -> list[Event]:
+        """Whether the open line reads otherwise than when it was last shown."""
+        line = self._line(greedy=True) if self._begin is not None else None
+        if line is None or line.text == self._shown:
+            return []
+        kind: Literal["started", "changed"] = "started" if self._shown is None else "changed"
+        self._shown = line.text
+        return [Event(kind, self._number, line)]
+
+    def finish(self) -> list[Event]:
+        """The line that is open is over."""
+        line = self._line(self._decoder.greedy)
+        events: list[Event] = []
+        if line is not None:
+            if self._shown is None:
+                events.append(Event("started", self._number, line))
+            events.append(Event("completed", self._number, line))
+            self._number += 1
+        if self._said:
+            self._before = self._said[-1][0][0] if self._said[-1] else BLANK_ID
+        self._begin_line()
+        return events
