@@ -22,6 +22,8 @@ OWNERS: dict[str, set[str | None]] = {
     "soundfile": {"speech"},
     "gymnasium": {"robotics"},
     "mujoco": {"robotics"},
+    "minari": {"robotics"},
+    "imageio": {"robotics"},
     "redis": {"recommendation"},
     "transformers": set(),
     "mambapy": set(),
