@@ -211,6 +211,16 @@ class SavedPolicyConfig:
             raise UsageError("conditioning: the data have no instructions")
 
 
+def _check_choice(name: str, value: object, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise UsageError(f"{name}: expected {', '.join(known)}, got {value!r}")
+
+
+def _check_least(name: str, value: float, least: int) -> None:
+    if not value >= least:
+        raise UsageError(f"{name}: expected at least {least}, got {value}")
+
+
 PRESET_POLICY = PolicyConfig()
 PRESET_TRAIN = TrainConfig(
     max_epochs=30,
@@ -223,13 +233,3 @@ PRESET_TRAIN = TrainConfig(
     patience=0,
     precision="32-true",
 )
-
-
-def _check_choice(name: str, value: object, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise UsageError(f"{name}: expected {', '.join(known)}, got {value!r}")
-
-
-def _check_least(name: str, value: float, least: int) -> None:
-    if not value >= least:
-        raise UsageError(f"{name}: expected at least {least}, got {value}")
