@@ -1,0 +1,68 @@
+"""Pictures to vectors: patches, read in four orders by state-space layers, and pooled."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from mambakit.core.backbone import Backbone
+from mambakit.core.backbone_config import BackboneConfig
+from mambakit.core.errors import UsageError
+
+
+class ImageAdapter(nn.Module):
+    """Embeds a picture as one vector.
+
+    Patches go through a linear map, get a learned place each (Dosovitskiy et al. 2021, arXiv:2010.11929,
+    section 3.1), are scanned along rows and columns, forwards and backwards (Liu et al. 2024,
+    arXiv:2401.10166), and what comes out is pooled by a learned weight for every place, so that where
+    something lies is not lost as it would be in a mean.
+
+    Args:
+        size: Height and width of the pictures.
+        patch: Side of a patch.
+        d_model: Width.
+        n_layers: Scans.
+        dropout: Share that is dropped of each layer's output while training.
+
+    Raises:
+        UsageError: If the patches do not tile the picture.
+    """
+
+    def __init__(
+        self, *, size: tuple[int, int], patch: int, d_model: int, n_layers: int, dropout: float
+    ) -> None:
+        super().__init__()
+        if size[0] % patch or size[1] % patch:
+            raise UsageError(
+                f"patch: patches of {patch} pixels do not tile pictures of {size[0]} x {size[1]}; "
+                "choose a divisor of both"
+            )
+        grid = (size[0] // patch, size[1] // patch)
+        n_patches = grid[0] * grid[1]
+        self.patches = nn.Conv2d(3, d_model, patch, stride=patch)
+        self.place = nn.Parameter(torch.zeros(n_patches, d_model))
+        nn.init.normal_(self.place, std=0.02)
+        inner = {"d_state": 16, "head_dim": min(32, 2 * d_model)}
+        self.scan = Backbone(
+            BackboneConfig(
+                d_model=d_model,
+                layers=["grid_scan"],
+                repeat=n_layers,
+                block_options={"grid_scan": {"grid": list(grid), "share": "all", "inner_options": inner}},
+                dropout=dropout,
+            )
+        )
+        self.pool = nn.Linear(d_model, 4)
+        self.out = nn.Linear(4 * d_model, d_model)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """``(..., height, width, 3)`` uint8 to ``(..., d_model)``."""
+        leading = image.shape[:-3]
+        pixels = image.flatten(0, -4) if len(leading) else image[None]
+        x = pixels.movedim(-1, 1).to(self.place.dtype) / 127.5 - 1.0
+        cells, _ = self.scan(self.patches(x).flatten(2).transpose(1, 2) + self.place)
+        # each of four read-outs attends to the patches that matter to it
+        weights = self.pool(cells).softmax(1)
+        pooled = torch.einsum("bnk,bnd->bkd", weights, cells).flatten(1)
+        return self.out(pooled).view(*leading, -1)
