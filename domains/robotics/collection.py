@@ -123,7 +123,7 @@ def collect(
     )
     waiting = folder / _WAITING
     try:
-        record = record_of(env, config.environment_id, config.kwargs)
+        record = record_of(env, config.environment_id, config.kwargs, config.wrappers)
         known = {"mujoco": record.mujoco_version, "search": _search_facts(cast)}
         _start(folder, plan_of(folder, config, known))
         for place in range(config.episodes):
@@ -186,13 +186,16 @@ def run(env: gymnasium.Env[Any, Any], behaviour: Behaviour, seed: int) -> Episod
 
 def collect_in_memory(config: CollectConfig, cast: Cast, name: str) -> Episodes:
     """As ``collect``, for sets that are small enough to be made when they are wanted."""
-    env = make(config.environment_id, image_size=config.image_size, kwargs=config.kwargs)
+    env = make(
+        config.environment_id, image_size=config.image_size, wrappers=config.wrappers, kwargs=config.kwargs
+    )
     try:
         episodes = [
             run(env, cast.behaviour(config.level, place, config.episodes, config.noise), config.seed + place)
             for place in range(config.episodes)
         ]
-        return Episodes(name, episodes, record_of(env, config.environment_id, config.kwargs))
+        record = record_of(env, config.environment_id, config.kwargs, config.wrappers)
+        return Episodes(name, episodes, record)
     finally:
         env.close()
 

@@ -90,7 +90,10 @@ def make_many(
 
 
 def record_of(
-    env: gymnasium.Env[Any, Any], environment_id: str, kwargs: Mapping[str, Any] | None = None
+    env: gymnasium.Env[Any, Any],
+    environment_id: str,
+    kwargs: Mapping[str, Any] | None = None,
+    wrappers: WrapperConfig | None = None,
 ) -> EnvironmentRecord:
     """What an environment made by ``make`` is, to be kept with data and models."""
     state = env.observation_space["state"] if isinstance(env.observation_space, spaces.Dict) else None
@@ -98,6 +101,7 @@ def record_of(
     return EnvironmentRecord(
         id=environment_id,
         kwargs=dict(kwargs or {}),
+        wrappers={} if wrappers is None else wrappers.changes,
         mujoco_version=_version("mujoco") if hasattr(env.unwrapped, "model") else None,
         gymnasium_version=_version("gymnasium"),
         state_dim=int(state.shape[0]) if state is not None and state.shape else 0,
@@ -157,6 +161,7 @@ class NamedObservations(gymnasium.Wrapper[dict[str, Any], Any, Any, Any]):
             )
         if image_size is not None:
             named["image"] = spaces.Box(0, 255, (image_size, image_size, 3), np.uint8)
+        self._pictures_alone = "state" not in named
         self.observation_space = spaces.Dict(named)
 
     def reset(
@@ -182,7 +187,7 @@ class NamedObservations(gymnasium.Wrapper[dict[str, Any], Any, Any, Any]):
         elif isinstance(inner, spaces.Discrete):
             named["state"] = np.zeros(int(inner.n), dtype=np.float32)
             named["state"][int(seen) - int(inner.start)] = 1.0
-        elif "image" in self.observation_space.spaces and "state" not in self.observation_space.spaces:
+        elif self._pictures_alone:
             named["image"] = seen
         else:
             named["state"] = np.asarray(seen, dtype=np.float32).ravel()

@@ -23,7 +23,10 @@ class Goals(gymnasium.Env[Any, Any]):
     """Counts steps; observations as goal environments give them."""
 
     observation_space = spaces.Dict(
-        {name: spaces.Box(-9, 9, (2,), np.float64) for name in ("observation", "desired_goal", "achieved_goal")}
+        {
+            name: spaces.Box(-9, 9, (2,), np.float64)
+            for name in ("observation", "desired_goal", "achieved_goal")
+        }
     )
     action_space = spaces.Discrete(3)
 
