@@ -197,7 +197,7 @@ class SavedPolicyConfig:
         if self.policy.tokens == "fused":
             return ["fused"]
         names = ["action"] if self.policy.previous_action else []
-        names += ["return"] if "return" in self.conditions else []
+        names += ["to_go"] if "return" in self.conditions else []
         names += ["image"] if self.spaces.image is not None else []
         return [*names, "state"]
 

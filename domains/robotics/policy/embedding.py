@@ -89,7 +89,7 @@ class StepEmbedding(nn.Module):
                 {"fused": nn.Linear(of_action + int(self.tells_return) + of_state, d_model)}
             )
         else:
-            widths = {"action": of_action, "return": 1, "state": of_state}
+            widths = {"action": of_action, "to_go": 1, "state": of_state}
             self.maps = nn.ModuleDict(
                 {name: nn.Linear(widths[name], d_model) for name in self.modalities if name in widths}
             )
@@ -145,7 +145,7 @@ class StepEmbedding(nn.Module):
         if self.tells_action:
             of("action").extend(self._previous(seen))
         if self.to_go is not None:
-            of("return").append(self.to_go(_there("to_go", seen.to_go).unsqueeze(-1)))
+            of("to_go").append(self.to_go(_there("to_go", seen.to_go).unsqueeze(-1)))
         if self.state is not None:
             of("state").extend(self._state(seen))
         if self.goal is not None:
