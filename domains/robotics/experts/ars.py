@@ -59,7 +59,7 @@ class ArsConfig:
 # Table 9 of the paper, by the environment's id without its version; fewer directions where a few minutes
 # on one core would not get far otherwise.
 PRESETS: dict[str, ArsConfig] = {
-    "Hopper": ArsConfig(learning_rate=0.01, noise=0.025, alive_bonus=1.0),
+    "Hopper": ArsConfig(learning_rate=0.01, noise=0.025, alive_bonus=1.0, steps=310_000, seed=3),
     "Walker2d": ArsConfig(
         learning_rate=0.03, noise=0.025, directions=40, top=30, alive_bonus=1.0, steps=8_000_000
     ),
