@@ -22,7 +22,7 @@ from mambakit.domains.robotics.policy.config import (
 
 def train(
     *,
-    data: str,
+    data: str = "reacher-noisy",
     policy: Kind = "decision-mamba",
     output: Path = Path("runs/robotics"),
     tokens: Tokens = "fused",

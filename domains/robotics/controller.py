@@ -184,6 +184,22 @@ class Controller:
             for (_, own), (_, new) in zip(self._memory.state().tensors(), state.tensors(), strict=True):
                 own.copy_(new)
 
+    @torch.inference_mode()
+    def correct(self, actions: ArrayLike) -> None:
+        """Tell what the robots really did at the last step, where a limit or a person overruled the policy.
+
+        Args:
+            actions: ``(n_envs, action_dim)`` in the environment's own units, or ``(n_envs,)``.
+
+        Raises:
+            UsageError: On another shape.
+        """
+        given = torch.as_tensor(np.asarray(actions))
+        if given.shape != self._memory.previous.shape:
+            wanted = tuple(self._memory.previous.shape)
+            raise UsageError(f"actions: expected shape {wanted}, got {tuple(given.shape)}")
+        self._memory.previous.copy_(given)
+
     def snapshot(self) -> Snapshot:
         """All that is remembered now, to come back to with ``restore``: bit for bit."""
         return Snapshot(self._memory.state().clone(), self._generator.get_state())
@@ -240,7 +256,7 @@ class Controller:
             action = self._graph.run(state, goal, earned)
         else:
             action, self._memory = self._advance(self._memory, state, goal, image, earned)
-        found = action.cpu().numpy()
+        found = action.cpu().numpy().copy()  # what is handed out is the caller's
         self._seconds.append(time.perf_counter() - began)
         return found[0] if alone or image_alone else found
 
