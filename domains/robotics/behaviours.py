@@ -67,12 +67,12 @@ class Cast:
         share = place / max(episodes - 1, 1)
         if level == "noisy":
             amount = noise * share
-            return Behaviour(f"expert-noise-{amount:.3f}", self._noisy(self._expert(), amount))
+            return Behaviour(f"noisy-{amount:.3f}", self._noisy(self._expert(), amount))
         if level == "expert":
             return Behaviour("expert", _still(self._expert()))
         if self.search is None:
             amount = _SCRIPTED_MEDIUM_NOISE * (1.0 if level == "medium" else 2.0 - share)
-            name = "medium" if level == "medium" else f"replay-noise-{amount:.3f}"
+            name = "medium" if level == "medium" else f"replay-{amount:.3f}"
             return Behaviour(name, self._noisy(self._expert(), amount))
         medium = self.medium_iteration()
         if level == "medium":

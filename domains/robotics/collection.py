@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import gymnasium
 import numpy as np
@@ -23,10 +23,12 @@ from mambakit.domains.robotics.episodes import EnvironmentRecord, Episode, Episo
 from mambakit.domains.robotics.experts.ars import ArsConfig, Search, preset, search
 from mambakit.domains.robotics.experts.scripted import instruction_of, scripted
 from mambakit.domains.robotics.folder_files import read_episode, write_episode
+from mambakit.domains.robotics.lerobot_files import write_lerobot
 from mambakit.domains.robotics.minari_files import Format, write_minari
 from mambakit.domains.robotics.wrappers import WrapperConfig
 
 _PLAN = "plan.json"
+_WAITING = ".collecting"
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ def collect(
     cast: Cast,
     folder: Path,
     *,
-    data_format: Format = "hdf5",
+    data_format: Format | Literal["lerobot"] = "hdf5",
     tell: Callable[[int, Episode], None] | None = None,
 ) -> EnvironmentRecord:
     """Collects into ``folder`` as a Minari data set; a call that was killed goes on where it was.
@@ -112,18 +114,18 @@ def collect(
     Raises:
         UsageError: If the folder holds a data set, or the beginning of another one.
     """
-    if (folder / "data").exists():
-        raise UsageError(f"output: {folder / 'data'} is already there; choose another folder or remove it")
+    plan_of(folder, config)
     env = make(
         config.environment_id,
         image_size=config.image_size,
         wrappers=config.wrappers,
         kwargs=config.kwargs,
     )
-    waiting = folder / ".collecting"
+    waiting = folder / _WAITING
     try:
         record = record_of(env, config.environment_id, config.kwargs)
-        _same_plan(waiting, config, record, cast)
+        known = {"mujoco": record.mujoco_version, "search": _search_facts(cast)}
+        _start(folder, plan_of(folder, config, known))
         for place in range(config.episodes):
             path = waiting / f"episode-{place:06d}.npz"
             if path.exists():
@@ -135,16 +137,20 @@ def collect(
             write_episode(path, episode)
             if tell is not None:
                 tell(place, episode)
-        write_minari(
-            folder,
-            _waiting(waiting, config.episodes),
-            record,
-            env_spec=env.unwrapped.spec,
-            data_format=data_format,
-            algorithm=_algorithm(cast),
-            description=f"{config.environment_id}, level {config.level}, {config.episodes} episodes",
-            extra={"collect": _plain(config), "search": _search_facts(cast)},
-        )
+        if data_format == "lerobot":
+            found = Episodes(folder.name, list(_collected(waiting, config.episodes)), record)
+            write_lerobot(folder, found)
+        else:
+            write_minari(
+                folder,
+                _collected(waiting, config.episodes),
+                record,
+                env_spec=env.unwrapped.spec,
+                data_format=data_format,
+                algorithm=_algorithm(cast),
+                description=f"{config.environment_id}, level {config.level}, {config.episodes} episodes",
+                extra={"collect": _plain(config), "search": _search_facts(cast)},
+            )
     finally:
         env.close()
     shutil.rmtree(waiting)
@@ -191,25 +197,38 @@ def collect_in_memory(config: CollectConfig, cast: Cast, name: str) -> Episodes:
         env.close()
 
 
-def _waiting(folder: Path, count: int) -> Iterator[Episode]:
+def _collected(folder: Path, count: int) -> Iterator[Episode]:
     for place in range(count):
         yield read_episode(folder / f"episode-{place:06d}.npz")
 
 
-def _same_plan(waiting: Path, config: CollectConfig, record: EnvironmentRecord, cast: Cast) -> None:
-    """Refuses to mix the episodes of two calls that differ."""
-    plan = {**_plain(config), "mujoco": record.mujoco_version, "search": _search_facts(cast)}
-    path = waiting / _PLAN
+def plan_of(folder: Path, config: CollectConfig, more: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """What is collected and how, where ``folder`` is free for it.
+
+    Raises:
+        UsageError: If the folder holds a data set, or the beginning of another one.
+    """
+    for name in ("data", "meta"):
+        if (folder / name).exists():
+            raise UsageError(f"output: {folder / name} is already there; choose another folder or remove it")
+    plan = {**_plain(config), **(more or {})}
+    path = folder / _WAITING / _PLAN
     if path.exists():
         found = json.loads(path.read_text("utf-8"))
-        differs = sorted(name for name in {*found, *plan} if found.get(name) != plan.get(name))
+        differs = sorted(name for name in plan if found.get(name) != plan[name])
         if differs:
             raise UsageError(
-                f"output: {waiting.parent} holds the beginning of another collection ({', '.join(differs)} "
-                f"differ); finish that one, choose another folder, or remove {waiting}"
+                f"output: {folder} holds the beginning of another collection ({', '.join(differs)} differ); "
+                f"finish that one, choose another folder, or remove {path.parent}"
             )
+    return plan
+
+
+def _start(folder: Path, plan: Mapping[str, Any]) -> None:
+    path = folder / _WAITING / _PLAN
+    if path.exists():
         return
-    waiting.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     writing = path.with_suffix(f".{os.getpid()}")
     writing.write_text(json.dumps(plan, indent=1), "utf-8")
     writing.replace(path)

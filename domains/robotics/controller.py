@@ -243,7 +243,9 @@ class Controller:
             UsageError: If an observation is missing, or of another shape than the policy's.
         """
         began = time.perf_counter()
-        named: Mapping[str, Any] = observations if isinstance(observations, Mapping) else {"state": observations}
+        named: Mapping[str, Any] = (
+            observations if isinstance(observations, Mapping) else {"state": observations}
+        )
         state, alone = self._vector(named, "state", self._spaces.state_dim)
         goal, _ = self._vector(named, "goal", self._spaces.goal_dim if self.policy.embed.tells_goal else 0)
         image, image_alone = self._image(named)
@@ -283,7 +285,9 @@ class Controller:
         )
         policy = self.policy
         output, layers = policy.step(seen, memory.layers, memory.told, inplace=self._graph is None)
-        chunk = policy.head.point(output) if self.deterministic else policy.head.drawn(output, self._generator)
+        chunk = (
+            policy.head.point(output) if self.deterministic else policy.head.drawn(output, self._generator)
+        )
         said, age = memory.said, memory.age
         if said.shape[1] > 1:
             said = torch.cat([chunk[:, None], said[:, :-1]], dim=1)

@@ -54,7 +54,7 @@ def make(
     """
     _choose_backend()
     size = render_size or image_size
-    env = _made(environment_id, dict(kwargs or {}), rendered=size is not None)
+    env = _made(environment_id, dict(kwargs or {}), size)
     if size is not None and hasattr(env.unwrapped, "model") and render_quality == "fast":
         env = FastRender(env, size)
     env = NamedObservations(env, image_size)
@@ -207,14 +207,18 @@ class FirstSeed(gymnasium.Wrapper[Any, Any, Any, Any]):
         return self.env.reset(seed=seed, options=options)
 
 
-def _made(environment_id: str, kwargs: dict[str, Any], *, rendered: bool) -> gymnasium.Env[Any, Any]:
+def _made(environment_id: str, kwargs: dict[str, Any], size: int | None) -> gymnasium.Env[Any, Any]:
     plain = environment_id.rpartition(":")[2]
     if plain.startswith(_SUITE_NAMES):
         _register("gymnasium_robotics", "gymnasium-robotics", plain)
     if plain.startswith("Meta-World"):
         _register("metaworld", "metaworld", plain)
-    if rendered:
+    if size is not None:
         kwargs.setdefault("render_mode", "rgb_array")
+        spec = gymnasium.registry.get(environment_id)
+        if spec is not None and str(spec.entry_point).startswith("gymnasium.envs.mujoco"):
+            kwargs.setdefault("width", size)
+            kwargs.setdefault("height", size)
     try:
         return gymnasium.make(environment_id, **kwargs)
     except gymnasium.error.DependencyNotInstalled as error:

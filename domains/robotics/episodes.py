@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mambakit.core.errors import UsageError
+from mambakit.core.errors import DataError, UsageError
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,6 +106,20 @@ class EnvironmentRecord:
     """Return that counts as a score of 100."""
     reference_source: str | None = None
     """Where the two references come from."""
+
+
+def record_from(facts: Mapping[str, Any]) -> EnvironmentRecord:
+    """A record from what ``dataclasses.asdict`` made of it.
+
+    Raises:
+        DataError: If it holds something else.
+    """
+    try:
+        space = facts["action_space"]
+        bounds = ActionSpace(tuple(space["low"]), tuple(space["high"]), space["n"])
+        return EnvironmentRecord(**{**facts, "action_space": bounds})
+    except (KeyError, TypeError) as error:
+        raise DataError(f"the record of the environment can't be read ({error})") from error
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,21 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from mambakit.core.errors import DataError, UsageError
-from mambakit.domains.robotics.episodes import EnvironmentRecord, Episode, Episodes, gathered, seen_actions
+from mambakit.domains.robotics.episodes import (
+    EnvironmentRecord,
+    Episode,
+    Episodes,
+    gathered,
+    record_from,
+    seen_actions,
+)
 
 _DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 _EPISODES_PATH = "meta/episodes/chunk-000/file-000.parquet"
 _FILE_BYTES = 100_000_000
 _CHUNK = 1000
+# What LeRobot has no place for, of each episode.
+_OURS = ("truncated", "seed", "behaviour")
 _STEP_COLUMNS = ("timestamp", "frame_index", "episode_index", "index", "task_index")
 
 
@@ -52,21 +62,28 @@ def read_lerobot(folder: Path, *, pictures: bool = True) -> Episodes:
     steps = _steps(folder, features, camera)
     tasks = _tasks(folder)
     videos = _Videos(folder, info, camera) if camera and features[camera]["dtype"] == "video" else None
+    about = dict(enumerate(_ours(folder)["episodes"]))
     episodes, names, lost = [], [], []
     for number, rows in steps.groupby("episode_index", sort=True):
         try:
-            episodes.append(_episode(rows.sort_values("frame_index"), int(number), camera, tasks, videos))
+            episode = _episode(rows.sort_values("frame_index"), int(number), camera, tasks, videos)
+            episodes.append(replace(episode, **about.get(int(number), {})))
             names.append(f"episode {number}")
         except (ValueError, KeyError, OSError, StopIteration) as error:
             lost.append((f"episode {number}", f"damaged: {error}"))
     notes = [f"of the cameras {', '.join(cameras)}, {camera} is used"] if camera and len(cameras) > 1 else []
     state = features.get("observation.state", {}).get("shape", [0])
     found = gathered(folder.name, episodes, None, notes, lost, names)
-    record = EnvironmentRecord(
-        id=str(info.get("robot_type") or "unknown robot"),
-        state_dim=int(state[0]),
-        action_space=seen_actions(found.episodes),
-        control_hz=float(info["fps"]),
+    kept = _ours(folder)["environment"]
+    record = (
+        record_from(kept)
+        if kept is not None
+        else EnvironmentRecord(
+            id=str(info.get("robot_type") or "unknown robot"),
+            state_dim=int(state[0]),
+            action_space=seen_actions(found.episodes),
+            control_hz=float(info["fps"]),
+        )
     )
     return Episodes(found.name, found.episodes, record, found.notes, found.left_out)
 
@@ -84,8 +101,8 @@ def write_lerobot(folder: Path, episodes: Episodes, *, fps: int | None = None) -
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    if folder.exists() and any(folder.iterdir()):
-        raise UsageError(f"output: {folder} is not empty")
+    if (folder / "meta").exists() or (folder / "data").exists():
+        raise UsageError(f"output: {folder} holds a data set already; choose another folder or remove it")
     if not episodes.episodes:
         raise DataError(f"{episodes.name}: there are no episodes to write")
     environment = episodes.environment
@@ -123,6 +140,11 @@ def write_lerobot(folder: Path, episodes: Episodes, *, fps: int | None = None) -
         "features": _features(episodes.episodes[0]),
     }
     (folder / "meta/stats.json").write_text(json.dumps(_stats(episodes), indent=1), "utf-8")
+    ours = {
+        "environment": None if environment is None else asdict(environment),
+        "episodes": [{name: getattr(episode, name) for name in _OURS} for episode in episodes.episodes],
+    }
+    (folder / "meta/mambakit.json").write_text(json.dumps(ours), "utf-8")
     # last: a folder without it is no data set
     (folder / "meta/info.json").write_text(json.dumps(info, indent=1), "utf-8")
 
@@ -137,6 +159,17 @@ def _info(folder: Path) -> dict[str, Any]:
     if not version.startswith(("v2", "v3")) or not isinstance(features, dict):
         raise DataError(f"{path}: is of version {version}; v3.0 (and v2) are read")
     return info
+
+
+def _ours(folder: Path) -> dict[str, Any]:
+    path = folder / "meta/mambakit.json"
+    if not path.is_file():
+        return {"environment": None, "episodes": []}
+    try:
+        found = json.loads(path.read_text("utf-8"))
+        return {"environment": found["environment"], "episodes": found["episodes"]}
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: can't be read ({error})") from error
 
 
 def _steps(folder: Path, features: Mapping[str, Any], camera: str | None) -> pd.DataFrame:

@@ -19,6 +19,7 @@ from mambakit.domains.robotics.episodes import (
     Episode,
     Episodes,
     gathered,
+    record_from,
 )
 from mambakit.domains.robotics.scores import reference_of
 
@@ -98,7 +99,8 @@ def write_minari(
     if target.exists():
         raise UsageError(f"output: {target} is already there; choose another folder or remove it")
     folder.mkdir(parents=True, exist_ok=True)
-    staging = folder / ".writing"
+    # resolved: minari measures relative paths twice over
+    staging = folder.resolve() / ".writing"
     shutil.rmtree(staging, ignore_errors=True)
     storage = None
     facts: list[dict[str, Any]] = []
@@ -163,10 +165,7 @@ def _metadata(folder: Path) -> dict[str, Any]:
 def _record(metadata: Mapping[str, Any], action_space: Any) -> EnvironmentRecord | None:
     ours = metadata.get(_OURS, {}).get("environment") if isinstance(metadata.get(_OURS), dict) else None
     if ours is not None:
-        space = ours.pop("action_space")
-        return EnvironmentRecord(
-            **ours, action_space=ActionSpace(tuple(space["low"]), tuple(space["high"]), space["n"])
-        )
+        return record_from(ours)
     # read as JSON: gymnasium's own reader fails on the specs of other versions
     spec = json.loads(metadata["env_spec"]) if isinstance(metadata.get("env_spec"), str) else None
     if not isinstance(spec, dict) or "id" not in spec:

@@ -150,9 +150,7 @@ class StepEmbedding(nn.Module):
             of("state").extend(self._state(seen))
         if self.goal is not None:
             of("state").append(self.goal(_there("goal", seen.goal)))
-        tokens = {
-            name: linear(torch.cat(features[name], dim=-1)) for name, linear in self.maps.items()
-        }
+        tokens = {name: linear(torch.cat(features[name], dim=-1)) for name, linear in self.maps.items()}
         last = "fused" if self.fused else "state"
         if self.words is not None:
             if told is None:
