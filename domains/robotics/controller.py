@@ -17,6 +17,7 @@ from mambakit.core.cuda_graph import record
 from mambakit.core.errors import DataError, UsageError
 from mambakit.core.state import State
 from mambakit.domains.robotics.deadlines import CONTROL_HZ, DeadlineReport, deadline_report
+from mambakit.domains.robotics.fast_step import FastStep
 from mambakit.domains.robotics.policy.chunks import weighted
 from mambakit.domains.robotics.policy.model import Policy
 from mambakit.domains.robotics.policy.seen import Seen
@@ -104,6 +105,7 @@ class Controller:
         can_graph = self.device.type == "cuda" and deterministic and self._spaces.image is None
         self._wants_graph = can_graph if graph is None else graph and can_graph
         self._graph: _Graph | None = None
+        self._fast = FastStep.of(policy) if n_envs == 1 else None
         self._memory = self._fresh(n_envs)
         self.reset()
 
@@ -283,8 +285,11 @@ class Controller:
             image=image,
             state_there=torch.zeros_like(memory.began) if missing else None,
         )
-        policy = self.policy
-        output, layers = policy.step(seen, memory.layers, memory.told, inplace=self._graph is None)
+        policy, layers = self.policy, memory.layers
+        if self._fast is not None:
+            output = self._fast(seen, layers, memory.told)
+        else:
+            output, layers = policy.step(seen, layers, memory.told, inplace=self._graph is None)
         chunk = (
             policy.head.point(output) if self.deterministic else policy.head.drawn(output, self._generator)
         )

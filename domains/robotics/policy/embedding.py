@@ -16,7 +16,7 @@ from mambakit.domains.robotics.policy.images import ImageAdapter
 from mambakit.domains.robotics.policy.seen import Seen
 from mambakit.domains.robotics.policy.words import WordNumbers
 
-_FURTHEST = 8.0
+FURTHEST = 8.0
 _LEAST_DEVIATION = 1e-6
 
 
@@ -45,7 +45,7 @@ class Scale(nn.Module):
 
     def forward(self, values: Tensor) -> Tensor:
         """Scaled, and no further than 8 deviations off: nothing learned says what to do out there."""
-        return ((values - self.mean) / self.deviation).clamp(-_FURTHEST, _FURTHEST)
+        return ((values - self.mean) / self.deviation).clamp(-FURTHEST, FURTHEST)
 
     def undone(self, values: Tensor) -> Tensor:
         """Back to the data's own units."""
