@@ -222,11 +222,9 @@ def _check_least(name: str, value: float, least: int) -> None:
 
 
 PRESET_POLICY = PolicyConfig()
-# In steps, as data sets differ in size by hundreds; a step reads 8 rows of some 256 control steps.
+# a batch is 8 rows of some 256 control steps, and an epoch 100 batches or more
 PRESET_TRAIN = TrainConfig(
-    max_epochs=100_000,
-    max_steps=2000,
-    validate_every=100,
+    max_epochs=20,
     batch_size=8,
     lr=1e-3,
     weight_decay=1e-2,

@@ -16,6 +16,8 @@ from mambakit.domains.robotics.policy.model import Policy
 from mambakit.domains.robotics.policy.seen import PolicyBatch, Seen
 
 ROW_STEPS = 256
+EPOCH_BATCHES = 100
+"""An epoch passes over small data as often as it takes for so many batches."""
 
 
 class Piece(NamedTuple):
@@ -79,15 +81,16 @@ class _Rows(Dataset[Row]):
 class _EpochRows(Sampler[Row]):
     """Rows packed anew at every epoch's beginning, by torch's global generator, which fit seeds by epoch."""
 
-    def __init__(self, packing: Packing) -> None:
-        self.packing = packing
+    def __init__(self, packing: Packing, passes: int) -> None:
+        self.packing, self.passes = packing, passes
 
     def __len__(self) -> int:
-        return self.packing.n_rows
+        return self.passes * self.packing.n_rows
 
     def __iter__(self) -> Iterator[Row]:
         generator = torch.Generator().manual_seed(int(torch.randint(0, 2**62, ())))
-        return iter(self.packing.shuffled(generator))
+        for _ in range(self.passes):
+            yield from self.packing.shuffled(generator)
 
 
 def packed(pieces: Sequence[Piece], row_steps: int) -> list[Row]:
@@ -222,11 +225,14 @@ class Collate:
 def training_loader(
     episodes: Sequence[Episode], policy: Policy, batch_size: int, n_workers: int = 0
 ) -> DataLoader[PolicyBatch]:
-    """Packed rows in an order of chance, ``batch_size`` of them a step."""
+    """Packed rows in an order of chance: as many a step as ``batch_size`` rows of 256 control steps are."""
+    packing = Packing([len(one) for one in episodes], policy.config.policy.horizon)
+    rows = max(1, round(batch_size * ROW_STEPS / packing.row_steps))
+    passes = max(1, round(EPOCH_BATCHES * rows / packing.n_rows))
     return DataLoader(
         _Rows(),
-        batch_size,
-        sampler=_EpochRows(Packing([len(one) for one in episodes], policy.config.policy.horizon)),  # type: ignore[arg-type]
+        rows,
+        sampler=_EpochRows(packing, passes),  # type: ignore[arg-type]
         collate_fn=Collate(episodes, policy, hide=True),
         num_workers=n_workers,
     )
