@@ -171,9 +171,7 @@ def maker_of(
     wrappers = WrapperConfig(**changes)
 
     def maker() -> Any:
-        return make(
-            environment, image_size=image, render_size=render_size, wrappers=wrappers, kwargs=kwargs
-        )
+        return make(environment, image_size=image, render_size=render_size, wrappers=wrappers, kwargs=kwargs)
 
     probe = maker()
     record = record_of(probe, environment, kwargs)

@@ -105,9 +105,7 @@ def rollout(
         from mambakit.domains.robotics.plots import rollout_figure
 
         title = f"{environment}, seed {seed}: return {acted.total:.1f} in {len(acted.rewards)} steps"
-        figure = rollout_figure(
-            acted.rewards, acted.actions, control_hz=acted.control_hz, title=title
-        )
+        figure = rollout_figure(acted.rewards, acted.actions, control_hz=acted.control_hz, title=title)
         plot.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(plot, dpi=130)
         print(f"picture: {plot}", file=sys.stderr)

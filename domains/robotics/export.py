@@ -57,7 +57,9 @@ def example_inputs(policy: Policy, n_envs: int = 1) -> dict[str, Tensor]:
     inputs: dict[str, Tensor] = {"began": torch.ones(n_envs, dtype=torch.bool)}
     if embed.tells_action:
         inputs["previous"] = (
-            torch.zeros(n_envs, dtype=torch.int64) if spaces.discrete else torch.zeros(n_envs, spaces.action_dim)
+            torch.zeros(n_envs, dtype=torch.int64)
+            if spaces.discrete
+            else torch.zeros(n_envs, spaces.action_dim)
         )
     if spaces.state_dim:
         inputs["state"] = torch.zeros(n_envs, spaces.state_dim)

@@ -105,9 +105,7 @@ def act(
         controller = Controller(policy, deterministic=deterministic, seed=seed)
         controller.warm_up()
         shown, info = env.reset(seed=seed)
-        controller.reset(
-            target_return=target_return, instruction=info.get("instruction", instruction)
-        )
+        controller.reset(target_return=target_return, instruction=info.get("instruction", instruction))
         episode = _Episode(env, controller)
         frames = episode.steps(shown, max_steps, filmed=video is not None)
         n_frames = 0 if video is None else write_video(video, frames, control_hz)

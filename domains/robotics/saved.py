@@ -50,7 +50,9 @@ def load_spec(folder: Path) -> DataSpec | None:
     try:
         return DataSpec(**read_json_object(folder / DATA_FILE))
     except TypeError as error:
-        raise DataError(f"{folder / DATA_FILE} says something else than what a policy learned from") from error
+        raise DataError(
+            f"{folder / DATA_FILE} says something else than what a policy learned from"
+        ) from error
 
 
 def save_target(folder: Path, environment_id: str, value: float) -> None:

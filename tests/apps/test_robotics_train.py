@@ -12,9 +12,9 @@ import pytest
 pytest.importorskip("gymnasium")
 pytest.importorskip("mujoco")
 
-from mambakit.apps.robotics import main  # noqa: E402
-from mambakit.domains.robotics.episodes import Episodes  # noqa: E402
-from mambakit.domains.robotics.policy.testing import made_episodes  # noqa: E402
+from mambakit.apps.robotics import main
+from mambakit.domains.robotics.episodes import Episodes
+from mambakit.domains.robotics.policy.testing import made_episodes
 
 QUICK = [
     *("--model.d_model", "16", "--model.n_layers", "1", "--model.d_state", "8", "--model.head_dim", "8"),

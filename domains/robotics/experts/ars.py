@@ -14,9 +14,8 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
@@ -24,7 +23,9 @@ from mambakit.core.errors import DataError, UsageError
 from mambakit.domains.robotics.episodes import ActionSpace
 from mambakit.domains.robotics.experts.linear import LinearPolicy, RunningMoments
 
-_SAVE_EVERY_S = 20.0
+if TYPE_CHECKING:
+    import gymnasium
+
 _EVALUATION_SEED = 1_000_003
 
 
@@ -61,12 +62,12 @@ class ArsConfig:
 PRESETS: dict[str, ArsConfig] = {
     "Hopper": ArsConfig(learning_rate=0.01, noise=0.025, alive_bonus=1.0, steps=310_000, seed=3),
     "Walker2d": ArsConfig(
-        learning_rate=0.03, noise=0.025, directions=40, top=30, alive_bonus=1.0, steps=8_000_000
+        learning_rate=0.03, noise=0.025, directions=16, top=8, alive_bonus=1.0, steps=2_000_000
     ),
-    "HalfCheetah": ArsConfig(learning_rate=0.02, noise=0.03, steps=3_000_000),
+    "HalfCheetah": ArsConfig(learning_rate=0.02, noise=0.03, steps=1_500_000, seed=2),
     "Swimmer": ArsConfig(learning_rate=0.02, noise=0.01, directions=1, top=1),
     "Ant": ArsConfig(
-        learning_rate=0.015, noise=0.025, directions=60, top=20, alive_bonus=1.0, steps=8_000_000
+        learning_rate=0.015, noise=0.025, directions=20, top=10, alive_bonus=1.0, steps=2_000_000
     ),
     "CartPole": ArsConfig(learning_rate=0.05, noise=0.1, steps=100_000),
 }
@@ -130,12 +131,14 @@ def search(
     config: ArsConfig,
     path: Path | None = None,
     tell: Callable[[Search], None] | None = None,
+    *,
+    save_every_s: float = 20.0,
 ) -> Search:
     """Searches for a policy, from where the file at ``path`` stands.
 
     Args:
         env: Made by ``environments.make``: its observations are dictionaries with ``state``.
-        path: Where the search is kept (.npz), every 20 s and at the end; None: nowhere.
+        path: Where the search is kept (.npz), every ``save_every_s`` and at the end; None: nowhere.
         tell: Called after each evaluation.
 
     Raises:
@@ -159,7 +162,7 @@ def search(
             _evaluate(env, state)
             if tell is not None:
                 tell(state)
-        if path is not None and (state.done or time.monotonic() - saved_at > _SAVE_EVERY_S):
+        if path is not None and (state.done or time.monotonic() - saved_at >= save_every_s):
             save_search(state, path)
             saved_at = time.monotonic()
     return state

@@ -9,7 +9,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mambakit.domains.robotics.policy.testing import ASKED, made_episodes, small_policy
 
 from mambakit.core.errors import DataError, UsageError
 from mambakit.domains.robotics.controller import Controller
@@ -18,6 +17,7 @@ from mambakit.domains.robotics.episodes import Episode, Episodes
 from mambakit.domains.robotics.export import example_inputs, exported, initial_memory
 from mambakit.domains.robotics.policy.inputs import measuring_loader
 from mambakit.domains.robotics.policy.model import Policy
+from mambakit.domains.robotics.policy.testing import ASKED, made_episodes, small_policy
 
 # what a policy is, and what its data have beside states
 KINDS: list[tuple[dict[str, Any], dict[str, Any]]] = [
@@ -67,9 +67,7 @@ class Follower:
 
     def step(self) -> tuple[np.ndarray, list[tuple[int, int]]]:
         """Actions of all robots, and which step of which episode they are for."""
-        where = [
-            (number, min(at, len(self.episodes.episodes[number]) - 1)) for number, at in self.at
-        ]
+        where = [(number, min(at, len(self.episodes.episodes[number]) - 1)) for number, at in self.at]
         shown: dict[str, Any] = {}
         for name in self.episodes.episodes[0].observations:
             shown[name] = np.stack(
@@ -246,6 +244,4 @@ def test_a_cuda_graph_changes_nothing(options: dict[str, Any]) -> None:
             for one in (plain, graphed):
                 one.reset([t % 3], target_return=1.5)
         shown, earned = rng.normal(size=(3, 3)).astype(np.float32), rng.normal(size=3)
-        np.testing.assert_allclose(
-            graphed.step(shown, earned), plain.step(shown, earned), rtol=0, atol=1e-5
-        )
+        np.testing.assert_allclose(graphed.step(shown, earned), plain.step(shown, earned), rtol=0, atol=1e-5)

@@ -123,7 +123,9 @@ def test_an_environment_of_other_spaces_is_refused() -> None:
     policy = small_policy(recorded())
     with pytest.raises(UsageError, match="takes actions of 1 numbers, -2 to 2, the policy gives 2 numbers"):
         roll_out(policy, partial(make, "Pendulum-v1"), [0])
-    with pytest.raises(UsageError, match="CartPole-v1 takes actions of 2 choices, the policy gives 2 numbers"):
+    with pytest.raises(
+        UsageError, match="CartPole-v1 takes actions of 2 choices, the policy gives 2 numbers"
+    ):
         roll_out(policy, partial(make, "CartPole-v1"), [0])
 
 
@@ -157,7 +159,9 @@ def test_a_rollout_is_kept_and_filmed(tmp_path: Path) -> None:
     same = rollouts.act(policy, maker, seed=3, max_steps=2)
     np.testing.assert_array_equal(same.actions, acted.actions[:2])
     rollout_figure(acted.rewards, acted.actions, control_hz=20.0, title="x").savefig(tmp_path / "a.png")
-    returns_figure({"ours": [1.0, 2.0], "data": [0.0, 1.0, 5.0]}, best_of_data=5.0).savefig(tmp_path / "b.png")
+    returns_figure({"ours": [1.0, 2.0], "data": [0.0, 1.0, 5.0]}, best_of_data=5.0).savefig(
+        tmp_path / "b.png"
+    )
 
 
 def test_no_frame_is_no_video(tmp_path: Path) -> None:

@@ -208,7 +208,10 @@ def test_spaces_follow_from_the_data() -> None:
 def test_an_episode_of_one_step_serves() -> None:
     episodes = made_episodes(4, steps=(1, 2))
     policy = small_policy(episodes, chunk=3)
-    for loader in (training_loader(episodes.episodes, policy, 2), measuring_loader(episodes.episodes, policy)):
+    for loader in (
+        training_loader(episodes.episodes, policy, 2),
+        measuring_loader(episodes.episodes, policy),
+    ):
         assert torch.isfinite(policy.loss(next(iter(loader))))
 
 
