@@ -159,7 +159,7 @@ def evaluate(
 def maker_of(
     environment: str, config: Any, changes: dict[str, Any], render_size: int | None = None
 ) -> tuple[Any, str | None]:
-    """What makes environments for a policy, and the instruction that they come with; told where versions differ."""
+    """What makes environments for a policy, and their instruction; says where versions differ."""
     from mambakit.domains.robotics.environments import make, record_of, version_note
     from mambakit.domains.robotics.episodes import EnvironmentRecord
     from mambakit.domains.robotics.experts.scripted import instruction_of

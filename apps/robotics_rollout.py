@@ -83,7 +83,6 @@ def rollout(
 
     spec = load_spec(model)
     changes = {} if spec is None else dict(spec.wrappers)
-    image = policy.config.spaces.image
     maker, own = maker_of(environment, policy.config, changes, size if video is not None else None)
     asked = target_return if target_return is not None else load_target(model, environment)
     acted: Any = rollouts.act(
@@ -97,7 +96,6 @@ def rollout(
         video=video,
         control_hz=policy.config.environment.get("control_hz"),
     )
-    del image
     if output is not None:
         rollouts.write(output, acted)
         print(f"episode: {output}", file=sys.stderr)
@@ -123,8 +121,8 @@ def rollout(
     if acted.success is not None:
         print(f"success: {'yes' if acted.success else 'no'}")
     print(
-        f"a step: {acted.deadlines.mean_ms:.3f} ms on average, {acted.deadlines.p99_ms:.3f} ms for 99 in 100, "
-        f"{acted.deadlines.max_ms:.3f} ms at most"
+        f"a step: {acted.deadlines.mean_ms:.3f} ms on average, {acted.deadlines.p99_ms:.3f} ms "
+        f"for 99 in 100, {acted.deadlines.max_ms:.3f} ms at most"
     )
     missed = ", ".join(f"{count} at {rate}" for rate, count in acted.deadlines.missed.items())
     print(f"deadlines missed: {missed}")

@@ -66,13 +66,13 @@ def train(
         max_time: Stop training after so long, such as 90s or 10m (each baseline too).
         overwrite: Remove another run in the output folder first.
         model: The network; --policy, --tokens, --head and --chunk go before it.
-        train: The training options; a batch is --train.batch_size rows of some 256 control steps, and an epoch
-            passes over the episodes as often as makes 100 batches.
+        train: The training options; a batch is --train.batch_size rows of some 256 control steps, and
+            an epoch passes over the episodes as often as makes 100 batches.
         json: Print JSON for machines.
 
     Examples:
         mambakit robotics train --data data/hopper-medium --policy decision-mamba --output runs/hopper
-        mambakit robotics train --data data/hopper-medium --mask velocities --baselines bc-mlp --output runs/masked
+        mambakit robotics train --data data/hopper-medium --mask velocities --baselines bc-mlp --output runs/m
         mambakit robotics train --data widowx --policy bc --head mixture --chunk 4 --output runs/widowx
     """
     from mambakit.core.training import RunFolder

@@ -37,6 +37,7 @@ class WholeStep:
 
         self._stack = stack
         self._kept = (first, backbone, last)
+        self.n_in = first.in_features
         blocks: list[Mamba2] = list(backbone.blocks)  # type: ignore[arg-type]
         one = blocks[0]
         low, high = check_dt_limit(one.dt_limit)
@@ -44,7 +45,7 @@ class WholeStep:
             low = -high
         self._layers = np.zeros((len(blocks), N_ADDRESSES), dtype=np.int64)
         for i, (norm, block) in enumerate(zip(backbone.norms, blocks, strict=True)):
-            weights = (
+            weights: tuple[Any, ...] = (
                 norm.weight, block.in_proj.weight, block.in_proj.bias, block.conv_weight, block.conv_bias,
                 block.dt_bias, block.A_log, block.D, block.norm_weight, block.out_proj.weight,
                 block.out_proj.bias,

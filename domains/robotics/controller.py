@@ -97,6 +97,7 @@ class Controller:
         self.n_envs = n_envs
         self.deterministic = deterministic
         weight = policy.embed.maps[policy.config.modalities[-1]].weight
+        assert isinstance(weight, Tensor)
         self.device, self.dtype = weight.device, weight.dtype
         self._generator = torch.Generator(self.device).manual_seed(seed)
         self._config, self._spaces = policy.config, policy.config.spaces
@@ -111,21 +112,21 @@ class Controller:
 
     @torch.no_grad()
     def _fresh(self, n: int) -> _Memory:
-        policy, place = self._config.policy, {"device": self.device, "dtype": self.dtype}
+        policy, device, dtype = self._config.policy, self.device, self.dtype
         width = self._spaces.action_width
         if self._spaces.discrete:
             previous = torch.zeros(n, dtype=torch.int64, device=self.device)
         else:
-            previous = torch.zeros(n, width, **place)  # type: ignore[arg-type]
+            previous = torch.zeros(n, width, device=device, dtype=dtype)
         ensemble = policy.chunk if policy.ensemble is not None else 1
         return _Memory(
             layers=self.policy.init_state(n, self.device, self.dtype).clone(),
             previous=previous,
             began=torch.ones(n, dtype=torch.bool, device=self.device),
-            to_go=torch.zeros(n, **place),  # type: ignore[arg-type]
-            said=torch.zeros(n, ensemble, ensemble, width, **place),  # type: ignore[arg-type]
+            to_go=torch.zeros(n, device=device, dtype=dtype),
+            said=torch.zeros(n, ensemble, ensemble, width, device=device, dtype=dtype),
             age=torch.zeros(n, dtype=torch.int64, device=self.device),
-            told=torch.zeros(n, policy.d_model, **place),  # type: ignore[arg-type]
+            told=torch.zeros(n, policy.d_model, device=device, dtype=dtype),
         )
 
     @torch.inference_mode()

@@ -26,7 +26,7 @@ class FastStep:
     def __init__(self, policy: Policy, whole: WholeStep) -> None:
         self.policy, self.whole = policy, whole
         embed = policy.embed
-        self._features = np.zeros(embed.maps["fused"].in_features, dtype=np.float32)
+        self._features = np.zeros(whole.n_in, dtype=np.float32)
         self._action, self._state = _ScaledNumbers.of(embed.action), _ScaledNumbers.of(embed.state)
         self._goal, self._to_go = _ScaledNumbers.of(embed.goal), _ScaledNumbers.of(embed.to_go)
         with torch.no_grad():
@@ -34,7 +34,7 @@ class FastStep:
 
     @classmethod
     def of(cls, policy: Policy) -> FastStep | None:
-        """The fast step, or None for a policy with pictures, several tokens a step, or layers of other kinds."""
+        """The fast step; None for pictures, several tokens a step, or layers of other kinds."""
         embed = policy.embed
         if not embed.fused or embed.image is not None:
             return None

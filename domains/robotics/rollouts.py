@@ -130,7 +130,7 @@ def write(path: Path, acted: Acted) -> None:
     """An NPZ file of everything, or a CSV file of actions and rewards, by the name."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix.lower() == ".npz":
-        seen = {f"observation_{name}": values for name, values in acted.observations.items()}
+        seen: dict[str, Any] = {f"observation_{name}": values for name, values in acted.observations.items()}
         np.savez_compressed(path, actions=acted.actions, rewards=acted.rewards, **seen)
         return
     columns = acted.actions.reshape(len(acted.actions), -1)

@@ -115,7 +115,7 @@ class PolicyConfig:
             d_model=self.d_model,
             layers=layers,
             repeat=self.n_layers,
-            block_options=options,  # type: ignore[arg-type]
+            block_options=options,
             dropout=self.dropout,
         )
 

@@ -168,7 +168,7 @@ class StepEmbedding(nn.Module):
     def _previous(self, seen: Seen) -> list[Tensor]:
         previous = _there("previous", seen.previous)
         none = seen.began.unsqueeze(-1)
-        weight = next(iter(self.maps.values())).weight
+        weight = next(self.maps.parameters())
         if self.action is None:
             scaled = F.one_hot(previous, self.width).to(weight.dtype)
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -66,7 +67,7 @@ class Packing:
         phases = torch.randint(1, self.horizon + 1, (len(self.lengths),), generator=generator).tolist()
         for episode, (length, phase) in enumerate(zip(self.lengths, phases, strict=True)):
             cuts = [0, *range(phase, length, self.horizon), length]
-            pieces += [Piece(episode, a, b) for a, b in zip(cuts, cuts[1:], strict=False)]
+            pieces += [Piece(episode, a, b) for a, b in itertools.pairwise(cuts)]
         order = torch.randperm(len(pieces), generator=generator).tolist()
         return list(_dealt([pieces[i] for i in order], self.row_steps))
 
@@ -74,7 +75,7 @@ class Packing:
 class _Rows(Dataset[Row]):
     """What the sampler draws are the rows themselves."""
 
-    def __getitem__(self, row: Row) -> Row:  # type: ignore[override]
+    def __getitem__(self, row: Row) -> Row:
         return row
 
 
@@ -230,9 +231,9 @@ def training_loader(
     rows = max(1, round(batch_size * ROW_STEPS / packing.row_steps))
     passes = max(1, round(EPOCH_BATCHES * rows / packing.n_rows))
     return DataLoader(
-        _Rows(),
+        _Rows(),  # type: ignore[arg-type]
         rows,
-        sampler=_EpochRows(packing, passes),  # type: ignore[arg-type]
+        sampler=_EpochRows(packing, passes),
         collate_fn=Collate(episodes, policy, hide=True),
         num_workers=n_workers,
     )

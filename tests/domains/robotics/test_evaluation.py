@@ -31,7 +31,7 @@ from mambakit.domains.robotics.video import write_video  # noqa: E402
 
 
 class Follow(gymnasium.Env[Any, Any]):
-    """Say the number that is shown; each error costs its square. An episode's length follows from its seed."""
+    """Say the number that is shown; each error costs its square. Lengths follow from seeds."""
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 20}  # noqa: RUF012
     observation_space = spaces.Box(-np.inf, np.inf, (3,), np.float32)
