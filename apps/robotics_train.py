@@ -11,6 +11,7 @@ from mambakit.core.cli import format_table, print_json
 from mambakit.core.errors import UsageError
 from mambakit.core.training import TrainConfig
 from mambakit.domains.robotics.policy.config import (
+    MEMORYLESS,
     PRESET_POLICY,
     PRESET_TRAIN,
     HeadKind,
@@ -49,8 +50,8 @@ def train(
     Args:
         data: A card's name (`mambakit data list`), a Minari data set (its id or folder, HDF5 or Arrow), a
             LeRobot v3 folder, or a folder of episodes (npz or Parquet).
-        policy: decision-mamba, bc (the same layers without the return), decision-transformer, or bc-mlp
-            (no memory).
+        policy: decision-mamba, bc (the same layers without the return), decision-transformer, bc-mlp (no
+            memory), or iql (no memory, and actions count by their advantage).
         output: Folder for the run and the policy; a killed run continues in it.
         tokens: fused, everything of a control step in one token, or three, a token each.
         head: gaussian, mixture, flow or categorical; by default gaussian or, for numbered actions,
@@ -172,6 +173,6 @@ def changed_episodes(episodes: Any, changes: dict[str, Any], seed: int) -> Any:
 
 def _fitting(kind: Kind, shape: PolicyConfig) -> dict[str, Any]:
     """What a baseline must have otherwise than ours."""
-    if kind == "bc-mlp" and shape.tokens == "three":
+    if kind in MEMORYLESS and shape.tokens == "three":
         return {"tokens": "fused"}
     return {"tokens": "three"} if kind == "decision-transformer" else {}

@@ -71,7 +71,7 @@ class StepEmbedding(nn.Module):
         self.modalities = config.modalities
         self.discrete = spaces.discrete
         self.width = spaces.action_width
-        self.tells_action = policy.previous_action
+        self.tells_action = policy.tells_action
         self.tells_return = "return" in config.conditions
         self.tells_goal = "goal" in config.conditions
         d_model = policy.d_model

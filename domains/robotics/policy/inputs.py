@@ -30,6 +30,7 @@ class Piece(NamedTuple):
 
 
 Row = list[Piece]
+Weights = Sequence[np.ndarray]
 
 
 class Packing:
@@ -133,11 +134,19 @@ class Collate:
         episodes: What pieces are of.
         policy: Whose inputs they become.
         hide: Hide previous actions and modalities at random, as training does.
+        weights: How much each step counts, ``(n,)`` for every episode.
     """
 
-    def __init__(self, episodes: Sequence[Episode], policy: Policy, *, hide: bool) -> None:
+    def __init__(
+        self,
+        episodes: Sequence[Episode],
+        policy: Policy,
+        *,
+        hide: bool,
+        weights: Weights | None = None,
+    ) -> None:
         self.config: SavedPolicyConfig = policy.config
-        self.hide = hide
+        self.hide, self.weights = hide, weights
         self.episodes = episodes
         self.to_go = [one.returns_to_go() for one in episodes]
         texts = sorted({one.instruction or "" for one in episodes} | {""})
@@ -162,6 +171,7 @@ class Collate:
         real = np.zeros(shape, bool)
         target = np.zeros((*shape, chunk, *of_action), kind)
         counted = np.zeros((*shape, chunk), bool)
+        weight = None if self.weights is None else np.ones(shape, np.float32)
         state_there, image_there = np.ones(shape, bool), np.ones(shape, bool)
         for r, row in enumerate(rows):
             at = 0
@@ -178,6 +188,8 @@ class Collate:
                     goal[r, to] = episode.observations["goal"][start:stop]
                 if image is not None:
                     image[r, to] = episode.observations["image"][start:stop]
+                if weight is not None and self.weights is not None:
+                    weight[r, to] = self.weights[piece.episode][start:stop]
                 to_go[r, to] = self.to_go[piece.episode][start:stop]
                 said = episode.instruction
                 if self.hide:
@@ -208,6 +220,7 @@ class Collate:
             real=torch.from_numpy(real),
             target=torch.from_numpy(target),
             counted=torch.from_numpy(counted),
+            weight=_tensor(weight),
         )
 
     def _hidden(self, said: str | None, state_there: np.ndarray, image_there: np.ndarray) -> str | None:
@@ -224,7 +237,11 @@ class Collate:
 
 
 def training_loader(
-    episodes: Sequence[Episode], policy: Policy, batch_size: int, n_workers: int = 0
+    episodes: Sequence[Episode],
+    policy: Policy,
+    batch_size: int,
+    n_workers: int = 0,
+    weights: Weights | None = None,
 ) -> DataLoader[PolicyBatch]:
     """Packed rows in an order of chance: as many a step as ``batch_size`` rows of 256 control steps are."""
     packing = Packing([len(one) for one in episodes], policy.config.policy.horizon)
@@ -234,18 +251,18 @@ def training_loader(
         _Rows(),  # type: ignore[arg-type]
         rows,
         sampler=_EpochRows(packing, passes),
-        collate_fn=Collate(episodes, policy, hide=True),
+        collate_fn=Collate(episodes, policy, hide=True, weights=weights),
         num_workers=n_workers,
     )
 
 
 def measuring_loader(
-    episodes: Sequence[Episode], policy: Policy, batch_size: int = 8
+    episodes: Sequence[Episode], policy: Policy, batch_size: int = 8, weights: Weights | None = None
 ) -> DataLoader[PolicyBatch]:
     """Whole episodes with nothing hidden."""
     pieces = [Piece(i, 0, len(one)) for i, one in enumerate(episodes)]
     rows = packed(pieces, max(ROW_STEPS, *map(len, episodes)))
-    return DataLoader(rows, batch_size, collate_fn=Collate(episodes, policy, hide=False))  # type: ignore[arg-type]
+    return DataLoader(rows, batch_size, collate_fn=Collate(episodes, policy, hide=False, weights=weights))  # type: ignore[arg-type]
 
 
 def _before(actions: np.ndarray, start: int, stop: int) -> np.ndarray:

@@ -65,6 +65,8 @@ class PolicyBatch:
     int64."""
     counted: Tensor
     """``(batch, length, chunk)`` bool: whether the episode has that action."""
+    weight: Tensor | None = None
+    """How much each step counts in the loss, ``(batch, length)``; None: all the same."""
 
     def map(self, function: Callable[[Tensor], Tensor]) -> PolicyBatch:
         """With ``function`` applied to every tensor."""
@@ -74,4 +76,5 @@ class PolicyBatch:
             function(self.real),
             function(self.target),
             function(self.counted),
+            None if self.weight is None else function(self.weight),
         )

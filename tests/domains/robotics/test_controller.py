@@ -91,7 +91,7 @@ def case(request: pytest.FixtureRequest) -> tuple[Policy, Episodes, list[np.ndar
     return policy, episodes, teacher_forced(policy, episodes)
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(st.lists(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 3)), max_size=3), max_size=14))
 def test_equals_the_parallel_form_over_any_resets(
     case: tuple[Policy, Episodes, list[np.ndarray]], plan: list[list[tuple[int, int]]]
@@ -111,7 +111,14 @@ def test_equals_the_parallel_form_over_any_resets(
             np.testing.assert_allclose(action, whole[number][at], rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("options", [{}, {"chunk": 5}, {"tokens": "three"}, {"kind": "decision-transformer"}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        pytest.param({"chunk": 5, "n_layers": 1, "tokens": "three"}, marks=pytest.mark.slow),
+        pytest.param({"kind": "decision-transformer"}, marks=pytest.mark.slow),
+    ],
+)
 def test_float32_over_a_thousand_steps(options: dict[str, Any]) -> None:
     episodes = made_episodes(1, steps=(1000, 1001))
     policy = small_policy(episodes, **options)
@@ -213,7 +220,10 @@ def test_deadlines_count_what_came_late() -> None:
     assert report.p50_ms == pytest.approx(2.75)
 
 
-@pytest.mark.parametrize("options", [{}, {"tokens": "three", "kind": "decision-transformer"}])
+@pytest.mark.parametrize(
+    "options",
+    [{}, pytest.param({"tokens": "three", "kind": "decision-transformer"}, marks=pytest.mark.slow)],
+)
 def test_the_exported_step_acts_alike_with_torch_alone(options: dict[str, Any]) -> None:
     episodes = made_episodes(1, steps=(8, 9))
     policy = small_policy(episodes, **options)

@@ -16,6 +16,7 @@ from mambakit.core.errors import DataError, UsageError
 from mambakit.core.training import RunFolder, TrainConfig
 from mambakit.domains.robotics.controller import Controller
 from mambakit.domains.robotics.episodes import Episode, Episodes
+from mambakit.domains.robotics.policy.advantages import CriticConfig, Critics
 from mambakit.domains.robotics.policy.chunks import ensembled, weighted
 from mambakit.domains.robotics.policy.config import PolicyConfig, SavedPolicyConfig, Spaces
 from mambakit.domains.robotics.policy.heads import build_head
@@ -153,7 +154,7 @@ def test_words_are_hashed_the_same_everywhere_and_unknown_ones_are_known_to_be()
     [
         ({"kind": "bc-mlp"}, {}),
         ({"tokens": "three", "horizon": 6}, {"discrete": True}),
-        ({"chunk": 2, "patch": 4}, {"image": True, "asked": True}),
+        pytest.param({"chunk": 2, "patch": 4}, {"image": True, "asked": True}, marks=pytest.mark.slow),
     ],
 )
 def test_learns_and_comes_back_from_its_folder(
@@ -224,3 +225,39 @@ def test_what_does_not_fit_is_said() -> None:
         SavedPolicyConfig(PolicyConfig(conditioning=["goal"]), Spaces(state_dim=2, action_dim=1))
     with pytest.raises(UsageError, match="patches of 5 pixels do not tile pictures of 8 x 8"):
         Policy(SavedPolicyConfig(PolicyConfig(patch=5), Spaces(action_dim=1, image=[8, 8])))
+
+
+def two_actions() -> Episodes:
+    """One action earns, the other does not; a third of the episodes takes the first."""
+    rng = np.random.default_rng(0)
+    found = []
+    for i in range(60):
+        state = rng.normal(size=(9, 1)).astype(np.float32)
+        good = i % 3 == 0
+        actions = np.full((8, 1), 1.0 if good else -1.0, np.float32)
+        actions += 0.1 * rng.normal(size=(8, 1)).astype(np.float32)
+        found.append(Episode({"state": state}, actions, np.full(8, float(good), np.float32), truncated=True))
+    return Episodes("two", found)
+
+
+def test_advantages_find_the_better_of_two_actions() -> None:
+    episodes = two_actions()
+    found, config = episodes.episodes, CriticConfig(steps=300, width=32, lr=3e-3)
+    critics = Critics(small_policy(episodes, kind="iql"), found, config=config)
+    weights = critics.weights(found, 3.0)
+    assert np.concatenate(weights[::3]).mean() > 3 * np.concatenate(weights[1::3]).mean()
+    assert np.concatenate(weights).mean() == pytest.approx(1.0, abs=1e-4)
+    with pytest.raises(UsageError, match="every episode earns the same"):
+        Critics(critics.policy, found[::3], config=config)
+
+
+@pytest.mark.slow
+def test_iql_acts_on_the_better_action_and_bc_on_the_usual_one(tmp_path: Path) -> None:
+    episodes = two_actions()
+    parts, done = read_parts(episodes, seed=0), {}
+    for kind in ("bc-mlp", "iql"):
+        shape = PolicyConfig(**(SMALL | {"kind": kind, "dropout": 0.0}))
+        policy, _ = train_policy(episodes, parts, RunFolder(tmp_path / kind), shape, FEW)
+        done[kind] = float(Controller(policy).step(np.zeros(1, np.float32))[0])
+    assert done["bc-mlp"] < 0
+    assert done["iql"] > 0.5
