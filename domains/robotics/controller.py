@@ -17,6 +17,7 @@ from mambakit.core.cuda_graph import record
 from mambakit.core.errors import DataError, UsageError
 from mambakit.core.state import State
 from mambakit.domains.robotics.deadlines import CONTROL_HZ, DeadlineReport, deadline_report
+from mambakit.domains.robotics.fast_step import FastStep
 from mambakit.domains.robotics.policy.chunks import weighted
 from mambakit.domains.robotics.policy.model import Policy
 from mambakit.domains.robotics.policy.seen import Seen
@@ -96,6 +97,7 @@ class Controller:
         self.n_envs = n_envs
         self.deterministic = deterministic
         weight = policy.embed.maps[policy.config.modalities[-1]].weight
+        assert isinstance(weight, Tensor)
         self.device, self.dtype = weight.device, weight.dtype
         self._generator = torch.Generator(self.device).manual_seed(seed)
         self._config, self._spaces = policy.config, policy.config.spaces
@@ -104,26 +106,27 @@ class Controller:
         can_graph = self.device.type == "cuda" and deterministic and self._spaces.image is None
         self._wants_graph = can_graph if graph is None else graph and can_graph
         self._graph: _Graph | None = None
+        self._fast = FastStep.of(policy) if n_envs == 1 else None
         self._memory = self._fresh(n_envs)
         self.reset()
 
     @torch.no_grad()
     def _fresh(self, n: int) -> _Memory:
-        policy, place = self._config.policy, {"device": self.device, "dtype": self.dtype}
+        policy, device, dtype = self._config.policy, self.device, self.dtype
         width = self._spaces.action_width
         if self._spaces.discrete:
             previous = torch.zeros(n, dtype=torch.int64, device=self.device)
         else:
-            previous = torch.zeros(n, width, **place)  # type: ignore[arg-type]
+            previous = torch.zeros(n, width, device=device, dtype=dtype)
         ensemble = policy.chunk if policy.ensemble is not None else 1
         return _Memory(
             layers=self.policy.init_state(n, self.device, self.dtype).clone(),
             previous=previous,
             began=torch.ones(n, dtype=torch.bool, device=self.device),
-            to_go=torch.zeros(n, **place),  # type: ignore[arg-type]
-            said=torch.zeros(n, ensemble, ensemble, width, **place),  # type: ignore[arg-type]
+            to_go=torch.zeros(n, device=device, dtype=dtype),
+            said=torch.zeros(n, ensemble, ensemble, width, device=device, dtype=dtype),
             age=torch.zeros(n, dtype=torch.int64, device=self.device),
-            told=torch.zeros(n, policy.d_model, **place),  # type: ignore[arg-type]
+            told=torch.zeros(n, policy.d_model, device=device, dtype=dtype),
         )
 
     @torch.inference_mode()
@@ -184,6 +187,22 @@ class Controller:
             for (_, own), (_, new) in zip(self._memory.state().tensors(), state.tensors(), strict=True):
                 own.copy_(new)
 
+    @torch.inference_mode()
+    def correct(self, actions: ArrayLike) -> None:
+        """Tell what the robots really did at the last step, where a limit or a person overruled the policy.
+
+        Args:
+            actions: ``(n_envs, action_dim)`` in the environment's own units, or ``(n_envs,)``.
+
+        Raises:
+            UsageError: On another shape.
+        """
+        given = torch.as_tensor(np.asarray(actions))
+        if given.shape != self._memory.previous.shape:
+            wanted = tuple(self._memory.previous.shape)
+            raise UsageError(f"actions: expected shape {wanted}, got {tuple(given.shape)}")
+        self._memory.previous.copy_(given)
+
     def snapshot(self) -> Snapshot:
         """All that is remembered now, to come back to with ``restore``: bit for bit."""
         return Snapshot(self._memory.state().clone(), self._generator.get_state())
@@ -227,7 +246,9 @@ class Controller:
             UsageError: If an observation is missing, or of another shape than the policy's.
         """
         began = time.perf_counter()
-        named: Mapping[str, Any] = observations if isinstance(observations, Mapping) else {"state": observations}
+        named: Mapping[str, Any] = (
+            observations if isinstance(observations, Mapping) else {"state": observations}
+        )
         state, alone = self._vector(named, "state", self._spaces.state_dim)
         goal, _ = self._vector(named, "goal", self._spaces.goal_dim if self.policy.embed.tells_goal else 0)
         image, image_alone = self._image(named)
@@ -240,7 +261,7 @@ class Controller:
             action = self._graph.run(state, goal, earned)
         else:
             action, self._memory = self._advance(self._memory, state, goal, image, earned)
-        found = action.cpu().numpy()
+        found = action.cpu().numpy().copy()  # what is handed out is the caller's
         self._seconds.append(time.perf_counter() - began)
         return found[0] if alone or image_alone else found
 
@@ -265,9 +286,14 @@ class Controller:
             image=image,
             state_there=torch.zeros_like(memory.began) if missing else None,
         )
-        policy = self.policy
-        output, layers = policy.step(seen, memory.layers, memory.told, inplace=self._graph is None)
-        chunk = policy.head.point(output) if self.deterministic else policy.head.drawn(output, self._generator)
+        policy, layers = self.policy, memory.layers
+        if self._fast is not None:
+            output = self._fast(seen, layers, memory.told)
+        else:
+            output, layers = policy.step(seen, layers, memory.told, inplace=self._graph is None)
+        chunk = (
+            policy.head.point(output) if self.deterministic else policy.head.drawn(output, self._generator)
+        )
         said, age = memory.said, memory.age
         if said.shape[1] > 1:
             said = torch.cat([chunk[:, None], said[:, :-1]], dim=1)

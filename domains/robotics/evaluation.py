@@ -181,7 +181,9 @@ def check_spaces(config: SavedPolicyConfig, env: gymnasium.Env[Any, Any]) -> Non
         wanted["goal"] = (spaces.goal_dim,)
     for part, shape in wanted.items():
         if part not in shown:
-            raise UsageError(f"env: {name} shows no {part}, which the policy reads; it shows {', '.join(shown)}")
+            raise UsageError(
+                f"env: {name} shows no {part}, which the policy reads; it shows {', '.join(shown)}"
+            )
         if shown[part].shape != shape:
             raise UsageError(
                 f"env: {name} shows a {part} of shape {shown[part].shape}, the policy reads {shape} "
@@ -222,9 +224,7 @@ def choose_target(
     seeds = range(FIRST_VALIDATION_SEED, FIRST_VALIDATION_SEED + n_seeds)
     tried = []
     for target in candidates or candidate_targets(policy.config):
-        found = roll_out(
-            policy, maker, seeds, n_envs=n_envs, target_return=target, instruction=instruction
-        )
+        found = roll_out(policy, maker, seeds, n_envs=n_envs, target_return=target, instruction=instruction)
         tried.append({"target_return": target, "return": float(found.returns.mean())})
         print(f"target return {target:.6g}: {tried[-1]['return']:.1f} on validation seeds", file=sys.stderr)
     return ChosenTarget(max(tried, key=lambda one: one["return"])["target_return"], tried)

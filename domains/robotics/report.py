@@ -59,7 +59,7 @@ def write(
         "the behaviour is imitated, and not what the policy would earn: mambakit robotics evaluate does."
     )
     report.add_heading("The data")
-    by_behaviour = {str(one.behaviour): [] for one in episodes.episodes if one.behaviour}
+    by_behaviour: dict[str, list[float]] = {}
     for one in episodes.episodes:
         by_behaviour.setdefault(str(one.behaviour or "data"), []).append(one.total)
     figure = plots.returns_figure(by_behaviour)

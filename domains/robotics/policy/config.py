@@ -9,12 +9,13 @@ from mambakit.core.backbone_config import BackboneConfig
 from mambakit.core.errors import UsageError
 from mambakit.core.training import TrainConfig
 
-Kind = Literal["decision-mamba", "bc", "decision-transformer", "bc-mlp"]
+Kind = Literal["decision-mamba", "bc", "decision-transformer", "bc-mlp", "iql"]
 Tokens = Literal["fused", "three"]
 HeadKind = Literal["gaussian", "mixture", "flow", "categorical"]
 Condition = Literal["return", "goal", "instruction"]
 Words = Literal["hash", "vocabulary"]
 
+MEMORYLESS = ("bc-mlp", "iql")
 ALL_STEPS = 0
 """``horizon`` of training on whole episodes."""
 
@@ -26,7 +27,8 @@ class PolicyConfig:
     kind: Kind = "decision-mamba"
     """decision-mamba (Ota 2024, arXiv:2403.19925): state-space layers, told the return to go; bc: the same
     layers without the return; decision-transformer (Chen et al. 2021, arXiv:2106.01345): attention over the
-    last `window` control steps and MLPs, told the return to go; bc-mlp: no memory at all."""
+    last `window` control steps and MLPs, told the return to go; bc-mlp: no memory at all; iql: as bc-mlp, but
+    actions count by their advantage (Kostrikov et al. 2022, arXiv:2110.06169)."""
     tokens: Tokens = "fused"
     """fused: return to go, state and previous action are one token a control step; three: a token each (and
     one for a picture), the state's the last."""
@@ -44,8 +46,11 @@ class PolicyConfig:
     conditioning: list[Condition] | None = None
     """What it is told beside states: return, goal, instruction; by default return as the kind has it, and
     goals and instructions where the data have them."""
-    previous_action: bool = True
-    """Whether it is told its previous action."""
+    previous_action: bool | None = None
+    """Whether it is told its previous action; by default where it has a memory."""
+    advantage: float | None = None
+    """How much more an action counts that was better than usual: exp(advantage * (Q - V)), as implicit
+    Q-learning works them out before the training; null for none, but 3 for iql. It serves any kind."""
     action_dropout: float = 0.1
     """Share of training steps whose previous action is hidden: copying it is a shortcut that fails when
     the policy acts (Schmied et al. 2024, arXiv:2410.22391)."""
@@ -95,8 +100,22 @@ class PolicyConfig:
         for name in ("action_dropout", "dropout", "modality_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise UsageError(f"{name}: expected a share from 0 to below 1, got {getattr(self, name)}")
-        if self.kind == "bc-mlp" and self.tokens == "three":
-            raise UsageError("tokens: bc-mlp has no memory, so that it needs everything in one token: fused")
+        if self.advantage is not None:
+            _check_least("advantage", self.advantage, 0)
+        if self.kind in MEMORYLESS and self.tokens == "three":
+            raise UsageError(
+                f"tokens: {self.kind} has no memory, so that it needs everything in one token: fused"
+            )
+
+    @property
+    def tells_action(self) -> bool:
+        """Whether the policy is told its previous action."""
+        return self.kind not in MEMORYLESS if self.previous_action is None else self.previous_action
+
+    @property
+    def beta(self) -> float:
+        """Of the advantages' weights; 0 for none."""
+        return (3.0 if self.kind == "iql" else 0.0) if self.advantage is None else self.advantage
 
     @property
     def told_return(self) -> bool:
@@ -110,12 +129,13 @@ class PolicyConfig:
         layers, options = {
             "decision-transformer": (["attention", "mlp"], {"attention": attention}),
             "bc-mlp": (["mlp"], {}),
+            "iql": (["mlp"], {}),
         }.get(self.kind, (["mamba2"], {"mamba2": inner_heads}))
         return BackboneConfig(
             d_model=self.d_model,
             layers=layers,
             repeat=self.n_layers,
-            block_options=options,  # type: ignore[arg-type]
+            block_options=options,
             dropout=self.dropout,
         )
 
@@ -196,8 +216,8 @@ class SavedPolicyConfig:
         """The tokens of a control step in their order; one, fused, or one for each."""
         if self.policy.tokens == "fused":
             return ["fused"]
-        names = ["action"] if self.policy.previous_action else []
-        names += ["return"] if "return" in self.conditions else []
+        names = ["action"] if self.policy.tells_action else []
+        names += ["to_go"] if "return" in self.conditions else []
         names += ["image"] if self.spaces.image is not None else []
         return [*names, "state"]
 
@@ -222,9 +242,10 @@ def _check_least(name: str, value: float, least: int) -> None:
 
 
 PRESET_POLICY = PolicyConfig()
+# a batch is 8 rows of some 256 control steps, and an epoch 100 batches or more
 PRESET_TRAIN = TrainConfig(
-    max_epochs=30,
-    batch_size=16,
+    max_epochs=20,
+    batch_size=8,
     lr=1e-3,
     weight_decay=1e-2,
     warmup_fraction=0.05,

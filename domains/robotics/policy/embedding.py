@@ -16,7 +16,7 @@ from mambakit.domains.robotics.policy.images import ImageAdapter
 from mambakit.domains.robotics.policy.seen import Seen
 from mambakit.domains.robotics.policy.words import WordNumbers
 
-_FURTHEST = 8.0
+FURTHEST = 8.0
 _LEAST_DEVIATION = 1e-6
 
 
@@ -45,7 +45,7 @@ class Scale(nn.Module):
 
     def forward(self, values: Tensor) -> Tensor:
         """Scaled, and no further than 8 deviations off: nothing learned says what to do out there."""
-        return ((values - self.mean) / self.deviation).clamp(-_FURTHEST, _FURTHEST)
+        return ((values - self.mean) / self.deviation).clamp(-FURTHEST, FURTHEST)
 
     def undone(self, values: Tensor) -> Tensor:
         """Back to the data's own units."""
@@ -71,7 +71,7 @@ class StepEmbedding(nn.Module):
         self.modalities = config.modalities
         self.discrete = spaces.discrete
         self.width = spaces.action_width
-        self.tells_action = policy.previous_action
+        self.tells_action = policy.tells_action
         self.tells_return = "return" in config.conditions
         self.tells_goal = "goal" in config.conditions
         d_model = policy.d_model
@@ -89,7 +89,7 @@ class StepEmbedding(nn.Module):
                 {"fused": nn.Linear(of_action + int(self.tells_return) + of_state, d_model)}
             )
         else:
-            widths = {"action": of_action, "return": 1, "state": of_state}
+            widths = {"action": of_action, "to_go": 1, "state": of_state}
             self.maps = nn.ModuleDict(
                 {name: nn.Linear(widths[name], d_model) for name in self.modalities if name in widths}
             )
@@ -145,14 +145,12 @@ class StepEmbedding(nn.Module):
         if self.tells_action:
             of("action").extend(self._previous(seen))
         if self.to_go is not None:
-            of("return").append(self.to_go(_there("to_go", seen.to_go).unsqueeze(-1)))
+            of("to_go").append(self.to_go(_there("to_go", seen.to_go).unsqueeze(-1)))
         if self.state is not None:
             of("state").extend(self._state(seen))
         if self.goal is not None:
             of("state").append(self.goal(_there("goal", seen.goal)))
-        tokens = {
-            name: linear(torch.cat(features[name], dim=-1)) for name, linear in self.maps.items()
-        }
+        tokens = {name: linear(torch.cat(features[name], dim=-1)) for name, linear in self.maps.items()}
         last = "fused" if self.fused else "state"
         if self.words is not None:
             if told is None:
@@ -170,7 +168,7 @@ class StepEmbedding(nn.Module):
     def _previous(self, seen: Seen) -> list[Tensor]:
         previous = _there("previous", seen.previous)
         none = seen.began.unsqueeze(-1)
-        weight = next(iter(self.maps.values())).weight
+        weight = next(self.maps.parameters())
         if self.action is None:
             scaled = F.one_hot(previous, self.width).to(weight.dtype)
         else:

@@ -41,12 +41,15 @@ class GaussianHead(nn.Module):
         """``(..., d_model)`` to ``(..., chunk, 2 * action_dim)``: means, then log-deviations."""
         return self.proj(x).unflatten(-1, (self.chunk, 2 * self.width))
 
-    def loss(self, output: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-        """Mean over what ``mask`` ``(..., chunk)`` counts of ``target`` ``(..., chunk, action_dim)``."""
+    def loss(self, output: Tensor, target: Tensor, mask: Tensor, weight: Tensor | None = None) -> Tensor:
+        """Mean over what ``mask`` ``(..., chunk)`` counts of ``target`` ``(..., chunk, action_dim)``.
+
+        ``weight`` ``(...)`` is how much each step counts; 1 without.
+        """
         mean, raw = output.chunk(2, dim=-1)
         log_deviation = _bounded(raw)
         nll = _gaussian_nll(target, mean, log_deviation)
-        return masked_mean(nll * (2 * _BETA * log_deviation.detach()).exp(), mask)
+        return _mean(nll * (2 * _BETA * log_deviation.detach()).exp(), mask, weight)
 
     def point(self, output: Tensor) -> Tensor:
         """The means, ``(..., chunk, action_dim)``."""
@@ -82,12 +85,12 @@ class MixtureHead(nn.Module):
         logits, mean, raw = output.split([1, self.width, self.width], dim=-1)
         return logits.squeeze(-1), mean, _bounded(raw)
 
-    def loss(self, output: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    def loss(self, output: Tensor, target: Tensor, mask: Tensor, weight: Tensor | None = None) -> Tensor:
         """Mean negative log-likelihood of a number, as ``GaussianHead.loss``."""
         logits, mean, log_deviation = self._parts(output)
         of_each = -_gaussian_nll(target[..., None, :], mean, log_deviation).sum(-1)
         nll = -torch.logsumexp(logits.log_softmax(-1) + of_each, dim=-1) / self.width
-        return masked_mean(nll, mask)
+        return _mean(nll, mask, weight)
 
     def point(self, output: Tensor) -> Tensor:
         """The mean of the likeliest component: the mean over all may lie where nobody acts."""
@@ -132,14 +135,14 @@ class FlowHead(nn.Module):
         inner = F.silu(output + self.noised(torch.cat([at, clock], dim=-1)))
         return self.velocity(F.silu(self.hidden(inner)) + inner)
 
-    def loss(self, output: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    def loss(self, output: Tensor, target: Tensor, mask: Tensor, weight: Tensor | None = None) -> Tensor:
         """Mean squared error of the velocity at random times, as ``GaussianHead.loss``."""
         goal = target.flatten(-2)
         noise = torch.randn_like(goal)
         time = torch.rand_like(goal[..., :1])
         found = self._velocity(output, (1 - time) * noise + time * goal, time)
         errors = F.mse_loss(found, goal - noise, reduction="none").view_as(target)
-        return masked_mean(errors, mask)
+        return _mean(errors, mask, weight)
 
     def point(self, output: Tensor) -> Tensor:
         """Where the middle of the noise is carried to."""
@@ -175,10 +178,10 @@ class CategoricalHead(nn.Module):
         """``(..., d_model)`` to logits ``(..., chunk, n_actions)``."""
         return self.proj(x).unflatten(-1, (self.chunk, self.width))
 
-    def loss(self, output: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    def loss(self, output: Tensor, target: Tensor, mask: Tensor, weight: Tensor | None = None) -> Tensor:
         """Mean cross-entropy of ``target`` ``(..., chunk)`` int64."""
         losses = F.cross_entropy(output.flatten(0, -2), target.flatten(), reduction="none")
-        return masked_mean(losses.view_as(mask), mask)
+        return _mean(losses.view_as(mask), mask, weight)
 
     def point(self, output: Tensor) -> Tensor:
         """The probabilities, ``(..., chunk, n_actions)``."""
@@ -202,6 +205,12 @@ def build_head(
         return FlowHead(d_model=d_model, chunk=chunk, width=width, n_steps=flow_steps)
     one = GaussianHead if kind == "gaussian" else CategoricalHead
     return one(d_model=d_model, chunk=chunk, width=width)
+
+
+def _mean(values: Tensor, mask: Tensor, weight: Tensor | None) -> Tensor:
+    if weight is not None:
+        values = values * weight.view(*weight.shape, *(1,) * (values.dim() - weight.dim()))
+    return masked_mean(values, mask)
 
 
 def _bounded(raw: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -16,6 +17,8 @@ from mambakit.domains.robotics.policy.model import Policy
 from mambakit.domains.robotics.policy.seen import PolicyBatch, Seen
 
 ROW_STEPS = 256
+EPOCH_BATCHES = 100
+"""An epoch passes over small data as often as it takes for so many batches."""
 
 
 class Piece(NamedTuple):
@@ -27,6 +30,7 @@ class Piece(NamedTuple):
 
 
 Row = list[Piece]
+Weights = Sequence[np.ndarray]
 
 
 class Packing:
@@ -64,7 +68,7 @@ class Packing:
         phases = torch.randint(1, self.horizon + 1, (len(self.lengths),), generator=generator).tolist()
         for episode, (length, phase) in enumerate(zip(self.lengths, phases, strict=True)):
             cuts = [0, *range(phase, length, self.horizon), length]
-            pieces += [Piece(episode, a, b) for a, b in zip(cuts, cuts[1:], strict=False)]
+            pieces += [Piece(episode, a, b) for a, b in itertools.pairwise(cuts)]
         order = torch.randperm(len(pieces), generator=generator).tolist()
         return list(_dealt([pieces[i] for i in order], self.row_steps))
 
@@ -72,22 +76,23 @@ class Packing:
 class _Rows(Dataset[Row]):
     """What the sampler draws are the rows themselves."""
 
-    def __getitem__(self, row: Row) -> Row:  # type: ignore[override]
+    def __getitem__(self, row: Row) -> Row:
         return row
 
 
 class _EpochRows(Sampler[Row]):
     """Rows packed anew at every epoch's beginning, by torch's global generator, which fit seeds by epoch."""
 
-    def __init__(self, packing: Packing) -> None:
-        self.packing = packing
+    def __init__(self, packing: Packing, passes: int) -> None:
+        self.packing, self.passes = packing, passes
 
     def __len__(self) -> int:
-        return self.packing.n_rows
+        return self.passes * self.packing.n_rows
 
     def __iter__(self) -> Iterator[Row]:
         generator = torch.Generator().manual_seed(int(torch.randint(0, 2**62, ())))
-        return iter(self.packing.shuffled(generator))
+        for _ in range(self.passes):
+            yield from self.packing.shuffled(generator)
 
 
 def packed(pieces: Sequence[Piece], row_steps: int) -> list[Row]:
@@ -129,11 +134,19 @@ class Collate:
         episodes: What pieces are of.
         policy: Whose inputs they become.
         hide: Hide previous actions and modalities at random, as training does.
+        weights: How much each step counts, ``(n,)`` for every episode.
     """
 
-    def __init__(self, episodes: Sequence[Episode], policy: Policy, *, hide: bool) -> None:
+    def __init__(
+        self,
+        episodes: Sequence[Episode],
+        policy: Policy,
+        *,
+        hide: bool,
+        weights: Weights | None = None,
+    ) -> None:
         self.config: SavedPolicyConfig = policy.config
-        self.hide = hide
+        self.hide, self.weights = hide, weights
         self.episodes = episodes
         self.to_go = [one.returns_to_go() for one in episodes]
         texts = sorted({one.instruction or "" for one in episodes} | {""})
@@ -158,6 +171,7 @@ class Collate:
         real = np.zeros(shape, bool)
         target = np.zeros((*shape, chunk, *of_action), kind)
         counted = np.zeros((*shape, chunk), bool)
+        weight = None if self.weights is None else np.ones(shape, np.float32)
         state_there, image_there = np.ones(shape, bool), np.ones(shape, bool)
         for r, row in enumerate(rows):
             at = 0
@@ -174,6 +188,8 @@ class Collate:
                     goal[r, to] = episode.observations["goal"][start:stop]
                 if image is not None:
                     image[r, to] = episode.observations["image"][start:stop]
+                if weight is not None and self.weights is not None:
+                    weight[r, to] = self.weights[piece.episode][start:stop]
                 to_go[r, to] = self.to_go[piece.episode][start:stop]
                 said = episode.instruction
                 if self.hide:
@@ -204,6 +220,7 @@ class Collate:
             real=torch.from_numpy(real),
             target=torch.from_numpy(target),
             counted=torch.from_numpy(counted),
+            weight=_tensor(weight),
         )
 
     def _hidden(self, said: str | None, state_there: np.ndarray, image_there: np.ndarray) -> str | None:
@@ -220,25 +237,32 @@ class Collate:
 
 
 def training_loader(
-    episodes: Sequence[Episode], policy: Policy, batch_size: int, n_workers: int = 0
+    episodes: Sequence[Episode],
+    policy: Policy,
+    batch_size: int,
+    n_workers: int = 0,
+    weights: Weights | None = None,
 ) -> DataLoader[PolicyBatch]:
-    """Packed rows in an order of chance, ``batch_size`` of them a step."""
+    """Packed rows in an order of chance: as many a step as ``batch_size`` rows of 256 control steps are."""
+    packing = Packing([len(one) for one in episodes], policy.config.policy.horizon)
+    rows = max(1, round(batch_size * ROW_STEPS / packing.row_steps))
+    passes = max(1, round(EPOCH_BATCHES * rows / packing.n_rows))
     return DataLoader(
-        _Rows(),
-        batch_size,
-        sampler=_EpochRows(Packing([len(one) for one in episodes], policy.config.policy.horizon)),  # type: ignore[arg-type]
-        collate_fn=Collate(episodes, policy, hide=True),
+        _Rows(),  # type: ignore[arg-type]
+        rows,
+        sampler=_EpochRows(packing, passes),
+        collate_fn=Collate(episodes, policy, hide=True, weights=weights),
         num_workers=n_workers,
     )
 
 
 def measuring_loader(
-    episodes: Sequence[Episode], policy: Policy, batch_size: int = 8
+    episodes: Sequence[Episode], policy: Policy, batch_size: int = 8, weights: Weights | None = None
 ) -> DataLoader[PolicyBatch]:
     """Whole episodes with nothing hidden."""
     pieces = [Piece(i, 0, len(one)) for i, one in enumerate(episodes)]
     rows = packed(pieces, max(ROW_STEPS, *map(len, episodes)))
-    return DataLoader(rows, batch_size, collate_fn=Collate(episodes, policy, hide=False))  # type: ignore[arg-type]
+    return DataLoader(rows, batch_size, collate_fn=Collate(episodes, policy, hide=False, weights=weights))  # type: ignore[arg-type]
 
 
 def _before(actions: np.ndarray, start: int, stop: int) -> np.ndarray:

@@ -87,7 +87,7 @@ class Policy(nn.Module, HubModel):
         target = batch.target
         if self.embed.action is not None:
             target = self.embed.action(target)
-        return self.head.loss(self(batch.seen, batch.seq_idx), target, batch.counted)
+        return self.head.loss(self(batch.seen, batch.seq_idx), target, batch.counted, batch.weight)
 
     @torch.no_grad()
     def actions(self, seen: Seen, seq_idx: Tensor | None = None) -> Tensor:

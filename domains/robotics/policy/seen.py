@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from torch import Tensor
 
@@ -41,7 +42,8 @@ class Seen:
     def map(self, function: Callable[[Tensor], Tensor]) -> Seen:
         """With ``function`` applied to every tensor that is there."""
         values = {one.name: getattr(self, one.name) for one in fields(self)}
-        return Seen(**{name: None if v is None else function(v) for name, v in values.items()})
+        moved: dict[str, Any] = {name: None if v is None else function(v) for name, v in values.items()}
+        return Seen(**moved)
 
     def but(self, **changed: Tensor | None) -> Seen:
         """With some of them replaced."""
@@ -63,6 +65,8 @@ class PolicyBatch:
     int64."""
     counted: Tensor
     """``(batch, length, chunk)`` bool: whether the episode has that action."""
+    weight: Tensor | None = None
+    """How much each step counts in the loss, ``(batch, length)``; None: all the same."""
 
     def map(self, function: Callable[[Tensor], Tensor]) -> PolicyBatch:
         """With ``function`` applied to every tensor."""
@@ -72,4 +76,5 @@ class PolicyBatch:
             function(self.real),
             function(self.target),
             function(self.counted),
+            None if self.weight is None else function(self.weight),
         )

@@ -15,6 +15,7 @@ from mambakit.core.errors import DataError
 from mambakit.core.training import FitResult, RunFolder, TrainConfig, fit, load_weights, seed_everything
 from mambakit.core.training.devices import loading_processes, resolve_device
 from mambakit.domains.robotics.episodes import Episode, Episodes, split_episodes
+from mambakit.domains.robotics.policy.advantages import Critics
 from mambakit.domains.robotics.policy.config import PolicyConfig, SavedPolicyConfig, Spaces
 from mambakit.domains.robotics.policy.inputs import measuring_loader, training_loader
 from mambakit.domains.robotics.policy.model import Policy
@@ -110,11 +111,17 @@ def train_policy(
     seed_everything(train.seed)
     policy = build_policy(episodes, parts.train, config)
     device = resolve_device(train.device)
-    loader = training_loader(
-        parts.train, policy, train.batch_size, loading_processes(train.num_workers, device)
-    )
+    weights, validation_weights = None, None
+    if config.beta and run.result is None:
+        critics = Critics(policy, parts.train, train.seed)
+        weights, validation_weights = (
+            critics.weights(part, config.beta) for part in (parts.train, parts.validation)
+        )
+    n_workers = loading_processes(train.num_workers, device)
+    loader = training_loader(parts.train, policy, train.batch_size, n_workers, weights)
+    validation = measuring_loader(parts.validation, policy, weights=validation_weights)
     task = PolicyTask(policy, train)
-    result = fit(task, loader, measuring_loader(parts.validation, policy), train, run)
+    result = fit(task, loader, validation, train, run)
     policy = policy.cpu().eval()
     policy.save_pretrained(run.path)
     if run.last_checkpoint is not None:
