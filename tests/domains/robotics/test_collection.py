@@ -79,6 +79,20 @@ def test_minari_reads_what_was_collected(tmp_path: Path) -> None:
     assert {episode.behaviour for episode in ours.episodes} == {"medium", "expert"}
 
 
+def test_environments_registered_by_their_class_are_collected_too(tmp_path: Path) -> None:
+    """Their spec can't be written, which Minari then lacks; ours is all that is needed here."""
+    import gymnasium
+    from gymnasium.envs.classic_control import CartPoleEnv
+
+    if "mambakit-test/Pole-v0" not in gymnasium.registry:
+        gymnasium.register("mambakit-test/Pole-v0", CartPoleEnv, max_episode_steps=20)
+    config = CollectConfig("mambakit-test/Pole-v0", level="random", episodes=3)
+    record = collect(config, find_cast(config), tmp_path / "d")
+    found = load_episodes(tmp_path / "d")
+    assert found.environment == record
+    assert len(found) == 3
+
+
 def test_what_was_seen_is_what_the_actions_do(tmp_path: Path) -> None:
     """Played again from its seed, an episode gives the same states and rewards."""
     from mambakit.domains.robotics.environments import make
