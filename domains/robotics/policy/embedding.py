@@ -99,6 +99,7 @@ class StepEmbedding(nn.Module):
                 size=(spaces.image[0], spaces.image[1]),
                 patch=policy.patch,
                 d_model=d_model,
+                width=policy.image_width,
                 n_layers=policy.image_layers,
                 dropout=policy.dropout,
             )
