@@ -123,7 +123,7 @@ def collect(
     )
     waiting = folder / _WAITING
     try:
-        record = record_of(env, config.environment_id, config.kwargs)
+        record = record_of(env, config.environment_id, config.kwargs, config.wrappers)
         known = {"mujoco": record.mujoco_version, "search": _search_facts(cast)}
         _start(folder, plan_of(folder, config, known))
         for place in range(config.episodes):
@@ -132,8 +132,6 @@ def collect(
                 continue
             behaviour = cast.behaviour(config.level, place, config.episodes, config.noise)
             episode = run(env, behaviour, config.seed + place)
-            asked = instruction_of(config.environment_id, config.kwargs)
-            episode = dataclasses.replace(episode, instruction=episode.instruction or asked)
             write_episode(path, episode)
             if tell is not None:
                 tell(place, episode)
@@ -161,24 +159,26 @@ def run(env: gymnasium.Env[Any, Any], behaviour: Behaviour, seed: int) -> Episod
     """One episode. Its actions' random numbers follow from the seed too."""
     rng = np.random.default_rng((seed, 1))
     seen, info = env.reset(seed=seed)
+    spec = env.spec
+    asked = info.get("instruction") or (spec and instruction_of(spec.id, spec.kwargs))
     observations = {name: [value] for name, value in seen.items()}
     actions, rewards, terminated, truncated = [], [], False, False
     while not (terminated or truncated):
-        action = behaviour.act(seen["state"], rng)
-        seen, reward, terminated, truncated, _ = env.step(action)
+        # what an expert may know and a policy may not, such as where the target lies
+        action = behaviour.act(info.get("expert_sees", seen["state"]), rng)
+        seen, reward, terminated, truncated, info = env.step(action)
         actions.append(action)
         rewards.append(reward)
         for name, value in seen.items():
             observations[name].append(value)
     discrete = isinstance(env.action_space, gymnasium.spaces.Discrete)
-    asked = info.get("instruction")
     return Episode(
         {name: np.stack(values) for name, values in observations.items()},
         np.array(actions, dtype=np.int64 if discrete else np.float32),
         np.array(rewards, dtype=np.float32),
         terminated,
         truncated,
-        str(asked) if asked is not None else None,
+        str(asked) if asked else None,
         seed,
         behaviour.name,
     )
@@ -186,13 +186,16 @@ def run(env: gymnasium.Env[Any, Any], behaviour: Behaviour, seed: int) -> Episod
 
 def collect_in_memory(config: CollectConfig, cast: Cast, name: str) -> Episodes:
     """As ``collect``, for sets that are small enough to be made when they are wanted."""
-    env = make(config.environment_id, image_size=config.image_size, kwargs=config.kwargs)
+    env = make(
+        config.environment_id, image_size=config.image_size, wrappers=config.wrappers, kwargs=config.kwargs
+    )
     try:
         episodes = [
             run(env, cast.behaviour(config.level, place, config.episodes, config.noise), config.seed + place)
             for place in range(config.episodes)
         ]
-        return Episodes(name, episodes, record_of(env, config.environment_id, config.kwargs))
+        record = record_of(env, config.environment_id, config.kwargs, config.wrappers)
+        return Episodes(name, episodes, record)
     finally:
         env.close()
 

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from functools import partial
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import Any, Literal
@@ -17,6 +18,7 @@ from gymnasium import spaces
 from mambakit.core.cli import did_you_mean
 from mambakit.core.errors import UsageError, UserError
 from mambakit.domains.robotics.episodes import ActionSpace, EnvironmentRecord
+from mambakit.domains.robotics.observations import NamedObservations
 from mambakit.domains.robotics.rendering import FastRender
 from mambakit.domains.robotics.scores import reference_of
 from mambakit.domains.robotics.wrappers import WrapperConfig, wrapped
@@ -90,7 +92,10 @@ def make_many(
 
 
 def record_of(
-    env: gymnasium.Env[Any, Any], environment_id: str, kwargs: Mapping[str, Any] | None = None
+    env: gymnasium.Env[Any, Any],
+    environment_id: str,
+    kwargs: Mapping[str, Any] | None = None,
+    wrappers: WrapperConfig | None = None,
 ) -> EnvironmentRecord:
     """What an environment made by ``make`` is, to be kept with data and models."""
     state = env.observation_space["state"] if isinstance(env.observation_space, spaces.Dict) else None
@@ -98,6 +103,7 @@ def record_of(
     return EnvironmentRecord(
         id=environment_id,
         kwargs=dict(kwargs or {}),
+        wrappers={} if wrappers is None else wrappers.changes,
         mujoco_version=_version("mujoco") if hasattr(env.unwrapped, "model") else None,
         gymnasium_version=_version("gymnasium"),
         state_dim=int(state.shape[0]) if state is not None and state.shape else 0,
@@ -133,62 +139,15 @@ def version_note(record: EnvironmentRecord) -> str | None:
     )
 
 
-class NamedObservations(gymnasium.Wrapper[dict[str, Any], Any, Any, Any]):
-    """Observations as dictionaries with ``state``, ``image`` and ``goal``."""
-
-    def __init__(self, env: gymnasium.Env[Any, Any], image_size: int | None = None) -> None:
-        super().__init__(env)
-        self._image_size = image_size
-        inner = env.observation_space
-        named: dict[str, spaces.Space[Any]] = {}
-        if isinstance(inner, spaces.Dict) and "observation" in inner.spaces:
-            named["state"] = _vector(inner["observation"])
-            if "desired_goal" in inner.spaces:
-                named["goal"] = _vector(inner["desired_goal"])
-        elif isinstance(inner, spaces.Dict) and {"state", "image"} & set(inner.spaces):
-            named = {name: inner[name] for name in ("state", "image", "goal") if name in inner.spaces}
-        elif isinstance(inner, spaces.Box) and len(inner.shape) == 3 and inner.dtype == np.uint8:
-            named["image"] = inner
-        elif isinstance(inner, (spaces.Box, spaces.Discrete)):
-            named["state"] = _vector(inner)
-        else:
-            raise UsageError(
-                f"observations of the kind {inner} are not served: a vector, a picture or both are"
-            )
-        if image_size is not None:
-            named["image"] = spaces.Box(0, 255, (image_size, image_size, 3), np.uint8)
-        self.observation_space = spaces.Dict(named)
+class _TasksBySeed(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Meta-World takes no notice of a reset's seed: the task is drawn from what is set here."""
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
-        seen, info = self.env.reset(seed=seed, options=options)
-        return self._named(seen), info
-
-    def step(self, action: Any) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
-        seen, reward, terminated, truncated, info = self.env.step(action)
-        return self._named(seen), float(reward), bool(terminated), bool(truncated), info
-
-    def _named(self, seen: Any) -> dict[str, Any]:
-        inner = self.env.observation_space
-        named: dict[str, Any] = {}
-        if isinstance(inner, spaces.Dict):
-            for ours, theirs in (("state", "observation"), ("goal", "desired_goal")):
-                found = seen.get(ours, seen.get(theirs))
-                if found is not None:
-                    named[ours] = np.asarray(found, dtype=np.float32).ravel()
-            if "image" in seen:
-                named["image"] = np.asarray(seen["image"], dtype=np.uint8)
-        elif isinstance(inner, spaces.Discrete):
-            named["state"] = np.zeros(int(inner.n), dtype=np.float32)
-            named["state"][int(seen) - int(inner.start)] = 1.0
-        elif "image" in self.observation_space.spaces and "state" not in self.observation_space.spaces:
-            named["image"] = seen
-        else:
-            named["state"] = np.asarray(seen, dtype=np.float32).ravel()
-        if self._image_size is not None:
-            named["image"] = _resized(self.env.render(), self._image_size)
-        return named
+    ) -> tuple[Any, dict[str, Any]]:
+        if seed is not None:
+            self.env.unwrapped.np_random = np.random.default_rng(seed)
+        return self.env.reset(seed=seed, options=options)
 
 
 class FirstSeed(gymnasium.Wrapper[Any, Any, Any, Any]):
@@ -211,8 +170,12 @@ def _made(environment_id: str, kwargs: dict[str, Any], size: int | None) -> gymn
     plain = environment_id.rpartition(":")[2]
     if plain.startswith(_SUITE_NAMES):
         _register("gymnasium_robotics", "gymnasium-robotics", plain)
-    if plain.startswith("Meta-World"):
+    tasks = plain.startswith("Meta-World")
+    if tasks:
         _register("metaworld", "metaworld", plain)
+        kwargs.setdefault("seed", 0)  # of the tasks that there are to draw from
+    if plain.startswith("mambakit/"):
+        import_module("mambakit.domains.robotics.reaching").register()
     if size is not None:
         kwargs.setdefault("render_mode", "rgb_array")
         spec = gymnasium.registry.get(environment_id)
@@ -220,7 +183,7 @@ def _made(environment_id: str, kwargs: dict[str, Any], size: int | None) -> gymn
             kwargs.setdefault("width", size)
             kwargs.setdefault("height", size)
     try:
-        return gymnasium.make(environment_id, **kwargs)
+        env = gymnasium.make(environment_id, **kwargs)
     except gymnasium.error.DependencyNotInstalled as error:
         raise UserError(
             f"{environment_id}: {str(error).splitlines()[0]}; pip install 'mambakit[robotics]' brings MuJoCo"
@@ -229,7 +192,7 @@ def _made(environment_id: str, kwargs: dict[str, Any], size: int | None) -> gymn
         if environment_id not in gymnasium.registry:
             raise UsageError(_unknown(environment_id, error)) from error
         raise UsageError(f"{environment_id}: {error}") from error
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise UsageError(f"{environment_id}: its arguments {kwargs} don't fit: {error}") from error
     except AssertionError as error:
         # gymnasium-robotics compares mujoco's enums with numpy integers, which mujoco 3.12 no longer allows
@@ -237,12 +200,19 @@ def _made(environment_id: str, kwargs: dict[str, Any], size: int | None) -> gymn
             f"{environment_id} can't be made with mujoco {_version('mujoco')}: Fetch and FrankaKitchen need "
             "mujoco below 3.11 (pip install 'mujoco<3.11')"
         ) from error
+    return _TasksBySeed(env) if tasks else env
 
 
 def _register(module: str, package: str, name: str) -> None:
     if find_spec(module) is None:
         raise UserError(f"{name} needs {package}; install it with pip install 'mambakit[robotics-suites]'")
-    gymnasium.register_envs(__import__(module))
+    try:
+        gymnasium.register_envs(import_module(module))
+    except ImportError as error:
+        raise UserError(
+            f"{name}: {package} can't be imported ({error}); install all it needs with "
+            "pip install 'mambakit[robotics-suites]'"
+        ) from error
 
 
 def _unknown(environment_id: str, error: Exception) -> str:
@@ -261,24 +231,6 @@ def _choose_backend() -> None:
     if sys.platform == "linux" and "mujoco" not in sys.modules:
         if not os.environ.get("DISPLAY") and not os.environ.get("WAYLAND_DISPLAY"):
             os.environ.setdefault("MUJOCO_GL", "egl")
-
-
-def _vector(space: spaces.Space[Any]) -> spaces.Box:
-    if isinstance(space, spaces.Discrete):
-        return spaces.Box(0.0, 1.0, (int(space.n),), np.float32)
-    if isinstance(space, spaces.Box):
-        low, high = (bound.astype(np.float32).ravel() for bound in (space.low, space.high))
-        return spaces.Box(low, high, dtype=np.float32)
-    raise UsageError(f"states of the kind {space} are not served: a vector of numbers or one choice is")
-
-
-def _resized(picture: Any, size: int) -> np.ndarray[Any, Any]:
-    picture = np.asarray(picture, dtype=np.uint8)
-    if picture.shape[:2] == (size, size):
-        return np.ascontiguousarray(picture)
-    from PIL import Image
-
-    return np.asarray(Image.fromarray(picture).resize((size, size), Image.Resampling.BOX), dtype=np.uint8)
 
 
 def _control_hz(env: gymnasium.Env[Any, Any]) -> float | None:

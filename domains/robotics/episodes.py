@@ -93,6 +93,8 @@ class EnvironmentRecord:
     """As ``gymnasium.make`` takes it."""
     kwargs: dict[str, Any] = field(default_factory=dict)
     """What was passed to ``gymnasium.make`` beside the id."""
+    wrappers: dict[str, Any] = field(default_factory=dict)
+    """Changes to it, by their names in ``WrapperConfig``: ``mass``, ``friction``."""
     mujoco_version: str | None = None
     """Versions change the physics without a word: what the episodes were made with."""
     gymnasium_version: str | None = None

@@ -55,13 +55,8 @@ def write_episode(path: Path, episode: Episode) -> None:
         for name in ("terminated", "truncated", "instruction", "seed", "behaviour")
     }
     writing = path.with_name(f".{path.stem}.writing.npz")
-    np.savez_compressed(
-        writing,
-        about=np.array(json.dumps(about)),
-        actions=episode.actions,
-        rewards=episode.rewards,
-        **episode.observations,
-    )
+    arrays: dict[str, Any] = {"actions": episode.actions, "rewards": episode.rewards, **episode.observations}
+    np.savez_compressed(writing, about=np.array(json.dumps(about)), **arrays)
     writing.replace(path)
 
 

@@ -21,7 +21,7 @@ from mambakit.domains.robotics.episodes import (
     gathered,
     record_from,
 )
-from mambakit.domains.robotics.scores import reference_of
+from mambakit.domains.robotics.scores import Reference, reference_of
 
 Format = Literal["hdf5", "arrow"]
 _OURS = "mambakit"
@@ -183,8 +183,14 @@ def _record(metadata: Mapping[str, Any], action_space: Any) -> EnvironmentRecord
         action_space=action_space_of(action_space),
         reference_random=metadata.get("ref_min_score", None if reference is None else reference.random),
         reference_expert=metadata.get("ref_max_score", None if reference is None else reference.expert),
-        reference_source="the data set" if "ref_min_score" in metadata else reference and reference.source,
+        reference_source=_source(metadata, reference),
     )
+
+
+def _source(metadata: Mapping[str, Any], reference: Reference | None) -> str | None:
+    if "ref_min_score" in metadata:
+        return "the data set"
+    return None if reference is None else reference.source
 
 
 def _episode(found: Mapping[str, Any], about: Mapping[str, Any]) -> Episode:
@@ -223,7 +229,7 @@ def _text(value: object) -> str | None:
 def _spaces(episode: Episode, actions: ActionSpace) -> tuple[Any, Any]:
     from gymnasium import spaces
 
-    named = {
+    named: dict[str, spaces.Space[Any]] = {
         name: spaces.Box(0, 255, values.shape[1:], np.uint8)
         if values.dtype == np.uint8
         else spaces.Box(-np.inf, np.inf, values.shape[1:], np.float32)
@@ -244,11 +250,11 @@ def _buffer(episode: Episode) -> Any:
     seen = episode.observations
     return EpisodeBuffer(
         seed=episode.seed,
-        observations=seen["state"] if set(seen) == {"state"} else dict(seen),  # type: ignore[arg-type]
-        actions=episode.actions,  # type: ignore[arg-type]
-        rewards=episode.rewards,  # type: ignore[arg-type]
-        terminations=ends[0],  # type: ignore[arg-type]
-        truncations=ends[1],  # type: ignore[arg-type]
+        observations=seen["state"] if set(seen) == {"state"} else dict(seen),
+        actions=episode.actions,
+        rewards=episode.rewards,
+        terminations=ends[0],
+        truncations=ends[1],
     )
 
 

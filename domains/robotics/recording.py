@@ -17,6 +17,7 @@ from mambakit.domains.robotics.environments import make, record_of
 from mambakit.domains.robotics.episodes import Episode, Episodes
 from mambakit.domains.robotics.folder_files import write_episode
 from mambakit.domains.robotics.video import write_video
+from mambakit.domains.robotics.wrappers import WrapperConfig
 
 Quality = Literal["fast", "full"]
 Rows = list[dict[str, object]]
@@ -101,7 +102,13 @@ def record_data(
         raise UsageError(
             f"data: {episodes.name} has no pictures, and no environment and seeds to act again with"
         )
-    env = make(environment.id, render_size=size, render_quality=quality, kwargs=environment.kwargs)
+    env = make(
+        environment.id,
+        render_size=size,
+        render_quality=quality,
+        wrappers=WrapperConfig(**environment.wrappers),
+        kwargs=environment.kwargs,
+    )
     again = [Behaviour(episode.behaviour or "data", _Again(episode)) for episode in chosen]
     rows, frames = _recorded(env, again, [episode.seed or 0 for episode in chosen], video, None, hz)
     _keep(trajectories, chosen)

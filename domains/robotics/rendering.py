@@ -34,7 +34,7 @@ class FastRender(gymnasium.Wrapper[Any, Any, Any, Any]):
         self._close: weakref.finalize[Any, Any] | None = None
         self._camera: Any = None
 
-    def render(self) -> NDArray[np.uint8]:  # type: ignore[override]
+    def render(self) -> NDArray[np.uint8]:
         import mujoco
 
         if self._renderer is None:

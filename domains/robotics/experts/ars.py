@@ -177,7 +177,7 @@ def run_episode(
     while not ended:
         states.append(seen["state"])
         seen, reward, terminated, truncated, _ = env.step(act(seen["state"]))
-        total += reward - bonus
+        total += float(reward) - bonus
         ended = terminated or truncated
     return total, np.stack(states)
 
@@ -273,7 +273,7 @@ def load_search(path: Path) -> Search:
                 file["weights"],
                 RunningMoments(facts["count"], file["mean"], file["squares"]),
                 facts["steps"],
-                history,  # type: ignore[arg-type]
+                history,
                 file["steps_at"].tolist(),
                 [(int(row[0]), float(row[1]), float(row[2])) for row in file["evaluated"]],
             )

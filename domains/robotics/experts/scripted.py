@@ -45,7 +45,11 @@ def inverted_pendulum(state: NDArray[Any]) -> NDArray[np.float32]:
     return np.clip([np.dot(_PENDULUM_GAINS, state[:4])], -3.0, 3.0).astype(np.float32)
 
 
-SCRIPTED: dict[str, Act] = {"Reacher": reacher, "InvertedPendulum": inverted_pendulum}
+SCRIPTED: dict[str, Act] = {
+    "Reacher": reacher,
+    "InvertedPendulum": inverted_pendulum,
+    "mambakit/ColouredReach": reacher,
+}
 
 
 def scripted(environment_id: str, kwargs: Mapping[str, Any] | None = None) -> Act | None:

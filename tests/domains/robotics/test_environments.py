@@ -47,7 +47,29 @@ class Goals(gymnasium.Env[Any, Any]):
         }
 
 
+class Parts(gymnasium.Env[Any, Any]):
+    """Observations in parts of several kinds, one of them a picture."""
+
+    observation_space = spaces.Dict(
+        {
+            "gripper": spaces.Discrete(2),
+            "image": spaces.Box(0, 255, (4, 4, 3), np.uint8),
+            "joints": spaces.Box(-1, 1, (2, 2), np.float64),
+        }
+    )
+    action_space = spaces.Box(-1, 1, (1,), np.float32)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        picture = np.full((4, 4, 3), 9, np.uint8)
+        return {"gripper": 1, "image": picture, "joints": np.array([[0.1, 0.2], [0.3, 0.4]])}, {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        return self.reset()[0], 0.0, False, False, {}
+
+
 if "mambakit-test/Goals-v0" not in gymnasium.registry:
+    gymnasium.register("mambakit-test/Parts-v0", Parts)
     gymnasium.register("mambakit-test/Goals-v0", Goals)
 
 
@@ -60,6 +82,14 @@ def test_goal_environments_give_state_and_goal() -> None:
     assert seen["goal"].tolist() == [7.0, 7.0]
     assert env.observation_space.contains(seen)
     assert record_of(env, "mambakit-test/Goals-v0").action_space == ActionSpace(n=3)
+
+
+def test_parts_that_are_no_pictures_become_one_state() -> None:
+    env = make("mambakit-test/Parts-v0")
+    seen, _ = env.reset()
+    assert seen["state"] == pytest.approx([0, 1, 0.1, 0.2, 0.3, 0.4])
+    assert (seen["image"] == 9).all()
+    assert env.observation_space.contains(seen)
 
 
 def test_choices_seen_become_one_hot() -> None:

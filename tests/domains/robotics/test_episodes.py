@@ -103,5 +103,7 @@ def test_seen_actions_are_the_bounds_of_all() -> None:
 
 
 def test_record_comes_back_from_its_facts() -> None:
-    record = EnvironmentRecord("X-v0", {"a": 1}, "3.10.0", "1.4.0", 3, ActionSpace((-1.0,), (1.0,)), 50.0)
+    record = EnvironmentRecord(
+        "X-v0", {"a": 1}, {"mass": 2.0}, "3.10.0", "1.4.0", 3, ActionSpace((-1.0,), (1.0,)), 50.0
+    )
     assert record_from(dataclasses.asdict(record)) == record
