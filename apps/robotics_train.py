@@ -67,8 +67,8 @@ def train(
         max_time: Stop training after so long, such as 90s or 10m (each baseline too).
         overwrite: Remove another run in the output folder first.
         model: The network; --policy, --tokens, --head and --chunk go before it.
-        train: The training options; a batch is --train.batch_size rows of some 256 control steps (32 with pictures), and
-            an epoch passes over the episodes as often as makes 100 batches.
+        train: The training options; a batch is --train.batch_size rows of some 256 control steps (32 with
+            pictures), and an epoch passes over the episodes as often as makes 100 batches.
         json: Print JSON for machines.
 
     Examples:

@@ -102,6 +102,7 @@ class StepEmbedding(nn.Module):
                 width=policy.image_width,
                 n_layers=policy.image_layers,
                 dropout=policy.dropout,
+                told="instruction" in config.conditions,
             )
             self.no_image = nn.Parameter(torch.zeros(d_model))
         self.words: nn.Embedding | None = None
@@ -159,7 +160,7 @@ class StepEmbedding(nn.Module):
                 told = told if seen.instruction is None else told[seen.instruction]
             tokens[last] = tokens[last] + told
         if self.image is not None:
-            picture = self._picture(seen, tokens[last])
+            picture = self._picture(seen, tokens[last], told)
             if self.fused:
                 tokens[last] = tokens[last] + picture
             else:
@@ -184,16 +185,16 @@ class StepEmbedding(nn.Module):
         there = seen.state_there.unsqueeze(-1)
         return [scaled.masked_fill(~there, 0.0), there.to(scaled.dtype)]
 
-    def _picture(self, seen: Seen, like: Tensor) -> Tensor:
+    def _picture(self, seen: Seen, like: Tensor, told: Tensor | None) -> Tensor:
         assert self.image is not None
         if seen.image is None:
             return self.no_image.expand_as(like)
         if seen.image_there is None:
-            return self.image(seen.image)
+            return self.image(seen.image, told)
         if not bool(seen.image_there.any()):
             return self.no_image.expand_as(like)
         # only the pictures that are there cost anything
-        found = self.image(seen.image[seen.image_there])
+        found = self.image(seen.image[seen.image_there], None if told is None else told[seen.image_there])
         return self.no_image.expand_as(like).masked_scatter(seen.image_there.unsqueeze(-1), found)
 
 
