@@ -89,7 +89,7 @@ def _is_picture(space: spaces.Space[Any]) -> bool:
 
 def _vector(space: spaces.Space[Any]) -> spaces.Box:
     try:
-        flat = spaces.flatten_space(space)
+        flat: spaces.Space[Any] = spaces.flatten_space(space)
     except NotImplementedError:
         flat = space
     if not isinstance(flat, spaces.Box):
