@@ -14,7 +14,7 @@ from mambakit.domains.robotics.episodes import Episode
 from mambakit.domains.robotics.policy.config import SavedPolicyConfig
 from mambakit.domains.robotics.policy.images import ImageAdapter
 from mambakit.domains.robotics.policy.seen import Seen
-from mambakit.domains.robotics.policy.words import WordNumbers
+from mambakit.domains.robotics.policy.tokenizer import WordNumbers
 
 FURTHEST = 8.0
 _LEAST_DEVIATION = 1e-6

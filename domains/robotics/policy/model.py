@@ -13,7 +13,7 @@ from mambakit.domains.robotics.policy.config import SavedPolicyConfig
 from mambakit.domains.robotics.policy.embedding import StepEmbedding
 from mambakit.domains.robotics.policy.heads import build_head
 from mambakit.domains.robotics.policy.seen import PolicyBatch, Seen
-from mambakit.domains.robotics.policy.words import WordNumbers
+from mambakit.domains.robotics.policy.tokenizer import WordNumbers
 
 
 class Policy(nn.Module, HubModel):
