@@ -22,6 +22,7 @@ def evaluate(
     *,
     model: Path,
     env: str | None = None,
+    env_options: list[str] = [],  # noqa: B006  (not changed)
     data: str | None = None,
     episodes: int = 50,
     weights: Weights = "both",
@@ -49,6 +50,7 @@ def evaluate(
     Args:
         model: Folder of the trained policy.
         env: gymnasium's id; by default that of the training's data.
+        env_options: Arguments of the environment as name=value, over those of the training's data.
         data: Measure the actions' error on these episodes instead: a card's name or a path, all of which is
             measured; or held-out, the test part of the training's data.
         episodes: How many, of the seeds from --seed on.
@@ -74,6 +76,7 @@ def evaluate(
     Examples:
         mambakit robotics evaluate --model runs/hopper --env Hopper-v5 --episodes 50 --json
         mambakit robotics evaluate --model runs/hopper --episodes 20 --friction 0.7 --plot returns.png
+        mambakit robotics evaluate --model runs/reach --env-options pairs=unseen
         mambakit robotics evaluate --model runs/widowx --data held-out
     """
     from mambakit.core.training import resolve_device
@@ -111,7 +114,7 @@ def evaluate(
     changes |= {name: value for name, value in given.items() if value is not None}
     changes = {name: value for name, value in changes.items() if value}
     changes |= {name: value for name, value in (("mass", mass), ("friction", friction)) if value != 1.0}
-    maker, said = maker_of(environment, config, changes)
+    maker, said = maker_of(environment, config, changes, env_options)
     measured = measure(
         found,
         maker,
@@ -139,7 +142,12 @@ def evaluate(
         print(f"picture: {plot}", file=sys.stderr)
     if json:
         print_json(
-            {"environment": environment, "changes": changes, "trained_on": config.trained_on}
+            {
+                "environment": environment,
+                "env_options": env_options,
+                "changes": changes,
+                "trained_on": config.trained_on,
+            }
             | {"best_of_data": config.best_return, "mean_of_data": config.mean_return}
             | {"results": as_json(measured)}
         )
@@ -157,7 +165,11 @@ def evaluate(
 
 
 def maker_of(
-    environment: str, config: Any, changes: dict[str, Any], render_size: int | None = None
+    environment: str,
+    config: Any,
+    changes: dict[str, Any],
+    options: list[str],
+    render_size: int | None = None,
 ) -> tuple[Any, str | None]:
     """What makes environments for a policy, and their instruction; says where versions differ."""
     from mambakit.domains.robotics.environments import make, record_of, version_note
@@ -166,7 +178,7 @@ def maker_of(
     from mambakit.domains.robotics.wrappers import WrapperConfig
 
     recorded = config.environment if config.environment.get("id") == environment else {}
-    kwargs = recorded.get("kwargs") or {}
+    kwargs = {**(recorded.get("kwargs") or {}), **dict(map(_option, options))}
     image = None if config.spaces.image is None else config.spaces.image[0]
     wrappers = WrapperConfig(**changes)
 
@@ -181,6 +193,15 @@ def maker_of(
         note = version_note(of_data) if record.mujoco_version else None
         tell([note] if note else [])
     return maker, instruction_of(environment, kwargs)
+
+
+def _option(text: str) -> tuple[str, Any]:
+    import yaml
+
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise UsageError(f"env_options: expected name=value, such as pairs=unseen, got {text!r}")
+    return name, yaml.safe_load(value)
 
 
 def _on_recorded(policies: dict[str, Any], model: Path, data: str, json: bool) -> None:

@@ -16,6 +16,7 @@ def rollout(
     *,
     model: Path,
     env: str | None = None,
+    env_options: list[str] = [],  # noqa: B006  (not changed)
     video: Path | None = None,
     output: Path | None = None,
     plot: Path | None = None,
@@ -35,6 +36,7 @@ def rollout(
     Args:
         model: Folder of the trained policy.
         env: gymnasium's id; by default that of the training's data.
+        env_options: Arguments of the environment as name=value, over those of the training's data.
         video: MP4 file.
         output: NPZ or CSV file of the episode's actions and rewards (NPZ: observations too).
         plot: PNG, PDF or SVG of the return and the actions over time.
@@ -83,7 +85,9 @@ def rollout(
 
     spec = load_spec(model)
     changes = {} if spec is None else dict(spec.wrappers)
-    maker, own = maker_of(environment, policy.config, changes, size if video is not None else None)
+    maker, own = maker_of(
+        environment, policy.config, changes, env_options, size if video is not None else None
+    )
     asked = target_return if target_return is not None else load_target(model, environment)
     acted: Any = rollouts.act(
         policy,

@@ -11,7 +11,6 @@ from mambakit.core.cli import format_table, print_json
 from mambakit.core.errors import UsageError
 from mambakit.core.training import TrainConfig
 from mambakit.domains.robotics.policy.config import (
-    MEMORYLESS,
     PRESET_POLICY,
     PRESET_TRAIN,
     HeadKind,
@@ -67,8 +66,8 @@ def train(
         max_time: Stop training after so long, such as 90s or 10m (each baseline too).
         overwrite: Remove another run in the output folder first.
         model: The network; --policy, --tokens, --head and --chunk go before it.
-        train: The training options; a batch is --train.batch_size rows of some 256 control steps, and
-            an epoch passes over the episodes as often as makes 100 batches.
+        train: The training options; a batch is --train.batch_size rows of some 256 control steps (32 with
+            pictures), and an epoch passes over the episodes as often as makes 100 batches.
         json: Print JSON for machines.
 
     Examples:
@@ -79,6 +78,7 @@ def train(
     from mambakit.core.training import RunFolder
     from mambakit.domains.robotics import report
     from mambakit.domains.robotics.cards import load_episodes
+    from mambakit.domains.robotics.policy.baselines import baseline_config
     from mambakit.domains.robotics.policy.training import action_error, read_parts, train_policy
     from mambakit.domains.robotics.saved import DataSpec, save_spec
 
@@ -108,7 +108,7 @@ def train(
     rows: list[dict[str, Any]] = []
     ours = None
     for kind in [policy, *(one for one in dict.fromkeys(baselines) if one != policy)]:
-        own = shape if kind == policy else dataclasses.replace(shape, kind=kind, **_fitting(kind, shape))
+        own = shape if kind == policy else baseline_config(kind, shape)
         run = RunFolder(output if kind == policy else output / kind, overwrite=overwrite)
         run.start({**dataclasses.asdict(spec.resolved()), "policy": own, "train": config}, seed=config.seed)
         made, result = train_policy(episodes, parts, run, own, config)
@@ -169,10 +169,3 @@ def changed_episodes(episodes: Any, changes: dict[str, Any], seed: int) -> Any:
         places = mask_indices(env, "velocities")
         env.close()
     return seen_through(episodes, WrapperConfig(**changes), places, seed=seed)
-
-
-def _fitting(kind: Kind, shape: PolicyConfig) -> dict[str, Any]:
-    """What a baseline must have otherwise than ours."""
-    if kind in MEMORYLESS and shape.tokens == "three":
-        return {"tokens": "fused"}
-    return {"tokens": "three"} if kind == "decision-transformer" else {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import accumulate
 from typing import Any, Literal, Self
 
 import torch
@@ -232,6 +233,11 @@ class VocabularyTokenizer(Tokenizer[Any]):
             return list(enumerate(sample.split()))
         if self._pattern is None:
             return list(enumerate(sample))
+        if not self._pattern.groups:  # the fast way, if nothing lies between the matches
+            found = self._pattern.findall(sample)
+            if sum(map(len, found)) == len(sample):
+                starts = accumulate(map(len, found), initial=0)
+                return [(start, symbol) for start, symbol in zip(starts, found, strict=False) if symbol]
         pieces: list[tuple[int, Symbol]] = []
         end = 0
         for match in self._pattern.finditer(sample):

@@ -16,15 +16,10 @@ from mambakit.core.errors import DataError, UsageError
 from mambakit.domains.robotics.controller import Controller
 from mambakit.domains.robotics.deadlines import DeadlineReport
 from mambakit.domains.robotics.environments import action_space_of
+from mambakit.domains.robotics.metrics import bootstrap_interval, interquartile_mean, normalised_score
 from mambakit.domains.robotics.policy.config import SavedPolicyConfig
 from mambakit.domains.robotics.policy.model import Policy
-from mambakit.domains.robotics.scores import (
-    bootstrap_interval,
-    interquartile_mean,
-    normalised_score,
-    reference_of,
-    score_label,
-)
+from mambakit.domains.robotics.scores import reference_of, score_label
 
 FIRST_VALIDATION_SEED = 1_000_000
 """Seeds of the episodes that choose a target return count up from here, far from any that is measured."""

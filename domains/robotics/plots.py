@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 
 from mambakit.core.training.curves import tidy
-from mambakit.domains.robotics.scores import bootstrap_interval, interquartile_mean
+from mambakit.domains.robotics.metrics import bootstrap_interval, interquartile_mean
 
 _COLOURS = ("#1668b8", "#d97706", "#15803d", "#7c3aed", "#be123c", "#0f766e")
 _GREY = "#64748b"

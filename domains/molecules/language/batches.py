@@ -45,18 +45,22 @@ class PackedMolecules(Dataset[TokenBatch]):
         return pack_batch(tokens, max(self.row_length, max(len(one) for one in tokens)))
 
     def loader(self, batch_size: int, *, shuffle: bool, num_workers: int = 0) -> DataLoader[TokenBatch]:
-        """Batches of so many molecules; shuffled ones are drawn and written anew each epoch.
+        """Batches of so many molecules; shuffled ones are drawn and written anew each epoch, others kept.
 
         Order and seeds come from torch's random numbers in this process: they are the same for any number
         of workers.
         """
-        return DataLoader(
+        loader = DataLoader(
             self,
             batch_sampler=_Draw(self, batch_size, shuffle),
             collate_fn=_as_it_is,  # type: ignore[arg-type]  # a batch comes whole from __getitems__
             num_workers=num_workers,
-            persistent_workers=num_workers > 0,
+            persistent_workers=num_workers > 0 and shuffle,
+            generator=None if shuffle else torch.Generator(),  # training's numbers are not drawn from
         )
+        if shuffle:
+            return loader
+        return DataLoader(_Ready(loader), batch_size=None, collate_fn=_as_it_is)
 
     def _tokens(self, number: int, seed: int) -> Tokens:
         smiles = self.smiles[number]
@@ -66,6 +70,21 @@ class PackedMolecules(Dataset[TokenBatch]):
             except SampleError:
                 pass  # a ring number or SELFIES symbol that the vocabulary lacks: as it stands, it has all
         return self.tokenizer.encode(smiles)
+
+
+class _Ready(Dataset[TokenBatch]):
+    """Batches that are the same in every epoch, made in the first."""
+
+    def __init__(self, loader: DataLoader[TokenBatch]) -> None:
+        self.loader = loader
+        self.batches: list[TokenBatch] = []
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __getitem__(self, number: int) -> TokenBatch:
+        self.batches = self.batches or list(self.loader)
+        return self.batches[number]
 
 
 class _Draw(Sampler[list[tuple[int, int]]]):

@@ -10,10 +10,14 @@ from rdkit import Chem, rdBase
 
 from mambakit.core.adapters import SampleError
 from mambakit.core.errors import DataError
+from mambakit.core.training.devices import n_cores
 from mambakit.domains.molecules.language.config import CorpusConfig
 from mambakit.domains.molecules.molecules import LEFT_OUT, Molecules
 from mambakit.domains.molecules.structures import canonical, leaves
 from mambakit.domains.molecules.tokenizer import TOKENIZERS, SmilesTokenizer
+
+# Below twice so many, processes take longer to begin than to work.
+_CHUNK = 10_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,8 +56,8 @@ def make_corpus(
     left_out = [molecules.left_out[list(LEFT_OUT)]]
     first: dict[str, int] = {}
     lost: list[tuple[int, str, str]] = []
-    for i, (row, smiles) in enumerate(zip(molecules.rows.tolist(), molecules.smiles.tolist(), strict=True)):
-        written = canonical(smiles)
+    rows, drawn = molecules.rows.tolist(), molecules.smiles.tolist()
+    for i, (row, smiles, written) in enumerate(zip(rows, drawn, _canonical_all(drawn), strict=True)):
         if written in first:
             lost.append((row, smiles, f"the same molecule as in row {molecules.rows[first[written]]}"))
         else:
@@ -112,6 +116,20 @@ def rewritten(smiles: str, seed: int) -> str:
     if mol is None or mol.GetNumAtoms() == 0:
         return smiles
     return str(Chem.MolToRandomSmilesVect(mol, 1, randomSeed=seed)[0])
+
+
+def _canonical_all(smiles: list[str]) -> list[str]:
+    if len(smiles) < 2 * _CHUNK:
+        return [canonical(one) for one in smiles]
+    import joblib
+
+    chunks = [smiles[start : start + _CHUNK] for start in range(0, len(smiles), _CHUNK)]
+    made = joblib.Parallel(min(8, n_cores()))(joblib.delayed(_canonical_each)(one) for one in chunks)
+    return [one for chunk in made for one in chunk]
+
+
+def _canonical_each(smiles: list[str]) -> list[str]:
+    return [canonical(one) for one in smiles]
 
 
 def _parts(molecules: Molecules, places: np.ndarray, config: CorpusConfig, seed: int) -> np.ndarray:

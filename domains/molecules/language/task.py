@@ -36,8 +36,9 @@ class MoleculeTask(pl.LightningModule):
 
     def training_step(self, batch: TokenBatch, batch_idx: int) -> Tensor:
         """The mean over all tokens."""
-        loss, n = self._loss(batch)
-        self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=n)
+        loss, _ = self._loss(batch)
+        # batches are of about equal size: to weigh each by its tokens, every step would wait for a GPU
+        self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=1)
         return loss + auxiliary_loss(self.model)
 
     def validation_step(self, batch: TokenBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
@@ -46,7 +47,7 @@ class MoleculeTask(pl.LightningModule):
         values = {"val/loss": loss, "val/bits_per_token": loss / math.log(2)}
         if dataloader_idx:
             values = {"val/loss_randomized": loss}
-        self.log_dict(values, on_epoch=True, batch_size=n, add_dataloader_idx=False)
+        self.log_dict(values, on_epoch=True, batch_size=int(n), add_dataloader_idx=False)
 
     def on_validation_epoch_end(self) -> None:
         """The share of valid molecules among a few samples."""
@@ -68,8 +69,8 @@ class MoleculeTask(pl.LightningModule):
             self.model, self.train_config, int(self.trainer.estimated_stepping_batches)
         )
 
-    def _loss(self, batch: TokenBatch) -> tuple[Tensor, int]:
+    def _loss(self, batch: TokenBatch) -> tuple[Tensor, Tensor]:
         logits, _ = self.model(batch.values, seq_idx=batch.seq_idx)
         losses, there = token_losses(logits, batch)
         n = there.sum()
-        return losses.sum() / n.clamp(min=1), int(n)
+        return losses.sum() / n.clamp(min=1), n

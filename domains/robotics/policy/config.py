@@ -72,6 +72,8 @@ class PolicyConfig:
     """Euler steps of a flow's sampling."""
     patch: int = 8
     """Side of a picture's patches, in pixels."""
+    image_width: int = 48
+    """Width of patches; even."""
     image_layers: int = 1
     """Layers that scan a picture's patches in four orders."""
     words: Words = "hash"
@@ -92,7 +94,7 @@ class PolicyConfig:
             _check_choice("conditioning", condition, get_args(Condition))
         for name in ("chunk", "d_model", "n_layers", "d_state", "head_dim", "window", "n_components"):
             _check_least(name, getattr(self, name), 1)
-        for name in ("flow_steps", "patch", "image_layers", "n_words"):
+        for name in ("flow_steps", "patch", "image_width", "image_layers", "n_words"):
             _check_least(name, getattr(self, name), 1)
         _check_least("horizon", self.horizon, 0)
         if self.ensemble is not None:
@@ -242,7 +244,7 @@ def _check_least(name: str, value: float, least: int) -> None:
 
 
 PRESET_POLICY = PolicyConfig()
-# a batch is 8 rows of some 256 control steps, and an epoch 100 batches or more
+# a batch is 8 rows of some 256 control steps (32 with pictures), and an epoch 100 batches or more
 PRESET_TRAIN = TrainConfig(
     max_epochs=20,
     batch_size=8,

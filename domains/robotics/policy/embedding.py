@@ -14,7 +14,7 @@ from mambakit.domains.robotics.episodes import Episode
 from mambakit.domains.robotics.policy.config import SavedPolicyConfig
 from mambakit.domains.robotics.policy.images import ImageAdapter
 from mambakit.domains.robotics.policy.seen import Seen
-from mambakit.domains.robotics.policy.words import WordNumbers
+from mambakit.domains.robotics.policy.tokenizer import WordNumbers
 
 FURTHEST = 8.0
 _LEAST_DEVIATION = 1e-6
@@ -99,8 +99,10 @@ class StepEmbedding(nn.Module):
                 size=(spaces.image[0], spaces.image[1]),
                 patch=policy.patch,
                 d_model=d_model,
+                width=policy.image_width,
                 n_layers=policy.image_layers,
                 dropout=policy.dropout,
+                told="instruction" in config.conditions,
             )
             self.no_image = nn.Parameter(torch.zeros(d_model))
         self.words: nn.Embedding | None = None
@@ -158,7 +160,7 @@ class StepEmbedding(nn.Module):
                 told = told if seen.instruction is None else told[seen.instruction]
             tokens[last] = tokens[last] + told
         if self.image is not None:
-            picture = self._picture(seen, tokens[last])
+            picture = self._picture(seen, tokens[last], told)
             if self.fused:
                 tokens[last] = tokens[last] + picture
             else:
@@ -183,16 +185,16 @@ class StepEmbedding(nn.Module):
         there = seen.state_there.unsqueeze(-1)
         return [scaled.masked_fill(~there, 0.0), there.to(scaled.dtype)]
 
-    def _picture(self, seen: Seen, like: Tensor) -> Tensor:
+    def _picture(self, seen: Seen, like: Tensor, told: Tensor | None) -> Tensor:
         assert self.image is not None
         if seen.image is None:
             return self.no_image.expand_as(like)
         if seen.image_there is None:
-            return self.image(seen.image)
+            return self.image(seen.image, told)
         if not bool(seen.image_there.any()):
             return self.no_image.expand_as(like)
         # only the pictures that are there cost anything
-        found = self.image(seen.image[seen.image_there])
+        found = self.image(seen.image[seen.image_there], None if told is None else told[seen.image_there])
         return self.no_image.expand_as(like).masked_scatter(seen.image_there.unsqueeze(-1), found)
 
 

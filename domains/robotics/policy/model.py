@@ -13,7 +13,7 @@ from mambakit.domains.robotics.policy.config import SavedPolicyConfig
 from mambakit.domains.robotics.policy.embedding import StepEmbedding
 from mambakit.domains.robotics.policy.heads import build_head
 from mambakit.domains.robotics.policy.seen import PolicyBatch, Seen
-from mambakit.domains.robotics.policy.words import WordNumbers
+from mambakit.domains.robotics.policy.tokenizer import WordNumbers
 
 
 class Policy(nn.Module, HubModel):
@@ -29,6 +29,7 @@ class Policy(nn.Module, HubModel):
         policy = config.policy
         self.embed = StepEmbedding(config)
         self.n_tokens = len(config.modalities)
+        self.attends = policy.kind == "decision-transformer"
         self.backbone = Backbone(policy.backbone(self.n_tokens))
         self.head = build_head(
             config.head,
@@ -77,6 +78,9 @@ class Policy(nn.Module, HubModel):
             inplace: The state's tensors may be overwritten.
         """
         tokens = self.embed(seen, told)
+        if self.n_tokens > 1 and self.attends:  # attention reads several tokens as fast as one
+            of_all, state = self.backbone(tokens, state)
+            return self.head(of_all[:, -1]), state
         hidden = tokens[:, 0]
         for i in range(self.n_tokens):
             hidden, state = self.backbone.step(tokens[:, i], state, inplace=inplace or i > 0)

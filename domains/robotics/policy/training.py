@@ -17,7 +17,7 @@ from mambakit.core.training.devices import loading_processes, resolve_device
 from mambakit.domains.robotics.episodes import Episode, Episodes, split_episodes
 from mambakit.domains.robotics.policy.advantages import Critics
 from mambakit.domains.robotics.policy.config import PolicyConfig, SavedPolicyConfig, Spaces
-from mambakit.domains.robotics.policy.inputs import measuring_loader, training_loader
+from mambakit.domains.robotics.policy.data import measuring_loader, training_loader
 from mambakit.domains.robotics.policy.model import Policy
 from mambakit.domains.robotics.policy.task import PolicyTask
 

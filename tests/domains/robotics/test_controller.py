@@ -15,7 +15,7 @@ from mambakit.domains.robotics.controller import Controller
 from mambakit.domains.robotics.deadlines import deadline_report
 from mambakit.domains.robotics.episodes import Episode, Episodes
 from mambakit.domains.robotics.export import example_inputs, exported, initial_memory
-from mambakit.domains.robotics.policy.inputs import measuring_loader
+from mambakit.domains.robotics.policy.data import measuring_loader
 from mambakit.domains.robotics.policy.model import Policy
 from mambakit.domains.robotics.policy.testing import ASKED, made_episodes, small_policy
 

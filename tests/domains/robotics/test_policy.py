@@ -19,10 +19,11 @@ from mambakit.domains.robotics.episodes import Episode, Episodes
 from mambakit.domains.robotics.policy.advantages import CriticConfig, Critics
 from mambakit.domains.robotics.policy.chunks import ensembled, weighted
 from mambakit.domains.robotics.policy.config import PolicyConfig, SavedPolicyConfig, Spaces
+from mambakit.domains.robotics.policy.data import Collate, Packing, Piece, measuring_loader, training_loader
 from mambakit.domains.robotics.policy.heads import build_head
-from mambakit.domains.robotics.policy.inputs import Collate, Packing, Piece, measuring_loader, training_loader
 from mambakit.domains.robotics.policy.model import Policy
 from mambakit.domains.robotics.policy.testing import SMALL, made_episodes, small_policy
+from mambakit.domains.robotics.policy.tokenizer import WordNumbers
 from mambakit.domains.robotics.policy.training import (
     action_error,
     policies_in,
@@ -30,7 +31,6 @@ from mambakit.domains.robotics.policy.training import (
     spaces_of,
     train_policy,
 )
-from mambakit.domains.robotics.policy.words import WordNumbers
 
 FEW = TrainConfig(
     max_epochs=9, max_steps=60, validate_every=30, batch_size=4, lr=1e-2, ema_decay=0.9, patience=0

@@ -17,6 +17,8 @@ from mambakit.domains.robotics.policy.model import Policy
 from mambakit.domains.robotics.policy.seen import PolicyBatch, Seen
 
 ROW_STEPS = 256
+PICTURE_ROW_STEPS = 32
+"""Of a row with pictures, each of which costs as much as a hundred states."""
 EPOCH_BATCHES = 100
 """An epoch passes over small data as often as it takes for so many batches."""
 
@@ -243,9 +245,13 @@ def training_loader(
     n_workers: int = 0,
     weights: Weights | None = None,
 ) -> DataLoader[PolicyBatch]:
-    """Packed rows in an order of chance: as many a step as ``batch_size`` rows of 256 control steps are."""
-    packing = Packing([len(one) for one in episodes], policy.config.policy.horizon)
-    rows = max(1, round(batch_size * ROW_STEPS / packing.row_steps))
+    """Packed rows in an order of chance: as many a step as ``batch_size`` rows of 256 control steps are.
+
+    With pictures, of 32 control steps.
+    """
+    nominal = ROW_STEPS if policy.config.spaces.image is None else PICTURE_ROW_STEPS
+    packing = Packing([len(one) for one in episodes], policy.config.policy.horizon, nominal)
+    rows = max(1, round(batch_size * nominal / packing.row_steps))
     passes = max(1, round(EPOCH_BATCHES * rows / packing.n_rows))
     return DataLoader(
         _Rows(),  # type: ignore[arg-type]
