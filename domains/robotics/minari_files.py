@@ -111,7 +111,7 @@ def write_minari(
             storage = MinariStorage.new(staging, *spaces, env_spec=spec, data_format=data_format)
         storage.update_episodes([_buffer(episode)])
         about = {"mambakit_return": episode.total, "behaviour": episode.behaviour}
-        about["instruction"] = episode.instruction
+        about |= {"instruction": episode.instruction, "success": episode.success}
         facts.append({name: value for name, value in about.items() if value is not None})
     if storage is None:
         raise DataError(f"{folder}: there are no episodes to write")
@@ -218,6 +218,7 @@ def _episode(found: Mapping[str, Any], about: Mapping[str, Any]) -> Episode:
         instruction=_text(about.get("instruction")),
         seed=None if seed is None else int(seed),
         behaviour=_text(about.get("behaviour")),
+        success=None if about.get("success") is None else bool(about["success"]),
     )
 
 

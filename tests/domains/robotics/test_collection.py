@@ -24,7 +24,7 @@ CONFIG = CollectConfig("Reacher-v5", level="noisy", episodes=6, seed=40)
 def same(a: Episode, b: Episode) -> bool:
     arrays = [(a.actions, b.actions), (a.rewards, b.rewards)]
     arrays += [(a.observations[name], b.observations[name]) for name in a.observations | b.observations]
-    told = ("terminated", "truncated", "instruction", "seed", "behaviour")
+    told = ("terminated", "truncated", "instruction", "seed", "behaviour", "success")
     return all(np.array_equal(x, y) for x, y in arrays) and all(getattr(a, n) == getattr(b, n) for n in told)
 
 
