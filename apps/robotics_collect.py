@@ -137,9 +137,13 @@ def group_of(behaviour: str | None) -> str:
 
 
 def _returns_by_group(found: Episodes) -> dict[str, list[float]]:
-    groups: dict[str, list[float]] = {}
+    return {name: [episode.total for episode in group] for name, group in _groups(found).items()}
+
+
+def _groups(found: Episodes) -> dict[str, list[Episode]]:
+    groups: dict[str, list[Episode]] = {}
     for episode in found.episodes:
-        groups.setdefault(group_of(episode.behaviour), []).append(episode.total)
+        groups.setdefault(group_of(episode.behaviour), []).append(episode)
     return groups
 
 
@@ -152,7 +156,9 @@ def _show(found: Episodes, cast: Cast, output: Path, json: bool) -> None:
     assert environment is not None
     ends = environment.reference_random, environment.reference_expert
     rows: list[dict[str, object]] = []
-    for name, returns in _returns_by_group(found).items():
+    for name, group in _groups(found).items():
+        returns = [episode.total for episode in group]
+        reached = [episode.success for episode in group if episode.success is not None]
         row: dict[str, object] = {
             "behaviour": name,
             "episodes": len(returns),
@@ -161,6 +167,8 @@ def _show(found: Episodes, cast: Cast, output: Path, json: bool) -> None:
         row |= {"deviation": float(np.std(returns)), "lowest": min(returns), "highest": max(returns)}
         if ends[0] is not None and ends[1] is not None:
             row["score"] = float(normalised_score(returns, ends[0], ends[1]).mean())
+        if reached:
+            row["success"] = sum(reached) / len(reached)
         rows.append(row)
     label = score_label(environment.id)
     expert: dict[str, object] = {"expert": "scripted" if cast.expert is not None else "none"}

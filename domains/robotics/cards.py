@@ -42,8 +42,8 @@ def load_episodes(source: Path | str) -> Episodes:
         path = _minari_root() / text
         if not path.exists():
             raise UsageError(
-                f"data: there is no folder {text}, no local Minari data set and no card of that name "
-                f"(cards: {', '.join(robotics_cards())})"
+                f"data: there is no folder {text}, no local Minari data set (minari download {text}) and no "
+                f"card of that name (cards: {', '.join(robotics_cards())})"
             )
     found = _of_folder(path)
     if not found.episodes:

@@ -163,10 +163,13 @@ def run(env: gymnasium.Env[Any, Any], behaviour: Behaviour, seed: int) -> Episod
     asked = info.get("instruction") or (spec and instruction_of(spec.id, spec.kwargs))
     observations = {name: [value] for name, value in seen.items()}
     actions, rewards, terminated, truncated = [], [], False, False
+    success: bool | None = None
     while not (terminated or truncated):
         # what an expert may know and a policy may not, such as where the target lies
         action = behaviour.act(info.get("expert_sees", seen["state"]), rng)
         seen, reward, terminated, truncated, info = env.step(action)
+        told = info.get("is_success", info.get("success"))
+        success = success if told is None else bool(success) or bool(told)
         actions.append(action)
         rewards.append(reward)
         for name, value in seen.items():
@@ -181,6 +184,7 @@ def run(env: gymnasium.Env[Any, Any], behaviour: Behaviour, seed: int) -> Episod
         str(asked) if asked else None,
         seed,
         behaviour.name,
+        success,
     )
 
 

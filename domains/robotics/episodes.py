@@ -33,6 +33,8 @@ class Episode:
     """What the environment was reset with."""
     behaviour: str | None = None
     """Who acted: ``expert``, ``random``, ``human``, ..."""
+    success: bool | None = None
+    """Whether the environment ever said that the task was done; None where it never speaks of it."""
 
     def __len__(self) -> int:
         return len(self.actions)

@@ -52,7 +52,7 @@ def write_episode(path: Path, episode: Episode) -> None:
     """One episode as npz: ``state``, ``actions``, ``rewards``, ... and further facts as JSON (``about``)."""
     about = {
         name: getattr(episode, name)
-        for name in ("terminated", "truncated", "instruction", "seed", "behaviour")
+        for name in ("terminated", "truncated", "instruction", "seed", "behaviour", "success")
     }
     writing = path.with_name(f".{path.stem}.writing.npz")
     arrays: dict[str, Any] = {"actions": episode.actions, "rewards": episode.rewards, **episode.observations}
@@ -99,6 +99,7 @@ def read_episode(path: Path) -> Episode:
         about.get("instruction"),
         about.get("seed"),
         about.get("behaviour"),
+        about.get("success"),
     )
 
 

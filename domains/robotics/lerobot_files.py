@@ -33,7 +33,7 @@ _EPISODES_PATH = "meta/episodes/chunk-000/file-000.parquet"
 _FILE_BYTES = 100_000_000
 _CHUNK = 1000
 # What LeRobot has no place for, of each episode.
-_OURS = ("truncated", "seed", "behaviour")
+_OURS = ("truncated", "seed", "behaviour", "success")
 _STEP_COLUMNS = ("timestamp", "frame_index", "episode_index", "index", "task_index")
 
 

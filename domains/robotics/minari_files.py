@@ -107,10 +107,11 @@ def write_minari(
     for episode in episodes:
         if storage is None:
             spaces = _spaces(episode, record.action_space)
-            storage = MinariStorage.new(staging, *spaces, env_spec=env_spec, data_format=data_format)
+            spec = env_spec if _can_be_written(env_spec) else None
+            storage = MinariStorage.new(staging, *spaces, env_spec=spec, data_format=data_format)
         storage.update_episodes([_buffer(episode)])
         about = {"mambakit_return": episode.total, "behaviour": episode.behaviour}
-        about["instruction"] = episode.instruction
+        about |= {"instruction": episode.instruction, "success": episode.success}
         facts.append({name: value for name, value in about.items() if value is not None})
     if storage is None:
         raise DataError(f"{folder}: there are no episodes to write")
@@ -217,7 +218,16 @@ def _episode(found: Mapping[str, Any], about: Mapping[str, Any]) -> Episode:
         instruction=_text(about.get("instruction")),
         seed=None if seed is None else int(seed),
         behaviour=_text(about.get("behaviour")),
+        success=None if about.get("success") is None else bool(about["success"]),
     )
+
+
+def _can_be_written(env_spec: Any) -> bool:
+    """Not so where an environment is registered by its class instead of by a name."""
+    try:
+        return env_spec is not None and bool(env_spec.to_json())
+    except (TypeError, ValueError):
+        return False
 
 
 def _text(value: object) -> str | None:

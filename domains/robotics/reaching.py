@@ -71,7 +71,9 @@ STEPS = 50
 def register() -> None:
     """Makes the task known to gymnasium, once."""
     if ENVIRONMENT_ID not in gymnasium.registry:
-        gymnasium.register(ENVIRONMENT_ID, ColouredReach, max_episode_steps=STEPS)
+        # by name: a spec that holds a class can't be written into a data set
+        entry = f"{ColouredReach.__module__}:{ColouredReach.__name__}"
+        gymnasium.register(ENVIRONMENT_ID, entry, max_episode_steps=STEPS)
 
 
 def is_unseen(colour: str, wording: str) -> bool:

@@ -186,4 +186,5 @@ def _row(place: int, episode: Episode) -> dict[str, object]:
         "steps": len(episode),
         "return": episode.total,
         "end": "terminated" if episode.terminated else "truncated",
+        **({} if episode.success is None else {"success": episode.success}),
     }

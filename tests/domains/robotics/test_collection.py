@@ -24,7 +24,7 @@ CONFIG = CollectConfig("Reacher-v5", level="noisy", episodes=6, seed=40)
 def same(a: Episode, b: Episode) -> bool:
     arrays = [(a.actions, b.actions), (a.rewards, b.rewards)]
     arrays += [(a.observations[name], b.observations[name]) for name in a.observations | b.observations]
-    told = ("terminated", "truncated", "instruction", "seed", "behaviour")
+    told = ("terminated", "truncated", "instruction", "seed", "behaviour", "success")
     return all(np.array_equal(x, y) for x, y in arrays) and all(getattr(a, n) == getattr(b, n) for n in told)
 
 
@@ -77,6 +77,20 @@ def test_minari_reads_what_was_collected(tmp_path: Path) -> None:
     assert facts["collect"]["level"] == "medium-expert"
     assert facts["environment"]["mujoco_version"] == record.mujoco_version
     assert {episode.behaviour for episode in ours.episodes} == {"medium", "expert"}
+
+
+def test_environments_registered_by_their_class_are_collected_too(tmp_path: Path) -> None:
+    """Their spec can't be written, which Minari then lacks; ours is all that is needed here."""
+    import gymnasium
+    from gymnasium.envs.classic_control import CartPoleEnv
+
+    if "mambakit-test/Pole-v0" not in gymnasium.registry:
+        gymnasium.register("mambakit-test/Pole-v0", CartPoleEnv, max_episode_steps=20)
+    config = CollectConfig("mambakit-test/Pole-v0", level="random", episodes=3)
+    record = collect(config, find_cast(config), tmp_path / "d")
+    found = load_episodes(tmp_path / "d")
+    assert found.environment == record
+    assert len(found) == 3
 
 
 def test_what_was_seen_is_what_the_actions_do(tmp_path: Path) -> None:

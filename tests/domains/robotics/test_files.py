@@ -60,6 +60,7 @@ def drawn(draw: st.DrawFn) -> list[Episode]:
                 said,
                 7,
                 "expert-1",
+                draw(st.sampled_from([None, True, False])),
             )
         )
     return episodes
@@ -87,7 +88,7 @@ def check(found: list[Episode], written: list[Episode], *, last: bool = True) ->
         assert np.array_equal(a.actions, b.actions)
         assert a.actions.dtype == b.actions.dtype
         assert np.array_equal(a.rewards, b.rewards)
-        for name in ("terminated", "truncated", "instruction", "seed", "behaviour"):
+        for name in ("terminated", "truncated", "instruction", "seed", "behaviour", "success"):
             assert getattr(a, name) == getattr(b, name)
 
 

@@ -93,6 +93,7 @@ def test_episodes_carry_their_instruction() -> None:
     config = CollectConfig(ENVIRONMENT_ID, episodes=4, kwargs={"pairs": "unseen"})
     found = collect_in_memory(config, find_cast(config), "x")
     assert found.episodes[0].state.shape == (50, 6), "not the expert's"
+    assert all(episode.success for episode in found.episodes)
     for episode in found.episodes:
         assert any(
             episode.instruction == wording.format(colour) for colour in COLOURS for wording in WORDINGS
