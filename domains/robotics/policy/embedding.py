@@ -80,9 +80,7 @@ class StepEmbedding(nn.Module):
         self.action = Scale(spaces.action_dim) if spaces.action_dim else None
         self.to_go = Scale(1) if self.tells_return else None
         of_action = self.width + 1 if self.tells_action else 0
-        of_state = (spaces.state_dim + 1 if spaces.state_dim else 0) + (
-            spaces.goal_dim if self.tells_goal else 0
-        )
+        of_state = spaces.state_dim + 1 + (spaces.goal_dim if self.tells_goal else 0)
         self.fused = self.modalities == ["fused"]
         if self.fused:
             self.maps = nn.ModuleDict(
@@ -111,6 +109,11 @@ class StepEmbedding(nn.Module):
             self.words = nn.Embedding(numbers.size, d_model, padding_idx=0)
             self.no_words = nn.Parameter(torch.zeros(d_model))
             self.said = nn.Sequential(nn.Linear(d_model, d_model), nn.SiLU(), nn.Linear(d_model, d_model))
+
+    @property
+    def maps_dtype(self) -> torch.dtype:
+        """What is computed in."""
+        return next(self.maps.parameters()).dtype
 
     def fit(self, episodes: Sequence[Episode]) -> None:
         """Take the scales of states, goals, actions and returns to go from the training episodes."""
@@ -148,8 +151,7 @@ class StepEmbedding(nn.Module):
             of("action").extend(self._previous(seen))
         if self.to_go is not None:
             of("to_go").append(self.to_go(_there("to_go", seen.to_go).unsqueeze(-1)))
-        if self.state is not None:
-            of("state").extend(self._state(seen))
+        of("state").extend(self._state(seen))
         if self.goal is not None:
             of("state").append(self.goal(_there("goal", seen.goal)))
         tokens = {name: linear(torch.cat(features[name], dim=-1)) for name, linear in self.maps.items()}
@@ -170,15 +172,15 @@ class StepEmbedding(nn.Module):
     def _previous(self, seen: Seen) -> list[Tensor]:
         previous = _there("previous", seen.previous)
         none = seen.began.unsqueeze(-1)
-        weight = next(self.maps.parameters())
         if self.action is None:
-            scaled = F.one_hot(previous, self.width).to(weight.dtype)
+            scaled = F.one_hot(previous, self.width).to(self.maps_dtype)
         else:
             scaled = self.action(previous)
         return [scaled.masked_fill(none, 0.0), none.to(scaled.dtype)]
 
     def _state(self, seen: Seen) -> list[Tensor]:
-        assert self.state is not None
+        if self.state is None:  # a token of pictures has a read-out all the same
+            return [torch.ones_like(seen.began, dtype=self.maps_dtype).unsqueeze(-1)]
         scaled = self.state(_there("state", seen.state))
         if seen.state_there is None:
             return [scaled, torch.ones_like(scaled[..., :1])]

@@ -25,6 +25,7 @@ def made_episodes(
     goal: bool = False,
     image: bool = False,
     asked: bool = False,
+    blind: bool = False,
 ) -> Episodes:
     """Episodes whose actions follow from what is seen."""
     rng = np.random.default_rng(seed)
@@ -38,6 +39,8 @@ def made_episodes(
         if image:
             seen["image"] = rng.integers(0, 256, (length + 1, 8, 8, 3), dtype=np.uint8)
         actions = np.tanh(state[:length, :2])
+        if blind:  # there are pictures alone
+            del seen["state"]
         found.append(
             Episode(
                 observations=seen,

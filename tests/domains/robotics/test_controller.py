@@ -31,6 +31,8 @@ KINDS: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"kind": "bc-mlp", "chunk": 3}, {"goal": True}),
     ({"tokens": "three", "patch": 4}, {"image": True, "asked": True}),
     ({"kind": "bc", "patch": 4, "previous_action": False}, {"image": True}),
+    ({"kind": "bc-mlp", "patch": 4}, {"image": True, "blind": True}),
+    ({"tokens": "three", "patch": 4}, {"image": True, "blind": True}),
 ]
 NAMES = [
     "-".join(f"{key}={value}" for key, value in {**policy, **data}.items()) or "default"
