@@ -57,7 +57,7 @@ def evaluate(
         also: Further models, measured alike: those of one kind, trained from other seeds, are summed up
             together with an interval over episodes within runs.
         episodes: How many, of the seeds from --seed on.
-        weights: best of the validation loss, last, or both.
+        weights: best on the validation episodes, last, or both.
         target_return: What a policy that is told it is asked for; by default chosen on validation seeds,
             apart from those that are measured, and kept in the model's folder for rollouts.
         validation_seeds: Episodes to choose it by, for each that is tried.

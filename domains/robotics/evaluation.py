@@ -230,7 +230,7 @@ class Measured:
     """One policy's episodes, summed up."""
 
     weights: str
-    """``best`` (of validation loss) or ``last``."""
+    """``best`` (on validation episodes) or ``last``."""
     target: ChosenTarget
     rollouts: Rollouts
     row: dict[str, Any]
