@@ -36,6 +36,7 @@ def collect(
     expert: Literal["auto", "ars"] = "auto",
     expert_steps: int | None = None,
     expert_seed: int | None = None,
+    workers: int = 1,
     seed: int = 0,
     plot: Path | None = None,
     json: bool = False,
@@ -60,6 +61,7 @@ def collect(
         expert: auto, or ars to search even where there is a scripted policy.
         expert_steps: Environment steps of the search; by default what suits the environment.
         expert_seed: Of the search.
+        workers: Processes that share the search; its result is the same with any number.
         seed: Of the first episode; they count up.
         plot: A picture (.png, .svg or .pdf) of the returns.
         json: Print JSON for machines.
@@ -78,7 +80,7 @@ def collect(
     wrappers = WrapperConfig(mass=mass, friction=friction)
     config = CollectConfig(env, level, episodes, seed, noise, image_size, env_args, wrappers)
     plan_of(output, config)  # a mistake should not cost a search first
-    cast = cast_of(config, expert, expert_steps, expert_seed)
+    cast = cast_of(config, expert, expert_steps, expert_seed, workers)
     shown = _Progress(episodes)
     collect(config, cast, output, data_format=format, tell=shown.episode)
     shown.close()
@@ -92,7 +94,11 @@ def collect(
 
 
 def cast_of(
-    config: CollectConfig, expert: Literal["auto", "ars"], steps: int | None, seed: int | None
+    config: CollectConfig,
+    expert: Literal["auto", "ars"],
+    steps: int | None,
+    seed: int | None,
+    workers: int = 1,
 ) -> Cast:
     """Who can act, with the progress of a search on stderr."""
     from mambakit.domains.robotics.collection import find_cast
@@ -101,7 +107,7 @@ def cast_of(
     given = {name: value for name, value in (("steps", steps), ("seed", seed)) if value is not None}
     wanted = expert == "ars" or bool(given)
     ars = dataclasses.replace(preset(config.environment_id), **given) if wanted else None
-    return find_cast(config, ars, _tell_search)
+    return find_cast(config, ars, _tell_search, workers=workers)
 
 
 def _tell_search(search: Search) -> None:

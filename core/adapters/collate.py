@@ -45,19 +45,23 @@ def pad_batch(
     return TokenBatch.trusted(**parts, lengths=lengths, seq_idx=None, padding=padding, _spans=None)
 
 
-def pack_batch(samples: Sequence[Tokens], length: int, *, pad_value: float = 0) -> TokenBatch:
+def pack_batch(
+    samples: Sequence[Tokens], length: int, *, pad_value: float = 0, row_multiple: int = 1
+) -> TokenBatch:
     """Put several samples in each row of ``length`` positions: first-fit, in the given order.
 
     Nothing crosses from one sample to the next where ``seq_idx`` is handed on to the backbone. The
-    padding at a row's end has an index of its own (one more than the row's last sequence's).
+    padding at a row's end has an index of its own (one more than the row's last sequence's). Rows of
+    padding alone make their number a multiple of ``row_multiple``: shapes that come again can be compiled.
 
     Raises:
         ValueError: On no samples, samples that don't go together, or one longer than ``length``
             (cut it up first, or raise ``length``).
     """
     _check_alike("pack_batch", samples)
-    if length < 1:
-        raise ValueError(f"length: expected at least 1, got {length}")
+    for name, value in (("length", length), ("row_multiple", row_multiple)):
+        if value < 1:
+            raise ValueError(f"{name}: expected at least 1, got {value}")
     used: list[int] = []
     placed: list[tuple[int, int, int]] = []
     for i, sample in enumerate(samples):
@@ -71,6 +75,7 @@ def pack_batch(samples: Sequence[Tokens], length: int, *, pad_value: float = 0) 
             used.append(0)
         placed.append((row, used[row], len(sample)))
         used[row] += len(sample)
+    used += [0] * (-len(used) % row_multiple)
     spans = torch.tensor(placed)
     lengths = torch.tensor(used)
     parts = _lay_out(samples, spans, n_rows=len(used), width=length, pad_value=pad_value)

@@ -14,6 +14,8 @@ from mambakit.core.blocks.packed import Packed
 from mambakit.core.state import State
 from mambakit.kernels.checks import check_seq_idx
 
+_SYNC_IS_ERROR = 2  # of torch.cuda.set_sync_debug_mode
+
 
 @dataclass
 class Context:
@@ -338,7 +340,8 @@ def check_lengths(lengths: Tensor, batch: int, length: int, *, synchronize: bool
         lengths: ``(batch,)`` integers.
         batch: Rows of x.
         length: Tokens of a row of x.
-        synchronize: Read the values on a GPU too, which waits for it; on a CPU they always are.
+        synchronize: Read the values on a GPU too, which waits for it, but not where waiting is forbidden:
+            while a CUDA graph is recorded. On a CPU they always are.
 
     Raises:
         TypeError: If it is not a tensor of integers.
@@ -349,10 +352,19 @@ def check_lengths(lengths: Tensor, batch: int, length: int, *, synchronize: bool
         raise TypeError(f"lengths: expected an int64 tensor, got {got}")
     if lengths.shape != (batch,):
         raise ValueError(f"lengths: expected shape (batch={batch},), got {tuple(lengths.shape)}")
-    readable = synchronize or lengths.device.type == "cpu"
-    if readable and not torch.compiler.is_compiling() and bool(((lengths < 0) | (lengths > length)).any()):
+    readable = not torch.compiler.is_compiling() and (
+        lengths.device.type == "cpu" or (synchronize and not forbids_waiting(lengths))
+    )
+    if readable and bool(((lengths < 0) | (lengths > length)).any()):
         raise ValueError(f"lengths: values must be in 0..{length} (the length of x), got {lengths.tolist()}")
     return lengths.long()
+
+
+def forbids_waiting(x: Tensor) -> bool:
+    """Whether a value of ``x`` may not be read on the CPU now: a CUDA graph is recorded, or soon will be."""
+    return x.is_cuda and (
+        torch.cuda.get_sync_debug_mode() == _SYNC_IS_ERROR or torch.cuda.is_current_stream_capturing()
+    )
 
 
 def padding_mask(lengths: Tensor, length: int) -> Tensor:

@@ -21,9 +21,9 @@ class GraphedLoss:
 
     Where a model is small, the CPU that launches its kernels is slower than the GPU that runs them. A set of
     shapes is recorded when it comes for the third time, for four sets at most; until then, elsewhere than on
-    a GPU, under autocast and without gradients the loss is called as it is. So is one that reads a tensor's
-    value on the CPU (``item``, data-dependent shapes, experts): it can't be recorded. Dropout draws new
-    numbers at every call.
+    a GPU, under autocast to float16 and without gradients the loss is called as it is. So is one that reads a
+    tensor's value on the CPU (``item``, data-dependent shapes, experts): it can't be recorded. Dropout draws
+    new numbers at every call.
 
     Args:
         loss: A module in training mode whose ``forward`` takes tensors alone, none of which wants a gradient,
@@ -37,14 +37,16 @@ class GraphedLoss:
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         """The loss, a scalar that can be differentiated once."""
-        if not inputs[0].is_cuda or not torch.is_grad_enabled() or torch.is_autocast_enabled("cuda"):
+        autocast = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else None
+        # gradients of float16 want their scale before they are computed, and a graph has computed them
+        if not inputs[0].is_cuda or not torch.is_grad_enabled() or autocast == torch.float16:
             return self.loss(*inputs)
-        key = tuple((one.shape, one.dtype, one.device) for one in inputs)
+        key = (autocast, *((one.shape, one.dtype, one.device) for one in inputs))
         if key not in self._graphs:
             self._seen[key] += 1
             if self._seen[key] < _RECORD_AT or len(self._graphs) >= _MOST_GRAPHS:
                 return self.loss(*inputs)
-            self._graphs[key] = None if self._waits(inputs) else _Recording(self.loss, inputs)
+            self._graphs[key] = None if self._waits(inputs) else _Recording(self.loss, inputs, autocast)
         recording = self._graphs[key]
         if recording is None:
             return self.loss(*inputs)
@@ -59,7 +61,7 @@ class GraphedLoss:
 class _Recording:
     """A loss and its gradients as one graph that reads its inputs, and writes its results, in place."""
 
-    def __init__(self, loss: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    def __init__(self, loss: nn.Module, inputs: tuple[Tensor, ...], autocast: torch.dtype | None) -> None:
         # A twin in the same memory: autograd's nodes of the original's parameters belong to another stream,
         # which a capture may not touch.
         twin = copy.deepcopy(loss)
@@ -69,8 +71,11 @@ class _Recording:
         self.inputs = tuple(one.detach().clone() for one in inputs)
 
         def run() -> tuple[Tensor, tuple[Tensor | None, ...]]:
-            value = twin(*self.inputs)
-            return value.detach(), torch.autograd.grad(value, parameters, allow_unused=True)
+            # every replay casts the weights as they are then: none of a cache
+            with torch.autocast("cuda", autocast, enabled=autocast is not None, cache_enabled=False):
+                value = twin(*self.inputs)
+            with torch.autocast("cuda", enabled=False):
+                return value.detach(), torch.autograd.grad(value, parameters, allow_unused=True)
 
         self.graph, (self.value, self.gradients) = record(run)
 

@@ -196,10 +196,12 @@ class MoleculeInputs:
                 continue
         return [self.written(place, way)]  # an atom or bond that the pattern doesn't know: one unknown token
 
-    def batch(self, places: Sequence[int], ways: Sequence[int] | None = None) -> Batch:
+    def batch(
+        self, places: Sequence[int], ways: Sequence[int] | None = None, *, length_multiple: int = 1
+    ) -> Batch:
         """Molecules by their places, each written in the way given (canonical by default).
 
-        Ids are padded to the longest of them.
+        Ids are padded to the longest of them, or to the next multiple.
         """
         rows = list(places)
         keys = list(zip(rows, ways or [0] * len(rows), strict=True))
@@ -208,7 +210,8 @@ class MoleculeInputs:
         else:
             made = [np.array([START], np.int16)] * len(rows)
         lengths = [len(one) for one in made]
-        ids = np.full((len(rows), max(lengths, default=0)), PAD, dtype=np.int64)
+        width = -(-max(lengths, default=0) // length_multiple) * length_multiple
+        ids = np.full((len(rows), width), PAD, dtype=np.int64)
         for row, one in zip(ids, made, strict=True):
             row[: len(one)] = one
         graph: GraphBatch | None = None

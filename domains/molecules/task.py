@@ -15,14 +15,16 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from mambakit.core.adapters.vocabulary import N_SPECIAL, UNK_ID
 from mambakit.core.auxiliary import auxiliary_loss
 from mambakit.core.heads import fill_missing, masked_mean
-from mambakit.core.training import MemberTraining, TrainConfig
+from mambakit.core.training import GraphedLoss, MemberTraining, TrainConfig
 from mambakit.core.training.optim import configure_optimizer
 from mambakit.domains.molecules.config import LossConfig
+from mambakit.domains.molecules.graph import GraphBatch
 from mambakit.domains.molecules.inputs import MoleculeInputs
-from mambakit.domains.molecules.model import Network, Output, PropertyModel
+from mambakit.domains.molecules.model import Batch, Network, Output, PropertyModel
 
 # Batches that are sorted together: the more, the less padding, and the less chance in who is with whom.
 _STRETCH = 8
+_LENGTH_MULTIPLE = 32
 
 
 class MemberBatches(Sampler[list[tuple[int, ...]]]):
@@ -70,6 +72,47 @@ class _Places(Dataset[Tensor]):
         return torch.tensor(places)
 
 
+class MemberLoss(nn.Module):
+    """What one member is trained on: its losses where labels are known, and what its layers ask for besides.
+
+    Args:
+        member: The network.
+        interval_weight: Of the interval's loss.
+    """
+
+    def __init__(self, member: Network, interval_weight: float) -> None:
+        super().__init__()
+        self.member = member
+        self.interval_weight = interval_weight
+
+    def forward(
+        self,
+        ids: Tensor,
+        lengths: Tensor,
+        descriptors: Tensor,
+        ecfp: Tensor,
+        target: Tensor,
+        is_class: Tensor,
+        graph: GraphBatch | None = None,
+    ) -> Tensor:
+        """A scalar.
+
+        Args:
+            ids, lengths, descriptors, ecfp, graph: See ``Batch``; descriptors are scaled.
+            target: Labels, ``(batch, n_tasks)``; NaN where unknown.
+            is_class: Which tasks are classifications, ``(n_tasks,)`` bool.
+        """
+        value, said = self.member(Batch(ids, lengths, descriptors, ecfp, graph), descriptors)
+        there = ~target.isnan()
+        loss = masked_mean(losses_of(value, target, is_class), there)
+        interval = self.member.interval
+        if said is not None and interval is not None:
+            counts = there & ~is_class
+            of_interval = interval.losses(said, fill_missing(target, counts)).mean(-1)
+            loss = loss + self.interval_weight * masked_mean(of_interval, counts)
+        return loss + auxiliary_loss(self.member)
+
+
 class PropertyTask(MemberTraining, pl.LightningModule):
     """Trains a ``PropertyModel``.
 
@@ -104,41 +147,37 @@ class PropertyTask(MemberTraining, pl.LightningModule):
         kinds = [task.kind == "classification" for task in model.config.tasks]
         self.is_class: Tensor
         self.register_buffer("is_class", torch.tensor(kinds), persistent=False)
+        self._losses = [MemberLoss(member, loss.interval_weight) for member in model.members]
+        self._graphed = [GraphedLoss(one) for one in self._losses]
         self._said: list[tuple[Tensor, Tensor]] = []
 
     def training_step(self, places: Tensor, batch_idx: int) -> Tensor:
         """The members' losses, summed."""
-        losses = [
-            self._loss_of(member, mine.tolist())
-            for member, mine in zip(self.model.members, places.unbind(1), strict=True)
-        ]
+        losses = [self._loss_of(member, mine.tolist()) for member, mine in enumerate(places.unbind(1))]
         mean = torch.stack(losses).detach().mean()
         self.log("train/loss", mean, on_step=False, on_epoch=True, batch_size=len(places))
-        return torch.stack(losses).sum() + auxiliary_loss(self.model)
+        return torch.stack(losses).sum()
 
-    def _loss_of(self, member: Network, places: list[int]) -> Tensor:
+    def _loss_of(self, member: int, places: list[int]) -> Tensor:
         config = self.loss_config
         n_ways = self._inputs.ways
         ways = torch.zeros(len(places), dtype=torch.int64)
         if n_ways > 1:
             ways = torch.randint(1, n_ways, (len(places),)) * (torch.rand(len(places)) < config.random_smiles)
-        batch = self._inputs.batch(places, ways.tolist()).to(self.device)
+        # of a few lengths, so that a GPU's work on them can be recorded
+        multiple = _LENGTH_MULTIPLE if self.device.type == "cuda" else 1
+        batch = self._inputs.batch(places, ways.tolist(), length_multiple=multiple).to(self.device)
         hidden = (torch.rand(batch.ids.shape, device=self.device) < config.hidden_tokens) & (
             batch.ids >= N_SPECIAL
         )
-        batch = batch._replace(ids=batch.ids.masked_fill(hidden, UNK_ID))
-        descriptors = self.model.scaler(batch.descriptors)
+        ids = batch.ids.masked_fill(hidden, UNK_ID)
+        descriptors = self.model.scaler(batch.descriptors).to(self.device)
         if config.feature_noise:
             descriptors = descriptors + config.feature_noise * torch.randn_like(descriptors)
-        value, said = member(batch, descriptors)
-        target = self.labels[places]
-        there = ~target.isnan()
-        loss = masked_mean(losses_of(value, target, self.is_class), there)
-        if said is not None and member.interval is not None:
-            counts = there & ~self.is_class
-            of_interval = member.interval.losses(said, fill_missing(target, counts)).mean(-1)
-            loss = loss + config.interval_weight * masked_mean(of_interval, counts)
-        return loss
+        inputs = (ids, batch.lengths, descriptors, batch.ecfp, self.labels[places], self.is_class)
+        if batch.graph is not None:
+            return self._losses[member](*inputs, batch.graph)
+        return self._graphed[member](*inputs)
 
     def validation_step(self, places: Tensor, batch_idx: int) -> None:
         """What is said of the validation molecules."""

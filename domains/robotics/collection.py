@@ -8,7 +8,9 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +24,7 @@ from mambakit.domains.robotics.environments import make, record_of
 from mambakit.domains.robotics.episodes import EnvironmentRecord, Episode, Episodes
 from mambakit.domains.robotics.experts.ars import ArsConfig, Search, preset, search
 from mambakit.domains.robotics.experts.scripted import instruction_of, scripted
+from mambakit.domains.robotics.experts.workers import Workers
 from mambakit.domains.robotics.folder_files import read_episode, write_episode
 from mambakit.domains.robotics.lerobot_files import write_lerobot
 from mambakit.domains.robotics.minari_files import Format, write_minari
@@ -69,6 +72,7 @@ def find_cast(
     ars: ArsConfig | None = None,
     tell: Callable[[Search], None] | None = None,
     cache: Path | None = None,
+    workers: int = 1,
 ) -> Cast:
     """Who can act in the environment: a scripted policy, else one searched for (kept for the next call).
 
@@ -76,8 +80,12 @@ def find_cast(
         ars: How to search; by default what suits the environment. Given, it wins over a scripted policy.
         tell: Called as the search gets on.
         cache: Folder of searches; by default ``experts`` in mambakit's cache.
+        workers: Processes that a search is shared out to; its result is the same with any number.
     """
-    env = make(config.environment_id, kwargs=config.kwargs, wrappers=config.wrappers)
+    if workers < 1:
+        raise UsageError(f"workers: expected 1 or more, got {workers}")
+    maker = partial(make, config.environment_id, kwargs=dict(config.kwargs), wrappers=config.wrappers)
+    env = maker()
     try:
         record = record_of(env, config.environment_id, config.kwargs)
         if config.level == "random":
@@ -87,7 +95,10 @@ def find_cast(
             return Cast(record.action_space, expert=known)
         settings = ars or preset(config.environment_id)
         path = (cache or cache_folder() / "robotics" / "experts") / _search_name(config, record, settings)
-        found = search(env, config.environment_id, record.action_space, settings, path, tell)
+        with Workers(maker, workers) if workers > 1 else nullcontext() as elsewhere:
+            found = search(
+                env, config.environment_id, record.action_space, settings, path, tell, roll_out=elsewhere
+            )
         return Cast(record.action_space, search=found)
     finally:
         env.close()

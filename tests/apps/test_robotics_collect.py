@@ -53,6 +53,7 @@ def test_collect_searches_where_nothing_is_scripted(
     assert "search for an expert" not in capsys.readouterr().err, "kept from the first call"
 
 
+@pytest.mark.slow
 def test_a_killed_collect_goes_on(tmp_path: Path) -> None:
     """SIGKILL in the midst; the same call then finishes with the episodes that were there."""
     words = ["robotics", "collect", "--env", "Reacher-v5", "--level", "random"]

@@ -60,6 +60,23 @@ def test_records_the_shapes_that_come_often_and_draws_new_dropout() -> None:
     assert len(graphed._graphs) == 1
 
 
+@pytest.mark.gpu
+def test_under_autocast_a_replay_reads_the_weights_of_the_moment() -> None:
+    loss, x = _Loss().cuda(), torch.randn(64, 3, device="cuda")
+    graphed = GraphedLoss(loss)
+    for _ in range(6):
+        with torch.autocast("cuda", torch.bfloat16):
+            got, want = graphed(x, x.sum(1)), loss(x, x.sum(1))
+        torch.testing.assert_close(got, want, rtol=1e-2, atol=1e-3)
+        gradients = [torch.autograd.grad(one, list(loss.parameters())) for one in (got, want)]
+        for mine, plain in zip(*gradients, strict=True):
+            torch.testing.assert_close(mine, plain, rtol=2e-2, atol=1e-2)
+        with torch.no_grad():
+            for parameter in loss.parameters():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    assert [one is not None for one in graphed._graphs.values()] == [True]
+
+
 class _Experts(nn.Module):
     def __init__(self) -> None:
         super().__init__()

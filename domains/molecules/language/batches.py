@@ -13,6 +13,7 @@ from mambakit.domains.molecules.language.corpus import rewritten
 from mambakit.domains.molecules.tokenizer import SmilesTokenizer
 
 _SEEDS = 2**31 - 1
+_MANY_ROWS, _ROW_MULTIPLE = 64, 8
 
 
 class PackedMolecules(Dataset[TokenBatch]):
@@ -42,7 +43,10 @@ class PackedMolecules(Dataset[TokenBatch]):
 
     def __getitems__(self, items: Sequence[tuple[int, int]]) -> TokenBatch:
         tokens = [self._tokens(number, seed) for number, seed in items]
-        return pack_batch(tokens, max(self.row_length, max(len(one) for one in tokens)))
+        lengths = [len(one) for one in tokens]
+        # large batches are of a few shapes, so that a GPU's work on them can be recorded
+        multiple = _ROW_MULTIPLE if sum(lengths) > _MANY_ROWS * self.row_length else 1
+        return pack_batch(tokens, max(self.row_length, *lengths), row_multiple=multiple)
 
     def loader(self, batch_size: int, *, shuffle: bool, num_workers: int = 0) -> DataLoader[TokenBatch]:
         """Batches of so many molecules; shuffled ones are drawn and written anew each epoch, others kept.

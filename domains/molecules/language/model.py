@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mambakit.core.adapters import TokenBatch, pad_batch
+from mambakit.core.adapters import pad_batch
 from mambakit.core.adapters.vocabulary import N_SPECIAL
 from mambakit.core.generation import AllowedIds
 from mambakit.core.language_model import LanguageModel, LanguageModelConfig
@@ -55,7 +55,7 @@ class MoleculeModel(LanguageModel):
         """
         batch = pad_batch([self.tokenizer.encode(one) for one in smiles]).to(self.embedding.weight.device)
         logits, _ = self(batch.values, lengths=batch.lengths)
-        losses, _ = token_losses(logits, batch)
+        losses, _ = token_losses(logits, batch.values)
         return -losses.sum(1)
 
     def symbols_only(self) -> AllowedIds:
@@ -90,19 +90,20 @@ class MoleculeModel(LanguageModel):
         return larger
 
 
-def token_losses(logits: Tensor, batch: TokenBatch) -> tuple[Tensor, Tensor]:
+def token_losses(logits: Tensor, values: Tensor, seq_idx: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Nats of each token given those before it in its molecule, and where there is one to foretell.
 
     Args:
         logits: ``(rows, length, n_ids)`` of the batch.
-        batch: Padded or packed molecules.
+        values: Its ids, ``(rows, length)``.
+        seq_idx: Which molecule each is of, in packed rows.
 
     Returns:
         ``(rows, length - 1)`` losses, zero where nothing is foretold, and the bool mask of the same shape.
     """
-    target = batch.values[:, 1:]
+    target = values[:, 1:]
     there = target != PAD
-    if batch.seq_idx is not None:
-        there = there & (batch.seq_idx[:, 1:] == batch.seq_idx[:, :-1])
+    if seq_idx is not None:
+        there = there & (seq_idx[:, 1:] == seq_idx[:, :-1])
     losses = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), target.flatten(), reduction="none")
     return torch.where(there, losses.view_as(target), 0.0), there

@@ -65,7 +65,7 @@ def train_language_model(
             model, train_config, n_samples=n_validation_samples, max_length=corpus_config.max_length
         ),
         train.loader(train_config.batch_size, shuffle=True, num_workers=workers),
-        [one.loader(train_config.batch_size, shuffle=False, num_workers=workers) for one in validation],
+        [one.loader(train_config.batch_size, shuffle=False) for one in validation],
         train_config,
         run,
     )

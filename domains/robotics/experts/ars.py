@@ -11,10 +11,10 @@ import dataclasses
 import json
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -124,6 +124,18 @@ class Search:
         return iteration, found
 
 
+class Try(NamedTuple):
+    """An episode to be rolled out."""
+
+    policy: LinearPolicy
+    seed: int
+    bonus: float = 0.0
+    """Taken off the reward of every step."""
+
+
+Earned = tuple[float, "NDArray[np.float32]"]
+
+
 def search(
     env: gymnasium.Env[Any, Any],
     environment_id: str,
@@ -133,6 +145,7 @@ def search(
     tell: Callable[[Search], None] | None = None,
     *,
     save_every_s: float = 20.0,
+    roll_out: Callable[[Sequence[Try]], list[Earned]] | None = None,
 ) -> Search:
     """Searches for a policy, from where the file at ``path`` stands.
 
@@ -140,6 +153,7 @@ def search(
         env: Made by ``environments.make``: its observations are dictionaries with ``state``.
         path: Where the search is kept (.npz), every ``save_every_s`` and at the end; None: nowhere.
         tell: Called after each evaluation.
+        roll_out: Rolls out episodes elsewhere, such as ``Workers``; None: here, one by one.
 
     Raises:
         UsageError: If there is no state to be linear in, or the file is of another search.
@@ -156,10 +170,11 @@ def search(
         config, environment_id, action_space, np.zeros((outputs, width)), RunningMoments.nothing(width)
     )
     saved_at = time.monotonic()
+    roll_out = roll_out or (lambda tries: [run_episode(env, one.policy.act, *one[1:]) for one in tries])
     while not state.done:
-        _iterate(env, state)
+        _iterate(state, roll_out)
         if (len(state.history) - 1) % config.evaluate_every == 0 or state.done:
-            _evaluate(env, state)
+            _evaluate(state, roll_out)
             if tell is not None:
                 tell(state)
         if path is not None and (state.done or time.monotonic() - saved_at >= save_every_s):
@@ -182,20 +197,22 @@ def run_episode(
     return total, np.stack(states)
 
 
-def _iterate(env: gymnasium.Env[Any, Any], state: Search) -> None:
+def _iterate(state: Search, roll_out: Callable[[Sequence[Try]], list[Earned]]) -> None:
     config, iteration = state.config, len(state.history)
     state.history.append((state.weights.copy(), state.moments.mean.copy(), state.moments.deviation))
     state.steps_at.append(state.steps)
     changes = _directions(config, iteration, state.weights.shape)
-    earned = np.zeros((config.directions, 2))
-    for direction in range(config.directions):
-        # both signs from the same start: less of the difference is chance
-        start = _seed(config.seed, iteration, direction)
-        for side, sign in enumerate((1, -1)):
-            policy = state.tried(iteration, direction, sign)
-            earned[direction, side], states = run_episode(env, policy.act, start, config.alive_bonus)
-            state.moments.add(states)
-            state.steps += len(states)
+    # both signs from the same start: less of the difference is chance
+    tries = [
+        Try(state.tried(iteration, k, sign), _seed(config.seed, iteration, k), config.alive_bonus)
+        for k in range(config.directions)
+        for sign in (1, -1)
+    ]
+    rolled = roll_out(tries)
+    for _, states in rolled:
+        state.moments.add(states)
+        state.steps += len(states)
+    earned = np.array([total for total, _ in rolled]).reshape(config.directions, 2)
     best = np.argsort(-earned.max(axis=1), kind="stable")[: config.top]
     deviation = earned[best].std()
     if deviation > 1e-12:
@@ -203,13 +220,11 @@ def _iterate(env: gymnasium.Env[Any, Any], state: Search) -> None:
         state.weights = state.weights + config.learning_rate / (config.top * deviation) * step
 
 
-def _evaluate(env: gymnasium.Env[Any, Any], state: Search) -> None:
+def _evaluate(state: Search, roll_out: Callable[[Sequence[Try]], list[Earned]]) -> None:
     iteration = len(state.history) - 1
     policy = state.policy(iteration)
-    earned = [
-        run_episode(env, policy.act, _EVALUATION_SEED + place)[0]
-        for place in range(state.config.evaluation_episodes)
-    ]
+    tries = [Try(policy, _EVALUATION_SEED + place) for place in range(state.config.evaluation_episodes)]
+    earned = [total for total, _ in roll_out(tries)]
     state.evaluated.append((iteration, float(np.mean(earned)), float(np.std(earned))))
 
 

@@ -81,7 +81,10 @@ def test_the_loss_of_rewritten_molecules_is_told_and_chooses_nothing(trained):
     assert sorted(map(Chem.CanonSmiles, texts)) == sorted(corpus().validation)
     assert set(texts) != set(corpus().validation)
     with torch.no_grad():
-        parts = [token_losses(model(one.values, seq_idx=one.seq_idx)[0], one) for one in batches]
+        parts = [
+            token_losses(model(one.values, seq_idx=one.seq_idx)[0], one.values, one.seq_idx)
+            for one in batches
+        ]
     wanted = sum(losses.sum() for losses, _ in parts) / sum(there.sum() for _, there in parts)
     assert best["val/loss_randomized"] == pytest.approx(float(wanted), rel=1e-4)
     assert best["val/loss_randomized"] != pytest.approx(best["val/loss"], rel=1e-3)
@@ -211,7 +214,7 @@ def test_packed_molecules_are_scored_as_each_alone():
         [(i, 0) for i in range(9)]
     )
     assert batch.values.shape[0] < 9
-    losses, there = token_losses(model(batch.values, seq_idx=batch.seq_idx)[0], batch)
+    losses, there = token_losses(model(batch.values, seq_idx=batch.seq_idx)[0], batch.values, batch.seq_idx)
     assert int(there.sum()) == sum(len(corpus().tokenizer.encode(one)) - 1 for one in smiles)
     assert losses.sum().item() == pytest.approx(-model.log_likelihoods(smiles).sum().item(), rel=1e-4)
 

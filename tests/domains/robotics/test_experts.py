@@ -115,6 +115,19 @@ def test_a_killed_search_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
         found(path)
 
 
+def test_workers_find_the_same() -> None:
+    from functools import partial
+
+    from mambakit.domains.robotics.experts.workers import Workers
+
+    config = dataclasses.replace(SMALL, steps=3_000)
+    with Workers(partial(make, "CartPole-v1"), 2) as roll_out:
+        shared = found(config=config, roll_out=roll_out)
+    alone = found(config=config)
+    assert np.array_equal(shared.weights, alone.weights)
+    assert shared.evaluated == alone.evaluated
+
+
 def test_scripts_solve_their_tasks() -> None:
     env = make("Reacher-v5")
     earned = [run_episode(env, reacher, seed)[0] for seed in range(20)]

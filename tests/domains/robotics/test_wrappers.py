@@ -68,9 +68,9 @@ def test_noise_has_its_deviation_and_follows_the_seed() -> None:
         return a - b
 
     assert np.array_equal(seen(3), seen(3))
-    noise = np.concatenate([seen(seed) for seed in range(60)])
-    assert noise.std() == pytest.approx(0.1, rel=0.15)
-    assert abs(noise.mean()) < 0.02
+    noise = np.concatenate([seen(seed) for seed in range(30)])
+    assert noise.std() == pytest.approx(0.1, rel=0.2)
+    assert abs(noise.mean()) < 0.03
 
 
 def test_mass_and_friction_are_factors() -> None:
