@@ -288,7 +288,7 @@ def measure(
             instruction=instruction,
             deterministic=deterministic,
         )
-        name = {"run": run, "policy": policy.config.policy.kind, "weights": weights}
+        name: dict[str, Any] = {"run": run, "policy": policy.config.policy.kind, "weights": weights}
         name |= {"target_return": chosen.value}
         row = {**name, **summary([rollouts], environment_id)}
         found.append(Measured(weights, chosen, rollouts, row))
