@@ -24,6 +24,7 @@ def evaluate(
     env: str | None = None,
     env_options: list[str] = [],  # noqa: B006  (not changed)
     data: str | None = None,
+    also: list[Path] = [],  # noqa: B006  (not changed)
     episodes: int = 50,
     weights: Weights = "both",
     target_return: float | None = None,
@@ -53,8 +54,10 @@ def evaluate(
         env_options: Arguments of the environment as name=value, over those of the training's data.
         data: Measure the actions' error on these episodes instead: a card's name or a path, all of which is
             measured; or held-out, the test part of the training's data.
+        also: Further models, measured alike: those of one kind, trained from other seeds, are summed up
+            together with an interval over episodes within runs.
         episodes: How many, of the seeds from --seed on.
-        weights: best of the validation loss, last, or both.
+        weights: best on the validation episodes, last, or both.
         target_return: What a policy that is told it is asked for; by default chosen on validation seeds,
             apart from those that are measured, and kept in the model's folder for rollouts.
         validation_seeds: Episodes to choose it by, for each that is tried.
@@ -76,6 +79,7 @@ def evaluate(
     Examples:
         mambakit robotics evaluate --model runs/hopper --env Hopper-v5 --episodes 50 --json
         mambakit robotics evaluate --model runs/hopper --episodes 20 --friction 0.7 --plot returns.png
+        mambakit robotics evaluate --model runs/seed0 --also runs/seed1 runs/seed2 --weights best
         mambakit robotics evaluate --model runs/reach --env-options pairs=unseen
         mambakit robotics evaluate --model runs/widowx --data held-out
     """
@@ -84,13 +88,14 @@ def evaluate(
     from mambakit.domains.robotics.saved import load_spec
 
     check_suffix("plot", plot, (".png", ".pdf", ".svg"))
-    found = policies_in(model)
-    if weights != "both":
-        if weights not in found:
-            raise DataError(f"{model}: has no {weights} weights; it has {', '.join(found)}")
-        found = {weights: found[weights]}
     place = resolve_device("cpu" if device == "auto" else device)
-    found = {name: one.to(place) for name, one in found.items()}
+    runs: dict[Path, dict[str, Any]] = {}
+    for folder in (model, *also):
+        found = policies_in(folder)
+        if weights != "both" and weights not in found:
+            raise DataError(f"{folder}: has no {weights} weights; it has {', '.join(found)}")
+        runs[folder] = {name: one.to(place) for name, one in found.items() if weights in ("both", name)}
+    found = runs[model]
     config = next(iter(found.values())).config
     spec = load_spec(model)
     environment = env or config.environment.get("id")
@@ -101,7 +106,7 @@ def evaluate(
         return
 
     from mambakit.domains.robotics import plots
-    from mambakit.domains.robotics.evaluation import as_json, measure
+    from mambakit.domains.robotics.evaluation import Measured, as_json, measure, pooled
     from mambakit.domains.robotics.saved import save_target
 
     changes = {} if spec is None else dict(spec.wrappers)
@@ -115,24 +120,29 @@ def evaluate(
     changes = {name: value for name, value in changes.items() if value}
     changes |= {name: value for name, value in (("mass", mass), ("friction", friction)) if value != 1.0}
     maker, said = maker_of(environment, config, changes, env_options)
-    measured = measure(
-        found,
-        maker,
-        environment,
-        range(seed, seed + episodes),
-        n_envs=n_envs,
-        target_return=target_return,
-        validation_seeds=validation_seeds,
-        instruction=instruction or said,
-        deterministic=not stochastic,
-    )
+    measured: list[Measured] = []
+    for folder, policies in runs.items():
+        measured += measure(
+            policies,
+            maker,
+            environment,
+            range(seed, seed + episodes),
+            run=str(folder),
+            n_envs=n_envs,
+            target_return=target_return,
+            validation_seeds=validation_seeds,
+            instruction=instruction or said,
+            deterministic=not stochastic,
+        )
     chosen = measured[0].target
     if chosen.tried and chosen.value is not None and not changes.keys() & {"mass", "friction"}:
         save_target(model, environment, chosen.value)
         print(f"target return {chosen.value:g} is kept in {model} for rollouts", file=sys.stderr)
     if plot is not None:
         groups: dict[str, Any] = {
-            f"{one.row['policy']}, {one.weights}": one.rollouts.returns for one in measured
+            f"{one.row['policy']}, {one.weights}"
+            + (f", {one.row['run']}" if also else ""): one.rollouts.returns
+            for one in measured
         }
         returns = _returns_of_data(spec.data) if spec is not None else None
         if returns is not None:
@@ -149,19 +159,26 @@ def evaluate(
                 "trained_on": config.trained_on,
             }
             | {"best_of_data": config.best_return, "mean_of_data": config.mean_return}
-            | {"results": as_json(measured)}
+            | {"results": as_json(measured), "pooled": pooled(measured, environment)}
         )
         return
     changed = f" ({', '.join(f'{name} {value}' for name, value in changes.items())})" if changes else ""
     print(f"{environment}{changed}: seeds {seed} to {seed + episodes - 1}")
     rows = [one.row for one in measured]
-    print(format_table(rows, [name for name in _COLUMNS if any(row.get(name) is not None for row in rows)]))
+    _show(rows, ("run", *_COLUMNS) if also else _COLUMNS)
+    if together := pooled(measured, environment):
+        print("over runs (deviation: of their means)")
+        _show(together, ("runs", *_COLUMNS))
     if "score_is" in rows[0]:
         print(f"score: {rows[0]['score_is']}")
     if config.best_return is not None:
         print(f"the data it learned from: mean {config.mean_return:.1f}, best {config.best_return:.1f}")
     step = measured[0].rollouts.deadlines
     print(f"a step of {step.n_envs} robots: {step.p50_ms:.3f} ms (half), {step.p99_ms:.3f} ms (99 in 100)")
+
+
+def _show(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> None:
+    print(format_table(rows, [name for name in columns if any(row.get(name) is not None for row in rows)]))
 
 
 def maker_of(

@@ -42,7 +42,7 @@ def rollout(
         plot: PNG, PDF or SVG of the return and the actions over time.
         export: Writes the step as a program that runs without mambakit, .pt2 (torch.export) or .onnx; no
             environment is needed for that.
-        weights: best of the validation loss, or last.
+        weights: best on the validation episodes, or last.
         target_return: What a policy that is told it is asked for; by default what an evaluation chose, else
             a high return of its data.
         instruction: In words, for a policy that is told one.

@@ -44,7 +44,7 @@ def train(
     """Trains a policy on recorded episodes.
 
     The output folder holds the run (config, metrics, checkpoints, pictures, report.html), the policy with
-    the weights of the least validation loss, and in the folder last the one with the weights of the end.
+    the weights that were best on validation episodes, and in the folder last the one with those of the end.
 
     Args:
         data: A card's name (`mambakit data list`), a Minari data set (its id or folder, HDF5 or Arrow), a
@@ -115,7 +115,7 @@ def train(
         save_spec(run.path, spec)
         size = sum(one.numel() for one in made.parameters())
         rows.append(
-            {"policy": kind, **action_error(made, parts.test), "validation_loss": result.best_score}
+            {"policy": kind, **action_error(made, parts.test), "validation": result.best_score}
             | {"parameters": size, "seconds": round(result.seconds, 1)}
         )
         if ours is None:

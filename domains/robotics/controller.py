@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from mambakit.core.errors import DataError, UsageError
 from mambakit.core.state import State
 from mambakit.domains.robotics.deadlines import CONTROL_HZ, DeadlineReport, deadline_report
 from mambakit.domains.robotics.fast_step import FastStep
+from mambakit.domains.robotics.memory import Memory, Snapshot
 from mambakit.domains.robotics.policy.chunks import weighted
 from mambakit.domains.robotics.policy.model import Policy
 from mambakit.domains.robotics.policy.seen import Seen
@@ -26,38 +27,6 @@ Observations = Mapping[str, ArrayLike] | ArrayLike
 
 _TIMED = 100_000
 _WARM_UP = 10
-
-
-@dataclass(frozen=True, eq=False)
-class Snapshot:
-    """All that a controller remembers; it does not change when the controller goes on."""
-
-    state: State
-    """``(n_envs, ...)`` tensors; ``state.save`` writes them to a file."""
-    generator: Tensor
-    """Of the random numbers."""
-
-
-@dataclass(frozen=True, eq=False)
-class _Memory:
-    """What is carried from step to step, ``n_envs`` rows each."""
-
-    layers: State
-    previous: Tensor
-    """The action before, as the policy is told it."""
-    began: Tensor
-    """Whether the next step is the first."""
-    to_go: Tensor
-    """The return to go."""
-    said: Tensor
-    """``(n_envs, chunk, chunk, width)``: the chunks of the last steps, the newest first."""
-    age: Tensor
-    """Steps since the reset."""
-    told: Tensor
-    """The instruction's embedding."""
-
-    def state(self) -> State:
-        return State.of(**{name: getattr(self, name) for name in self.__dataclass_fields__})
 
 
 class Controller:
@@ -111,7 +80,7 @@ class Controller:
         self.reset()
 
     @torch.no_grad()
-    def _fresh(self, n: int) -> _Memory:
+    def _fresh(self, n: int) -> Memory:
         policy, device, dtype = self._config.policy, self.device, self.dtype
         width = self._spaces.action_width
         if self._spaces.discrete:
@@ -119,7 +88,7 @@ class Controller:
         else:
             previous = torch.zeros(n, width, device=device, dtype=dtype)
         ensemble = policy.chunk if policy.ensemble is not None else 1
-        return _Memory(
+        return Memory(
             layers=self.policy.init_state(n, self.device, self.dtype).clone(),
             previous=previous,
             began=torch.ones(n, dtype=torch.bool, device=self.device),
@@ -182,7 +151,7 @@ class Controller:
     def _keep(self, state: State) -> None:
         """Take a state over; into the same memory where a graph reads it."""
         if self._graph is None:
-            self._memory = _Memory(**dict(state.items()))  # type: ignore[arg-type]
+            self._memory = Memory(**dict(state.items()))  # type: ignore[arg-type]
         else:
             for (_, own), (_, new) in zip(self._memory.state().tensors(), state.tensors(), strict=True):
                 own.copy_(new)
@@ -267,12 +236,12 @@ class Controller:
 
     def _advance(
         self,
-        memory: _Memory,
+        memory: Memory,
         state: Tensor | None,
         goal: Tensor | None,
         image: Tensor | None,
         earned: Tensor | None,
-    ) -> tuple[Tensor, _Memory]:
+    ) -> tuple[Tensor, Memory]:
         to_go = memory.to_go
         if earned is not None:
             to_go = torch.where(memory.began, to_go, to_go - earned)
@@ -303,7 +272,7 @@ class Controller:
         else:
             point = chunk[:, 0]
         action = policy.finished(point)
-        return action, _Memory(
+        return action, Memory(
             layers=layers,
             previous=action,
             began=torch.zeros_like(memory.began),

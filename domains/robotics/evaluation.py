@@ -230,7 +230,7 @@ class Measured:
     """One policy's episodes, summed up."""
 
     weights: str
-    """``best`` (of validation loss) or ``last``."""
+    """``best`` (on validation episodes) or ``last``."""
     target: ChosenTarget
     rollouts: Rollouts
     row: dict[str, Any]
@@ -243,6 +243,7 @@ def measure(
     environment_id: str,
     seeds: Sequence[int],
     *,
+    run: str = "",
     n_envs: int = 8,
     target_return: float | None = None,
     validation_seeds: int = 5,
@@ -256,6 +257,7 @@ def measure(
         maker: Makes an environment.
         environment_id: For the references of scores.
         seeds: Of the episodes that are measured.
+        run: Name of the run, for tables.
         n_envs: Robots at once.
         target_return: For policies that are told it; by default chosen for each on validation seeds.
         validation_seeds: How many of those.
@@ -286,32 +288,50 @@ def measure(
             instruction=instruction,
             deterministic=deterministic,
         )
-        name = {"policy": policy.config.policy.kind, "weights": weights, "target_return": chosen.value}
-        row = {**name, **summary(rollouts, environment_id)}
+        name: dict[str, Any] = {"run": run, "policy": policy.config.policy.kind, "weights": weights}
+        name |= {"target_return": chosen.value}
+        row = {**name, **summary([rollouts], environment_id)}
         found.append(Measured(weights, chosen, rollouts, row))
     return found
 
 
-def summary(rollouts: Rollouts, environment_id: str) -> dict[str, Any]:
-    """Mean, deviation, interquartile mean with a 95% bootstrap interval over episodes, score, success."""
-    returns = rollouts.returns
-    low, high = bootstrap_interval([returns])
+def summary(runs: Sequence[Rollouts], environment_id: str) -> dict[str, Any]:
+    """Mean, deviation, interquartile mean with a 95% bootstrap interval, score and success.
+
+    Of several runs the deviation is that of their means, and the interval draws episodes within each.
+    """
+    each = [one.returns for one in runs]
+    returns = np.concatenate(each)
+    low, high = bootstrap_interval(each)
     row: dict[str, Any] = {
         "episodes": len(returns),
         "mean": float(returns.mean()),
-        "deviation": float(returns.std()),
+        "deviation": float(returns.std() if len(each) == 1 else np.std([one.mean() for one in each])),
         "iqm": interquartile_mean(returns),
         "iqm_low": low,
         "iqm_high": high,
-        "length": float(rollouts.lengths.mean()),
+        "length": float(np.concatenate([one.lengths for one in runs]).mean()),
     }
     reference = reference_of(environment_id)
     if reference is not None:
         scores = normalised_score(returns, reference.random, reference.expert)
         row |= {"score": float(scores.mean()), "score_is": score_label(environment_id)}
-    if rollouts.successes is not None:
-        row["success"] = float(rollouts.successes.mean())
+    successes = [one.successes for one in runs if one.successes is not None]
+    if successes:
+        row["success"] = float(np.concatenate(successes).mean())
     return row
+
+
+def pooled(measured: Sequence[Measured], environment_id: str) -> list[dict[str, Any]]:
+    """A row for each kind of policy and weights that several runs were measured of."""
+    groups: dict[tuple[str, str], list[Rollouts]] = {}
+    for one in measured:
+        groups.setdefault((one.row["policy"], one.weights), []).append(one.rollouts)
+    return [
+        {"runs": len(runs), "policy": policy, "weights": weights, **summary(runs, environment_id)}
+        for (policy, weights), runs in groups.items()
+        if len(runs) > 1
+    ]
 
 
 def as_json(measured: Sequence[Measured]) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -11,9 +12,10 @@ from mambakit.core.training.curves import Panel, learning_figure
 from mambakit.domains.robotics import plots
 from mambakit.domains.robotics.episodes import Episodes
 from mambakit.domains.robotics.policy.model import Policy
-from mambakit.domains.robotics.policy.training import EpisodeParts
+from mambakit.domains.robotics.policy.training import EpisodeParts, chosen_by
 
 _MOST_LEFT_OUT = 50
+_MOST_BEHAVIOURS = 8
 
 
 def write(
@@ -59,10 +61,7 @@ def write(
         "the behaviour is imitated, and not what the policy would earn: mambakit robotics evaluate does."
     )
     report.add_heading("The data")
-    by_behaviour: dict[str, list[float]] = {}
-    for one in episodes.episodes:
-        by_behaviour.setdefault(str(one.behaviour or "data"), []).append(one.total)
-    figure = plots.returns_figure(by_behaviour)
+    figure = plots.returns_figure(_by_behaviour(episodes))
     run.save_picture(figure, "data_returns")
     report.add_figure(figure, f"Returns, from {totals.min():.6g} to {totals.max():.6g}.")
     for note in episodes.notes:
@@ -83,11 +82,21 @@ def write(
     report.add_figure(figure)
     report.add_text(
         f"Stopped by: {result.stopped}, after {result.epochs} epochs and {result.steps} steps. The weights "
-        f"kept are those of the least validation loss, {result.best_score:.4f}; those of the end are in the "
+        f"kept are those of the least validation {chosen_by(policy.config)[4:].replace('_', ' ')}, "
+        f"{result.best_score:.4f}; those of the end are in the "
         f"folder last. Lengths of episodes: {_range([len(one) for one in episodes.episodes])} steps."
     )
     report.add_code(run.config_path.read_text(encoding="utf-8"))
     report.write(run.report_path)
+
+
+def _by_behaviour(episodes: Episodes) -> dict[str, list[float]]:
+    """Returns by who acted; names that differ in their last number alone are one."""
+    found: dict[str, list[float]] = {}
+    for one in episodes.episodes:
+        name = re.sub(r"[-_ ]*[0-9.]+$", "", one.behaviour or "data")
+        found.setdefault(name, []).append(one.total)
+    return found if len(found) <= _MOST_BEHAVIOURS else {"data": episodes.totals.tolist()}
 
 
 def _range(values: Sequence[int]) -> str:

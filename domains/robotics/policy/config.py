@@ -30,8 +30,8 @@ class PolicyConfig:
     last `window` control steps and MLPs, told the return to go; bc-mlp: no memory at all; iql: as bc-mlp, but
     actions count by their advantage (Kostrikov et al. 2022, arXiv:2110.06169)."""
     tokens: Tokens = "fused"
-    """fused: return to go, state and previous action are one token a control step; three: a token each (and
-    one for a picture), the state's the last."""
+    """fused: all that is told at a control step is one token; three: return to go, previous action and state
+    are a token each (and a picture another one), the state's the last."""
     head: HeadKind | None = None
     """gaussian, mixture of Gaussians, or flow for continuous actions, categorical for numbered ones; by
     default what the actions are: gaussian or categorical."""
@@ -47,13 +47,14 @@ class PolicyConfig:
     """What it is told beside states: return, goal, instruction; by default return as the kind has it, and
     goals and instructions where the data have them."""
     previous_action: bool | None = None
-    """Whether it is told its previous action; by default where it has a memory."""
+    """Whether it is told its previous action; by default with three tokens alone, one of which it is. To go
+    on as before is often a good guess of what was recorded, and a bad way to act (Schmied et al. 2024,
+    arXiv:2410.22391). It may be needed where actions take effect late."""
     advantage: float | None = None
     """How much more an action counts that was better than usual: exp(advantage * (Q - V)), as implicit
     Q-learning works them out before the training; null for none, but 3 for iql. It serves any kind."""
     action_dropout: float = 0.1
-    """Share of training steps whose previous action is hidden: copying it is a shortcut that fails when
-    the policy acts (Schmied et al. 2024, arXiv:2410.22391)."""
+    """Share of training steps whose previous action is hidden, where it is told."""
     d_model: int = 128
     """Width."""
     n_layers: int = 3
@@ -112,7 +113,7 @@ class PolicyConfig:
     @property
     def tells_action(self) -> bool:
         """Whether the policy is told its previous action."""
-        return self.kind not in MEMORYLESS if self.previous_action is None else self.previous_action
+        return self.tokens == "three" if self.previous_action is None else self.previous_action
 
     @property
     def beta(self) -> float:

@@ -96,7 +96,7 @@ def build_policy(episodes: Episodes, train: Sequence[Episode], config: PolicyCon
 def train_policy(
     episodes: Episodes, parts: EpisodeParts, run: RunFolder, config: PolicyConfig, train: TrainConfig
 ) -> tuple[Policy, FitResult]:
-    """Trains, and saves the policy with the weights of the least validation loss, and with the last ones.
+    """Trains, and saves the policy with the weights that were best on validation, and with the last ones.
 
     Args:
         episodes: All of them.
@@ -121,7 +121,7 @@ def train_policy(
     loader = training_loader(parts.train, policy, train.batch_size, n_workers, weights)
     validation = measuring_loader(parts.validation, policy, weights=validation_weights)
     task = PolicyTask(policy, train)
-    result = fit(task, loader, validation, train, run)
+    result = fit(task, loader, validation, train, run, monitor=chosen_by(policy.config))
     policy = policy.cpu().eval()
     policy.save_pretrained(run.path)
     if run.last_checkpoint is not None:
@@ -129,6 +129,15 @@ def train_policy(
         load_weights(last, run.last_checkpoint)
         last.model.save_pretrained(run.path / LAST)
     return policy, result
+
+
+def chosen_by(config: SavedPolicyConfig) -> str:
+    """The metric whose least value says which weights are best.
+
+    A Gaussian policy acts by its means, and these go on getting better where its deviations are too small
+    already; the others are judged by their loss.
+    """
+    return "val/action_error" if config.head == "gaussian" and not config.policy.beta else "val/loss"
 
 
 def policies_in(folder: Path) -> dict[str, Policy]:

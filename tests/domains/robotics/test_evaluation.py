@@ -23,6 +23,7 @@ from mambakit.domains.robotics.evaluation import (  # noqa: E402
     candidate_targets,
     choose_target,
     measure,
+    pooled,
     roll_out,
 )
 from mambakit.domains.robotics.plots import returns_figure, rollout_figure  # noqa: E402
@@ -115,6 +116,12 @@ def test_the_target_is_chosen_on_other_seeds_than_are_measured() -> None:
     assert found.row["iqm_low"] <= found.row["iqm"] <= found.row["iqm_high"]
     assert found.row["episodes"] == 4
     assert as_json([found])[0]["returns"] == found.rollouts.returns.tolist()
+    again = measure({"best": policy}, maker, "MambakitFollow-v0", range(9), target_return=0.0)
+    (both,) = pooled([found, *again], "MambakitFollow-v0")
+    assert (both["runs"], both["episodes"]) == (2, 13)
+    means = [found.row["mean"], again[0].row["mean"]]
+    assert both["mean"] == pytest.approx((4 * means[0] + 9 * means[1]) / 13)
+    assert both["deviation"] == pytest.approx(np.std(means))
     with pytest.raises(UsageError, match="choose the target return; choose another"):
         measure({"best": policy}, maker, "MambakitFollow-v0", [FIRST_VALIDATION_SEED])
 
