@@ -23,6 +23,12 @@ def _recommendation(argv: Sequence[str]) -> int:
     return main(argv)
 
 
+def _robotics(argv: Sequence[str]) -> int:
+    from mambakit.apps.robotics import main
+
+    return main(argv)
+
+
 def _speech(argv: Sequence[str]) -> int:
     from mambakit.apps.speech import main
 
@@ -50,6 +56,7 @@ def _info(argv: Sequence[str]) -> int:
 APPS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "molecules": (_molecules, "properties of molecules and their design: train, predict, evaluate"),
     "recommendation": (_recommendation, "recommend the next item: train, evaluate, recommend, update"),
+    "robotics": (_robotics, "policies that act step by step: collect, train, evaluate, rollout, record"),
     "speech": (_speech, "name what recordings hold: train, classify, evaluate"),
     "timeseries": (_timeseries, "forecast time series: train, evaluate, forecast, backtest"),
     "data": (_data, "data sets by name: list, show, fetch"),

@@ -1,0 +1,116 @@
+"""The step of a policy as a program of its own: torch.export, or ONNX.
+
+Inputs by name: ``state`` (n_envs, d), and where the policy reads them ``goal``, ``to_go`` (n_envs,),
+``previous`` (the action before), ``told`` (n_envs, d_model; ``Policy.embed.told`` of the instruction) and
+``image``; ``began`` (n_envs,) bool, True at an episode's first step; and ``memory_0``, ... . Outputs: the
+action, and the next memories in the same order, which begin as ``initial_memory`` gives them. Chunks are
+not ensembled in it: the action is the newest.
+"""
+
+from __future__ import annotations
+
+import copy
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor, nn
+
+from mambakit.core.errors import UserError
+from mambakit.domains.robotics.policy.model import Policy
+from mambakit.domains.robotics.policy.seen import Seen
+from mambakit.kernels.backend import use_backend
+
+
+class StepProgram(nn.Module):
+    """One step with the memory as plain tensors.
+
+    Args:
+        policy: Trained.
+    """
+
+    def __init__(self, policy: Policy) -> None:
+        super().__init__()
+        self.policy = policy
+        _, self.layout = pytree.tree_flatten(policy.init_state(1))
+
+    def forward(self, inputs: dict[str, Tensor], memory: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """The action in the environment's own units, and the next memory."""
+        told = inputs.get("told")
+        seen = Seen(**{name: value for name, value in inputs.items() if name != "told"})
+        state = pytree.tree_unflatten(memory, self.layout)
+        output, state = self.policy.step(seen, state, told)
+        action = self.policy.finished(self.policy.head.point(output)[:, 0])
+        return action, pytree.tree_leaves(state)
+
+
+def initial_memory(policy: Policy, n_envs: int = 1) -> list[Tensor]:
+    """The memory before an episode's first step."""
+    return [leaf.detach().clone() for leaf in pytree.tree_leaves(policy.init_state(n_envs))]
+
+
+def example_inputs(policy: Policy, n_envs: int = 1) -> dict[str, Tensor]:
+    """Inputs of the right names, shapes and types."""
+    spaces, embed = policy.config.spaces, policy.embed
+    inputs: dict[str, Tensor] = {"began": torch.ones(n_envs, dtype=torch.bool)}
+    if embed.tells_action:
+        inputs["previous"] = (
+            torch.zeros(n_envs, dtype=torch.int64)
+            if spaces.discrete
+            else torch.zeros(n_envs, spaces.action_dim)
+        )
+    if spaces.state_dim:
+        inputs["state"] = torch.zeros(n_envs, spaces.state_dim)
+    if embed.tells_goal:
+        inputs["goal"] = torch.zeros(n_envs, spaces.goal_dim)
+    if embed.tells_return:
+        inputs["to_go"] = torch.zeros(n_envs)
+    if spaces.image is not None:
+        inputs["image"] = torch.zeros(n_envs, *spaces.image, 3, dtype=torch.uint8)
+    if embed.words is not None:
+        inputs["told"] = torch.zeros(n_envs, policy.config.policy.d_model)
+    return inputs
+
+
+def export_step(policy: Policy, path: Path, n_envs: int = 1) -> str:
+    """Writes the step as a program that runs without this package.
+
+    Args:
+        policy: Trained; on the CPU.
+        path: ``.pt2`` for ``torch.export.load``, ``.onnx`` for any ONNX runtime.
+        n_envs: Robots a step.
+
+    Returns:
+        A few words on what was written.
+
+    Raises:
+        UserError: If ONNX is asked for and its packages are not installed.
+    """
+    is_onnx = path.suffix.lower() == ".onnx"
+    missing = [name for name in ("onnx", "onnxscript") if is_onnx and find_spec(name) is None]
+    if missing:
+        raise UserError(
+            f"export: {path.name} needs {' and '.join(missing)}, not installed here; "
+            "pip install onnx onnxscript, or export a .pt2 file"
+        )
+    program = exported(policy, n_envs)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.stem}.part{path.suffix}")
+    if is_onnx:
+        torch.onnx.export(program, (), partial, dynamo=True)
+    else:
+        torch.export.save(program, partial)
+    partial.replace(path)
+    kind = "ONNX" if is_onnx else "torch.export"
+    return f"{kind}, {n_envs} robot{'s' if n_envs > 1 else ''}, {path.stat().st_size / 1024:.0f} KiB"
+
+
+def exported(policy: Policy, n_envs: int = 1) -> torch.export.ExportedProgram:
+    """The step as torch's own operations."""
+    step = StepProgram(copy.deepcopy(policy).cpu().eval().requires_grad_(False))
+    arguments: tuple[Any, ...] = (example_inputs(policy, n_envs), initial_memory(step.policy, n_envs))
+    # our compiled operations would tie the program to this package
+    with use_backend("reference"), torch.no_grad():
+        return torch.export.export(step, arguments, strict=False)

@@ -1,0 +1,90 @@
+"""The robotics commands as typed: train, evaluate, rollout."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("gymnasium")
+pytest.importorskip("mujoco")
+
+from mambakit.apps.robotics import main
+from mambakit.domains.robotics.episodes import Episodes
+from mambakit.domains.robotics.policy.testing import made_episodes
+
+QUICK = [
+    *("--model.d_model", "16", "--model.n_layers", "1", "--model.d_state", "8", "--model.head_dim", "8"),
+    *("--train.max_steps", "8", "--train.validate_every", "4", "--train.max_epochs", "1"),
+]
+
+
+def run(capsys: pytest.CaptureFixture[str], *words: object) -> dict[str, Any]:
+    assert main([*map(str, words), "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+@pytest.fixture(scope="module")
+def pendulum(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A policy for InvertedPendulum-v5 from episodes of its scripted expert under noise."""
+    folder = tmp_path_factory.mktemp("robotics")
+    data = folder / "data"
+    words = ["collect", "--env", "InvertedPendulum-v5", "--level", "noisy", "--episodes", "6"]
+    assert main([*words, "--output", str(data)]) == 0
+    assert main(["train", "--data", str(data), "--output", str(folder / "run"), *QUICK, "--json"]) == 0
+    return folder
+
+
+def test_from_collecting_to_a_rollout(
+    pendulum: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    model = pendulum / "run"
+    assert (model / "report.html").is_file()
+    assert (model / "pictures" / "action_error.png").is_file()
+    found = run(
+        capsys, "evaluate", "--model", model, "--episodes", 3, "--validation-seeds", 1,
+        "--plot", tmp_path / "returns.png",
+    )  # fmt: skip
+    assert found["environment"] == "InvertedPendulum-v5"
+    assert [row["weights"] for row in found["results"]] == ["best", "last"]
+    assert len(found["results"][0]["returns"]) == 3
+    assert (tmp_path / "returns.png").stat().st_size > 1000
+    kept = json.loads((model / "target_return.json").read_text())
+    assert kept["target_return"] == found["results"][0]["target_return"]
+    acted = run(capsys, "rollout", "--model", model, "--output", tmp_path / "e.npz", "--max-steps", 5)
+    assert acted["target_return"] == kept["target_return"]
+    assert acted["return"] == pytest.approx(np.load(tmp_path / "e.npz")["rewards"].sum())
+
+
+def test_wrong_calls_say_what_would_help(pendulum: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = str(pendulum / "run")
+    assert main(["evaluate", "--model", model, "--env", "Reacher-v5", "--episodes", "1"]) == 2
+    assert "Reacher-v5 takes actions of 2 numbers" in capsys.readouterr().err
+    assert main(["rollout", "--model", model, "--export", "step.onnx"]) in (0, 1)
+    assert main(["rollout", "--model", model, "--video", "film.avi"]) == 2
+    assert "a name that ends in .mp4" in capsys.readouterr().err
+    assert main(["train", "--data", "nowhere/at/all"]) == 2
+    assert "no folder nowhere/at/all" in capsys.readouterr().err
+    assert main(["train", "--data", str(pendulum / "data"), "--mask", "x"]) == 2
+    assert "velocities, or places such as 5,6,7" in capsys.readouterr().err
+
+
+def test_held_out_error_beside_a_baseline(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Data without an environment: no returns, but errors of actions on episodes held out."""
+    from mambakit.domains.robotics import cards
+
+    def loaded(_: object) -> Episodes:
+        return made_episodes(30)
+
+    monkeypatch.setattr(cards, "load_episodes", loaded)
+    words = ["train", "--data", "made", "--policy", "bc", "--baselines", "bc-mlp", "--head", "mixture"]
+    found = run(capsys, *words, "--output", tmp_path / "run", *QUICK)
+    assert [row["policy"] for row in found["results"]] == ["bc", "bc-mlp"]
+    again = run(capsys, "evaluate", "--model", tmp_path / "run", "--weights", "best")
+    assert again["results"][0]["mse"] == pytest.approx(found["results"][0]["mse"])
+    assert again["episodes"] == 3
