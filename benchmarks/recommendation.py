@@ -2,15 +2,16 @@
 
     python benchmarks/recommendation.py --seeds 0 1 2 --jobs 6
     python benchmarks/recommendation.py --sets ml-1m --set model.n_layers=2 --validation-only
+    python benchmarks/recommendation.py --sets ml-1m --seeds 0 --times
 
 Leave-one-out with stable ties, all items ranked, seen items both kept and left out. The network is trained on
 each user's events but the last two, its weights are chosen by validation NDCG@10, and the test events are
 ranked once. ``SASRec`` and ``GRU4Rec`` are the same code with other blocks (domains/recommendation/peers.py).
-Histories are cut to 200 events (Beauty: 50) in training, and read whole in evaluation. ``seconds_to_best`` is
-the training time until the epoch of the weights kept, validation left out, compilation included; its row is
-written with ``--jobs 1`` only, where no other job shares the machine. SASRec is timed twice then, packed in
-rows of 512, as all are, and in rows of ``max_length``, where attention scores fewer pairs; its time is
-that of the faster. Runs with ``--set`` or ``--validation-only`` write no rows; others write
+Histories are cut to 200 events (Beauty: 50) in training, and read whole in evaluation. ``--times`` trains one
+network at a time, ranks no test event and writes ``seconds-to-best`` alone: the training time until the epoch
+of the weights kept, validation left out, compilation included. SASRec is timed twice, packed in rows of 512,
+as all are, and in rows of ``max_length``, where attention scores fewer pairs; its time is that of the faster.
+Runs with ``--set`` or ``--validation-only`` write no rows; others write
 results/recommendation.json. A run of the journal is reused only for the same settings, commit and ``--jobs``.
 """
 
@@ -129,9 +130,9 @@ def counted(name: str) -> dict[str, dict[str, dict[str, Any]]]:
 
 
 def result_rows(
-    name: str, done: list[dict[str, Any]], seeds: list[int], *, timed: bool
+    name: str, done: list[dict[str, Any]], seeds: list[int], *, times: bool
 ) -> list[dict[str, Any]]:
-    """Rows of one set: ours beside other networks, what counts, and what is published."""
+    """Rows of one set: ours beside other networks, what counts, and what is published; or its times."""
     from rows import row
 
     def beside(what: str, unit: str, values: dict[str, list[float]], digits: int, **more: float) -> Any:
@@ -150,6 +151,10 @@ def result_rows(
         own = [job for job in done if job["changes"] == changes]
         return {one: [value(job) for job in own if job["network"] == one] for one in NETWORKS}
 
+    if times:
+        seconds, short = (of_jobs(lambda job: job["seconds_to_best"], **rows) for rows in ({}, SHORT_ROWS))
+        seconds["SASRec"] = min(seconds["SASRec"], short["SASRec"], key=statistics.mean)
+        return [beside("seconds-to-best", "s of training", seconds, 1)]
     baselines = counted(name)
     made = []
     for which in ("unfiltered", "filtered"):
@@ -159,10 +164,6 @@ def result_rows(
             values = of_jobs(lambda job, which=which, metric=metric: job["rows"][which][metric])
             made.append(beside(f"{metric}/{which}", "of test events", values, 4, **more))
     made.append(beside("parameters", "parameters", of_jobs(lambda job: job["parameters"]), 0))
-    if timed:
-        times, short = (of_jobs(lambda job: job["seconds_to_best"], **rows) for rows in ({}, SHORT_ROWS))
-        times["SASRec"] = min(times["SASRec"], short["SASRec"] or times["SASRec"], key=statistics.mean)
-        made.append(beside("seconds-to-best", "s of training", times, 1))
     return made
 
 
@@ -172,7 +173,7 @@ def jobs_of(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 
     pairs = (one.partition("=") for one in arguments.given)
     changes = {key: json.loads(value) for key, _, value in pairs}
-    timed = arguments.jobs == 1 and not changes and not arguments.validation_only
+    chosen_by = arguments.validation_only or changes or arguments.times
     return [
         {
             "set": name,
@@ -181,13 +182,13 @@ def jobs_of(arguments: argparse.Namespace) -> list[dict[str, Any]]:
             "device": arguments.device,
             "settings": SETTINGS[name],
             "changes": own,
-            "which": "validation" if arguments.validation_only or changes else "test",
+            "which": "validation" if chosen_by else "test",
             "jobs": arguments.jobs,
             "commit": commit(),
         }
         for name in arguments.sets
         for network in arguments.networks
-        for own in ([changes, SHORT_ROWS] if timed and network == "SASRec" else [changes])
+        for own in ([changes, SHORT_ROWS] if arguments.times and network == "SASRec" else [changes])
         for seed in arguments.seeds
     ]
 
@@ -212,7 +213,10 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--journal", help="a file of finished runs: what is in it is not run again")
     parser.add_argument("--set", dest="given", nargs="*", default=[], metavar="PART.FIELD=JSON")
     parser.add_argument("--validation-only", action="store_true", help="rank no test event")
+    parser.add_argument("--times", action="store_true", help="time the training alone; one process, no test")
     arguments = parser.parse_args(words)
+    if arguments.times and (arguments.jobs > 1 or arguments.given or len(arguments.networks) < len(NETWORKS)):
+        parser.error("--times: the preset and all networks, one process at once")
     jobs = jobs_of(arguments)
     journal = Path(arguments.journal) if arguments.journal else None
     done = finished(journal, jobs)
@@ -244,7 +248,7 @@ def main(words: list[str] | None = None) -> None:
     rows = []
     for name in arguments.sets:
         own = [job for job in done if job["set"] == name]
-        rows += result_rows(name, own, arguments.seeds, timed=arguments.jobs == 1)
+        rows += result_rows(name, own, arguments.seeds, times=arguments.times)
     print(write_rows("recommendation", rows))
 
 

@@ -19,7 +19,7 @@ from mambakit.core.cli import did_you_mean
 from mambakit.core.errors import UsageError, UserError
 from mambakit.domains.robotics.episodes import ActionSpace, EnvironmentRecord
 from mambakit.domains.robotics.observations import NamedObservations
-from mambakit.domains.robotics.rendering import FastRender
+from mambakit.domains.robotics.rendering import FastRender, OwnRender
 from mambakit.domains.robotics.scores import reference_of
 from mambakit.domains.robotics.wrappers import WrapperConfig, wrapped
 
@@ -57,8 +57,9 @@ def make(
     _choose_backend()
     size = render_size or image_size
     env = _made(environment_id, dict(kwargs or {}), size)
-    if size is not None and hasattr(env.unwrapped, "model") and render_quality == "fast":
-        env = FastRender(env, size)
+    if size is not None:
+        fast = hasattr(env.unwrapped, "model") and render_quality == "fast"
+        env = FastRender(env, size) if fast else OwnRender(env)
     env = NamedObservations(env, image_size)
     env = wrapped(env, wrappers or WrapperConfig())
     return FirstSeed(env, seed)

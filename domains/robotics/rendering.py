@@ -86,6 +86,25 @@ class FastRender(gymnasium.Wrapper[Any, Any, Any, Any]):
         return camera
 
 
+class OwnRender(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """The environment's own ``render()``; what it lacks is one sentence.
+
+    Raises:
+        UserError: If a package is missing, or nothing here can draw.
+    """
+
+    def render(self) -> Any:
+        try:
+            return self.env.render()
+        except gymnasium.error.DependencyNotInstalled as error:
+            named = self.spec.id if self.spec is not None else str(self.unwrapped)
+            raise UserError(f"{named} can't be drawn: {error}") from error
+        except (ImportError, AttributeError, RuntimeError, OSError) as error:
+            if not hasattr(self.unwrapped, "model"):
+                raise
+            raise UserError(_why_not(error)) from error
+
+
 def _why_not(error: Exception) -> str:
     backend = os.environ.get("MUJOCO_GL", "glfw")
     what = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -6,6 +6,7 @@ import dataclasses
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from typing import Any
 
 import gymnasium
@@ -160,9 +161,6 @@ def test_what_cannot_be_made_is_said(name: str, options: dict[str, Any], says: s
 
 
 def test_suites_that_are_not_installed_name_their_extra() -> None:
-    pytest.importorskip("gymnasium")
-    from importlib.util import find_spec
-
     if find_spec("gymnasium_robotics") is not None:
         pytest.skip("gymnasium-robotics is installed")
     with pytest.raises(UserError, match=r"mambakit\[robotics-suites\]"):
@@ -186,13 +184,24 @@ def test_pictures_show_what_happens() -> None:
     env.close()
 
 
-def test_a_missing_way_to_draw_names_the_package() -> None:
+def test_a_missing_package_to_draw_with_is_said() -> None:
+    if find_spec("pygame") is not None:
+        pytest.skip("pygame is installed")
+    env = make("CartPole-v1", render_size=32)
+    env.reset()
+    with pytest.raises(UserError, match=r"CartPole-v1 can't be drawn: pygame is not installed"):
+        env.render()
+
+
+@pytest.mark.parametrize("quality", ["fast", "full"])
+def test_a_missing_way_to_draw_names_the_package(quality: str) -> None:
     code = (
         "from mambakit.domains.robotics.environments import make\n"
-        "env = make('InvertedPendulum-v5', render_size=32); env.reset(); env.render()"
+        f"env = make('InvertedPendulum-v5', render_size=32, render_quality={quality!r})\n"
+        "env.reset(); env.render()"
     )
     environment = {**os.environ, "MUJOCO_GL": "osmesa"}
     done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, env=environment)
     if done.returncode == 0:
         pytest.skip("osmesa is installed")
-    assert "libosmesa6" in done.stderr.splitlines()[-1]
+    assert "libosmesa6" in done.stderr
