@@ -10,8 +10,8 @@ from mambakit.domains.robotics.policy.config import MEMORYLESS, Kind, PolicyConf
 def baseline_config(kind: Kind, ours: PolicyConfig) -> PolicyConfig:
     """The config of a baseline of this kind beside ours: as alike as the kind allows.
 
-    A policy without memory is told everything in one token; a decision transformer has a token for each of
-    return, state and action, as it was published.
+    A policy without memory is told everything in one token, and its previous action only if ours is told so
+    by name; a decision transformer has a token for each of return, state and action, as it was published.
     """
     if kind in MEMORYLESS:
         return dataclasses.replace(ours, kind=kind, tokens="fused")

@@ -47,9 +47,9 @@ class PolicyConfig:
     """What it is told beside states: return, goal, instruction; by default return as the kind has it, and
     goals and instructions where the data have them."""
     previous_action: bool | None = None
-    """Whether it is told its previous action; by default with three tokens alone, one of which it is. To go
-    on as before is often a good guess of what was recorded, and a bad way to act (Schmied et al. 2024,
-    arXiv:2410.22391). It may be needed where actions take effect late."""
+    """Whether it is told its previous action; by default where it has a memory. It tells which of several
+    ways to act is being followed; but to go on as before can also be a good guess of what was recorded and a
+    bad way to act (Schmied et al. 2024, arXiv:2410.22391): try false where sensors are missing."""
     advantage: float | None = None
     """How much more an action counts that was better than usual: exp(advantage * (Q - V)), as implicit
     Q-learning works them out before the training; null for none, but 3 for iql. It serves any kind."""
@@ -113,7 +113,7 @@ class PolicyConfig:
     @property
     def tells_action(self) -> bool:
         """Whether the policy is told its previous action."""
-        return self.tokens == "three" if self.previous_action is None else self.previous_action
+        return self.kind not in MEMORYLESS if self.previous_action is None else self.previous_action
 
     @property
     def beta(self) -> float:
