@@ -113,7 +113,7 @@ def train_policy(
     device = resolve_device(train.device)
     weights, validation_weights = None, None
     if config.beta and run.result is None:
-        critics = Critics(policy, parts.train, train.seed)
+        critics = Critics(policy, parts.train, train.seed, device=device)
         weights, validation_weights = (
             critics.weights(part, config.beta) for part in (parts.train, parts.validation)
         )

@@ -261,3 +261,17 @@ def test_iql_acts_on_the_better_action_and_bc_on_the_usual_one(tmp_path: Path) -
         done[kind] = float(Controller(policy).step(np.zeros(1, np.float32))[0])
     assert done["bc-mlp"] < 0
     assert done["iql"] > 0.5
+
+
+def test_convolutions_tell_pictures_apart_by_where_things_lie() -> None:
+    episodes = made_episodes(4)
+    for episode in episodes.episodes:
+        episode.observations["image"] = np.zeros((len(episode) + 1, 40, 40, 3), np.uint8)
+    policy = small_policy(episodes, kind="bc-mlp", pictures="cnn")
+    state = np.zeros(3, np.float32)
+    corners = [np.zeros((40, 40, 3), np.uint8) for _ in range(2)]
+    corners[0][:10, :10], corners[1][-10:, -10:] = 255, 255
+    told = [Controller(policy).step({"state": state, "image": one}) for one in corners]
+    assert np.abs(told[0] - told[1]).max() > 1e-4
+    with pytest.raises(UsageError, match="cnn needs pictures of 36 x 36 or more, these are 8 x 8"):
+        small_policy(made_episodes(4, image=True), kind="bc-mlp", pictures="cnn")
