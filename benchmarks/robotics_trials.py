@@ -67,12 +67,17 @@ class Stages:
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.arguments = arguments
         self.began, self.failed, self.missing = time.time(), 0, 0
+        self.broken: set[str] = set()
 
     def run(
         self, stage: str, run_job: Callable[[Job], Job], jobs: Sequence[Job], processes: int | None = None
     ) -> list[Job]:
-        """What came of the jobs; nothing where the stage was not asked for."""
+        """What came of the jobs; nothing where the stage was not asked for.
+
+        What failed in a stage has no part in the next ones.
+        """
         given = self.arguments
+        jobs = [one for one in jobs if one.get("folder") not in self.broken]
         if stage not in given.only or not jobs:
             return []
         gone = time.time() - self.began
@@ -85,6 +90,8 @@ class Stages:
             seconds=given.seconds - gone,
             stop_after=given.stop_after - gone,
         )
+        done = {one["name"] for one in found if "error" not in one}
+        self.broken |= {one["folder"] for one in jobs if one["name"] not in done and "folder" in one}
         self.failed += sum("error" in one for one in found)
         self.missing += len(jobs) - len(found)
         return [one for one in found if "error" not in one]
@@ -245,7 +252,10 @@ def measure_job(job: Job) -> Job:
 
     torch.set_num_threads(1)
     folder, began = Path(job["folder"]), time.time()
-    kept = folder / f"measured-{'test' if job['test'] else 'validation'}{'-' + job['part'] if 'part' in job else ''}.json"
+    kept = (
+        folder
+        / f"measured-{'test' if job['test'] else 'validation'}{'-' + job['part'] if 'part' in job else ''}.json"
+    )
     if kept.exists():
         found = json.loads(kept.read_text("utf-8"))
         if all(found.get(name) == value for name, value in job.items()):
