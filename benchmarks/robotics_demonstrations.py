@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
 from robotics_trials import Job, Stages, complete, flags, folder_of, read_data, tag, train_job
 
 SETS = ("widowx", "adroit-door-human")
@@ -36,10 +35,11 @@ SETTINGS: dict[str, dict[str, Any]] = {"widowx": {}, "adroit-door-human": {}}
 
 def error_job(job: Job) -> Job:
     """Trains, and measures the actions' error on held-out episodes."""
+    from speech_trials import device_here
+
     from mambakit.core.training.run_folder import write_atomically
     from mambakit.domains.robotics.policy.model import Policy
     from mambakit.domains.robotics.policy.training import action_error, read_parts
-    from speech_trials import device_here
 
     began = time.time()
     kept = Path(job["folder"]) / f"error-{'test' if job['test'] else 'validation'}.json"

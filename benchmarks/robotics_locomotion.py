@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
 from robotics_trials import (
     SEARCH_WORKERS,
     Job,

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
 from robotics_locomotion import ENVS, collect_all, policy_jobs, short
 from robotics_trials import Job, Stages, complete, flags, folder_of, measure_job, tag, train_job
 

@@ -4,14 +4,14 @@
     python benchmarks/robotics_reaching.py --seeds 0 --limit 4
     python benchmarks/robotics_reaching.py --set train.max_epochs=40 --validation-only --keep runs
 
-The task is mambakit/ColouredReach-v0 (domains/robotics/reaching.py): pictures of 64 x 64 pixels, the arm's own
-joints, and an instruction; where the discs lie is in the picture alone. A scripted expert under growing noise
-shows it, on three quarters of the pairs. Ours reads pictures by scans that look for what is asked, and has a
-memory; the peer is a convolutional network and an MLP (behaviour cloning) with the same options and data.
-Weights are chosen on validation seeds of training's pairs; 200 test episodes for each seed are measured once.
-Rows: ``robotics/reaching/success/unseen`` and ``.../seen`` (pairs of the training, other places), in per cent,
-with the deviation over training seeds. Pictures are drawn in software or on the GPU (MUJOCO_GL=egl). Runs with
-``--set``, ``--limit`` or ``--validation-only`` write no rows.
+The task is mambakit/ColouredReach-v0 (domains/robotics/reaching.py): pictures of 64 x 64 pixels, the arm's
+own joints, and an instruction; where the discs lie is in the picture alone. A scripted expert under growing
+noise shows it, on three quarters of the pairs. Ours reads pictures by scans that look for what is asked, and
+has a memory; the peer is a convolutional network and an MLP (behaviour cloning) with the same options and
+data. Weights are chosen on validation seeds of training's pairs; 200 test episodes for each seed are measured
+once. Rows: ``robotics/reaching/success/unseen`` and ``.../seen`` (pairs of the training, other places), in
+per cent, with the deviation over training seeds. Pictures are drawn in software or on the GPU
+(MUJOCO_GL=egl). Runs with ``--set``, ``--limit`` or ``--validation-only`` write no rows.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
 from robotics_trials import (
     Job,
     Stages,

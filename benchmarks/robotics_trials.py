@@ -185,7 +185,7 @@ def _cast(job: Job, ars: Any) -> Any:
 
 
 def train_job(job: Job) -> Job:
-    """Trains one policy into its folder; one that was killed goes on, one that is done is not trained again."""
+    """Trains one policy into its folder; one that was killed goes on, one that is done is left as it is."""
     import torch
 
     from mambakit.core.training import RunFolder
@@ -239,7 +239,7 @@ def read_data(job: Job) -> Any:
 
 
 def measure_job(job: Job) -> Job:
-    """Lets a trained policy act: weights and target return are chosen on validation seeds, then it is measured.
+    """Lets a trained policy act: validation seeds choose weights and target return, then it is measured.
 
     The result is kept in the policy's folder, and taken from there if the same is asked for again.
     """
@@ -252,10 +252,8 @@ def measure_job(job: Job) -> Job:
 
     torch.set_num_threads(1)
     folder, began = Path(job["folder"]), time.time()
-    kept = (
-        folder
-        / f"measured-{'test' if job['test'] else 'validation'}{'-' + job['part'] if 'part' in job else ''}.json"
-    )
+    words = ["measured", "test" if job["test"] else "validation", job.get("part", "")]
+    kept = folder / f"{'-'.join(filter(None, words))}.json"
     if kept.exists():
         found = json.loads(kept.read_text("utf-8"))
         if all(found.get(name) == value for name, value in job.items()):
