@@ -211,7 +211,8 @@ class Controller:
             dimension where the observations were without it.
 
         Raises:
-            DataError: If a number is NaN or infinite; the message names robot and place.
+            DataError: If a number is NaN or infinite; the message names robot and place. Nothing is
+                remembered of such a step.
             UsageError: If an observation is missing, or of another shape than the policy's.
         """
         began = time.perf_counter()
@@ -324,6 +325,15 @@ class Controller:
         values = np.asarray(rewards, dtype=np.float64).reshape(-1)
         if len(values) != self.n_envs:
             raise UsageError(f"rewards: expected one for each of {self.n_envs} robots, got {len(values)}")
+        if not np.isfinite(values).all():
+            bad = ~np.isfinite(values) & ~self._memory.began.cpu().numpy()
+            if bad.any():
+                robot = int(np.flatnonzero(bad)[0])
+                raise DataError(
+                    f"rewards: that of robot {robot} is {values[robot]}; its return to go would never be a "
+                    "number again, so stop the robot or leave the rewards out"
+                )
+            values = np.nan_to_num(values)  # of robots that were reset since
         return torch.from_numpy(values).to(self.device, self.dtype)
 
     def warm_up(self, steps: int = _WARM_UP) -> None:

@@ -65,16 +65,19 @@ def roll_out(
         deterministic: Act without chance.
 
     Raises:
-        UsageError: If the environment's spaces are not the policy's, or there are more or fewer target
-            returns than episodes.
+        UsageError: If the environment's spaces are not the policy's, there are more or fewer target
+            returns than episodes, or ``n_envs`` is below 1.
         DataError: If the environment shows NaN; the message names the seed and the step.
     """
-    one_each = isinstance(target_return, Sequence)
-    targets = list(target_return) if one_each else [target_return] * len(seeds)  # type: ignore[arg-type]
+    targets: list[float | None] = (
+        list(target_return) if isinstance(target_return, Sequence) else [target_return] * len(seeds)
+    )
     if len(targets) != len(seeds):
         raise UsageError(
             f"target_return: expected one, or one for each of {len(seeds)} episodes, got {len(targets)}"
         )
+    if n_envs < 1:
+        raise UsageError(f"n_envs: expected at least 1, got {n_envs}")
     n_envs = max(1, min(n_envs, len(seeds)))
     envs = [maker() for _ in range(n_envs)]
     try:

@@ -206,6 +206,24 @@ def test_bad_input_names_the_robot_and_the_place() -> None:
         controller.reset(target_return=[1.0, 2.0, 3.0])
 
 
+def test_a_reward_that_is_no_number_is_refused_before_it_is_remembered() -> None:
+    """A return to go of NaN would make every later action NaN."""
+    controller = Controller(small_policy(made_episodes(4)), 2)
+    shown = np.ones((2, 3), np.float32)
+    controller.step(shown, [0.0, 0.0])
+    before = controller.snapshot()
+    with pytest.raises(DataError, match="that of robot 1 is nan"):
+        controller.step(shown, [0.5, np.nan])
+    for (name, now), (_, then) in zip(
+        controller.snapshot().state.tensors(), before.state.tensors(), strict=True
+    ):
+        assert torch.equal(now, then), name
+    controller.reset([1])
+    acted = controller.step(shown, [0.5, np.nan])  # what was earned before a reset does not matter
+    assert np.isfinite(acted).all()
+    assert np.isfinite(controller.step(shown, [0.5, 0.5])).all()
+
+
 def test_actions_stay_inside_their_bounds() -> None:
     episodes = made_episodes(3)
     policy = small_policy(episodes)

@@ -144,6 +144,8 @@ def test_a_broken_sensor_is_named_with_its_seed() -> None:
     policy = small_policy(recorded())
     with pytest.raises(DataError, match=r"state of robot 0 has nan at place 0.*seed 4 step 2"):
         roll_out(policy, partial(make, "MambakitFollow-v0", kwargs={"broken_at": 2}), [4])
+    with pytest.raises(UsageError, match="n_envs: expected at least 1, got 0"):
+        roll_out(policy, maker, [4], n_envs=0)
 
 
 def test_what_an_episode_shows_after_its_end_stops_no_other() -> None:
@@ -194,6 +196,17 @@ def test_a_rollout_is_kept_and_filmed(tmp_path: Path) -> None:
     returns_figure({"ours": [1.0, 2.0], "data": [0.0, 1.0, 5.0]}, best_of_data=5.0).savefig(
         tmp_path / "b.png"
     )
+
+
+def test_a_rollout_that_breaks_leaves_no_half_of_a_film(tmp_path: Path) -> None:
+    pytest.importorskip("imageio_ffmpeg")
+    policy = small_policy(recorded(), kind="bc")
+    broken = partial(maker, render_size=32, kwargs={"broken_at": 2})
+    with pytest.raises(DataError, match=r"state of robot 0 has nan at place 0.*at step 2"):
+        rollouts.act(policy, broken, seed=4, video=tmp_path / "a.mp4")
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(UsageError, match="max_steps: expected at least 1, got 0"):
+        rollouts.act(policy, maker, max_steps=0)
 
 
 def test_no_frame_is_no_video(tmp_path: Path) -> None:
