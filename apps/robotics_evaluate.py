@@ -260,7 +260,7 @@ def _held_out(folder: Path) -> tuple[Any, list[Any]]:
 
 
 def told_in_vain(config: Any, target_return: float | None, instruction: str | None) -> list[str]:
-    """Notes on what a policy is asked for and can't know: what it is not told, or returns far off its data."""
+    """Notes on what is asked of a policy in vain: what it is not told, or returns far above its data's."""
     notes = []
     kind, best = config.policy.kind, config.best_return
     if target_return is not None and "return" not in config.conditions:

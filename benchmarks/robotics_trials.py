@@ -136,8 +136,8 @@ def data_at(root: Path, arguments: argparse.Namespace, name: str) -> Path:
 
 
 def is_collected(folder: Path) -> bool:
-    """Whether the data set is whole: its temporary files are gone."""
-    return (folder / "data").is_dir() and not (folder / ".collecting").exists()
+    """Whether the data set is there; it is whole then, as it is moved to its place at the end."""
+    return (folder / "data").is_dir()
 
 
 def search_job(job: Job) -> Job:

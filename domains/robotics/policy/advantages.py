@@ -67,7 +67,8 @@ class Critics:
         device: Where they are learned and asked; the policy stays where it is.
 
     Raises:
-        UsageError: If the data have no states, or every episode earns the same.
+        UsageError: If the data have no states, every episode earns the same, or nothing says what was seen
+            after an action.
     """
 
     def __init__(
@@ -89,9 +90,14 @@ class Critics:
         self.policy, self.config, self.device = policy, config, device
         # as the paper scales rewards: by the range of the returns
         self._scale = _REWARD_RANGE / (max(totals) - min(totals))
+        data = _joined([self._transitions(one) for one in episodes])
+        if not len(data.state):
+            raise UsageError(
+                "advantage: values are learned from what was seen after an action, and the data do not say it"
+            )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self._learn(_joined([self._transitions(one) for one in episodes]))
+            self._learn(data)
 
     def _learn(self, data: _Transitions) -> None:
         config = self.config
@@ -135,10 +141,10 @@ class Critics:
 
     def weights(self, episodes: Sequence[Episode], beta: float) -> list[NDArray[np.float32]]:
         """exp(beta advantage) of each step, 100 at most, over all scaled to mean 1."""
-        found = [
-            np.minimum(np.exp(np.minimum(beta * self.advantages(one), 20.0)), _MOST_WEIGHT)
-            for one in episodes
-        ]
+        exponents = [beta * self.advantages(one) for one in episodes]
+        # where every action was far worse than usual, all weights would be zero: the best counts 1 then
+        shift = min(max(float(one.max()) for one in exponents), 0.0)
+        found = [np.minimum(np.exp(np.minimum(one - shift, 20.0)), _MOST_WEIGHT) for one in exponents]
         mean = float(np.concatenate(found).mean())
         return [(one / mean).astype(np.float32) for one in found]
 

@@ -167,7 +167,7 @@ def check_episodes(config: SavedPolicyConfig, episodes: Episodes) -> None:
         wanted.append(("numbers of a goal", ours.goal_dim, theirs.goal_dim))
     for what, own, found in wanted:
         # where no environment is known, there may be fewer choices in a part of the data than in all
-        fewer = what == "numbered actions" and episodes.environment is None and 0 < theirs.n_actions
+        fewer = what == "numbered actions" and episodes.environment is None and theirs.n_actions > 0
         if own != found and not (fewer and theirs.n_actions <= ours.n_actions):
             raise UsageError(
                 f"data: {episodes.name} has {what}: {found or 'none'}; the policy was trained on "

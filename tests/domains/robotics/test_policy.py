@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -249,6 +250,22 @@ def test_advantages_find_the_better_of_two_actions() -> None:
     assert np.concatenate(weights).mean() == pytest.approx(1.0, abs=1e-4)
     with pytest.raises(UsageError, match="every episode earns the same"):
         Critics(critics.policy, found[::3], config=config)
+    # an episode of bad actions alone: none counts as nothing
+    (bad,) = critics.weights(found[1:2], 1e6)
+    assert np.isfinite(bad).all()
+    assert bad.mean() == pytest.approx(1.0, abs=1e-4)
+    brief = [
+        dataclasses.replace(
+            one,
+            observations={"state": one.state[:1]},
+            actions=one.actions[:1],
+            rewards=one.rewards[:1] + i,
+            terminated=False,
+        )
+        for i, one in enumerate(found)
+    ]
+    with pytest.raises(UsageError, match="what was seen after an action, and the data do not say it"):
+        Critics(critics.policy, brief, config=config)
 
 
 @pytest.mark.slow
