@@ -98,7 +98,7 @@ def evaluate(
     found = runs[model]
     config = next(iter(found.values())).config
     spec = load_spec(model)
-    environment = env or config.environment.get("id")
+    environment = env or config.environment_id
     if data is not None or environment is None:
         if env is not None:
             raise UsageError("env, data: measure in one or the other")

@@ -79,7 +79,7 @@ def rollout(
             if json:
                 print_json({"export": export, "about": said})
             return
-    environment = env or policy.config.environment.get("id")
+    environment = env or policy.config.environment_id
     if environment is None:
         raise UsageError("env: the policy's data do not say their environment; name one")
 

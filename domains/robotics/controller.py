@@ -164,12 +164,18 @@ class Controller:
             actions: ``(n_envs, action_dim)`` in the environment's own units, or ``(n_envs,)``.
 
         Raises:
-            UsageError: On another shape.
+            UsageError: On another shape, or a choice that there is not.
+            DataError: If a number is NaN or infinite.
         """
-        given = torch.as_tensor(np.asarray(actions))
+        given = torch.from_numpy(np.require(actions, requirements="CW"))
         if given.shape != self._memory.previous.shape:
             wanted = tuple(self._memory.previous.shape)
             raise UsageError(f"actions: expected shape {wanted}, got {tuple(given.shape)}")
+        if not bool(given.isfinite().all()):
+            raise DataError("actions: one is not finite; what is remembered would never be a number again")
+        n = self._spaces.n_actions
+        if n and not bool(((given >= 0) & (given < n)).all()):
+            raise UsageError(f"actions: expected choices from 0 to {n - 1}, got {given.tolist()}")
         self._memory.previous.copy_(given)
 
     def snapshot(self) -> Snapshot:
@@ -291,7 +297,8 @@ class Controller:
             if name == "state" and self._spaces.image is not None and named.get("image") is not None:
                 return None, False
             raise UsageError(f"observations: the policy reads {name!r}, and it was not given")
-        values = np.asarray(given, dtype=np.float64 if self.dtype == torch.float64 else np.float32)
+        kind = np.float64 if self.dtype == torch.float64 else np.float32
+        values = np.require(given, kind, "CW")  # torch takes no other arrays, such as a renderer's
         alone = values.ndim == 1 and self.n_envs == 1
         values = values[None] if alone else values
         if values.shape != (self.n_envs, width):
@@ -319,10 +326,10 @@ class Controller:
                 f"observations: image of shape {(self.n_envs, *self._spaces.image, 3)} uint8 is wanted, "
                 f"got {pixels.shape} {pixels.dtype}"
             )
-        return torch.from_numpy(np.ascontiguousarray(pixels)).to(self.device), alone
+        return torch.from_numpy(np.require(pixels, requirements="CW")).to(self.device), alone
 
     def _rewards(self, rewards: ArrayLike) -> Tensor:
-        values = np.asarray(rewards, dtype=np.float64).reshape(-1)
+        values = np.require(rewards, np.float64, "CW").reshape(-1)
         if len(values) != self.n_envs:
             raise UsageError(f"rewards: expected one for each of {self.n_envs} robots, got {len(values)}")
         if not np.isfinite(values).all():

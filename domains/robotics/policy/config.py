@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -203,6 +204,12 @@ class SavedPolicyConfig:
     """The mean of the training episodes."""
     target_return: float | None = None
     """What a policy that is told a return is asked for by default."""
+
+    @property
+    def environment_id(self) -> str | None:
+        """gymnasium's id of the data's environment; None without, as of a real robot: words are there then."""
+        found = str(self.environment.get("id") or "")
+        return found if re.fullmatch(r"[\w:./-]+", found) else None
 
     @property
     def conditions(self) -> list[Condition]:

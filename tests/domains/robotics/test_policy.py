@@ -292,3 +292,10 @@ def test_convolutions_tell_pictures_apart_by_where_things_lie() -> None:
     assert np.abs(told[0] - told[1]).max() > 1e-4
     with pytest.raises(UsageError, match="cnn needs pictures of 36 x 36 or more, these are 8 x 8"):
         small_policy(made_episodes(4, image=True), kind="bc-mlp", pictures="cnn")
+
+
+def test_a_real_robot_is_no_environment_to_act_in() -> None:
+    spaces = Spaces(state_dim=1, action_dim=1)
+    ids = ("Hopper-v5", "mambakit/ColouredReach-v0", "my_module:Own-v0", "WidowX 250 (a real arm)", "")
+    found = [SavedPolicyConfig(PolicyConfig(), spaces, environment={"id": one}) for one in ids]
+    assert [one.environment_id for one in found] == [*ids[:3], None, None]
