@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -27,6 +27,8 @@ Observations = Mapping[str, ArrayLike] | ArrayLike
 
 _TIMED = 100_000
 _WARM_UP = 10
+_PLAIN: tuple[Literal["C"], Literal["W"]] = ("C", "W")
+"""What torch asks of an array: in order, and writable."""
 
 
 class Controller:
@@ -167,7 +169,7 @@ class Controller:
             UsageError: On another shape, or a choice that there is not.
             DataError: If a number is NaN or infinite.
         """
-        given = torch.from_numpy(np.require(actions, requirements="CW"))
+        given = torch.from_numpy(np.require(actions, requirements=_PLAIN))
         if given.shape != self._memory.previous.shape:
             wanted = tuple(self._memory.previous.shape)
             raise UsageError(f"actions: expected shape {wanted}, got {tuple(given.shape)}")
@@ -298,7 +300,7 @@ class Controller:
                 return None, False
             raise UsageError(f"observations: the policy reads {name!r}, and it was not given")
         kind = np.float64 if self.dtype == torch.float64 else np.float32
-        values = np.require(given, kind, "CW")  # torch takes no other arrays, such as a renderer's
+        values = np.require(given, kind, _PLAIN)  # a renderer's may not be
         alone = values.ndim == 1 and self.n_envs == 1
         values = values[None] if alone else values
         if values.shape != (self.n_envs, width):
@@ -326,10 +328,10 @@ class Controller:
                 f"observations: image of shape {(self.n_envs, *self._spaces.image, 3)} uint8 is wanted, "
                 f"got {pixels.shape} {pixels.dtype}"
             )
-        return torch.from_numpy(np.require(pixels, requirements="CW")).to(self.device), alone
+        return torch.from_numpy(np.require(pixels, requirements=_PLAIN)).to(self.device), alone
 
     def _rewards(self, rewards: ArrayLike) -> Tensor:
-        values = np.require(rewards, np.float64, "CW").reshape(-1)
+        values = np.require(rewards, np.float64, _PLAIN).reshape(-1)
         if len(values) != self.n_envs:
             raise UsageError(f"rewards: expected one for each of {self.n_envs} robots, got {len(values)}")
         if not np.isfinite(values).all():

@@ -207,7 +207,7 @@ class SavedPolicyConfig:
 
     @property
     def environment_id(self) -> str | None:
-        """gymnasium's id of the data's environment; None without, as of a real robot: words are there then."""
+        """gymnasium's id of the data's environment; None without, as of a real robot, called so in words."""
         found = str(self.environment.get("id") or "")
         return found if re.fullmatch(r"[\w:./-]+", found) else None
 
