@@ -26,7 +26,7 @@ from mambakit.domains.speech.recognize.tokenizer import (
     unknown_sentence,
 )
 from mambakit.domains.speech.recognize.units import load_tokenizer
-from mambakit.domains.speech.recognize.words import Word, spoken, words_of
+from mambakit.domains.speech.recognize.words import Spoken, Word, spoken, words_of
 
 TEXTS = ["Three one  four", "one five nine", "two six five", "three five", "nine nine four"]
 
@@ -91,6 +91,25 @@ def test_words_from_pieces_that_begin_words():
 def transcript():
     words = [Word("one", 0.5, 0.8, 0.9), Word("two", 0.9, 1.2, 0.8), Word('<"six">', 3661.5, 3662.0, 0.7)]
     return formats.Transcript(formats.lines_of(words), 3700.0)
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 2), st.integers(0, 3)), max_size=30),
+    st.floats(0.01, 3.0),
+)
+def test_words_of_a_transducer_share_frames_and_end_with_the_recording(symbols, seconds):
+    """Symbols are a letter or a space, each so many frames after the one before, often none."""
+    frame, found = 0, []
+    for symbol, later in symbols:
+        frame += later
+        found.append(Spoken(symbol, frame, frame + 1, -0.1))
+    words = words_of(found, ["", " ", "a"], 0.04, seconds=seconds)
+    assert " ".join(word.text for word in words) == " ".join("".join(" a"[s - 1] for s, _ in symbols).split())
+    edges = [edge for word in words for edge in (word.start_s, word.end_s)]
+    assert edges == sorted(edges)
+    assert all(word.start_s < word.end_s <= seconds for word in words)
+    grid = formats.as_textgrid(formats.Transcript(formats.lines_of(words), seconds))
+    assert all(f'text = "{word.text}"' in grid for word in words)
 
 
 def test_formats():
