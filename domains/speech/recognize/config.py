@@ -82,8 +82,8 @@ class RecognizeModelConfig:
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
     """Of rnnt and attention."""
     tail_s: float = 0.3
-    """Silence that a causal network hears behind a recording's end, so that it can write the last word when it
-    has heard all of it. One that reads both ways needs none."""
+    """Seconds of silence that a causal network hears behind a recording's end, so that it can write the last
+    word when it has heard all of it. One that reads both ways needs none."""
     ctc_weight: float = 0.3
     """Of rnnt and attention: the share of CTC in the loss; it aligns texts, so that words have times."""
     units: Units = "characters"
