@@ -116,15 +116,18 @@ def test_formats():
     made = transcript()
     assert formats.as_text(made) == 'one two\n<"six">\n'
     assert formats.as_srt(made) == (
-        '1\n00:00:00,500 --> 00:00:01,200\none two\n\n2\n01:01:01,500 --> 01:01:02,000\n<"six">\n'
+        '1\n00:00:00,500 --> 00:00:01,500\none two\n\n2\n01:01:01,500 --> 01:01:02,500\n<"six">\n'
     )
-    assert formats.as_vtt(made).startswith("WEBVTT\n\n00:00:00.500 --> 00:00:01.200\none two\n\n01:01:01.500")
+    assert formats.as_vtt(made).startswith("WEBVTT\n\n00:00:00.500 --> 00:00:01.500\none two\n\n01:01:01.500")
     assert "&lt;" in formats.as_vtt(made)
     content = json.loads(formats.as_json(made))
     assert content["text"] == 'one two <"six">'
     assert content["lines"][0]["words"][1] == {
         "text": "two", "start_s": 0.9, "end_s": 1.2, "confidence": 0.8,
     }  # fmt: skip
+    short = [formats.Line((Word("a", at, at + 0.02, 1.0),)) for at in (1.0, 1.7, 3.0)]
+    shown = re.findall(r"\d\d,\d{3}", formats.as_srt(formats.Transcript(tuple(short), 3.5)))
+    assert shown == ["01,000", "01,700", "01,700", "02,700", "03,000", "03,500"]
     with pytest.raises(
         UsageError, match=r"ends in one of \.txt, \.srt, \.vtt, \.json, \.TextGrid, got a\.doc"
     ):
