@@ -22,8 +22,8 @@ class BackboneConfig:
     """Width of the residual stream."""
     layers: list[str] | str = field(default_factory=lambda: ["mamba2"])
     """Kinds of block from the first layer to the last, for instance [mamba2, mlp, attention, mlp], or the
-    name of a published pattern: mamba1, mamba2, jamba, samba, zamba, mamba2-hybrid or conmamba. Layers of the
-    same kind@label share their weights, and each has a norm and a state of its own."""
+    name of a published pattern: mamba1, mamba2, mamba3, mamba3-mimo, jamba, samba, zamba, mamba2-hybrid or
+    conmamba. Layers of the same kind@label share their weights; each has a norm and a state of its own."""
     repeat: int = 1
     """How many times `layers` is stacked."""
     block_options: dict[str, dict[str, Any]] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""Mamba-3: trapezoidal rule, rotating state, many inputs and outputs (Lahoti et al. 2026, arXiv:2603.15569)."""
+"""Mamba-3: trapezoidal rule, turning state, several inputs (Lahoti et al. 2026, arXiv:2603.15569)."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class Mamba3(Block):
             output (SISO).
         rope_fraction: Part of the state's channels that turn, in [0, 1]; published are 0.5 and 1. With 0 the
             state is real, and cannot follow parity.
-        decay: How A comes of its projection: ``"heavy_tail"``, ``-(1 + a)`` or ``-1 / (1 - a)`` for a < 0
-            (the released code), or ``"softplus"`` (the code as first released).
+        decay: How A comes of its projection: ``"heavy_tail"``, ``-(1 + a)`` or ``-1 / (1 - a)`` for a < 0,
+            or ``"softplus"``; the released code has had both.
         A_floor: Least ``-A``.
         A_init_range: Each head's decay starts uniform in it, by a bias ``A_bias``; None for no bias, as
             published: every head then starts about -1.
@@ -173,7 +173,7 @@ class Mamba3(Block):
         return self.project_out(y, z), State.of(**after._asdict())
 
     def scan_arguments(self, x: Tensor, elapsed: Tensor | None) -> tuple[Tensor, dict[str, Tensor | None]]:
-        """The gate ``(batch, length, mimo_rank, n_heads, head_dim)``, and what ``mamba3_scan`` is called with.
+        """Gate ``(batch, length, mimo_rank, n_heads, head_dim)``, and what ``mamba3_scan`` is called with.
 
         Args:
             x: ``(batch, length, d_model)``, or ``(batch, d_model)`` of one token; so is what comes out.
@@ -210,7 +210,7 @@ class Mamba3(Block):
         return -rate.clamp(min=self.A_floor)
 
     def project_out(self, y: Tensor, z: Tensor) -> Tensor:
-        """The block's output of the scan's: norm and gate (without a norm the scan gates), ranks, out_proj."""
+        """The block's output of the scan's: norm and gate (without a norm the scan gates), out_proj."""
         y = y.flatten(-2)  # [..., r, d]
         if self.norm is not None:
             y = gated_rms_norm(

@@ -1,9 +1,10 @@
 """Mamba-3's recurrence, one token at a time (Lahoti et al. 2026, arXiv:2603.15569, section 3).
 
-    theta_t = theta_{t-1} + dt_t turn_t                    the state's phase: a complex A, kept as an angle
+    theta_t = theta_{t-1} + dt_t turn_t                 the state's phase: a complex A, kept as an angle
     k_tr, q_tr = rotate(B_tr + B_bias_r, theta_t), rotate(C_tr + C_bias_r, theta_t)
-    v_tr = up_r x_t                                        r = 1 .. rank; rank 1 is single input, single output
-    S_t = alpha_t S_{t-1} + (1 - trap_t) dt_t alpha_t sum_r v_{t-1,r} k_{t-1,r}^T + trap_t dt_t sum_r v_tr k_tr^T
+    v_tr = up_r x_t                                     r = 1 .. rank; of rank 1 it is called SISO, else MIMO
+    kv_t = sum_r v_tr k_tr^T
+    S_t = alpha_t S_{t-1} + (1 - trap_t) dt_t alpha_t kv_{t-1} + trap_t dt_t kv_t
     y_tr = S_t q_tr + D v_tr,   times silu(z_tr) where a gate is given;   alpha_t = exp(log_decay_t)
 
 The generalised trapezoidal rule over the interval between two tokens: trap 1 is Mamba-2's (Euler's) rule,

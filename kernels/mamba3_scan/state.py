@@ -17,8 +17,8 @@ class Mamba3State(NamedTuple):
     Attributes:
         ssm: ``(batch, n_heads, head_dim, d_state)``; its channels are the turned ones.
         angles: How far channels have turned, ``(batch, n_heads, n_angles)`` radians in ``[0, 2 pi)``.
-        key: The token's B as it entered (with its bias, turned), ``(batch, rank, n_heads, d_state)``. Together
-            with ``value`` it is the near end of the next interval that the trapezoidal rule integrates.
+        key: The token's B as it entered (with its bias, turned), ``(batch, rank, n_heads, d_state)``. With
+            ``value`` it is the earlier end of the next interval that the trapezoidal rule integrates.
         value: The token's x, ``(batch, n_heads, head_dim)``.
     """
 
@@ -28,9 +28,7 @@ class Mamba3State(NamedTuple):
     value: Tensor
 
     @classmethod
-    def zeros(
-        cls, x: Tensor, rank: int, d_state: int, n_angles: int, dtype: torch.dtype
-    ) -> Mamba3State:
+    def zeros(cls, x: Tensor, rank: int, d_state: int, n_angles: int, dtype: torch.dtype) -> Mamba3State:
         """The state before the first token of ``x`` ``(batch, ..., n_heads, head_dim)``."""
         batch, n_heads, head_dim = x.shape[0], *x.shape[-2:]
         return cls(

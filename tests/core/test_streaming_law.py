@@ -419,7 +419,16 @@ def test_states_are_kept_in_float32_at_least(name, dtype):
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize(
-    "name", ["mamba1", "mamba2-groups", "mamba3", "mamba3-mimo", "bidirectional-concat", "stack-hybrid", "stack-recurrent"]
+    "name",
+    [
+        "mamba1",
+        "mamba2-groups",
+        "mamba3",
+        "mamba3-mimo",
+        "bidirectional-concat",
+        "stack-hybrid",
+        "stack-recurrent",
+    ],
 )
 def test_sequences_longer_than_a_chunk(name, dtype):
     """Lengths around the chunks of 32 and 64 that the scans work in."""
