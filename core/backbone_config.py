@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from numbers import Integral
 from typing import Any
@@ -144,3 +144,9 @@ class BackboneConfig:
 def _check_mapping(name: str, value: object) -> None:
     if not isinstance(value, Mapping):
         raise ValueError(f"{name}: expected a mapping, got {value!r}")
+
+
+def sizes_of_heads(layers: Iterable[str], *, d_state: int, head_dim: int) -> dict[str, dict[str, Any]]:
+    """``block_options`` that give Mamba-2 and Mamba-3, where they are among the layers, such heads."""
+    options = {"d_state": d_state, "head_dim": head_dim}
+    return {kind: dict(options) for kind in ("mamba2", "mamba3") if kind in set(layers)}

@@ -131,14 +131,8 @@ def test_blocks_start_as_published():
     dt = F.softplus(three.dt_bias)
     assert dt.min() >= 0.000999
     assert dt.max() <= 0.1001
-    for name, value in {
-        "D": 1,
-        "B_bias": 1,
-        "C_bias": 1,
-        "mimo_x": 0.25,
-        "mimo_z": 1,
-        "mimo_o": 0.25,
-    }.items():
+    starts = {"D": 1, "B_bias": 1, "C_bias": 1, "mimo_x": 0.25, "mimo_z": 1, "mimo_o": 0.25}
+    for name, value in starts.items():
         assert torch.equal(getattr(three, name), torch.full_like(getattr(three, name), value)), name
 
 
