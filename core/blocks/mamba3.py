@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -156,7 +157,7 @@ class Mamba3(Block):
         y, after = mamba3_scan(
             **arguments,
             z=z if self.norm is None else None,
-            initial_state=None if state is None else Mamba3State(**state),
+            initial_state=None if state is None else _of_kernel(state),
             seq_idx=seq_idx,
             lengths=lengths,
             chunk_size=self.chunk_size,
@@ -168,11 +169,11 @@ class Mamba3(Block):
     ) -> tuple[Tensor, State]:
         z, arguments = self.scan_arguments(x, None if context is None else context.elapsed)
         y, after = mamba3_step(
-            Mamba3State(**state), **arguments, z=z if self.norm is None else None, inplace=inplace
+            _of_kernel(state), **arguments, z=z if self.norm is None else None, inplace=inplace
         )
         return self.project_out(y, z), State.of(**after._asdict())
 
-    def scan_arguments(self, x: Tensor, elapsed: Tensor | None) -> tuple[Tensor, dict[str, Tensor | None]]:
+    def scan_arguments(self, x: Tensor, elapsed: Tensor | None) -> tuple[Tensor, dict[str, Any]]:
         """Gate ``(batch, length, mimo_rank, n_heads, head_dim)``, and what ``mamba3_scan`` is called with.
 
         Args:
@@ -224,3 +225,7 @@ class Mamba3(Block):
         if self.mimo_o is None:
             return self.out_proj(y.squeeze(-2))
         return self.out_proj((y * self.mimo_o.transpose(0, 1).flatten(-2).to(y.dtype)).sum(-2))
+
+
+def _of_kernel(state: State) -> Mamba3State:
+    return Mamba3State(*(state[name] for name in Mamba3State._fields))

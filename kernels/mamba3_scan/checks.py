@@ -37,7 +37,9 @@ def check_scan(
     check_float("x", x)
     check_shape("x", x, batch=None, **in_time, n_heads=None, head_dim=None)
     batch, (n_heads, head_dim) = x.shape[0], x.shape[-2:]
-    tokens: dict[str, int | None] = {"batch": batch} | ({} if length is None else {"length": length})
+    tokens: dict[str, int | None] = {"batch": batch}
+    if length is not None:
+        tokens["length"] = length
     for name, value in (("dt", dt), ("log_decay", log_decay), ("trap", trap)):
         check_float(name, value)
         check_shape(name, value, **tokens, n_heads=n_heads)

@@ -266,13 +266,13 @@ def _final(
     n_angles = 0 if angles is None else angles.shape[3]
     if past is None:
         past = Mamba3State.zeros(x, rank, d_state, n_angles, ssm.dtype)
-    if lengths is None:
-        of_last = [None if v is None else v[:, -1] for v in (x, angles, B)]
-    else:
-        row = torch.arange(len(lengths), device=lengths.device)
-        last = (lengths - 1).clamp(min=0)
-        of_last = [None if v is None else v[row, last] for v in (x, angles, B)]
-    value, angle, key = of_last
-    key = head_projections(key, B_bias, None if angle is None else angle[:, None], x.shape[2])
-    state = Mamba3State(ssm, past.angles if angle is None else angle, key, value.to(ssm.dtype).clone())
+    rows = torch.arange(x.shape[0], device=x.device)
+
+    def last(v: Tensor) -> Tensor:
+        return v[:, -1] if lengths is None else v[rows, (lengths - 1).clamp(min=0)]
+
+    angle = None if angles is None else last(angles)
+    key = head_projections(last(B), B_bias, None if angle is None else angle[:, None], x.shape[2])
+    value = last(x).to(ssm.dtype).clone()  # not a view that keeps the whole sequence
+    state = Mamba3State(ssm, past.angles if angle is None else angle, key, value)
     return state if lengths is None else state.where(lengths > 0, past)

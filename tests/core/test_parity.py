@@ -58,9 +58,8 @@ def last_parity_right(kind: str, options: dict[str, object]) -> float:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mimo_rank", [1, 2])
-def test_mamba3_learns_parity(mimo_rank):
-    assert last_parity_right("mamba3", {"rope_fraction": 1.0, "mimo_rank": mimo_rank}) > 0.97
+def test_mamba3_learns_parity():
+    assert last_parity_right("mamba3", {"rope_fraction": 1.0}) > 0.97
 
 
 @pytest.mark.slow
