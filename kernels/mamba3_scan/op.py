@@ -96,7 +96,7 @@ def mamba3_scan(
                 initial_state=initial_state, seq_idx=seq_idx, lengths=lengths,
             )  # fmt: skip
         dtype = state_dtype(x)
-        dt, log_decay, trap, B, C = (v.to(dtype) for v in (dt, log_decay, trap, B, C))
+        dt, log_decay, trap = (v.to(dtype) for v in (dt, log_decay, trap))
         if lengths is not None:
             padding = (torch.arange(x.shape[1], device=x.device) >= lengths[:, None])[..., None]
             dt, log_decay = dt.masked_fill(padding, 0.0), log_decay.masked_fill(padding, 0.0)
@@ -148,8 +148,9 @@ def _single(
     B_bias, C_bias = (None if v is None else v[0] for v in (B_bias, C_bias))
 
     # (C + C_bias) . (B + B_bias) of every head without the heads' copies of B and C; turning leaves it alone
-    dots = (B * C).sum(-1).repeat_interleave(n_heads // n_groups, dim=2)
-    for projection, bias in ((C, B_bias), (B, C_bias)):
+    exact_B, exact_C = B.to(scale.dtype), C.to(scale.dtype)
+    dots = (exact_B * exact_C).sum(-1).repeat_interleave(n_heads // n_groups, dim=2)
+    for projection, bias in ((exact_C, B_bias), (exact_B, C_bias)):
         if bias is not None:
             of_groups = bias.unflatten(0, (n_groups, -1))  # [g, h/g, n]
             dots = dots + torch.einsum("blgn,gkn->blgk", projection, of_groups).flatten(2)
@@ -199,7 +200,7 @@ def _multiple(
     n_heads, rank = x.shape[2], B.shape[2]
     # [b, l, r, h, n], before they turn
     k, q = (
-        v.repeat_interleave(n_heads // v.shape[3], dim=3) + (0.0 if bias is None else bias)
+        v.to(dtype).repeat_interleave(n_heads // v.shape[3], dim=3) + (0.0 if bias is None else bias)
         for v, bias in ((B, B_bias), (C, C_bias))
     )
     values = x[:, :, None].to(dtype)
@@ -272,7 +273,9 @@ def _final(
         return v[:, -1] if lengths is None else v[rows, (lengths - 1).clamp(min=0)]
 
     angle = None if angles is None else last(angles)
-    key = head_projections(last(B), B_bias, None if angle is None else angle[:, None], x.shape[2])
+    key = head_projections(
+        last(B).to(ssm.dtype), B_bias, None if angle is None else angle[:, None], x.shape[2]
+    )
     value = last(x).to(ssm.dtype).clone()  # not a view that keeps the whole sequence
     state = Mamba3State(ssm, past.angles if angle is None else angle, key, value)
     return state if lengths is None else state.where(lengths > 0, past)
