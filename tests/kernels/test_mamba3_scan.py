@@ -17,7 +17,9 @@ from mambakit.kernels.testing import assert_as_accurate, cast, forward_backward
 Inputs = dict[str, Tensor | None]
 STATE = Mamba3State._fields
 OPTIONAL = ("turn", "B_bias", "C_bias", "up", "D", "z", "state")
-BFLOAT16 = pytest.param(torch.bfloat16, marks=pytest.mark.gpu)
+UP = {"length": 18, "per_group": 3, "head_dim": 5, "d_state": 6}
+SINGLE = {"without": ("up",), "rows": "padded"}
+MULTIPLE = {"rank": 3, "n_groups": 2, "per_group": 1, "length": 9}
 
 
 def make(
@@ -127,15 +129,17 @@ def test_portable_is_the_reference(shape, without, chunk_size):
 
 
 @pytest.mark.parametrize("backend", ["portable", "triton"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, BFLOAT16], ids=str)
 @pytest.mark.parametrize(
-    "options",
+    ("options", "dtype"),
     [
-        {"length": 37, "per_group": 3, "head_dim": 5, "d_state": 6},
-        {"without": ("up",), "rows": "padded"},
-        {"rank": 3, "n_groups": 2, "per_group": 1, "length": 9, "rows": "packed"},
+        (UP, torch.float32),
+        (SINGLE, torch.float32),
+        (MULTIPLE, torch.float32),
+        (MULTIPLE, torch.float16),
+        pytest.param(SINGLE, torch.bfloat16, marks=pytest.mark.gpu),
+        pytest.param(MULTIPLE, torch.bfloat16, marks=pytest.mark.gpu),
     ],
-    ids=["up", "single", "multiple"],
+    ids=["up", "single", "multiple", "multiple-half", "single-bfloat16", "multiple-bfloat16"],
 )
 def test_is_as_accurate_as_the_reference(options, dtype, backend, triton_device):
     device = "cpu" if backend == "portable" else triton_device
