@@ -46,14 +46,7 @@ class ClassifyTask(pl.LightningModule):
         if config.tilt_db:
             frames = frames + tilts(len(frames), frames.shape[2], config.tilt_db, frames.device)
         frames = front_end.normalised(frames, lengths)
-        frames = spec_augment(
-            frames,
-            lengths,
-            n_bands=config.n_bands,
-            band_width=config.band_width,
-            n_times=config.n_times,
-            time_share=config.time_share,
-        )
+        frames = spec_augment(frames, lengths, config)
         logits = self.model.of_frames(frames, lengths)
         loss = F.cross_entropy(logits, batch.labels, label_smoothing=config.label_smoothing)
         self.log("train/loss", loss.detach(), on_step=False, on_epoch=True, batch_size=len(frames))
