@@ -98,11 +98,11 @@ def evaluate(
     found = runs[model]
     config = next(iter(found.values())).config
     spec = load_spec(model)
-    environment = env or config.environment.get("id")
+    environment = env or config.environment_id
     if data is not None or environment is None:
         if env is not None:
             raise UsageError("env, data: measure in one or the other")
-        _on_recorded(found, model, data or "held-out", json)
+        _on_recorded(runs, data or "held-out", json)
         return
 
     from mambakit.domains.robotics import plots
@@ -120,6 +120,7 @@ def evaluate(
     changes = {name: value for name, value in changes.items() if value}
     changes |= {name: value for name, value in (("mass", mass), ("friction", friction)) if value != 1.0}
     maker, said = maker_of(environment, config, changes, env_options)
+    tell(told_in_vain(config, target_return, instruction))
     measured: list[Measured] = []
     for folder, policies in runs.items():
         measured += measure(
@@ -221,32 +222,57 @@ def _option(text: str) -> tuple[str, Any]:
     return name, yaml.safe_load(value)
 
 
-def _on_recorded(policies: dict[str, Any], model: Path, data: str, json: bool) -> None:
+def _on_recorded(runs: dict[Path, dict[str, Any]], data: str, json: bool) -> None:
     from mambakit.domains.robotics.cards import load_episodes
-    from mambakit.domains.robotics.policy.training import action_error, read_parts
+    from mambakit.domains.robotics.policy.training import action_error, check_episodes
+
+    together = None if data == "held-out" else load_episodes(data)
+    rows: list[dict[str, Any]] = []
+    for folder, policies in runs.items():
+        loaded, chosen = _held_out(folder) if together is None else (together, together.episodes)
+        for weights, one in policies.items():
+            check_episodes(one.config, loaded)
+            named = {"run": str(folder)} if len(runs) > 1 else {}
+            row = {"policy": one.config.policy.kind, "weights": weights, **action_error(one, chosen)}
+            about = {"data": loaded.name, "episodes": len(chosen), "steps": sum(map(len, chosen))}
+            rows.append({**named, **row, **about})
+    if json:
+        same = {name: rows[0][name] for name in ("data", "episodes", "steps")}
+        print_json({**same, "results": rows})
+        return
+    print("how far actions are off, told what was seen in the recorded episodes")
+    print(format_table(rows))
+
+
+def _held_out(folder: Path) -> tuple[Any, list[Any]]:
+    """The data that a run learned from, and of it the episodes that it was not shown."""
+    from mambakit.domains.robotics.cards import load_episodes
+    from mambakit.domains.robotics.policy.training import read_parts
     from mambakit.domains.robotics.saved import load_spec
 
-    spec = load_spec(model)
-    if data == "held-out":
-        if spec is None:
-            raise DataError(f"{model}: does not say which data it learned from; name some with --data")
-        loaded = load_episodes(spec.data)
-        if spec.wrappers:
-            loaded = changed_episodes(loaded, spec.wrappers, spec.seed)
-        chosen = read_parts(loaded, seed=spec.seed).test
-    else:
-        loaded = load_episodes(data)
-        chosen = loaded.episodes
-    n_steps = sum(map(len, chosen))
-    rows: list[dict[str, Any]] = [
-        {"policy": one.config.policy.kind, "weights": weights, **action_error(one, chosen)}
-        for weights, one in policies.items()
-    ]
-    if json:
-        print_json({"data": loaded.name, "episodes": len(chosen), "steps": n_steps, "results": rows})
-        return
-    print(f"{loaded.name}: actions of {n_steps} steps in {len(chosen)} episodes")
-    print(format_table(rows))
+    spec = load_spec(folder)
+    if spec is None:
+        raise DataError(f"{folder}: does not say which data it learned from; name some with --data")
+    loaded = load_episodes(spec.data)
+    if spec.wrappers:
+        loaded = changed_episodes(loaded, spec.wrappers, spec.seed)
+    return loaded, read_parts(loaded, seed=spec.seed).test
+
+
+def told_in_vain(config: Any, target_return: float | None, instruction: str | None) -> list[str]:
+    """Notes on what is asked of a policy in vain: what it is not told, or returns far above its data's."""
+    notes = []
+    kind, best = config.policy.kind, config.best_return
+    if target_return is not None and "return" not in config.conditions:
+        notes.append(f"target_return: {kind} is not told a return, so that it makes no difference")
+    elif target_return is not None and best is not None and target_return > best + 0.25 * abs(best):
+        notes.append(
+            f"target_return: {target_return:g} is far above the best episode it learned from ({best:.6g}); "
+            "nothing tells it how to earn that"
+        )
+    if instruction is not None and "instruction" not in config.conditions:
+        notes.append(f"instruction: {kind} is told none, so that it makes no difference")
+    return notes
 
 
 def _returns_of_data(data: str) -> Any:

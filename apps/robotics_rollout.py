@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 from typing import Any, Literal
 
-from mambakit.apps.robotics_evaluate import maker_of
-from mambakit.apps.shared import check_suffix
+from mambakit.apps.robotics_evaluate import maker_of, told_in_vain
+from mambakit.apps.shared import check_suffix, tell
 from mambakit.core.cli import print_json
 from mambakit.core.errors import DataError, UsageError
 
@@ -76,8 +76,10 @@ def rollout(
         said = export_step(policy, export)
         print(f"step: {export} ({said})", file=sys.stderr)
         if not any((env, video, output, plot)):
+            if json:
+                print_json({"export": export, "about": said})
             return
-    environment = env or policy.config.environment.get("id")
+    environment = env or policy.config.environment_id
     if environment is None:
         raise UsageError("env: the policy's data do not say their environment; name one")
 
@@ -88,6 +90,7 @@ def rollout(
     maker, own = maker_of(
         environment, policy.config, changes, env_options, size if video is not None else None
     )
+    tell(told_in_vain(policy.config, target_return, instruction))
     asked = target_return if target_return is not None else load_target(model, environment)
     acted: Any = rollouts.act(
         policy,

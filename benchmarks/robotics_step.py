@@ -1,12 +1,14 @@
-"""Time of a control step on the CPU: state-space policies beside Decision Transformers, in one run.
+"""Time of a control step: state-space policies beside Decision Transformers, in one run.
 
     python benchmarks/robotics_step.py --write
+    python benchmarks/robotics_step.py --device cuda --write
 
 Policies have three layers of width 128 (the transformer three pairs of attention and MLP), a state of 11 and
 three actions, as Hopper's, and random weights. First the recurrent step is compared with the parallel form.
 The peers: the transformer on a ring of keys and values (our attention block), and as it is usually run, the
-whole window computed anew at every step. Half of all steps are shorter than the times given. ``--write``
-writes results/robotics-step.json.
+whole window computed anew at every step. Half of all steps are shorter than the times given. On a GPU only
+many robots at once are measured, from observations on the host to actions there. ``--write`` writes
+results/robotics-step.json.
 """
 
 from __future__ import annotations
@@ -89,7 +91,7 @@ def call_ms(run: Callable[[], object], n: int = 30) -> float:
 
 
 def measured(n_envs: int) -> list[dict[str, Any]]:
-    """The rows."""
+    """The rows of the CPU."""
     ours, three = policy_of(), policy_of(tokens="three")
     transformer = policy_of(kind="decision-transformer", tokens="three", window=20)
     for policy in (ours, three, transformer):
@@ -114,14 +116,27 @@ def measured(n_envs: int) -> list[dict[str, Any]]:
         if controller.state_bytes != size:
             raise SystemExit("the state grew")
         rows.append(row(f"robotics/step/ms/cpu-batch1/after-{context}", ms, "ms", peers=peers))
+    return [*rows, per_second(n_envs, "cpu", ours, transformer)]
+
+
+def per_second(n_envs: int, device: str, ours: Policy, transformer: Policy) -> dict[str, Any]:
+    """The row of many robots at once."""
     both = {}
     for name, policy in (("ours", ours), ("decision transformer K=20, ring of keys and values", transformer)):
-        many = Controller(policy, n_envs)
+        many = Controller(policy.to(device), n_envs)
         many.warm_up()
-        both[name] = n_envs * 1000 / step_ms(many, 100)
+        both[name] = n_envs * 1000 / step_ms(many, 100 if device == "cpu" else 1000)
     value = both.pop("ours")
-    rows.append(row(f"robotics/step/per-second/cpu-batch{n_envs}", value, "steps/s", peers=both))
-    return rows
+    where = "cpu" if device == "cpu" else "gpu"
+    return row(f"robotics/step/per-second/{where}-batch{n_envs}", value, "steps/s", peers=both)
+
+
+def on_gpu(n_envs: int) -> list[dict[str, Any]]:
+    """The row of a GPU, after step and parallel form were compared on the CPU."""
+    policies = [policy_of(), policy_of(kind="decision-transformer", tokens="three", window=20)]
+    for policy in policies:
+        print(f"{policy.config.policy.kind}: differs by {check_parity(policy):.2g} from the parallel form")
+    return [per_second(n_envs, "cuda", *policies)]
 
 
 def _fresh_ms(policy: Policy) -> float:
@@ -134,11 +149,12 @@ def main() -> None:
     """Measures, prints, and writes where asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--robots", type=int, default=64, help="of the batched step")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--threads", type=int, default=1, help="of torch")
     parser.add_argument("--write", action="store_true", help="write results/robotics-step.json")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    rows = measured(options.robots)
+    rows = measured(options.robots) if options.device == "cpu" else on_gpu(options.robots)
     for one in rows:
         print(f"{one['what']}: {one['value']:.4g} {one['unit']}")
         for name, value in one["peers"].items():

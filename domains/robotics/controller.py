@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -27,6 +27,8 @@ Observations = Mapping[str, ArrayLike] | ArrayLike
 
 _TIMED = 100_000
 _WARM_UP = 10
+_PLAIN: tuple[Literal["C"], Literal["W"]] = ("C", "W")
+"""What torch asks of an array: in order, and writable."""
 
 
 class Controller:
@@ -164,12 +166,18 @@ class Controller:
             actions: ``(n_envs, action_dim)`` in the environment's own units, or ``(n_envs,)``.
 
         Raises:
-            UsageError: On another shape.
+            UsageError: On another shape, or a choice that there is not.
+            DataError: If a number is NaN or infinite.
         """
-        given = torch.as_tensor(np.asarray(actions))
+        given = torch.from_numpy(np.require(actions, requirements=_PLAIN))
         if given.shape != self._memory.previous.shape:
             wanted = tuple(self._memory.previous.shape)
             raise UsageError(f"actions: expected shape {wanted}, got {tuple(given.shape)}")
+        if not bool(given.isfinite().all()):
+            raise DataError("actions: one is not finite; what is remembered would never be a number again")
+        n = self._spaces.n_actions
+        if n and not bool(((given >= 0) & (given < n)).all()):
+            raise UsageError(f"actions: expected choices from 0 to {n - 1}, got {given.tolist()}")
         self._memory.previous.copy_(given)
 
     def snapshot(self) -> Snapshot:
@@ -211,7 +219,8 @@ class Controller:
             dimension where the observations were without it.
 
         Raises:
-            DataError: If a number is NaN or infinite; the message names robot and place.
+            DataError: If a number is NaN or infinite; the message names robot and place. Nothing is
+                remembered of such a step.
             UsageError: If an observation is missing, or of another shape than the policy's.
         """
         began = time.perf_counter()
@@ -290,7 +299,8 @@ class Controller:
             if name == "state" and self._spaces.image is not None and named.get("image") is not None:
                 return None, False
             raise UsageError(f"observations: the policy reads {name!r}, and it was not given")
-        values = np.asarray(given, dtype=np.float64 if self.dtype == torch.float64 else np.float32)
+        kind = np.float64 if self.dtype == torch.float64 else np.float32
+        values = np.require(given, kind, _PLAIN)  # a renderer's may not be
         alone = values.ndim == 1 and self.n_envs == 1
         values = values[None] if alone else values
         if values.shape != (self.n_envs, width):
@@ -318,12 +328,21 @@ class Controller:
                 f"observations: image of shape {(self.n_envs, *self._spaces.image, 3)} uint8 is wanted, "
                 f"got {pixels.shape} {pixels.dtype}"
             )
-        return torch.from_numpy(np.ascontiguousarray(pixels)).to(self.device), alone
+        return torch.from_numpy(np.require(pixels, requirements=_PLAIN)).to(self.device), alone
 
     def _rewards(self, rewards: ArrayLike) -> Tensor:
-        values = np.asarray(rewards, dtype=np.float64).reshape(-1)
+        values = np.require(rewards, np.float64, _PLAIN).reshape(-1)
         if len(values) != self.n_envs:
             raise UsageError(f"rewards: expected one for each of {self.n_envs} robots, got {len(values)}")
+        if not np.isfinite(values).all():
+            bad = ~np.isfinite(values) & ~self._memory.began.cpu().numpy()
+            if bad.any():
+                robot = int(np.flatnonzero(bad)[0])
+                raise DataError(
+                    f"rewards: that of robot {robot} is {values[robot]}; its return to go would never be a "
+                    "number again, so stop the robot or leave the rewards out"
+                )
+            values = np.nan_to_num(values)  # of robots that were reset since
         return torch.from_numpy(values).to(self.device, self.dtype)
 
     def warm_up(self, steps: int = _WARM_UP) -> None:

@@ -48,7 +48,7 @@ def roll_out(
     seeds: Sequence[int],
     *,
     n_envs: int = 8,
-    target_return: float | None = None,
+    target_return: float | Sequence[float] | None = None,
     instruction: str | None = None,
     deterministic: bool = True,
 ) -> Rollouts:
@@ -59,22 +59,32 @@ def roll_out(
         maker: Makes an environment with named observations.
         seeds: What each episode's reset is given.
         n_envs: Robots at once.
-        target_return: For a policy that is told it.
+        target_return: For a policy that is told it; one for all episodes, or one for each.
         instruction: For a policy that is told one; an environment that says its own (``instruction`` in what
             ``reset`` tells) goes before it.
         deterministic: Act without chance.
 
     Raises:
-        UsageError: If the environment's spaces are not the policy's.
+        UsageError: If the environment's spaces are not the policy's, there are more or fewer target
+            returns than episodes, or ``n_envs`` is below 1.
         DataError: If the environment shows NaN; the message names the seed and the step.
     """
+    targets: list[float | None] = (
+        list(target_return) if isinstance(target_return, Sequence) else [target_return] * len(seeds)
+    )
+    if len(targets) != len(seeds):
+        raise UsageError(
+            f"target_return: expected one, or one for each of {len(seeds)} episodes, got {len(targets)}"
+        )
+    if n_envs < 1:
+        raise UsageError(f"n_envs: expected at least 1, got {n_envs}")
     n_envs = max(1, min(n_envs, len(seeds)))
     envs = [maker() for _ in range(n_envs)]
     try:
         check_spaces(policy.config, envs[0])
         controller = Controller(policy, n_envs, deterministic=deterministic)
         controller.warm_up()
-        run = _Run(envs, controller, list(seeds), target_return, instruction)
+        run = _Run(envs, controller, list(seeds), targets, instruction)
         return run.all_episodes()
     finally:
         for env in envs:
@@ -89,11 +99,11 @@ class _Run:
         envs: list[gymnasium.Env[Any, Any]],
         controller: Controller,
         seeds: list[int],
-        target_return: float | None,
+        targets: Sequence[float | None],
         instruction: str | None,
     ) -> None:
         self.envs, self.controller, self.seeds = envs, controller, seeds
-        self.target_return, self.instruction = target_return, instruction
+        self.targets, self.instruction = targets, instruction
         self.returns = np.zeros(len(seeds))
         self.lengths = np.zeros(len(seeds), dtype=np.int64)
         self.successes: list[bool | None] = [None] * len(seeds)
@@ -128,13 +138,16 @@ class _Run:
     def _begin(self, place: int) -> None:
         if self.following == len(self.seeds):
             self.episode[place] = None
+            # its robot is still told something, and the last of an episode may be NaN
+            self.shown[place] = {name: np.zeros_like(value) for name, value in self.shown[place].items()}
             return
         self.episode[place] = self.following
+        target = self.targets[self.following]
         self.shown[place], info = self.envs[place].reset(seed=self.seeds[self.following])
         self.following += 1
         self.controller.reset(
             [place],
-            target_return=self.target_return,
+            target_return=target,
             instruction=info.get("instruction", self.instruction),
         )
 
@@ -213,14 +226,33 @@ def choose_target(
     instruction: str | None = None,
     candidates: Sequence[float] | None = None,
 ) -> ChosenTarget:
-    """The target whose mean return is highest on validation seeds, apart from those that are measured."""
+    """The target whose mean return is highest on validation seeds, apart from those that are measured.
+
+    All targets are tried at once.
+
+    Raises:
+        UsageError: On fewer than one seed.
+    """
     if not policy.embed.tells_return:
         return ChosenTarget(None)
-    seeds = range(FIRST_VALIDATION_SEED, FIRST_VALIDATION_SEED + n_seeds)
+    if n_seeds < 1:
+        raise UsageError(
+            f"validation_seeds: a target return is chosen on at least 1, got {n_seeds}; "
+            "or name one with --target-return"
+        )
+    seeds = list(range(FIRST_VALIDATION_SEED, FIRST_VALIDATION_SEED + n_seeds))
+    targets = list(candidates or candidate_targets(policy.config))
+    found = roll_out(
+        policy,
+        maker,
+        seeds * len(targets),
+        n_envs=n_envs,
+        target_return=[target for target in targets for _ in seeds],
+        instruction=instruction,
+    )
     tried = []
-    for target in candidates or candidate_targets(policy.config):
-        found = roll_out(policy, maker, seeds, n_envs=n_envs, target_return=target, instruction=instruction)
-        tried.append({"target_return": target, "return": float(found.returns.mean())})
+    for target, returns in zip(targets, found.returns.reshape(len(targets), -1), strict=True):
+        tried.append({"target_return": target, "return": float(returns.mean())})
         print(f"target return {target:.6g}: {tried[-1]['return']:.1f} on validation seeds", file=sys.stderr)
     return ChosenTarget(max(tried, key=lambda one: one["return"])["target_return"], tried)
 

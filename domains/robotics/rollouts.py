@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from mambakit.core.errors import DataError, UsageError
 from mambakit.domains.robotics.controller import Controller
 from mambakit.domains.robotics.deadlines import DeadlineReport
 from mambakit.domains.robotics.evaluation import check_spaces
@@ -59,7 +60,10 @@ class _Episode:
         while not done and (max_steps is None or len(self.rewards) < max_steps):
             if filmed:
                 yield self.env.render()
-            action = self.controller.step(shown, [reward])
+            try:
+                action = self.controller.step(shown, [reward])
+            except DataError as error:
+                raise DataError(f"{error} (the environment's, at step {len(self.rewards)})") from error
             self.seen.append(shown)
             self.actions.append(action)
             shown, earned, terminated, truncated, info = self.env.step(action)
@@ -96,9 +100,12 @@ def act(
         control_hz: Control steps a second.
 
     Raises:
-        UsageError: If the environment's spaces are not the policy's.
+        UsageError: If the environment's spaces are not the policy's, or ``max_steps`` is below 1.
+        DataError: If the environment shows NaN; the message names the step.
         UserError: If the video can't be drawn or written.
     """
+    if max_steps is not None and max_steps < 1:
+        raise UsageError(f"max_steps: expected at least 1, got {max_steps}")
     env = maker()
     try:
         check_spaces(policy.config, env)

@@ -52,12 +52,14 @@ def write_video(path: Path, frames: Iterable[NDArray[np.uint8]], control_hz: flo
                 )
             writer.append_data(_even(np.asarray(frame, dtype=np.uint8)))
             count += 1
+        if writer is None:
+            raise UserError(f"{path}: there is no frame to write")
+        writer.close()
+        partial.replace(path)
     finally:
         if writer is not None:
             writer.close()
-    if not count:
-        raise UserError(f"{path}: there is no frame to write")
-    partial.replace(path)
+        partial.unlink(missing_ok=True)
     return count
 
 

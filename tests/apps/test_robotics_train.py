@@ -66,6 +66,10 @@ def test_wrong_calls_say_what_would_help(pendulum: Path, capsys: pytest.CaptureF
     assert main(["rollout", "--model", model, "--export", "step.onnx"]) in (0, 1)
     assert main(["rollout", "--model", model, "--video", "film.avi"]) == 2
     assert "a name that ends in .mp4" in capsys.readouterr().err
+    assert main(["rollout", "--model", model, "--max-steps", "3", "--target-return", "9e9"]) == 0
+    assert "far above the best episode it learned from" in capsys.readouterr().err
+    assert main(["rollout", "--model", model, "--max-steps", "3", "--instruction", "stand"]) == 0
+    assert "decision-mamba is told none, so that it makes no difference" in capsys.readouterr().err
     assert main(["train", "--data", "nowhere/at/all"]) == 2
     assert "no folder nowhere/at/all" in capsys.readouterr().err
     assert main(["train", "--data", str(pendulum / "data"), "--mask", "x"]) == 2
@@ -88,3 +92,11 @@ def test_held_out_error_beside_a_baseline(
     again = run(capsys, "evaluate", "--model", tmp_path / "run", "--weights", "best")
     assert again["results"][0]["mse"] == pytest.approx(found["results"][0]["mse"])
     assert again["episodes"] == 3
+    other = tmp_path / "run" / "bc-mlp"
+    both = run(capsys, "evaluate", "--model", tmp_path / "run", "--weights", "best", "--also", other)
+    assert [row["mse"] for row in both["results"]] == pytest.approx([row["mse"] for row in found["results"]])
+    monkeypatch.setattr(cards, "load_episodes", lambda _: made_episodes(3, discrete=True))
+    assert main(["evaluate", "--model", str(tmp_path / "run"), "--data", "made"]) == 2
+    assert "made has numbered actions: 2; the policy was trained on made, with none" in (
+        capsys.readouterr().err
+    )

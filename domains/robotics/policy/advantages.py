@@ -52,6 +52,9 @@ class _Transitions(NamedTuple):
     goes_on: Tensor
     """0 where the task ended, 1 else."""
 
+    def to(self, device: torch.device | str) -> _Transitions:
+        return _Transitions(*(part.to(device) for part in self))
+
 
 class Critics:
     """Q (the lesser of two) and V, learned from recorded transitions.
@@ -61,9 +64,11 @@ class Critics:
         episodes: To learn from.
         seed: Of weights and batches.
         config: See there.
+        device: Where they are learned and asked; the policy stays where it is.
 
     Raises:
-        UsageError: If the data have no states, or every episode earns the same.
+        UsageError: If the data have no states, every episode earns the same, or nothing says what was seen
+            after an action.
     """
 
     def __init__(
@@ -72,6 +77,7 @@ class Critics:
         episodes: Sequence[Episode],
         seed: int = 0,
         config: CriticConfig | None = None,
+        device: torch.device | str = "cpu",
     ) -> None:
         config = config or CriticConfig()
         if policy.embed.state is None:
@@ -81,12 +87,17 @@ class Critics:
             raise UsageError(
                 "advantage: every episode earns the same, so that no action is better than usual"
             )
-        self.policy, self.config = policy, config
+        self.policy, self.config, self.device = policy, config, device
         # as the paper scales rewards: by the range of the returns
         self._scale = _REWARD_RANGE / (max(totals) - min(totals))
+        data = _joined([self._transitions(one) for one in episodes])
+        if not len(data.state):
+            raise UsageError(
+                "advantage: values are learned from what was seen after an action, and the data do not say it"
+            )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self._learn(_joined([self._transitions(one) for one in episodes]))
+            self._learn(data)
 
     def _learn(self, data: _Transitions) -> None:
         config = self.config
@@ -95,6 +106,9 @@ class Critics:
         self.q = nn.ModuleList(_mlp(n_state + n_action, config.width) for _ in range(2))
         self.slow = nn.ModuleList(_mlp(n_state + n_action, config.width) for _ in range(2))
         self.slow.load_state_dict(self.q.state_dict())
+        data = data.to(self.device)
+        for net in (self.v, self.q, self.slow):
+            net.to(self.device)
         optimizer = torch.optim.Adam([*self.v.parameters(), *self.q.parameters()], lr=config.lr)
         for step in range(config.steps):
             one = _drawn(data, config.batch_size)
@@ -120,17 +134,17 @@ class Critics:
     @torch.no_grad()
     def advantages(self, episode: Episode) -> NDArray[np.float32]:
         """Q - V of each step, ``(n,)``, in scaled rewards."""
-        steps = self._transitions(episode, whole=True)
+        steps = self._transitions(episode, whole=True).to(self.device)
         both = torch.cat([steps.state, steps.action], dim=1)
         q = torch.minimum(*(net(both).squeeze(1) for net in self.slow))
-        return (q - self.v(steps.state).squeeze(1)).numpy()
+        return (q - self.v(steps.state).squeeze(1)).cpu().numpy()
 
     def weights(self, episodes: Sequence[Episode], beta: float) -> list[NDArray[np.float32]]:
         """exp(beta advantage) of each step, 100 at most, over all scaled to mean 1."""
-        found = [
-            np.minimum(np.exp(np.minimum(beta * self.advantages(one), 20.0)), _MOST_WEIGHT)
-            for one in episodes
-        ]
+        exponents = [beta * self.advantages(one) for one in episodes]
+        # where every action was far worse than usual, all weights would be zero: the best counts 1 then
+        shift = min(max(float(one.max()) for one in exponents), 0.0)
+        found = [np.minimum(np.exp(np.minimum(one - shift, 20.0)), _MOST_WEIGHT) for one in exponents]
         mean = float(np.concatenate(found).mean())
         return [(one / mean).astype(np.float32) for one in found]
 
@@ -159,7 +173,7 @@ def _joined(parts: Sequence[_Transitions]) -> _Transitions:
 
 
 def _drawn(data: _Transitions, n: int) -> _Transitions:
-    chosen = torch.randint(len(data.state), (n,))
+    chosen = torch.randint(len(data.state), (n,)).to(data.state.device)
     return _Transitions(*(part[chosen] for part in data))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -14,6 +15,7 @@ Tokens = Literal["fused", "three"]
 HeadKind = Literal["gaussian", "mixture", "flow", "categorical"]
 Condition = Literal["return", "goal", "instruction"]
 Words = Literal["hash", "vocabulary"]
+Pictures = Literal["scan", "cnn"]
 
 MEMORYLESS = ("bc-mlp", "iql")
 ALL_STEPS = 0
@@ -71,6 +73,9 @@ class PolicyConfig:
     """Of a mixture."""
     flow_steps: int = 8
     """Euler steps of a flow's sampling."""
+    pictures: Pictures = "scan"
+    """How pictures are read: scan, state-space layers over patches that look for what the instruction asks;
+    or cnn, three convolutions (Mnih et al. 2015), which baselines have."""
     patch: int = 8
     """Side of a picture's patches, in pixels."""
     image_width: int = 48
@@ -87,7 +92,7 @@ class PolicyConfig:
     without their state where there are pictures: so that each may be missing when the policy acts."""
 
     def __post_init__(self) -> None:
-        for name, known in (("kind", Kind), ("tokens", Tokens), ("words", Words)):
+        for name, known in (("kind", Kind), ("tokens", Tokens), ("words", Words), ("pictures", Pictures)):
             _check_choice(name, getattr(self, name), get_args(known))
         if self.head is not None:
             _check_choice("head", self.head, get_args(HeadKind))
@@ -199,6 +204,12 @@ class SavedPolicyConfig:
     """The mean of the training episodes."""
     target_return: float | None = None
     """What a policy that is told a return is asked for by default."""
+
+    @property
+    def environment_id(self) -> str | None:
+        """gymnasium's id of the data's environment; None without, as of a real robot, called so in words."""
+        found = str(self.environment.get("id") or "")
+        return found if re.fullmatch(r"[\w:./-]+", found) else None
 
     @property
     def conditions(self) -> list[Condition]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mambakit.core.errors import UsageError
 from mambakit.domains.robotics.episodes import Episode
 from mambakit.domains.robotics.policy.config import SavedPolicyConfig
-from mambakit.domains.robotics.policy.images import ImageAdapter
+from mambakit.domains.robotics.policy.images import ConvolutionAdapter, ImageAdapter
 from mambakit.domains.robotics.policy.seen import Seen
 from mambakit.domains.robotics.policy.tokenizer import WordNumbers
 
@@ -91,16 +91,21 @@ class StepEmbedding(nn.Module):
             self.maps = nn.ModuleDict(
                 {name: nn.Linear(widths[name], d_model) for name in self.modalities if name in widths}
             )
-        self.image: ImageAdapter | None = None
+        self.image: ImageAdapter | ConvolutionAdapter | None = None
         if spaces.image is not None:
-            self.image = ImageAdapter(
-                size=(spaces.image[0], spaces.image[1]),
-                patch=policy.patch,
-                d_model=d_model,
-                width=policy.image_width,
-                n_layers=policy.image_layers,
-                dropout=policy.dropout,
-                told="instruction" in config.conditions,
+            size = (spaces.image[0], spaces.image[1])
+            self.image = (
+                ConvolutionAdapter(size=size, d_model=d_model)
+                if policy.pictures == "cnn"
+                else ImageAdapter(
+                    size=size,
+                    patch=policy.patch,
+                    d_model=d_model,
+                    width=policy.image_width,
+                    n_layers=policy.image_layers,
+                    dropout=policy.dropout,
+                    told="instruction" in config.conditions,
+                )
             )
             self.no_image = nn.Parameter(torch.zeros(d_model))
         self.words: nn.Embedding | None = None

@@ -1,6 +1,8 @@
-"""Pictures to vectors: patches, read in four orders by state-space layers, and pooled."""
+"""Pictures to vectors: patches that state-space layers read in four orders, or convolutions."""
 
 from __future__ import annotations
+
+import itertools
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +12,7 @@ from mambakit.core.backbone_config import BackboneConfig
 from mambakit.core.errors import UsageError
 
 _READ_OUTS = 8
+_LEAST_SIDE = 36
 
 
 class ImageAdapter(nn.Module):
@@ -81,3 +84,43 @@ class ImageAdapter(nn.Module):
             scores = scores + torch.einsum("bnd,bkd->bnk", cells, wanted) / cells.shape[-1] ** 0.5
         pooled = torch.einsum("bnk,bnd->bkd", scores.softmax(1), cells).flatten(1)
         return self.out(pooled).view(*leading, -1)
+
+
+class ConvolutionAdapter(nn.Module):
+    """Embeds a picture as one vector by three convolutions and a linear map of all they give.
+
+    The network of Mnih et al. 2015 (doi:10.1038/nature14236, Methods); it is not told what to look for.
+
+    Args:
+        size: Height and width of the pictures.
+        d_model: Width of the vector.
+
+    Raises:
+        UsageError: If the pictures are too small for it.
+    """
+
+    def __init__(self, *, size: tuple[int, int], d_model: int) -> None:
+        super().__init__()
+        if min(size) < _LEAST_SIDE:
+            raise UsageError(
+                f"pictures: cnn needs pictures of {_LEAST_SIDE} x {_LEAST_SIDE} or more, "
+                f"these are {size[0]} x {size[1]}; scan reads them"
+            )
+        layers = ((3, 32, 8, 4), (32, 64, 4, 2), (64, 64, 3, 1))
+        self.convolutions = nn.Sequential(
+            *itertools.chain.from_iterable(
+                (nn.Conv2d(given, made, side, stride=stride), nn.ReLU())
+                for given, made, side, stride in layers
+            ),
+            nn.Flatten(),
+        )
+        with torch.no_grad():
+            n_features = self.convolutions(torch.zeros(1, 3, *size)).shape[1]
+        self.out = nn.Linear(n_features, d_model)
+
+    def forward(self, image: Tensor, told: Tensor | None = None) -> Tensor:
+        """``(..., height, width, 3)`` uint8 to ``(..., d_model)``; ``told`` is not looked at."""
+        leading = image.shape[:-3]
+        pixels = image.flatten(0, -4) if len(leading) else image[None]
+        x = pixels.movedim(-1, 1).to(self.out.weight.dtype) / 127.5 - 1.0
+        return self.out(self.convolutions(x)).view(*leading, -1)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mambakit.core.errors import DataError
+from mambakit.core.errors import DataError, UsageError
 from mambakit.core.training import FitResult, RunFolder, TrainConfig, fit, load_weights, seed_everything
 from mambakit.core.training.devices import loading_processes, resolve_device
 from mambakit.domains.robotics.episodes import Episode, Episodes, split_episodes
@@ -113,7 +113,7 @@ def train_policy(
     device = resolve_device(train.device)
     weights, validation_weights = None, None
     if config.beta and run.result is None:
-        critics = Critics(policy, parts.train, train.seed)
+        critics = Critics(policy, parts.train, train.seed, device=device)
         weights, validation_weights = (
             critics.weights(part, config.beta) for part in (parts.train, parts.validation)
         )
@@ -146,6 +146,33 @@ def policies_in(folder: Path) -> dict[str, Policy]:
     if (folder / LAST).is_dir():
         found["last"] = Policy.from_pretrained(folder / LAST)
     return found
+
+
+def check_episodes(config: SavedPolicyConfig, episodes: Episodes) -> None:
+    """Refuse episodes that the policy can't be told of, or whose actions are not of its kind.
+
+    Raises:
+        UsageError: Which of both are wanted, and what there is.
+    """
+    ours, theirs = config.spaces, spaces_of(episodes)
+    wanted: list[tuple[str, object, object]] = [
+        ("numbered actions", ours.n_actions, theirs.n_actions),
+        ("numbers of an action", ours.action_dim, theirs.action_dim),
+    ]
+    if ours.state_dim:
+        wanted.append(("numbers of a state", ours.state_dim, theirs.state_dim))
+    if ours.image is not None:
+        wanted.append(("pictures of", ours.image, theirs.image))
+    if "goal" in config.conditions:
+        wanted.append(("numbers of a goal", ours.goal_dim, theirs.goal_dim))
+    for what, own, found in wanted:
+        # where no environment is known, there may be fewer choices in a part of the data than in all
+        fewer = what == "numbered actions" and episodes.environment is None and theirs.n_actions > 0
+        if own != found and not (fewer and theirs.n_actions <= ours.n_actions):
+            raise UsageError(
+                f"data: {episodes.name} has {what}: {found or 'none'}; the policy was trained on "
+                f"{config.trained_on}, with {own or 'none'}"
+            )
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -204,6 +205,42 @@ def test_bad_input_names_the_robot_and_the_place() -> None:
         controller.reset([2])
     with pytest.raises(UsageError, match="one for each of 2 robots, got 3"):
         controller.reset(target_return=[1.0, 2.0, 3.0])
+
+
+def test_a_reward_that_is_no_number_is_refused_before_it_is_remembered() -> None:
+    """A return to go of NaN would make every later action NaN."""
+    controller = Controller(small_policy(made_episodes(4)), 2)
+    shown = np.ones((2, 3), np.float32)
+    controller.step(shown, [0.0, 0.0])
+    before = controller.snapshot()
+    with pytest.raises(DataError, match="that of robot 1 is nan"):
+        controller.step(shown, [0.5, np.nan])
+    for (name, now), (_, then) in zip(
+        controller.snapshot().state.tensors(), before.state.tensors(), strict=True
+    ):
+        assert torch.equal(now, then), name
+    controller.reset([1])
+    acted = controller.step(shown, [0.5, np.nan])  # what was earned before a reset does not matter
+    assert np.isfinite(acted).all()
+    assert np.isfinite(controller.step(shown, [0.5, 0.5])).all()
+
+
+def test_what_others_hand_over_may_be_read_only_or_backwards() -> None:
+    policy = small_policy(made_episodes(4))
+    shown = np.arange(6, dtype=np.float32).reshape(2, 3)
+    wanted = Controller(policy, 2).step(shown, [0.0, 0.0])
+    backwards, earned = np.ascontiguousarray(shown[::-1])[::-1], np.zeros(2)
+    backwards.flags.writeable = earned.flags.writeable = False
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        controller = Controller(policy, 2)
+        np.testing.assert_array_equal(controller.step(backwards, earned), wanted)
+        controller.correct(wanted[::-1])
+    with pytest.raises(DataError, match="one is not finite"):
+        controller.correct(np.full_like(wanted, np.nan))
+    choices = Controller(small_policy(made_episodes(4, discrete=True)), 2)
+    with pytest.raises(UsageError, match=r"choices from 0 to 1, got \[0, 2\]"):
+        choices.correct([0, 2])
 
 
 def test_actions_stay_inside_their_bounds() -> None:

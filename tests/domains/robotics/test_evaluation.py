@@ -38,8 +38,11 @@ class Follow(gymnasium.Env[Any, Any]):
     observation_space = spaces.Box(-np.inf, np.inf, (3,), np.float32)
     action_space = spaces.Box(-1.0, 1.0, (2,), np.float32)
 
-    def __init__(self, render_mode: str | None = None, broken_at: int | None = None) -> None:
-        self.render_mode, self.broken_at = render_mode, broken_at
+    def __init__(
+        self, render_mode: str | None = None, broken_at: int | None = None, diverges: bool = False
+    ) -> None:
+        self.render_mode, self.broken_at, self.diverges = render_mode, broken_at, diverges
+        self.left = 1
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
         super().reset(seed=seed)
@@ -55,7 +58,8 @@ class Follow(gymnasium.Env[Any, Any]):
 
     def _shown(self) -> Any:
         self.shown = self.np_random.uniform(-1, 1, 3).astype(np.float32)
-        if self.broken_at is not None and self.at >= self.broken_at:
+        broken = self.broken_at is not None and self.at >= self.broken_at
+        if broken or (self.diverges and self.left == 0):
             return np.full(3, np.nan, np.float32)
         return self.shown
 
@@ -140,6 +144,29 @@ def test_a_broken_sensor_is_named_with_its_seed() -> None:
     policy = small_policy(recorded())
     with pytest.raises(DataError, match=r"state of robot 0 has nan at place 0.*seed 4 step 2"):
         roll_out(policy, partial(make, "MambakitFollow-v0", kwargs={"broken_at": 2}), [4])
+    with pytest.raises(UsageError, match="n_envs: expected at least 1, got 0"):
+        roll_out(policy, maker, [4], n_envs=0)
+
+
+def test_what_an_episode_shows_after_its_end_stops_no_other() -> None:
+    policy = small_policy(recorded())
+    diverging = partial(make, "MambakitFollow-v0", kwargs={"diverges": True})
+    seeds = [5, 0, 3, 11, 8]
+    found = roll_out(policy, diverging, seeds, n_envs=3, target_return=-1.0)
+    assert found.lengths.tolist() == roll_out(policy, maker, seeds, target_return=-1.0).lengths.tolist()
+
+
+def test_targets_may_differ_from_episode_to_episode() -> None:
+    policy = small_policy(recorded())
+    targets = [-3.0, -1.0, 4.0]
+    alone = [roll_out(policy, maker, [7], target_return=one).returns[0] for one in targets]
+    together = roll_out(policy, maker, [7, 7, 7], n_envs=2, target_return=targets)
+    np.testing.assert_allclose(together.returns, alone, atol=1e-4)
+    assert len(set(np.round(alone, 6))) == 3
+    with pytest.raises(UsageError, match="one for each of 2 episodes, got 3"):
+        roll_out(policy, maker, [7, 8], target_return=targets)
+    with pytest.raises(UsageError, match="chosen on at least 1, got 0"):
+        choose_target(policy, maker, n_seeds=0)
 
 
 def test_a_rollout_is_kept_and_filmed(tmp_path: Path) -> None:
@@ -169,6 +196,17 @@ def test_a_rollout_is_kept_and_filmed(tmp_path: Path) -> None:
     returns_figure({"ours": [1.0, 2.0], "data": [0.0, 1.0, 5.0]}, best_of_data=5.0).savefig(
         tmp_path / "b.png"
     )
+
+
+def test_a_rollout_that_breaks_leaves_no_half_of_a_film(tmp_path: Path) -> None:
+    pytest.importorskip("imageio_ffmpeg")
+    policy = small_policy(recorded(), kind="bc")
+    broken = partial(maker, render_size=32, kwargs={"broken_at": 2})
+    with pytest.raises(DataError, match=r"state of robot 0 has nan at place 0.*at step 2"):
+        rollouts.act(policy, broken, seed=4, video=tmp_path / "a.mp4")
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(UsageError, match="max_steps: expected at least 1, got 0"):
+        rollouts.act(policy, maker, max_steps=0)
 
 
 def test_no_frame_is_no_video(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -249,6 +250,22 @@ def test_advantages_find_the_better_of_two_actions() -> None:
     assert np.concatenate(weights).mean() == pytest.approx(1.0, abs=1e-4)
     with pytest.raises(UsageError, match="every episode earns the same"):
         Critics(critics.policy, found[::3], config=config)
+    # an episode of bad actions alone: none counts as nothing
+    (bad,) = critics.weights(found[1:2], 1e6)
+    assert np.isfinite(bad).all()
+    assert bad.mean() == pytest.approx(1.0, abs=1e-4)
+    brief = [
+        dataclasses.replace(
+            one,
+            observations={"state": one.state[:1]},
+            actions=one.actions[:1],
+            rewards=one.rewards[:1] + i,
+            terminated=False,
+        )
+        for i, one in enumerate(found)
+    ]
+    with pytest.raises(UsageError, match="what was seen after an action, and the data do not say it"):
+        Critics(critics.policy, brief, config=config)
 
 
 @pytest.mark.slow
@@ -261,3 +278,24 @@ def test_iql_acts_on_the_better_action_and_bc_on_the_usual_one(tmp_path: Path) -
         done[kind] = float(Controller(policy).step(np.zeros(1, np.float32))[0])
     assert done["bc-mlp"] < 0
     assert done["iql"] > 0.5
+
+
+def test_convolutions_tell_pictures_apart_by_where_things_lie() -> None:
+    episodes = made_episodes(4)
+    for episode in episodes.episodes:
+        episode.observations["image"] = np.zeros((len(episode) + 1, 40, 40, 3), np.uint8)
+    policy = small_policy(episodes, kind="bc-mlp", pictures="cnn")
+    state = np.zeros(3, np.float32)
+    corners = [np.zeros((40, 40, 3), np.uint8) for _ in range(2)]
+    corners[0][:10, :10], corners[1][-10:, -10:] = 255, 255
+    told = [Controller(policy).step({"state": state, "image": one}) for one in corners]
+    assert np.abs(told[0] - told[1]).max() > 1e-4
+    with pytest.raises(UsageError, match="cnn needs pictures of 36 x 36 or more, these are 8 x 8"):
+        small_policy(made_episodes(4, image=True), kind="bc-mlp", pictures="cnn")
+
+
+def test_a_real_robot_is_no_environment_to_act_in() -> None:
+    spaces = Spaces(state_dim=1, action_dim=1)
+    ids = ("Hopper-v5", "mambakit/ColouredReach-v0", "my_module:Own-v0", "WidowX 250 (a real arm)", "")
+    found = [SavedPolicyConfig(PolicyConfig(), spaces, environment={"id": one}) for one in ids]
+    assert [one.environment_id for one in found] == [*ids[:3], None, None]
