@@ -75,8 +75,8 @@ class ClassifyTask(pl.LightningModule):
         """The loss of a batch."""
         samples, lengths = self.augmenter(batch.samples, batch.lengths)
         if samples.is_cuda:  # of a few lengths, so that a GPU's work on them can be recorded
-            rate_hz = self.model.config.model.front_end.rate_hz
-            samples = F.pad(samples, (0, -samples.shape[1] % rate_hz))
+            half_a_second = self.model.config.model.front_end.rate_hz // 2
+            samples = F.pad(samples, (0, -samples.shape[1] % half_a_second))
         loss = self._loss(samples, lengths, batch.labels)
         self.log("train/loss", loss.detach(), on_step=False, on_epoch=True, batch_size=len(samples))
         return loss

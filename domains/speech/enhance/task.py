@@ -13,7 +13,7 @@ from mambakit.domains.speech.enhance.config import EnhanceLoss
 from mambakit.domains.speech.enhance.metrics import si_sdr
 from mambakit.domains.speech.enhance.model import Enhancer
 from mambakit.domains.speech.enhance.stft import compress
-from mambakit.domains.speech.mixtures import NoisyMixer
+from mambakit.domains.speech.mixtures import NoisyMixer, Stock
 
 
 class SpectralLoss(nn.Module):
@@ -45,13 +45,17 @@ class EnhanceTask(pl.LightningModule):
 
     def __init__(self, model: Enhancer, mixer: NoisyMixer, train: TrainConfig, loss: EnhanceLoss) -> None:
         super().__init__()
-        self.model, self.mixer = model, mixer
+        self.model, self.mixer, self._stock = model, mixer, Stock(mixer)
         self.train_config, self.loss_config = train, loss
         self._loss = GraphedLoss(SpectralLoss(model, loss))
 
+    def on_train_epoch_start(self) -> None:
+        """Mixtures of an epoch are of its seed alone."""
+        self._stock.clear()
+
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         """The weighted sum of the losses on as many new pairs as the batch is long."""
-        loss = self._loss(*self.mixer(len(batch)))
+        loss = self._loss(*self._stock.take(len(batch)))
         self.log("train/loss", loss.detach(), on_step=False, on_epoch=True, batch_size=len(batch))
         return loss
 
