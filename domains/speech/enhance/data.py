@@ -70,7 +70,7 @@ class Pools(NamedTuple):
             said.append("not all voices are named: some of the test may be heard in training too")
         elif known:
             n = len(self.test.speakers)
-            said.append(f"{len(known)} of the test's {n} voices are heard in training too, with other words")
+            said.append(f"{len(known)} of the test's {n} voices are heard in training too, in other takes")
         return said
 
 
