@@ -21,6 +21,7 @@ from mambakit.domains.speech.separate.config import SeparateConfig
 from mambakit.domains.speech.stitching import stitched
 
 _FRAMES_AT_ONCE = 4000
+_LEVELLED_AT_ONCE = 1 << 20
 
 
 class SeparateState(NamedTuple):
@@ -167,9 +168,11 @@ def at_level_of(mixture: Tensor, said: Tensor) -> Tensor:
         mixture: ``(batch, n)``.
         said: ``(batch, n_sources, n)``; silent ones stay silent.
     """
-    x, y = said.double(), mixture.double()
-    gram = x @ x.mT  # [b, sources, sources]
+    both = torch.cat([said, mixture[:, None]], 1)
+    pieces = (piece.double() for piece in both.split(_LEVELLED_AT_ONCE, -1))  # a copy of an hour is large
+    products = torch.stack([piece @ piece.mT for piece in pieces]).sum(0)
+    gram, likeness = products[:, :-1, :-1], products[:, :-1, -1:]  # [b, sources, sources], [b, sources, 1]
     power = gram.diagonal(dim1=1, dim2=2)
     ridge = torch.diag_embed(1e-3 * power + 1e-12)
-    gains = torch.linalg.solve(gram + ridge, x @ y[..., None])  # [b, sources, 1]
-    return (x * gains).to(said.dtype)
+    gains = torch.linalg.solve(gram + ridge, likeness)
+    return said * gains.to(said.dtype)
