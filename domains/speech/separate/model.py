@@ -168,9 +168,11 @@ def at_level_of(mixture: Tensor, said: Tensor) -> Tensor:
         mixture: ``(batch, n)``.
         said: ``(batch, n_sources, n)``; silent ones stay silent.
     """
-    both = torch.cat([said, mixture[:, None]], 1)
-    pieces = (piece.double() for piece in both.split(_LEVELLED_AT_ONCE, -1))  # a copy of an hour is large
-    products = torch.stack([piece @ piece.mT for piece in pieces]).sum(0)
+    products = said.new_zeros(len(said), said.shape[1] + 1, said.shape[1] + 1, dtype=torch.float64)
+    for at in range(0, said.shape[-1], _LEVELLED_AT_ONCE):  # copies of an hour are large
+        cut = slice(at, at + _LEVELLED_AT_ONCE)
+        both = torch.cat([said[..., cut], mixture[:, None, cut]], 1).double()
+        products += both @ both.mT
     gram, likeness = products[:, :-1, :-1], products[:, :-1, -1:]  # [b, sources, sources], [b, sources, 1]
     power = gram.diagonal(dim1=1, dim2=2)
     ridge = torch.diag_embed(1e-3 * power + 1e-12)
