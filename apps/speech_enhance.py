@@ -70,14 +70,14 @@ def train_enhance(
     from mambakit.domains.speech.enhance.evaluation import evaluate
     from mambakit.domains.speech.enhance.training import test_mixtures, train_enhancer
 
-    pools = load_pools(data, model.rate_hz, seed=seed)
+    config = train_config(train, seed, device, max_time)
+    pools = load_pools(data, model.rate_hz, seed=config.seed)
     noises = load_noises(noise, model.rate_hz)
     said = (
         f"{data}: {len(pools.train)} utterances to learn from, {len(pools.validation)} that choose, "
         f"{len(pools.test)} for the test; {len(noises)} recordings of noise"
     )
     print(said, file=sys.stderr)
-    config = train_config(train, seed, device, max_time)
     run = RunFolder(output, overwrite=overwrite)
     run.start(
         {"task": task, "data": data, "noise": noise, "model": model, "mix": mix, "loss": loss}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from mambakit.apps.shared import tell, tell_left_out, train_config
 from mambakit.apps.speech_transcribe import load_recognizer
 from mambakit.core.cli import format_table, print_json
-from mambakit.core.errors import DataError
+from mambakit.core.errors import DataError, UsageError
 from mambakit.core.training import TrainConfig
 from mambakit.domains.speech.augment import AugmentConfig
 from mambakit.domains.speech.recognize.config import (
@@ -180,6 +180,8 @@ def evaluate_recognize(
     from mambakit.domains.speech.recognize.recordings import read_recordings
     from mambakit.domains.speech.saved import load_spec
 
+    if noise is not None and not snr_db:
+        raise UsageError("noise: has no effect without conditions to measure in; add --snr-db 20 10 0")
     recognizer = load_recognizer(model, device)
     if data is None:
         utterances, chosen = load_spec(model).load()
@@ -194,15 +196,16 @@ def evaluate_recognize(
         why = f"; the first, {left_out[0][0]}: {left_out[0][1]}" if left_out else ""
         raise DataError(f"{utterances.name}: no recording of {title} can be measured{why}")
     tell_left_out(left_out)
+    decoder = Decoder(recognizer, decode)
     rows = evaluation.measured(
         {evaluation.OURS: recognizer},
         recordings,
         utterances,
         snr_db=snr_db or [],
         noises=noise_recordings(noise, recognizer.rate_hz),
-        decoders={evaluation.OURS: Decoder(recognizer, decode)},
+        decoders={evaluation.OURS: decoder},
     )
-    times = evaluation.word_time_errors(recognizer, recordings, utterances)
+    times = evaluation.word_time_errors(recognizer, recordings, utterances, decoder)
     if json:
         print_json({"data": utterances.name, "part": title, "results": rows, "word_times": times})
     else:

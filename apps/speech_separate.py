@@ -66,14 +66,14 @@ def train_separate(
         with_unseen,
     )
 
-    pools = with_unseen(load_pools(data, model.rate_hz, seed=seed, task="separate"), pairs.unseen)
+    config = train_config(train, seed, device, max_time)
+    pools = with_unseen(load_pools(data, model.rate_hz, seed=config.seed, task="separate"), pairs.unseen)
     speakers = [len(pool.speakers) for pool in (pools.train, pools.validation, pools.test)]
     print(
         f"{data}: {speakers[0]} speakers to learn from, {speakers[1]} that choose, "
         f"{speakers[2]} for the test",
         file=sys.stderr,
     )
-    config = train_config(train, seed, device, max_time)
     run = RunFolder(output, overwrite=overwrite)
     run.start({"task": task, "data": data, "model": model, "pairs": pairs, "train": config}, seed=config.seed)
     mixtures = test_mixtures(pools, pairs, pairs.test_mixtures)

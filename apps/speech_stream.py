@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json as json_module
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mambakit.apps.speech_transcribe import load_recognizer
-from mambakit.core.errors import UsageError
+from mambakit.core.errors import DataError, UsageError
 from mambakit.domains.speech.recognize.decoding import PRESET_DECODE, DecodeConfig
 from mambakit.domains.speech.recognize.endpoints import EndpointConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from mambakit.domains.speech.recognize.lines import Event
 
 PRESET_ENDPOINTS = EndpointConfig()
 
@@ -67,14 +69,19 @@ def stream(
         )
     listener = StreamingRecognizer(recognizer, endpoints=endpoints, decode=decode)
     source = microphone_chunks(recognizer.rate_hz, chunk_s) if mic else None
+    ended: BaseException | None = None
     try:
         for samples in source or _chunks(input or "-", recognizer.rate_hz, chunk_s):
-            for event in listener.feed(samples):
-                print(json_module.dumps(event.plain(), ensure_ascii=False), flush=True)
-    except KeyboardInterrupt:
-        if not mic:
-            raise
-    for event in listener.finish():
+            _tell(listener.feed(samples))
+    except (DataError, KeyboardInterrupt) as error:  # what was heard before is written even so
+        ended = None if mic and isinstance(error, KeyboardInterrupt) else error
+    _tell(listener.finish())
+    if ended is not None:
+        raise ended
+
+
+def _tell(events: Sequence[Event]) -> None:
+    for event in events:
         print(json_module.dumps(event.plain(), ensure_ascii=False), flush=True)
 
 

@@ -227,7 +227,8 @@ class Backbone(nn.Module):
             return
         if not self.uses_elapsed:
             raise ValueError(
-                "elapsed: no layer of this backbone has a step size for it to drive; mamba1 and mamba2 have"
+                "elapsed: no layer of this backbone has a step size for it to drive; "
+                "mamba1, mamba2 and mamba3 have"
             )
         check_elapsed(elapsed, x)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from numbers import Integral
 from typing import Any
@@ -22,8 +22,8 @@ class BackboneConfig:
     """Width of the residual stream."""
     layers: list[str] | str = field(default_factory=lambda: ["mamba2"])
     """Kinds of block from the first layer to the last, for instance [mamba2, mlp, attention, mlp], or the
-    name of a published pattern: mamba1, mamba2, jamba, samba, zamba, mamba2-hybrid or conmamba. Layers of the
-    same kind@label share their weights, and each has a norm and a state of its own."""
+    name of a published pattern: mamba1, mamba2, mamba3, mamba3-mimo, jamba, samba, zamba, mamba2-hybrid or
+    conmamba. Layers of the same kind@label share their weights; each has a norm and a state of its own."""
     repeat: int = 1
     """How many times `layers` is stacked."""
     block_options: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -144,3 +144,9 @@ class BackboneConfig:
 def _check_mapping(name: str, value: object) -> None:
     if not isinstance(value, Mapping):
         raise ValueError(f"{name}: expected a mapping, got {value!r}")
+
+
+def sizes_of_heads(layers: Iterable[str], *, d_state: int, head_dim: int) -> dict[str, dict[str, Any]]:
+    """``block_options`` that give Mamba-2 and Mamba-3, where they are among the layers, such heads."""
+    options = {"d_state": d_state, "head_dim": head_dim}
+    return {kind: dict(options) for kind in ("mamba2", "mamba3") if kind in set(layers)}

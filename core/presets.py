@@ -33,6 +33,10 @@ def _jamba() -> list[str]:
 PRESETS: dict[str, Preset] = {
     "mamba1": Preset(["mamba1"], "Gu & Dao 2023, arXiv:2312.00752"),
     "mamba2": Preset(["mamba2"], "Dao & Gu 2024, arXiv:2405.21060"),
+    "mamba3": Preset(["mamba3", "mlp"], "Lahoti et al. 2026, arXiv:2603.15569, section 3"),
+    "mamba3-mimo": Preset(
+        ["mamba3", "mlp"], "Lahoti et al. 2026, arXiv:2603.15569, section 3", {"mamba3": {"mimo_rank": 4}}
+    ),
     "jamba": Preset(
         _jamba(),
         "Lieber et al. 2024, arXiv:2403.19887, section 3.1",

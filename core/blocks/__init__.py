@@ -9,6 +9,7 @@ from mambakit.core.blocks.graph import GraphMix, check_edges
 from mambakit.core.blocks.grid_scan import GridScan
 from mambakit.core.blocks.mamba1 import Mamba1
 from mambakit.core.blocks.mamba2 import Mamba2
+from mambakit.core.blocks.mamba3 import Mamba3
 from mambakit.core.blocks.mlp import MLP
 from mambakit.core.blocks.moe import MoE
 from mambakit.core.blocks.norm import RMSNorm
@@ -39,6 +40,7 @@ __all__ = [
     "GridScan",
     "Mamba1",
     "Mamba2",
+    "Mamba3",
     "MoE",
     "RMSNorm",
     "SequenceScan",

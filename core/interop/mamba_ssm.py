@@ -54,7 +54,14 @@ def _read(fields: Fields) -> LanguageModelConfig:
     for i in attention_at:
         if not 0 <= i < n_layers:
             raise fields.error("attn_layer_idx", f"{i!r} is no layer of {n_layers}")
-    ssm.only("layer", "Mamba1", "Mamba2", default="Mamba1", why="the layers here are Mamba1 and Mamba2")
+    ssm.only(
+        "layer",
+        "Mamba1",
+        "Mamba2",
+        default="Mamba1",
+        # the released code has made A in two ways
+        why="the layers here are Mamba1 and Mamba2; a Mamba3's config does not say how its decay is made",
+    )
     kind = "mamba2" if ssm.values.get("layer") == "Mamba2" else "mamba1"
     options = {kind: _read_mamba2(ssm) if kind == "mamba2" else _read_mamba1(ssm)}
     ssm.nothing_else(_HARMLESS)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from mambakit.core.backbone import BackboneConfig
+from mambakit.core.backbone_config import sizes_of_heads
 from mambakit.core.errors import UsageError
 from mambakit.core.training import TrainConfig
 from mambakit.domains.molecules.molecules import Task
@@ -100,12 +101,11 @@ class ModelConfig:
 
     def backbone(self) -> BackboneConfig:
         """The stack that reads SMILES, both ways."""
-        options = {"d_state": self.d_state, "head_dim": self.head_dim}
         return BackboneConfig(
             d_model=self.d_model,
             layers=list(self.blocks),
             repeat=self.n_layers,
-            block_options={"mamba2": options} if "mamba2" in self.blocks else {},
+            block_options=sizes_of_heads(self.blocks, d_state=self.d_state, head_dim=self.head_dim),
             bidirectional=True,
             dropout=self.dropout,
         )

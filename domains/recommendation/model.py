@@ -311,7 +311,7 @@ def backbone_config(model: ModelConfig) -> BackboneConfig:
     """The stack of blocks of a network."""
     options: dict[str, dict[str, object]] = {}
     for kind in model.blocks:
-        if kind.startswith("mamba2"):
+        if kind.startswith(("mamba2", "mamba3")):
             options[kind] = {"d_state": model.d_state, "head_dim": model.head_dim}
         elif kind.startswith("mamba1"):
             options[kind] = {"d_state": model.d_state}

@@ -140,13 +140,15 @@ def pcm_chunks(stream: BinaryIO, rate_hz: int, chunk_s: float = 0.1) -> Iterator
         chunk_s: Seconds of a chunk at most.
 
     Raises:
-        DataError: If the stream ends inside a sample.
+        DataError: If the stream ends inside a sample, or begins as a wav file does.
     """
     wanted = 2 * max(1, round(rate_hz * chunk_s))
     read = getattr(stream, "read1", stream.read)
-    rest = b""
+    rest, is_first = b"", True
     while more := read(wanted):
-        rest += more
+        if is_first and more[:4] == b"RIFF":
+            raise DataError("the stream is a wav file, and raw PCM is expected; name the file as the input")
+        rest, is_first = rest + more, False
         whole = len(rest) // 2 * 2
         if whole:
             yield torch.from_numpy(np.frombuffer(rest[:whole], dtype="<i2").astype(np.float32) / 32768)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from mambakit.core.backbone_config import sizes_of_heads
 from mambakit.core.blocks import block_class, block_options
 from mambakit.core.errors import UsageError
 
 
 def block_sizes(kind: str, *, d_state: int, head_dim: int) -> dict[str, int]:
     """The options of a kind of block that these sizes are; others have none of them."""
-    sizes = {"mamba2": {"d_state": d_state, "head_dim": head_dim}, "mamba1": {"d_state": d_state}}
-    return sizes.get(kind, {})
+    if kind == "mamba1":
+        return {"d_state": d_state}
+    return sizes_of_heads([kind], d_state=d_state, head_dim=head_dim).get(kind, {})
 
 
 def check_block(kind: str, options: Iterable[str] = (), *, causal: bool = False) -> None:

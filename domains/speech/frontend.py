@@ -65,6 +65,12 @@ class FrontEndConfig:
         return 1 << (self.window - 1).bit_length()
 
 
+def check_bands(front_end: FrontEndConfig, n_mels: int) -> None:
+    """Raise a UsageError unless an encoder of so many bands takes what the front end makes."""
+    if n_mels != front_end.n_mels:
+        raise UsageError(f"encoder.n_mels: {n_mels} is not front_end.n_mels, {front_end.n_mels}; set both")
+
+
 class FrontEnd(nn.Module):
     """``log(mel)`` of each frame, normalised.
 
@@ -189,32 +195,44 @@ class FrontEnd(nn.Module):
         return power.clamp(min=_FLOOR).log().transpose(1, 2), rest
 
 
-def spec_augment(
-    frames: Tensor,
-    lengths: Tensor,
-    *,
-    n_bands: int = 2,
-    band_width: int = 8,
-    n_times: int = 2,
-    time_share: float = 0.15,
-) -> Tensor:
+@dataclass(frozen=True)
+class StripesConfig:
+    """What is hidden of frames while training (SpecAugment); see each field."""
+
+    n_bands: int = 2
+    """Stripes of bands that are hidden, over all times."""
+    band_width: int = 6
+    """Bands of a stripe at most."""
+    n_times: int = 2
+    """Stripes of times that are hidden, over all bands."""
+    time_share: float = 0.12
+    """Share of the recording that each is at most."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.time_share <= 1:
+            raise UsageError(f"time_share: expected a share from 0 to 1, got {self.time_share}")
+        for name in ("n_bands", "band_width", "n_times"):
+            if not getattr(self, name) >= 0:
+                raise UsageError(f"{name}: expected at least 0, got {getattr(self, name)}")
+
+
+def spec_augment(frames: Tensor, lengths: Tensor, stripes: StripesConfig) -> Tensor:
     """Frames with stripes of bands and times set to zero, the mean (Park et al. 2019, arXiv:1904.08779).
 
     Args:
         frames: ``(batch, n_frames, n_mels)``, normalised.
         lengths: ``(batch,)`` frames of each.
-        n_bands, band_width: Stripes over all times, each of 0 to ``band_width`` bands.
-        n_times, time_share: Stripes over all bands, each of at most this share of the utterance.
+        stripes: How many and how wide.
     """
     batch, n_frames, n_mels = frames.shape
     place = torch.arange(n_mels, device=frames.device)
-    for _ in range(n_bands):
-        width = torch.randint(0, band_width + 1, (batch, 1), device=frames.device)
+    for _ in range(stripes.n_bands):
+        width = torch.randint(0, stripes.band_width + 1, (batch, 1), device=frames.device)
         start = (torch.rand(batch, 1, device=frames.device) * (n_mels - width + 1)).long()
         frames = frames.masked_fill(((place >= start) & (place < start + width))[:, None, :], 0.0)
     time = torch.arange(n_frames, device=frames.device)
-    for _ in range(n_times):
-        most = lengths[:, None] * time_share
+    for _ in range(stripes.n_times):
+        most = lengths[:, None] * stripes.time_share
         width = (torch.rand(batch, 1, device=frames.device) * (most + 1)).long()
         start = (torch.rand(batch, 1, device=frames.device) * (lengths[:, None] - width + 1)).long()
         frames = frames.masked_fill(((time >= start) & (time < start + width))[:, :, None], 0.0)

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from mambakit.core.adapters import TokenBatch
 from mambakit.core.backbone import Backbone, BackboneConfig
+from mambakit.core.backbone_config import sizes_of_heads
 from mambakit.core.distributions import forecast_head
 from mambakit.core.hub import HubModel
 from mambakit.domains.timeseries.anchor import Anchor, Anchored
@@ -254,11 +255,10 @@ def _backbone(
     config: ForecasterConfig, d_model: int, blocks: list[str], *, both_ways: bool = False
 ) -> BackboneConfig:
     model = config.model
-    options = {"d_state": model.d_state, "head_dim": model.head_dim}
     return BackboneConfig(
         d_model=d_model,
         layers=list(blocks),
-        block_options={"mamba2": options} if "mamba2" in blocks else {},
+        block_options=sizes_of_heads(blocks, d_state=model.d_state, head_dim=model.head_dim),
         bidirectional=both_ways,
         dropout=model.dropout,
     )

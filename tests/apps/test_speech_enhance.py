@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -160,3 +162,21 @@ def test_what_is_clipped_is_said(
     assert "samples are beyond full scale and were clipped" in capsys.readouterr().err
     written = read_audio(tmp_path / "out.wav").samples
     assert written.abs().max() <= 1
+
+
+@pytest.mark.parametrize("train", [train_enhance, train_separate])
+def test_parts_are_those_of_the_seed_that_the_run_keeps(
+    train: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else ``evaluate``, which splits by the seed that was kept, would measure on what was learned."""
+    seeds = []
+
+    def seen(*names: object, seed: int, **options: object) -> None:
+        seeds.append(seed)
+        raise DataError("enough")
+
+    monkeypatch.setattr("mambakit.domains.speech.enhance.data.load_pools", seen)
+    for options in ({"train": dataclasses.replace(ONE_EPOCH, seed=5)}, {"seed": 7}):
+        with pytest.raises(DataError, match="enough"):
+            train(output=tmp_path / "run", **options)
+    assert seeds == [5, 7]

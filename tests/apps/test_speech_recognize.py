@@ -95,6 +95,48 @@ def test_stream_and_transcribe_say_the_same(folder, capsys, monkeypatch):
     assert capsys.readouterr().out.replace(" ", "").strip() == streamed.replace(" ", "")
 
 
+def test_what_ends_a_stream_early_leaves_its_line_complete(folder, capsys, monkeypatch):
+    generator = torch.Generator().manual_seed(1)
+    pcm = (3000 * torch.randn(4000, generator=generator)).to(torch.int16).numpy().tobytes()
+    said = []
+    for more, status in ((b"", 0), (b"\x01", 1)):
+        monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(pcm + more)))
+        assert main(["stream", "--model", str(folder / "model")]) == status
+        told = capsys.readouterr()
+        said.append(
+            [one for line in told.out.splitlines() if (one := json.loads(line))["event"] == "completed"]
+        )
+    assert said[0]
+    assert said[0] == said[1]
+    assert "the PCM stream ends inside a sample" in told.err
+    wav = (folder / "in" / "a.wav").read_bytes()
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(wav)))
+    assert main(["stream", "--model", str(folder / "model")]) == 1
+    assert "the stream is a wav file, and raw PCM is expected" in capsys.readouterr().err
+
+
+def test_no_transcript_is_written_over_another(folder, tmp_path, capsys):
+    call = ["transcribe", "--model", str(folder / "model"), "--input"]
+    for name in ("x.wav", "x.flac"):
+        write_audio(tmp_path / "in" / name, Audio(0.1 * torch.randn(4000), 8000))
+    assert main([*call, str(tmp_path / "in"), "--output", str(tmp_path / "out")]) == 2
+    assert "x.srt would be written twice" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    one = [*call, str(tmp_path / "in" / "x.wav")]
+    assert main([*one, "--format", "vtt"]) == 0
+    assert capsys.readouterr().out.startswith("WEBVTT")
+    assert main([*one, "--format", "vtt", "--output", str(tmp_path / "x.srt")]) == 2
+    assert main([*call, str(folder / "in" / "b.wav")]) == 1
+    assert capsys.readouterr().err.count("b.wav") == 1
+
+
+def test_options_that_would_do_nothing_are_refused(folder, capsys):
+    call = ["transcribe", "--model", str(folder / "model"), "--input", str(folder / "in" / "a.wav")]
+    assert main([*call, "--decode.beam", "2", "--decode.hotword_boost", "9"]) == 2
+    assert "hotword_boost: has no effect without --decode.hotwords" in capsys.readouterr().err
+    assert main([*call, "--decode.beam", "2", "--decode.lm_weight", "0.9"]) == 2
+
+
 def test_align_writes_words_and_picture(folder, capsys):
     call = ["align", "--model", str(folder / "model"), "--input", str(folder / "in" / "a.wav"), "--text"]
     assert main([*call, "one six", "--plot", str(folder / "x.png"), "--output", str(folder / "x.json")]) == 0
@@ -195,6 +237,8 @@ def test_other_heads_and_units_are_trained_measured_and_used(tmp_path, capsys, h
     model = str(tmp_path / "run")
     assert main(["evaluate", "--model", model, "--decode.beam", "3", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["results"][0]["n"] == 3
+    assert main(["evaluate", "--model", model, "--noise", "noise"]) == 2
+    assert "noise: has no effect without conditions to measure in" in capsys.readouterr().err
     aligned = ["align", "--model", model, "--input", str(tmp_path / "1.wav"), "--text"]
     assert main([*aligned, "two six", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["text"] == "two six"

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from mambakit.core.backbone import Backbone, BackboneConfig
+from mambakit.core.backbone_config import sizes_of_heads
 from mambakit.core.blocks import MLP, Attention, Bidirectional, Mamba1, Mamba2
 from mambakit.core.state import State
 
@@ -244,3 +245,12 @@ def test_keep_is_the_output_of_some_tokens(layers):
     torch.testing.assert_close(*grads)
     with pytest.raises(ValueError, match="keep: only of whole rows"):
         backbone(kept, keep=keep, lengths=torch.tensor([9, 9, 9, 9]))
+
+
+def test_sizes_of_heads_are_given_to_the_layers_that_are_there():
+    layers = ["mamba3", "attention", "mamba2", "mamba1", "mamba3"]
+    sizes = sizes_of_heads(layers, d_state=4, head_dim=8)
+    assert sizes == {kind: {"d_state": 4, "head_dim": 8} for kind in ("mamba2", "mamba3")}
+    assert sizes_of_heads(["attention"], d_state=4, head_dim=8) == {}
+    backbone = Backbone(BackboneConfig(d_model=16, layers=layers, block_options=sizes))
+    assert {block.head_dim for block in backbone.blocks if hasattr(block, "dt_bias")} == {8}

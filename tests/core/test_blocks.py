@@ -17,6 +17,7 @@ from mambakit.core.blocks import (
     GridScan,
     Mamba1,
     Mamba2,
+    Mamba3,
     MoE,
     SequenceScan,
     SlidingAttention,
@@ -31,6 +32,7 @@ from mambakit.core.testing import assert_states_close
 SMALL = {
     "mamba1": {"d_state": 4},
     "mamba2": {"head_dim": 8, "d_state": 6},
+    "mamba3": {"head_dim": 8, "d_state": 6, "mimo_rank": 2, "norm": True},
     "attention": {"n_heads": 2},
     "mlp": {},
     "bidirectional": {"inner": "mamba1"},
@@ -46,6 +48,7 @@ SMALL = {
 CAUSAL = [
     "mamba1",
     "mamba2",
+    "mamba3",
     "attention",
     "mlp",
     "sliding_attention",
@@ -75,6 +78,7 @@ def test_kinds_and_classes():
     assert {
         "mamba1": Mamba1,
         "mamba2": Mamba2,
+        "mamba3": Mamba3,
         "attention": Attention,
         "mlp": MLP,
         "bidirectional": Bidirectional,
@@ -138,6 +142,9 @@ def test_sizes_that_do_not_divide():
         ("mamba1", {"d_conv": 0}, "d_conv: expected at least 1"),
         ("mamba2", {"head_dim": 0}, "head_dim: expected at least 1"),
         ("mamba2", {"head_dim": 8, "A_init_range": (0, 1)}, "A_init_range: expected 0 < low <= high"),
+        ("mamba3", {"head_dim": 8, "mimo_rank": 0}, "mimo_rank: expected at least 1, got 0"),
+        ("mamba3", {"head_dim": 8, "rope_fraction": 1.5}, r"rope_fraction: expected a number in \[0, 1\]"),
+        ("mamba3", {"head_dim": 8, "decay": "exp"}, "decay: expected 'heavy_tail' or 'softplus', got 'exp'"),
         ("mlp", {"d_hidden": 0}, "expected at least 1"),
         ("gru", {"d_hidden": 0}, "expected at least 1, got 16 and 0"),
         ("bidirectional", {"merge": "max"}, "merge: expected one of sum, mean, concat, gated, got 'max'"),

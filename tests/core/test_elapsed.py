@@ -29,6 +29,7 @@ LENGTH = 9
 OPTIONS = {
     "mamba1": {"d_state": 3, "dt_limit": (0.05, 0.6)},
     "mamba2": {"head_dim": 4, "d_state": 4, "dt_limit": (0.05, 0.6)},
+    "mamba3": {"head_dim": 4, "d_state": 4, "dt_limit": (0.05, 0.6)},
     "attention": {"n_heads": 2},
     "conv": {"width": 3},
     "moe": {"n_experts": 3, "d_hidden": 8},
@@ -39,6 +40,7 @@ OPTIONS = {
 LAYERS = {
     "mamba1": ["mamba1"],
     "mamba2": ["mamba2", "mlp"],
+    "mamba3": ["mamba3"],
     "hybrid": ["mamba1", "attention", "mamba2", "conv", "moe"],
     "zamba": ["zamba@a", "zamba@a"],
     "bidirectional": ["bidirectional", "mamba2"],
@@ -68,7 +70,7 @@ FIELDS = {
     },
 }
 NAMES = [*LAYERS, *FIELDS]
-STREAMING = ["mamba1", "mamba2", "hybrid", "zamba", "no-norm-recomputed", "learned-start"]
+STREAMING = ["mamba1", "mamba2", "mamba3", "hybrid", "zamba", "no-norm-recomputed", "learned-start"]
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 5e-5}
 
 
@@ -135,7 +137,7 @@ def test_steps_and_pieces_equal_the_whole(name, dtype):
     )
 
 
-@pytest.mark.parametrize("name", ["mamba1", "mamba2", "hybrid"])
+@pytest.mark.parametrize("name", ["mamba1", "mamba2", "mamba3", "hybrid"])
 @settings(max_examples=8, deadline=None)
 @given(cuts=st.lists(st.integers(0, LENGTH), max_size=4).map(sorted), switch=st.integers(0, LENGTH))
 def test_pieces_and_steps_in_any_mixture(name, cuts, switch):
@@ -206,7 +208,7 @@ def test_steps_in_float32_with_and_without_gaps():
         assert_states_close(own, state, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["mamba1", "mamba2", "both-ways-tied", "dilated"])
+@pytest.mark.parametrize("name", ["mamba1", "mamba2", "mamba3", "both-ways-tied", "dilated"])
 def test_gradients_to_the_gaps(name):
     module, x = backbone(name), tokens(batch=2, length=5)
     elapsed = gaps(2, 5).clamp(min=0.1).requires_grad_()
@@ -214,7 +216,7 @@ def test_gradients_to_the_gaps(name):
     assert torch.autograd.gradcheck(lambda e: module(x, lengths=lengths, elapsed=e)[0], elapsed)
 
 
-@pytest.mark.parametrize("kind", ["mamba1", "mamba2"])
+@pytest.mark.parametrize("kind", ["mamba1", "mamba2", "mamba3"])
 def test_gradients_through_steps_equal_those_of_the_whole(kind):
     module, x, elapsed = backbone(kind), tokens(batch=2), gaps(batch=2).requires_grad_()
     inputs = torch.cat([x, elapsed[..., None]], dim=-1)
@@ -293,7 +295,7 @@ def test_nothing_at_all():
         assert module(tokens(batch=0), elapsed=gaps(batch=0))[0].shape == (0, LENGTH, D_MODEL)
 
 
-@pytest.mark.parametrize("name", ["mamba1", "mamba2", "both-ways-tied", "dilated"])
+@pytest.mark.parametrize("name", ["mamba1", "mamba2", "mamba3", "both-ways-tied", "dilated"])
 def test_compiles_in_one_graph(name):
     module, x, elapsed = backbone(name), tokens(), gaps()
     lengths = torch.tensor([LENGTH, 4, 6])
@@ -304,7 +306,7 @@ def test_compiles_in_one_graph(name):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("name", ["mamba1", "mamba2", "both-ways"])
+@pytest.mark.parametrize("name", ["mamba1", "mamba2", "mamba3", "both-ways"])
 def test_a_gpu_is_not_waited_for(name):
     from mambakit.core.cuda_graph import record, waits_for_gpu
 

@@ -20,6 +20,7 @@ LENGTH = 9
 OPTIONS = {
     "mamba1": {"d_state": 3, "dt_limit": (0.05, 0.6)},
     "mamba2": {"head_dim": 4, "d_state": 4, "dt_limit": (0.05, 0.6)},
+    "mamba3": {"head_dim": 4, "d_state": 4, "dt_limit": (0.05, 0.6)},
 }
 
 
@@ -118,7 +119,7 @@ def test_decays_over_gaps_compose(kind, first, second):
     torch.testing.assert_close(after(state, first)["ssm"], expected, atol=1e-12, rtol=0)
 
 
-@pytest.mark.parametrize("kind", ["mamba1", "mamba2"])
+@pytest.mark.parametrize("kind", ["mamba1", "mamba2", "mamba3"])
 def test_no_time_leaves_the_state(kind):
     block = _lively(build_block(kind, D_MODEL, OPTIONS[kind])).double()
     _, state = block(tokens())

@@ -23,6 +23,7 @@ LENGTH = 10
 TINY = {
     "mamba1": {"d_state": 3},
     "mamba2": {"head_dim": 4, "d_state": 4},
+    "mamba3": {"head_dim": 4, "d_state": 4},
     "moe": {"n_experts": 3, "d_hidden": 8},
     "zamba": {"d_hidden": 8, "inner_options": {"d_state": 3}},
     "conv": {"width": 3},
@@ -56,6 +57,9 @@ OPTIONS = {
     ),
     "mamba2": st.fixed_dictionaries(
         {"head_dim": st.sampled_from([4, 8]), "d_state": st.integers(1, 4), "norm": st.booleans()}
+    ),
+    "mamba3": st.fixed_dictionaries(
+        {"head_dim": st.sampled_from([4, 8]), "d_state": st.integers(1, 4), "mimo_rank": st.integers(1, 2)}
     ),
     "attention": st.fixed_dictionaries(
         {

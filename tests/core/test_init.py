@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from mambakit.core import init
-from mambakit.core.blocks import Mamba1, Mamba2
+from mambakit.core.blocks import Mamba1, Mamba2, Mamba3
 
 
 def test_s4d_real_is_the_negative_integers():
@@ -127,3 +127,23 @@ def test_blocks_start_as_published():
     assert dt.max() <= 0.1001
     assert torch.equal(two.D, torch.ones(64))
     assert torch.equal(two.norm_weight, torch.ones(128))
+    three = Mamba3(d_model=64, head_dim=2, mimo_rank=4)
+    dt = F.softplus(three.dt_bias)
+    assert dt.min() >= 0.000999
+    assert dt.max() <= 0.1001
+    starts = {"D": 1, "B_bias": 1, "C_bias": 1, "mimo_x": 0.25, "mimo_z": 1, "mimo_o": 0.25}
+    for name, value in starts.items():
+        assert torch.equal(getattr(three, name), torch.full_like(getattr(three, name), value)), name
+
+
+@pytest.mark.parametrize("decay", ["heavy_tail", "softplus"])
+def test_mamba3s_decay_starts_where_it_is_asked_to(decay):
+    """By the decay of the state at a token whose projection is nothing: ``exp(A dt)``."""
+    torch.manual_seed(0)
+    block = Mamba3(d_model=8, head_dim=1, d_state=2, decay=decay, A_init_range=(0.2, 5.0)).double()
+    state = block.init_state(1).map(torch.ones_like)
+    state = type(state)({**state, "value": torch.zeros_like(state["value"])})
+    _, after = block.step(torch.zeros(1, 8, dtype=torch.float64), state)
+    A = after["ssm"][0, :, 0, 0].log() / F.softplus(block.dt_bias)
+    assert -5.0 <= A.min() < -2.0
+    assert -2.0 < A.max() <= -0.2

@@ -23,6 +23,7 @@ D_MODEL, LENGTH = 8, 11
 OPTIONS = {
     "mamba1": {"d_state": 4},
     "mamba2": {"head_dim": 8, "d_state": 4},
+    "mamba3": {"head_dim": 8, "d_state": 4},
     "attention": {"n_heads": 2},
     "sliding_attention": {"n_heads": 2, "window": 3},
     "conv": {"width": 3},
@@ -31,6 +32,7 @@ OPTIONS = {
 STACKS = {
     "mamba1": (["mamba1"], False),
     "mamba2": (["mamba2"], False),
+    "mamba3": (["mamba3"], False),
     "hybrid": (["mamba1", "mlp", "attention", "mamba2"], False),
     "mixed": (["zamba@a", "conv", "sliding_attention", "conv_attention", "zamba@a"], False),
     "recurrent": (["gru", "lstm"], False),

@@ -43,6 +43,27 @@ CASES = {
             "d_conv": 1,
         },
     ),
+    "mamba3": ("mamba3", {"head_dim": 8, "d_state": 6}),
+    "mamba3-odd-shapes": (
+        "mamba3",
+        {"head_dim": 4, "d_state": 5, "n_groups": 2, "rope_fraction": 1, "norm": True, "bias": True},
+    ),
+    "mamba3-mimo": (
+        "mamba3",
+        {"head_dim": 8, "d_state": 6, "n_groups": 2, "mimo_rank": 3, "dt_limit": (0.01, 0.5)},
+    ),
+    "mamba3-real": (
+        "mamba3",
+        {
+            "head_dim": 16,
+            "d_state": 4,
+            "mimo_rank": 2,
+            "rope_fraction": 0,
+            "norm": True,
+            "A_init_range": (0.1, 4),
+            "decay": "softplus",
+        },
+    ),
     "mamba1-normed": ("mamba1", {"d_state": 4, "inner_norm": "learned"}),
     "attention": ("attention", {"n_heads": 2}),
     "attention-grouped": ("attention", {"n_heads": 4, "n_kv_heads": 2, "rope": False, "bias": True}),
@@ -92,6 +113,10 @@ CASES = {
         "bidirectional",
         {"inner": "mamba2", "inner_options": {"head_dim": 8, "d_state": 4}, "share": "projections"},
     ),
+    "bidirectional-mamba3": (
+        "bidirectional",
+        {"inner": "mamba3", "inner_options": {"head_dim": 8, "d_state": 4}, "share": "projections"},
+    ),
     "sequence-windows": ("sequence_scan", {"scan": "windows", "size": 4, "inner": "mamba1"}),
     "sequence-dilated": ("sequence_scan", {"size": 3, "inner": "mamba1", "isolate": False}),
     "sequence-dilated-both-ways": (
@@ -106,6 +131,7 @@ TESTED_ELSEWHERE = {"grid_scan", "graph"}
 SMALL = {
     "mamba1": {"d_state": 4},
     "mamba2": {"head_dim": 8, "d_state": 6},
+    "mamba3": {"head_dim": 8, "d_state": 6},
     "attention": {"n_heads": 2},
     "sliding_attention": {"n_heads": 2, "window": 3},
     "moe": {"n_experts": 3, "d_hidden": 8},
@@ -115,6 +141,7 @@ SMALL = {
 STACKS = {
     "stack-mamba1": (["mamba1"], 2, False),
     "stack-mamba2": (["mamba2", "mlp"], 2, False),
+    "stack-mamba3": (["mamba3", "mlp", "attention"], 1, False),
     "stack-hybrid": (["mamba1", "mlp", "attention", "mamba2"], 1, False),
     "stack-shared": (["zamba@a", "moe", "attention@b", "attention@b", "zamba@a"], 1, False),
     "stack-recurrent": (["gru", "mlp", "lstm"], 1, False),
@@ -392,7 +419,16 @@ def test_states_are_kept_in_float32_at_least(name, dtype):
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize(
-    "name", ["mamba1", "mamba2-groups", "bidirectional-concat", "stack-hybrid", "stack-recurrent"]
+    "name",
+    [
+        "mamba1",
+        "mamba2-groups",
+        "mamba3",
+        "mamba3-mimo",
+        "bidirectional-concat",
+        "stack-hybrid",
+        "stack-recurrent",
+    ],
 )
 def test_sequences_longer_than_a_chunk(name, dtype):
     """Lengths around the chunks of 32 and 64 that the scans work in."""

@@ -9,7 +9,7 @@ from mambakit.core.errors import UsageError
 from mambakit.core.training import TrainConfig
 from mambakit.domains.speech.augment import AugmentConfig
 from mambakit.domains.speech.encoder import EncoderConfig
-from mambakit.domains.speech.frontend import FrontEndConfig
+from mambakit.domains.speech.frontend import FrontEndConfig, StripesConfig, check_bands
 
 Network = Literal["mamba", "cnn"]
 
@@ -36,10 +36,7 @@ class ClassifyModelConfig:
             raise UsageError(f"network: expected {', '.join(get_args(Network))}, got {self.network!r}")
         if not 0 <= self.head_dropout < 1:
             raise UsageError(f"head_dropout: expected a share from 0 to below 1, got {self.head_dropout}")
-        if self.encoder.n_mels != self.front_end.n_mels:
-            raise UsageError(
-                f"encoder.n_mels: {self.encoder.n_mels} is not front_end.n_mels, {self.front_end.n_mels}"
-            )
+        check_bands(self.front_end, self.encoder.n_mels)
 
 
 @dataclass(frozen=True)
@@ -59,33 +56,23 @@ class ClassifyConfig:
 
 
 @dataclass(frozen=True)
-class ClassifyLossConfig:
+class ClassifyLossConfig(StripesConfig):
     """What training minimises, and what is done to frames; see each field."""
 
     label_smoothing: float = 0.1
     """Probability that the loss spreads over all classes."""
-    n_bands: int = 2
-    """Stripes of bands that are hidden."""
-    band_width: int = 6
-    """Bands of a stripe at most."""
-    n_times: int = 2
-    """Stripes of times that are hidden."""
-    time_share: float = 0.12
-    """Share of the recording of a stripe at most."""
     tilt_db: float = 6.0
     """How far the microphone's frequency response is bent at random: the deviation of each of three slow
     waves over the bands."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.label_smoothing < 1:
             raise UsageError(
                 f"label_smoothing: expected a share from 0 to below 1, got {self.label_smoothing}"
             )
-        if not 0 <= self.time_share <= 1:
-            raise UsageError(f"time_share: expected a share from 0 to 1, got {self.time_share}")
-        for name in ("n_bands", "band_width", "n_times", "tilt_db"):
-            if not getattr(self, name) >= 0:
-                raise UsageError(f"{name}: expected at least 0, got {getattr(self, name)}")
+        if not self.tilt_db >= 0:
+            raise UsageError(f"tilt_db: expected at least 0, got {self.tilt_db}")
 
 
 # Chosen by validation on takes 5 to 49 of fsdd, a speaker held out: means by the training set, as taking off

@@ -40,14 +40,7 @@ class ClassifyLoss(nn.Module):
         frames, lengths = front_end.log_mel(samples, lengths)
         if config.tilt_db:
             frames = frames + tilts(len(frames), frames.shape[2], config.tilt_db, frames.device)
-        frames = spec_augment(
-            front_end.normalised(frames, lengths),
-            lengths,
-            n_bands=config.n_bands,
-            band_width=config.band_width,
-            n_times=config.n_times,
-            time_share=config.time_share,
-        )
+        frames = spec_augment(front_end.normalised(frames, lengths), lengths, config)
         logits = self.model.of_frames(frames, lengths)
         loss = F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
         return loss + auxiliary_loss(self.model)

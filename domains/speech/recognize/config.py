@@ -11,7 +11,7 @@ from mambakit.core.training import TrainConfig
 from mambakit.domains.speech.augment import AugmentConfig
 from mambakit.domains.speech.blocks import block_sizes, check_block
 from mambakit.domains.speech.encoder import EncoderConfig
-from mambakit.domains.speech.frontend import FrontEndConfig
+from mambakit.domains.speech.frontend import FrontEndConfig, StripesConfig, check_bands
 from mambakit.domains.speech.recognize.tokenizer import Units
 
 Network = Literal["mamba", "bigru"]
@@ -81,6 +81,9 @@ class RecognizeModelConfig:
     has written and streams too; attention: a decoder that looks at the whole recording."""
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
     """Of rnnt and attention."""
+    tail_s: float = 0.3
+    """Seconds of silence that a causal network hears behind a recording's end, so that it can write the last
+    word when it has heard all of it. One that reads both ways needs none."""
     ctc_weight: float = 0.3
     """Of rnnt and attention: the share of CTC in the loss; it aligns texts, so that words have times."""
     units: Units = "characters"
@@ -100,14 +103,13 @@ class RecognizeModelConfig:
         ):
             if getattr(self, name) not in known:
                 raise UsageError(f"{name}: expected {' or '.join(known)}, got {getattr(self, name)!r}")
-        if self.encoder.n_mels != self.front_end.n_mels:
-            raise UsageError(
-                f"encoder.n_mels: {self.encoder.n_mels} is not front_end.n_mels, {self.front_end.n_mels}"
-            )
+        check_bands(self.front_end, self.encoder.n_mels)
         if self.n_pieces < 2:
             raise UsageError(f"n_pieces: expected at least 2, got {self.n_pieces}")
         if self.lexicon is not None and self.units != "phones":
             raise UsageError(f"lexicon: has no effect with units {self.units}; use --model.units phones")
+        if not 0 <= self.tail_s <= 5:
+            raise UsageError(f"tail_s: expected seconds from 0 to 5, got {self.tail_s}")
         if not 0 < self.ctc_weight < 1:
             raise UsageError(f"ctc_weight: expected a share between 0 and 1, got {self.ctc_weight}")
 
@@ -125,22 +127,11 @@ class RecognizerConfig:
 
 
 @dataclass(frozen=True)
-class RecognizeLossConfig:
-    """What is done to frames while training."""
+class RecognizeLossConfig(StripesConfig):
+    """What is hidden of frames while training."""
 
-    n_bands: int = 2
-    """Stripes of bands that are hidden (SpecAugment)."""
-    band_width: int = 6
-    """Bands of a stripe at most."""
-    n_times: int = 2
-    """Stretches of time that are hidden."""
     time_share: float = 0.04
     """Share of the recording that each is at most; a hidden word can't be learned."""
-
-    def __post_init__(self) -> None:
-        for name in ("n_bands", "band_width", "n_times", "time_share"):
-            if not getattr(self, name) >= 0:
-                raise UsageError(f"{name}: expected at least 0, got {getattr(self, name)}")
 
 
 PRESET_MODEL = RecognizeModelConfig()

@@ -53,6 +53,9 @@ class DecodeConfig:
             raise UsageError(f"ctc_weight: expected a share from 0 to 1, got {self.ctc_weight}")
         if self.beam == 1 and (self.lm is not None or self.hotwords or self.word_bonus):
             raise UsageError("lm, hotwords, word_bonus: have no effect with --decode.beam 1; try 16")
+        for name, of in (("lm_weight", "lm"), ("hotword_boost", "hotwords")):
+            if getattr(self, name) != getattr(DecodeConfig, name) and not getattr(self, of):
+                raise UsageError(f"{name}: has no effect without --decode.{of}")
 
     def fusion(self, model: Recognizer) -> Fusion | None:
         """What is weighed beside the sound; None with the best path.
@@ -173,7 +176,7 @@ def transcribe(model: Recognizer, audio: Audio, decoder: Decoder | None = None) 
         DataError: If it is too short for a single frame.
     """
     decoder = decoder or Decoder(model)
-    words = model.words(decoder(model.vectors_of(heard(model, audio))))
+    words = model.words(decoder(model.vectors_of(heard(model, audio))), audio.seconds)
     return Transcript(lines_of(words), audio.seconds)
 
 
@@ -192,6 +195,6 @@ def align(model: Recognizer, audio: Audio, text: str) -> Transcript:
     symbols = spoken_along(forced_alignment(said, ids).path, said)
     words = [
         word._replace(text=said)  # phones may spell another word that sounds alike
-        for word, said in zip(model.words(symbols), normalised(text).split(), strict=True)
+        for word, said in zip(model.words(symbols, audio.seconds), normalised(text).split(), strict=True)
     ]
     return Transcript((Line(tuple(words)),), audio.seconds)

@@ -35,8 +35,9 @@ def transcripts(
     made: dict[int, Transcript] = {}
     for batch in _batches(lengths_of(recordings), round(_BATCH_S * model.rate_hz)):
         for i, vectors in zip(batch, _together(model, [recordings[i] for i in batch]), strict=True):
-            words = model.words(decoder(vectors)) if len(vectors) else []
-            made[i] = Transcript(lines_of(words), len(recordings[i]) / model.rate_hz)
+            seconds = len(recordings[i]) / model.rate_hz
+            words = model.words(decoder(vectors), seconds) if len(vectors) else []
+            made[i] = Transcript(lines_of(words), seconds)
     return [made[i] for i in range(len(recordings))]
 
 
@@ -75,8 +76,9 @@ def _together(model: Recognizer, recordings: Sequence[Tensor]) -> list[Tensor]:
         return [model.vectors_of(one) if len(one) >= model.frame_samples else torch.zeros(0, 1)]
     lengths = torch.tensor([len(one) for one in recordings]).to(device)
     samples = pad_sequence(list(recordings), batch_first=True).to(device)
-    vectors, frames = model.encoder(*model.front_end(samples, lengths))
-    return [one[:n] for one, n in zip(vectors, frames.tolist(), strict=True)]
+    vectors, frames = model.vectors(samples, lengths)
+    there = frames.where(lengths >= model.frame_samples, 0)  # a tail alone says nothing
+    return [one[:n] for one, n in zip(vectors, there.tolist(), strict=True)]
 
 
 def measured(
@@ -136,7 +138,7 @@ def in_noise(
 
 
 def word_time_errors(
-    model: Recognizer, recordings: Recordings, utterances: Utterances
+    model: Recognizer, recordings: Recordings, utterances: Utterances, decoder: Decoder | None = None
 ) -> dict[str, float] | None:
     """How far word starts are from known ones, of recordings that were written without a mistake.
 
@@ -144,12 +146,13 @@ def word_time_errors(
         model: The recogniser.
         recordings: To measure on.
         utterances: Their table has ``word_times``, lists of (word, start, end); None is returned without.
+        decoder: How texts are chosen; the best path by default.
     """
     if "word_times" not in utterances.table:
         return None
     starts, ends = [], []
-    for samples, text, row in zip(recordings.samples, recordings.texts, recordings.rows, strict=True):
-        made = transcripts(model, [samples])[0]
+    written = transcripts(model, recordings.samples, decoder)
+    for made, text, row in zip(written, recordings.texts, recordings.rows, strict=True):
         if made.text != text:
             continue
         for word, (_, start, end) in zip(made.words, utterances.table["word_times"].iloc[row], strict=True):

@@ -10,6 +10,8 @@ from typing import NamedTuple
 from mambakit.core.errors import UsageError
 from mambakit.domains.speech.recognize.words import Word
 
+_LEAST_SHOWN_S = 1.0
+
 
 class Line(NamedTuple):
     """A line of a transcript.
@@ -76,20 +78,30 @@ def as_text(transcript: Transcript) -> str:
 
 
 def as_srt(transcript: Transcript) -> str:
-    """SubRip."""
+    """SubRip; a line is shown for a second at least, if the next leaves it so long."""
     return "\n".join(
-        f"{i}\n{_clock(line.start_s, ',')} --> {_clock(line.end_s, ',')}\n{line.text}\n"
-        for i, line in enumerate(transcript.lines, 1)
+        f"{i}\n{_clock(start_s, ',')} --> {_clock(end_s, ',')}\n{text}\n"
+        for i, (start_s, end_s, text) in enumerate(_shown(transcript), 1)
     )
 
 
 def as_vtt(transcript: Transcript) -> str:
-    """WebVTT."""
+    """WebVTT; lines are shown as in SubRip."""
     cues = "\n".join(
-        f"{_clock(line.start_s, '.')} --> {_clock(line.end_s, '.')}\n{_escaped(line.text)}\n"
-        for line in transcript.lines
+        f"{_clock(start_s, '.')} --> {_clock(end_s, '.')}\n{_escaped(text)}\n"
+        for start_s, end_s, text in _shown(transcript)
     )
     return f"WEBVTT\n\n{cues}"
+
+
+def _shown(transcript: Transcript) -> list[tuple[float, float, str]]:
+    """When a reader sees each line: CTC may say a word in one frame, too short to read."""
+    lines = transcript.lines
+    latest = [*(line.start_s for line in lines[1:]), transcript.duration_s]
+    return [
+        (line.start_s, max(line.end_s, min(line.start_s + _LEAST_SHOWN_S, before_s)), line.text)
+        for line, before_s in zip(lines, latest, strict=False)
+    ]
 
 
 def as_json(transcript: Transcript) -> str:

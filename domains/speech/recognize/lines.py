@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -47,6 +48,9 @@ class Lines:
         model: Whose symbols.
         config: When lines end.
         decoder: How the words of a line that is complete are chosen.
+
+    Attributes:
+        n_heard: Samples that came.
     """
 
     def __init__(self, model: Recognizer, config: EndpointConfig, decoder: Decoder) -> None:
@@ -54,12 +58,20 @@ class Lines:
         self._activity = VoiceActivity(model.rate_hz, config)
         self._ends = LineEnds(model.frame_s, self._activity.frame_s, config)
         self._frame = 0
+        self.n_heard = 0  # samples
+        self._over_s = math.inf  # when the stream was over
         self._number = 0
         self._before = BLANK_ID  # the symbol of the frame before this line, under CTC
         self._begin_line()
 
     def hear(self, samples: Tensor) -> None:
         """Take samples ``(n,)`` at the model's rate before the frames that they complete."""
+        self.n_heard += len(samples)
+        self._ends.hear(self._activity(samples))
+
+    def hear_tail(self, samples: Tensor) -> None:
+        """The same of the silence behind the stream, in which nothing is said any more."""
+        self._over_s = self.n_heard / self._model.rate_hz
         self._ends.hear(self._activity(samples))
 
     def take(self, vectors: Tensor, said: Sequence[list[Said]]) -> list[Event]:
@@ -116,7 +128,7 @@ class Lines:
         return [one._replace(begin=one.begin + self._first, end=one.end + self._first) for one in found]
 
     def _line(self, greedy: bool) -> Line | None:
-        words = self._model.words(self._symbols(greedy))
+        words = self._model.words(self._symbols(greedy), self._over_s)
         return Line(tuple(words)) if words else None
 
     def changes(self) -> list[Event]:

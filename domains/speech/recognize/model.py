@@ -6,12 +6,14 @@ samples -> log-mel -> convolutions -> Mamba-2 layers -> vectors -> log-probabili
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from mambakit.core.blocks.base import padding_mask
 from mambakit.core.heads import CTCHead
 from mambakit.core.hub import HubModel
 from mambakit.core.state import State
@@ -86,13 +88,32 @@ class Recognizer(nn.Module, HubModel):
         """The same in seconds."""
         return self.frame_samples / self.rate_hz
 
+    @property
+    def n_tail(self) -> int:
+        """Samples of silence that it hears behind the end of a recording."""
+        return round(self.config.model.tail_s * self.rate_hz) if self.causal else 0
+
     def frames_of(self, n_samples: Tensor) -> Tensor:
-        """Frames of symbols that so many samples make."""
+        """Frames of symbols that so many samples make, without the silence behind them."""
         return self.encoder.lengths_of(self.front_end.frames_of(n_samples))
 
+    def with_tail(self, samples: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Right-padded recordings ``(batch, n_samples)`` with the silence behind each, and their lengths."""
+        if lengths is None:
+            lengths = torch.full((len(samples),), samples.shape[1], device=samples.device)
+        if self.n_tail == 0:
+            return samples, lengths
+        samples = samples.masked_fill(padding_mask(lengths, samples.shape[1]), 0.0)
+        return torch.nn.functional.pad(samples, (0, self.n_tail)), lengths + self.n_tail
+
+    def vectors(self, samples: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The encoder's ``(batch, n, d_model)`` of recordings with their tails, and how many are real."""
+        x, lengths = self.encoder(*self.front_end(*self.with_tail(samples, lengths)))
+        return x, lengths
+
     def forward(self, samples: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """CTC's log-probabilities ``(batch, n, n_ids)`` of ``(batch, n_samples)``, and how many are real."""
-        x, lengths = self.encoder(*self.front_end(samples, lengths))
+        """CTC's log-probabilities ``(batch, n, n_ids)`` of ``vectors``, and how many are real."""
+        x, lengths = self.vectors(samples, lengths)
         return self.head(x), lengths
 
     def loss(self, x: Tensor, lengths: Tensor, ids: Tensor, id_lengths: Tensor) -> Tensor:
@@ -159,7 +180,8 @@ class Recognizer(nn.Module, HubModel):
         samples = samples.to(self.head.proj.weight.device)
         size = self.frame_samples * max(1, round(_PIECE_S / self.frame_s))
         if not self.causal or len(samples) <= size:
-            return self.encoder(*self.front_end(samples[None]))[0][0]
+            return self.vectors(samples[None])[0][0]
+        samples = torch.nn.functional.pad(samples, (0, self.n_tail))
         state, found = self.init_state(1), []
         for piece in samples.split(size):
             vectors, state = self.step_vectors(piece[None], state)
@@ -171,9 +193,9 @@ class Recognizer(nn.Module, HubModel):
         """CTC's ``(n_frames, n_ids)`` of one recording ``(n_samples,)``, on the CPU."""
         return self.head(self.vectors_of(samples)).cpu()
 
-    def words(self, symbols: Iterable[Spoken]) -> list[Word]:
-        """The words that symbols spell, with their times."""
-        return words_of(symbols, self.tokenizer.pieces, self.frame_s, self.tokenizer.spelled)
+    def words(self, symbols: Iterable[Spoken], seconds: float = math.inf) -> list[Word]:
+        """The words that symbols of a recording of so many seconds spell, with their times."""
+        return words_of(symbols, self.tokenizer.pieces, self.frame_s, self.tokenizer.spelled, seconds)
 
     def save_extra(self, folder: Path) -> None:
         """The tokenizer."""

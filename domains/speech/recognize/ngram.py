@@ -122,7 +122,10 @@ class NgramModel:
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"{path}: can't be read as a language model ({error})") from error
         if path.suffix.lower() == ".txt":
-            return cls().fit(text.splitlines())
+            try:
+                return cls().fit(text.splitlines())
+            except DataError as error:
+                raise DataError(f"{path}: {error}") from None
         try:
             content = json.loads(text)
             model = cls(int(content["order"]), content["unit"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 from weakref import WeakValueDictionary
 
@@ -13,6 +13,7 @@ from mambakit.domains.speech.recognize.fusion import Fusion, FusionState
 from mambakit.domains.speech.recognize.tokenizer import BLANK_ID
 
 NEVER = -math.inf
+_FORGOTTEN = FusionState(math.nan, math.nan, None, "", ())
 
 
 class Hypothesis(NamedTuple):
@@ -81,9 +82,29 @@ class Prefixes:
         """The text with one more symbol."""
         longer = prefix.longer.get(symbol)
         if longer is None:
-            longer = Prefix(prefix, symbol, self.fusion.extended(prefix.fusion, self.pieces[symbol]))
+            longer = Prefix(prefix, symbol, _FORGOTTEN)
             prefix.longer[symbol] = longer
+        if longer.fusion is _FORGOTTEN:
+            longer.fusion = self.fusion.extended(prefix.fusion, self.pieces[symbol])
         return longer
+
+    def forget(self, before: Collection[Prefix], kept: Collection[Prefix]) -> None:
+        """Let go of what networks hold of texts that are in the beam no more: of an hour, gigabytes.
+
+        A text that comes back is read again.
+
+        Args:
+            before: The beam before.
+            kept: The beam now; what was tried on the way to it lies between the two.
+        """
+        left = [prefix for prefix in before if prefix not in kept]
+        for prefix in kept:
+            at = prefix.before
+            while at is not None and at not in kept and at not in before and at.fusion is not _FORGOTTEN:
+                left.append(at)
+                at = at.before
+        for prefix in left:
+            prefix.fusion, prefix.state = _FORGOTTEN, None
 
     def finished(self, prefix: Prefix) -> float:
         """What is added to the sound's log-probability if the text ends here."""

@@ -69,7 +69,9 @@ class PrefixBeam:
                 if value > NEVER:
                     add(self._texts.longer(prefix, symbol), 1, value)
         ranked = sorted(after.items(), key=lambda entry: -(log_add(*entry[1]) + entry[0].fusion.score))
+        before = self._beam
         self._beam = {prefix: (sums[0], sums[1]) for prefix, sums in ranked[: self._texts.width]}
+        self._texts.forget(before, self._beam)
 
     def hypotheses(self) -> list[Hypothesis]:
         """All texts of the beam as if the sound ended here, the best first."""

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mambakit.core.errors import UsageError
 from mambakit.core.state import State
+from mambakit.domains.speech.audio import checked
 from mambakit.domains.speech.recognize.decoding import PRESET_DECODE, DecodeConfig, Decoder
 from mambakit.domains.speech.recognize.endpoints import EndpointConfig
 from mambakit.domains.speech.recognize.lines import Event, Lines
@@ -85,14 +86,23 @@ class StreamBatch:
         self._waiting[stream] = torch.zeros(0)
         return stream
 
+    @torch.no_grad()
     def leave(self, stream: int) -> list[Event]:
-        """A stream is over: the line that is open is completed.
+        """A stream is over: what is still to be written of it is, and the line that is open is completed.
 
         Raises:
             KeyError: If there is no such stream.
         """
-        events = self._lines.pop(stream).finish()
-        del self._waiting[stream]
+        lines, size = self._lines[stream], self.model.frame_samples
+        events: list[Event] = []
+        if lines.n_heard >= size:
+            tail = torch.zeros(self.model.n_tail)
+            lines.hear_tail(tail)
+            self._waiting[stream] = torch.cat([self._waiting[stream], tail])
+            if n := len(self._waiting[stream]) // size * size:
+                ((_, events),) = self._step([self._rows.index(stream)], n)
+        events += lines.finish()
+        del self._lines[stream], self._waiting[stream]
         kept = [i for i, one in enumerate(self._rows) if one != stream]
         self._state = self._state.index_select(kept) if kept and self._state is not None else None
         self._rows = [self._rows[i] for i in kept]
@@ -108,11 +118,14 @@ class StreamBatch:
 
         Raises:
             KeyError: If there is no such stream.
+            ValueError: If samples are no ``(n,)`` floats.
+            DataError: If one is NaN or infinite, which its stream would never get over. No stream goes on.
         """
+        given = {stream: self._checked(stream, new) for stream, new in samples.items()}
         events: dict[int, list[Event]] = {}
-        for stream, new in samples.items():
+        for stream, new in given.items():
             self._lines[stream].hear(new)
-            self._waiting[stream] = torch.cat([self._waiting[stream], new.detach().float().cpu()])
+            self._waiting[stream] = torch.cat([self._waiting[stream], new])
             events[stream] = []
         size = self.model.frame_samples
         while ready := [i for i, one in enumerate(self._rows) if len(self._waiting[one]) >= size]:
@@ -123,6 +136,15 @@ class StreamBatch:
         for stream in samples:
             events[stream] += self._lines[stream].changes()
         return events
+
+    def _checked(self, stream: int, samples: Tensor) -> Tensor:
+        if stream not in self._lines:
+            raise KeyError(stream)
+        if samples.dim() != 1 or not samples.is_floating_point():
+            raise ValueError(
+                f"samples: expected (n,) floats with full scale 1, got {tuple(samples.shape)} {samples.dtype}"
+            )
+        return checked(samples.detach().cpu(), f"stream {stream}")
 
     def _step(self, rows: list[int], n: int) -> list[tuple[int, list[Event]]]:
         """Run the next n samples of some rows together; the events of each."""

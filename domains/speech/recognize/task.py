@@ -40,18 +40,10 @@ class RecognizeTask(pl.LightningModule):
 
     def training_step(self, batch: SpeechBatch, batch_idx: int) -> Tensor:
         """The loss of a batch."""
-        config = self.loss_config
         least = self.model.frame_samples * frames_needed_each(batch.ids, batch.id_lengths)
         samples, lengths = self.augmenter(batch.samples, batch.lengths, least=least)
-        frames, lengths = self.model.front_end(samples, lengths)
-        frames = spec_augment(
-            frames,
-            lengths,
-            n_bands=config.n_bands,
-            band_width=config.band_width,
-            n_times=config.n_times,
-            time_share=config.time_share,
-        )
+        frames, lengths = self.model.front_end(*self.model.with_tail(samples, lengths))
+        frames = spec_augment(frames, lengths, self.loss_config)
         vectors, lengths = self.model.encoder(frames, lengths)
         loss = self.model.loss(vectors, lengths, batch.ids, batch.id_lengths)
         self.log("train/loss", loss.detach(), on_step=False, on_epoch=True, batch_size=len(frames))
@@ -59,7 +51,7 @@ class RecognizeTask(pl.LightningModule):
 
     def validation_step(self, batch: SpeechBatch, batch_idx: int) -> None:
         """Loss and texts of a batch."""
-        vectors, lengths = self.model.encoder(*self.model.front_end(batch.samples, batch.lengths))
+        vectors, lengths = self.model.vectors(batch.samples, batch.lengths)
         loss = self.model.loss(vectors, lengths, batch.ids, batch.id_lengths)
         self.log("val/loss", loss, batch_size=len(vectors))
         tokenizer = self.model.tokenizer

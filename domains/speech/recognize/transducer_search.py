@@ -96,6 +96,7 @@ class TransducerBeam:
             ended = self._best(ended)
             if not growing or (len(ended) >= self._texts.width and not self._hopeful(growing, ended)):
                 break
+        self._texts.forget(self._beam, ended)
         self._beam = ended
 
     def _hopeful(self, growing: dict[Prefix, _Sum], ended: dict[Prefix, _Sum]) -> bool:

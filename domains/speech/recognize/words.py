@@ -95,14 +95,18 @@ def words_of(
     pieces: Sequence[str],
     frame_s: float,
     spelled: Callable[[str], str] = str,
+    seconds: float = math.inf,
 ) -> list[Word]:
-    """The words that symbols spell.
+    """The words that symbols spell, none over another.
+
+    A transducer may write two words in one frame: they share it.
 
     Args:
         symbols: In their order.
         pieces: The text of each symbol's id; a space in it ends the word before.
         frame_s: Seconds from one frame to the next.
         spelled: What a word is written as; as its pieces by default.
+        seconds: How long the recording is; what was written behind it was said at its end.
     """
     words: list[Word] = []
     letters, parts = "", []  # type: tuple[str, list[Spoken]]
@@ -111,14 +115,13 @@ def words_of(
         if letters:
             frames = sum(part.end - part.begin for part in parts)
             mean = sum(part.log_probability for part in parts) / frames
-            words.append(
-                Word(
-                    spelled(letters),
-                    parts[0].begin * frame_s,
-                    parts[-1].end * frame_s,
-                    min(1.0, math.exp(mean)),
-                )
-            )
+            start_s = min(parts[0].begin * frame_s, max(0.0, seconds - frame_s))
+            end_s = min(parts[-1].end * frame_s, seconds)
+            if words and start_s < words[-1].end_s:
+                border_s = (max(start_s, words[-1].start_s) + min(end_s, words[-1].end_s)) / 2
+                words[-1] = words[-1]._replace(end_s=border_s)
+                start_s = border_s
+            words.append(Word(spelled(letters), start_s, end_s, min(1.0, math.exp(mean))))
 
     for symbol in symbols:
         for character in pieces[symbol.id]:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mambakit.core.backbone import Backbone, BackboneConfig
+from mambakit.core.backbone_config import sizes_of_heads
 from mambakit.core.calibration import ConformalSets, TemperatureScaling
 from mambakit.core.errors import DataError
 from mambakit.core.heads import ClassificationHead, pool_tokens
@@ -57,12 +58,11 @@ class Network(nn.Module):
         model = config.model
         self.changes = model.changes
         self.embed = nn.Linear((3 if model.changes else 2) * len(config.channels), model.d_model)
-        options = {"d_state": model.d_state, "head_dim": model.head_dim}
         self.backbone = Backbone(
             BackboneConfig(
                 d_model=model.d_model,
                 layers=list(model.blocks),
-                block_options={"mamba2": options} if "mamba2" in model.blocks else {},
+                block_options=sizes_of_heads(model.blocks, d_state=model.d_state, head_dim=model.head_dim),
                 bidirectional=model.bidirectional,
                 dropout=model.dropout,
             )

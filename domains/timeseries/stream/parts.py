@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from mambakit.core.backbone_config import BackboneConfig
+from mambakit.core.backbone_config import BackboneConfig, sizes_of_heads
 from mambakit.core.state import State
 from mambakit.domains.timeseries.config import StreamConfig
 from mambakit.domains.timeseries.stream.running import Level
@@ -69,11 +69,7 @@ def backbone_config(config: StreamConfig, *, both_ways: bool = False) -> Backbon
     return BackboneConfig(
         d_model=model.d_model,
         layers=list(model.blocks),
-        block_options={
-            kind: {"d_state": model.d_state, "head_dim": model.head_dim}
-            for kind in ("mamba2",)
-            if kind in model.blocks
-        },
+        block_options=sizes_of_heads(model.blocks, d_state=model.d_state, head_dim=model.head_dim),
         bidirectional=both_ways,
         dropout=model.dropout,
     )

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mambakit.core.errors import UsageError
 from mambakit.domains.speech.encoder import Encoder, EncoderConfig
-from mambakit.domains.speech.frontend import FrontEnd, FrontEndConfig, spec_augment
+from mambakit.domains.speech.frontend import FrontEnd, FrontEndConfig, StripesConfig, spec_augment
 from mambakit.domains.speech.torchaudio_parts import has_extension, torchaudio
 
 N = 2500
@@ -134,12 +134,12 @@ def test_digital_silence_is_finite() -> None:
 def test_stripes_are_hidden_inside_the_utterance() -> None:
     torch.manual_seed(0)
     frames, lengths = torch.ones(200, 50, 40), torch.full((200,), 30)
-    hidden = spec_augment(frames, lengths, n_bands=0, n_times=1, time_share=0.2) == 0
+    hidden = spec_augment(frames, lengths, StripesConfig(n_bands=0, n_times=1, time_share=0.2)) == 0
     n = hidden.all(2).sum(1)
     assert n.max() == 6  # 0.2 of 30 frames
     assert n.min() == 0
     assert not hidden[:, 30:].any()
-    bands = spec_augment(frames, lengths, n_bands=1, band_width=8, n_times=0) == 0
+    bands = spec_augment(frames, lengths, StripesConfig(n_bands=1, band_width=8, n_times=0)) == 0
     assert bands.all(1).sum(1).max() == 8
 
 

@@ -22,6 +22,7 @@ from mambakit.domains.speech.recognize.fusion import Fusion
 from mambakit.domains.speech.recognize.ngram import NgramModel
 from mambakit.domains.speech.recognize.pieces import quiet_pieces
 from mambakit.domains.speech.recognize.predictor import Transducer
+from mambakit.domains.speech.recognize.prefixes import Prefix, Prefixes
 from mambakit.domains.speech.recognize.transducer import transducer_loss
 from mambakit.domains.speech.recognize.transducer_search import TransducerBeam
 
@@ -108,6 +109,23 @@ def test_transducer_beam_in_pieces_its_symbols_in_order_and_fusion():
         return ids.count(2) / max(1, len(ids))
 
     assert share(weighed) > share(whole)
+    with patch.object(Prefixes, "forget"):
+        holding = TransducerBeam(model, PIECES, width=5)
+        holding.feed(x)
+    for one, other in zip(whole.hypotheses(), holding.hypotheses(), strict=True):
+        assert one.ids == other.ids
+        assert one.score == pytest.approx(other.score, abs=1e-9)
+    assert holders(whole) <= 5 < holders(holding)
+
+
+def holders(beam: TransducerBeam) -> int:
+    """Texts of which a network's state is held, among all that the beam's grow from."""
+    seen = {id(at): at for one in beam._beam for at in line_of(one)}
+    return sum(one.state is not None for one in seen.values())
+
+
+def line_of(prefix: Prefix | None) -> list[Prefix]:
+    return [] if prefix is None else [prefix, *line_of(prefix.before)]
 
 
 @given(st.lists(st.integers(0, 12), min_size=1, max_size=4), st.integers(0, 100))

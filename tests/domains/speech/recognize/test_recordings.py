@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
+import pytest
 import torch
 
+from mambakit.domains.speech.audio import Audio, write_audio
 from mambakit.domains.speech.encoder import EncoderConfig
 from mambakit.domains.speech.recognize.config import RecognizeModelConfig, RecognizerConfig
 from mambakit.domains.speech.recognize.evaluation import transcripts
@@ -11,7 +14,8 @@ from mambakit.domains.speech.recognize.metrics import error_rates
 from mambakit.domains.speech.recognize.model import Recognizer
 from mambakit.domains.speech.recognize.recordings import LengthBatches, Recordings, fitting
 from mambakit.domains.speech.recognize.tokenizer import CharacterTokenizer
-from mambakit.domains.speech.utterances import Utterances, utterance_table
+from mambakit.domains.speech.recognize.training import read_parts
+from mambakit.domains.speech.utterances import Split, Utterances, utterance_table
 
 
 def test_transcripts_longer_than_ctc_allows_are_left_out_counted_and_named():
@@ -30,6 +34,22 @@ def test_transcripts_longer_than_ctc_allows_are_left_out_counted_and_named():
     assert "1.wav" in notes[1]
 
 
+def test_who_trains_on_single_words_is_told_what_serves_them(tmp_path):
+    for i in range(2):
+        write_audio(tmp_path / f"{i}.wav", Audio(0.1 * torch.randn(8000), 8000))
+    split = Split("mine", np.array([0]), np.array([1]), np.array([], dtype=np.int64))
+
+    def notes(*texts: str, **options) -> list[str]:
+        rows = [{"path": tmp_path / f"{i}.wav", "text": text} for i, text in enumerate(texts)]
+        model = RecognizeModelConfig(**options)
+        return read_parts(Utterances("mine", utterance_table(rows)), split, model).notes
+
+    assert "a causal CTC of letters guesses at its onset; --model.units bpe" in notes("one", "one")[0]
+    assert notes("one one", "one") == []
+    assert notes("one", "one", head="rnnt") == []
+    assert notes("one", "one", units="bpe", n_pieces=10) == []
+
+
 def test_batches_hold_every_recording_once_and_little_padding():
     lengths = torch.randint(1, 1000, (203,), generator=torch.Generator().manual_seed(0)).tolist()
     batches = list(LengthBatches(lengths, 8))
@@ -44,12 +64,17 @@ def test_error_rates_count_each_kind():
     assert found.wer == 0.75
 
 
-def test_texts_are_the_same_in_any_company():
+@pytest.mark.parametrize("both", [True, False])
+def test_texts_are_the_same_in_any_company(both):
     torch.manual_seed(0)
     tokenizer = CharacterTokenizer().fit(["one three"])
-    encoder = EncoderConfig(d_model=16, channels=4, n_layers=1, d_state=8, head_dim=8, dropout=0.0)
-    model = Recognizer(RecognizerConfig(tokenizer.n_ids, "", RecognizeModelConfig(encoder=encoder))).eval()
-    model.tokenizer = tokenizer
+    encoder = EncoderConfig(
+        d_model=16, channels=4, n_layers=1, d_state=8, head_dim=8, dropout=0.0, bidirectional=both
+    )
+    model = Recognizer(
+        RecognizerConfig(tokenizer.n_ids, "", RecognizeModelConfig(encoder=encoder, tail_s=0.2))
+    )
+    model.eval().tokenizer = tokenizer
     sounds = [0.1 * torch.randn(n) for n in (4000, 100, 9000, 161, 0, 6000)]
     together = transcripts(model, sounds)
     assert [one.text for one in together] == [transcripts(model, [sound])[0].text for sound in sounds]

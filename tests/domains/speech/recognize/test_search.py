@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
+import weakref
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from mambakit.core.heads import CTCHead
 from mambakit.domains.speech.recognize.alignment import forced_alignment, frames_needed
 from mambakit.domains.speech.recognize.fusion import Fusion, check_hotwords
 from mambakit.domains.speech.recognize.ngram import END, NgramModel
+from mambakit.domains.speech.recognize.prefixes import Prefixes
 from mambakit.domains.speech.recognize.search import PrefixBeam, beam_search
 from mambakit.domains.speech.recognize.tokenizer import CharacterTokenizer
 from mambakit.domains.speech.recognize.transducer import transducer_loss
@@ -55,6 +58,38 @@ def test_wide_beam_sums_every_path_of_a_text(n_frames, seed):
     assert tuple(found[0].ids) == best
     for one in found:
         assert math.exp(one.log_probability) == pytest.approx(sums[tuple(one.ids)], rel=1e-9)
+
+
+class Held:
+    """A language model of characters whose places can be counted; ab is likelier than ba."""
+
+    unit = "characters"
+    start = ""
+
+    def __init__(self) -> None:
+        self.places: weakref.WeakSet[Held.Place] = weakref.WeakSet()
+
+    class Place(str):
+        """A text."""
+
+    def scored(self, item, place):
+        after = Held.Place(place + item)
+        self.places.add(after)
+        return (-0.5 if (place[-1:], item) == ("a", "b") else -1.5), after
+
+
+@given(st.integers(0, 10**6), st.integers(1, 6))
+@settings(max_examples=10, deadline=None)
+def test_what_is_held_of_texts_does_not_grow_and_changes_nothing(seed, width):
+    given_ = emissions(60, 4, seed)
+    lm = Held()
+    beam = PrefixBeam(PIECES, width=width, fusion=Fusion(lm))
+    beam.feed(given_)
+    assert len(lm.places) <= 2 * width
+    with patch.object(Prefixes, "forget"):
+        holding = PrefixBeam(PIECES, width=width, fusion=Fusion(Held()))
+        holding.feed(given_)
+    assert beam.hypotheses() == holding.hypotheses()
 
 
 def test_beam_is_the_same_in_pieces():

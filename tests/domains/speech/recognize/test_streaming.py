@@ -75,7 +75,7 @@ def test_log_probabilities_and_lines_do_not_depend_on_the_chunks(model, sizes):
     samples = sound(1.6)
     whole = model.log_probabilities(samples)
     state, found = model.init_state(1), []
-    for piece in pieces_of(samples, sizes):
+    for piece in [*pieces_of(samples, sizes), torch.zeros(model.n_tail)]:
         with torch.no_grad():
             said, state = model.step(piece[None], state)
         found.append(said[0])
@@ -127,6 +127,51 @@ def test_whole_recordings_run_in_pieces_are_the_same(model, monkeypatch):
     torch.testing.assert_close(model.log_probabilities(samples), whole, atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("n_samples", [3000, 3999, 4100])
+def test_what_is_written_behind_the_end_is_of_the_end(n_samples):
+    """The recording ends inside a burst; the silence behind it brings symbols, in time of the recording."""
+    audio = Audio(sound(1.5)[:n_samples], 8000)
+    late, cut = (transcribe(make(tail_s=tail_s), audio) for tail_s in (0.4, 0.0))
+    assert late.text.startswith(cut.text)
+    assert len(late.text) > len(cut.text)
+    listener = StreamingRecognizer(make(tail_s=0.4))
+    events = [event for piece in audio.samples.split(700) for event in listener.feed(piece)]
+    events += listener.finish()
+    check_order(events)
+    streamed = [word for event in events if event.kind == "completed" for word in event.line.words]
+    assert [word.text for word in streamed] == [word.text for word in late.words]
+    for one, other in zip(streamed, late.words, strict=True):
+        assert one[1:] == pytest.approx(other[1:], abs=1e-4)
+        assert 0.0 <= one.start_s < one.end_s <= audio.seconds
+
+
+def test_a_stream_of_less_than_a_frame_says_nothing(model):
+    listener = StreamingRecognizer(model)
+    assert listener.feed(sound(1.0)[:159]) == []
+    assert listener.finish() == []
+
+
+def test_samples_that_are_none_are_refused_and_no_stream_goes_on(model):
+    batch = StreamBatch(model)
+    good, bad = batch.join(), batch.join()
+    broken = sound(0.1)
+    broken[3] = torch.nan
+    for wrong, error in (
+        (broken, DataError),
+        (sound(0.1).to(torch.int16), ValueError),
+        (sound(0.1)[None], ValueError),
+    ):
+        with pytest.raises(error):
+            batch.feed({good: sound(1.0), bad: wrong})
+    with pytest.raises(KeyError):
+        batch.feed({good: sound(1.0), 10**6: sound(0.1)})
+    events = batch.feed({good: sound(1.0)})[good] + batch.leave(good)
+    alone = StreamingRecognizer(model)
+    expected = alone.feed(sound(1.0)) + alone.finish()
+    assert [event.line.text for event in events] == [event.line.text for event in expected]
+    assert events
+
+
 def test_memory_is_flat(model):
     listener = StreamingRecognizer(model, endpoints=EndpointConfig(longest_s=1.0, blank_s=0.5))
     sizes = set()
@@ -137,10 +182,9 @@ def test_memory_is_flat(model):
     assert len(sizes) == 1
 
 
-@pytest.mark.parametrize("network", ["mamba", "bigru"])
-def test_rows_of_a_padded_batch_are_as_alone(network):
-    both = dataclasses.replace(SMALL, bidirectional=True)
-    model = make(both, network=network)
+@pytest.mark.parametrize(("network", "both"), [("mamba", True), ("bigru", True), ("mamba", False)])
+def test_rows_of_a_padded_batch_are_as_alone(network, both):
+    model = make(dataclasses.replace(SMALL, bidirectional=both), network=network)
     rows = [sound(1.0, 1), sound(0.53, 2)]
     padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
     padded[1, len(rows[1]) :] = 100.0
@@ -148,9 +192,12 @@ def test_rows_of_a_padded_batch_are_as_alone(network):
         said, lengths = model(padded, torch.tensor([len(row) for row in rows]))
     for i, row in enumerate(rows):
         torch.testing.assert_close(said[i, : lengths[i]], model.log_probabilities(row), atol=1e-4, rtol=1e-4)
-    assert not model.causal
-    with pytest.raises(UsageError, match="it reads both ways, so it can't stream"):
-        StreamingRecognizer(model)
+    assert lengths.tolist() == [(8000 + model.n_tail) // 160, (4240 + model.n_tail) // 160]
+    assert model.causal != both
+    if both:
+        assert model.n_tail == 0
+        with pytest.raises(UsageError, match="it reads both ways, so it can't stream"):
+            StreamingRecognizer(model)
 
 
 def test_baseline_has_about_as_many_parameters():
@@ -252,8 +299,6 @@ def test_streams_that_come_and_go_together_say_what_each_says_alone(model, moves
             event.plain() | {"words": None} for event in expected
         ]
     assert len(batch) == 0
-    with pytest.raises(KeyError):
-        batch.feed({10**6: sound(0.1)})
 
 
 @pytest.mark.parametrize("head", ["rnnt", "attention"])

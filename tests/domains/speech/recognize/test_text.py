@@ -26,7 +26,7 @@ from mambakit.domains.speech.recognize.tokenizer import (
     unknown_sentence,
 )
 from mambakit.domains.speech.recognize.units import load_tokenizer
-from mambakit.domains.speech.recognize.words import Word, spoken, words_of
+from mambakit.domains.speech.recognize.words import Spoken, Word, spoken, words_of
 
 TEXTS = ["Three one  four", "one five nine", "two six five", "three five", "nine nine four"]
 
@@ -93,19 +93,41 @@ def transcript():
     return formats.Transcript(formats.lines_of(words), 3700.0)
 
 
+@given(
+    st.lists(st.tuples(st.integers(1, 2), st.integers(0, 3)), max_size=30),
+    st.floats(0.01, 3.0),
+)
+def test_words_of_a_transducer_share_frames_and_end_with_the_recording(symbols, seconds):
+    """Symbols are a letter or a space, each so many frames after the one before, often none."""
+    frame, found = 0, []
+    for symbol, later in symbols:
+        frame += later
+        found.append(Spoken(symbol, frame, frame + 1, -0.1))
+    words = words_of(found, ["", " ", "a"], 0.04, seconds=seconds)
+    assert " ".join(word.text for word in words) == " ".join("".join(" a"[s - 1] for s, _ in symbols).split())
+    edges = [edge for word in words for edge in (word.start_s, word.end_s)]
+    assert edges == sorted(edges)
+    assert all(word.start_s < word.end_s <= seconds for word in words)
+    grid = formats.as_textgrid(formats.Transcript(formats.lines_of(words), seconds))
+    assert all(f'text = "{word.text}"' in grid for word in words)
+
+
 def test_formats():
     made = transcript()
     assert formats.as_text(made) == 'one two\n<"six">\n'
     assert formats.as_srt(made) == (
-        '1\n00:00:00,500 --> 00:00:01,200\none two\n\n2\n01:01:01,500 --> 01:01:02,000\n<"six">\n'
+        '1\n00:00:00,500 --> 00:00:01,500\none two\n\n2\n01:01:01,500 --> 01:01:02,500\n<"six">\n'
     )
-    assert formats.as_vtt(made).startswith("WEBVTT\n\n00:00:00.500 --> 00:00:01.200\none two\n\n01:01:01.500")
+    assert formats.as_vtt(made).startswith("WEBVTT\n\n00:00:00.500 --> 00:00:01.500\none two\n\n01:01:01.500")
     assert "&lt;" in formats.as_vtt(made)
     content = json.loads(formats.as_json(made))
     assert content["text"] == 'one two <"six">'
     assert content["lines"][0]["words"][1] == {
         "text": "two", "start_s": 0.9, "end_s": 1.2, "confidence": 0.8,
     }  # fmt: skip
+    short = [formats.Line((Word("a", at, at + 0.02, 1.0),)) for at in (1.0, 1.7, 3.0)]
+    shown = re.findall(r"\d\d,\d{3}", formats.as_srt(formats.Transcript(tuple(short), 3.5)))
+    assert shown == ["01,000", "01,700", "01,700", "02,700", "03,000", "03,500"]
     with pytest.raises(
         UsageError, match=r"ends in one of \.txt, \.srt, \.vtt, \.json, \.TextGrid, got a\.doc"
     ):
