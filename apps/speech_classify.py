@@ -169,11 +169,13 @@ def classify(
         mambakit speech classify --model runs/digits --input recordings/ --output labels.csv
         mambakit speech classify --model runs/digits --input seven.wav --json
     """
+    from mambakit.domains.speech.classify.model import Classifier
     from mambakit.domains.speech.classify.prediction import classify_files
+    from mambakit.domains.speech.saved import load_model
     from mambakit.domains.speech.utterances import audio_files
 
     check_suffix("output", output, (".csv", ".parquet"))
-    classifier = load_classifier(model, device)
+    classifier = load_model(Classifier, "classify", model, device)
     table = classify_files(classifier, audio_files(input))
     bad = table[table["error"] != ""]
     said = f"{len(table) - len(bad)} of {len(table)} files classified"
@@ -223,13 +225,14 @@ def evaluate_classify(
     from mambakit.domains.speech.classify import plots
     from mambakit.domains.speech.classify.data import read_clips
     from mambakit.domains.speech.classify.evaluation import evaluate, evaluate_keyword
+    from mambakit.domains.speech.classify.model import Classifier
     from mambakit.domains.speech.classify.training import read_parts
-    from mambakit.domains.speech.saved import load_spec
+    from mambakit.domains.speech.saved import load_model, load_spec
 
     check_suffix("plot", plot, (".png", ".pdf", ".svg"))
     if recording is not None and keyword is None:
         raise UsageError("recording: false alarms are a keyword's; name it with --keyword")
-    classifier = load_classifier(model, device)
+    classifier = load_model(Classifier, "classify", model, device)
     front_end, classes = classifier.config.model.front_end, classifier.config.classes
     if data is None:
         spec = load_spec(model)
@@ -284,14 +287,6 @@ def _curve(trade: Trade, name: str) -> dict[str, list[float]]:
         name: trade.false_alarms.tolist(),
         "misses": trade.misses.tolist(),
     }
-
-
-def load_classifier(folder: Path, device: str) -> Classifier:
-    """A saved classifier on a device."""
-    from mambakit.core.training import resolve_device
-    from mambakit.domains.speech.classify.model import Classifier
-
-    return Classifier.from_pretrained(folder).to(resolve_device(device)).eval()
 
 
 def _show(rows: list[dict[str, object]]) -> None:

@@ -22,7 +22,7 @@ from mambakit.domains.speech.enhance.config import (
 
 if TYPE_CHECKING:
     from mambakit.domains.speech.enhance.evaluation import Evaluation
-    from mambakit.domains.speech.enhance.model import Enhancer
+    from mambakit.domains.speech.files import Bulk
 
 
 def train_enhance(
@@ -93,15 +93,18 @@ def train_enhance(
     mixtures = test_mixtures(pools.test, noises, mix, mix.test_mixtures)
     named = [(f"mixture-{i + 1}", noisy, clean) for i, (noisy, clean) in enumerate(mixtures)]
     evaluation = evaluate(trained, named)
-    leak = "The recordings of noise are the same in training and test; voices and cuts are not."
-    report.write(run, trained, result, evaluation, named[0], [said, *([leak] if noises else [])])
+    notes = pools.notes
+    if noises:
+        notes.append("the recordings of noise are the same in training and test, their cuts are not")
+    report.write(run, trained, result, evaluation, named[0], [said, *notes])
     if json:
         print_json(
             {"data": data, "validation_loss": result.best_score, "model": run.path}
-            | {"results": evaluation.means(), "notes": evaluation.notes}
+            | {"results": evaluation.means(), "notes": [*notes, *evaluation.notes]}
         )
         return
     show(evaluation, f"{data}: {len(named)} test mixtures")
+    tell(notes)
     print(f"model: {run.path}\nreport: {run.report_path}")
 
 
@@ -118,8 +121,10 @@ def evaluate_enhance(
     """
     from mambakit.domains.speech.enhance.data import load_pairs
     from mambakit.domains.speech.enhance.evaluation import evaluate
+    from mambakit.domains.speech.enhance.model import Enhancer
+    from mambakit.domains.speech.saved import load_model
 
-    trained = load_model(model, device)
+    trained = load_model(Enhancer, "enhance", model, device)
     evaluation = evaluate(trained, load_pairs(data, trained.config.rate_hz))
     if json:
         signals = evaluation.table.to_dict(orient="records")
@@ -158,66 +163,44 @@ def enhance(
     """
     import torch
 
-    from mambakit.domains.speech.audio import Audio, write_audio
+    from mambakit.domains.speech.audio import Audio
+    from mambakit.domains.speech.enhance.model import Enhancer
     from mambakit.domains.speech.enhance.plots import before_after_figure
-    from mambakit.domains.speech.files import jobs, read_at
+    from mambakit.domains.speech.files import Bulk, jobs
+    from mambakit.domains.speech.saved import load_model
 
     check_suffix("plot", plot, (".png",))
     todo = jobs(input, output)
-    trained = load_model(model, device)
-    rate = trained.config.rate_hz
-    done: list[dict[str, object]] = []
-    failed: list[tuple[Path, str]] = []
-    notes: list[str] = []
-    for job in todo:
-        try:
-            audio, note = read_at(job.source, rate)
-        except DataError as error:
-            failed.append((job.source, str(error)))
-            continue
+    trained = load_model(Enhancer, "enhance", model, device)
+    rate, bulk = trained.config.rate_hz, Bulk()
+    for job, audio in bulk.readable(todo, rate):
         with torch.no_grad():
-            clean = trained(audio.samples[None].to(next(trained.parameters()).device))[0].cpu()
-        write_audio(job.target, Audio(clean, rate))
-        if note:
-            notes.append(note)
-        if plot is not None and not done:
+            clean = trained(audio.samples[None].to(trained.place.device))[0].cpu()
+        bulk.write(job.target, Audio(clean, rate))
+        if plot is not None and not bulk.done:
             figure = before_after_figure({"before": audio.samples, "after": clean}, rate)
             plot.parent.mkdir(parents=True, exist_ok=True)
             figure.savefig(plot, dpi=130)
-        done.append({"input": job.source, "output": job.target, "seconds": round(audio.seconds, 3)})
-    finish_bulk(input, done, failed, notes, "enhanced", json)
+        bulk.done.append({"input": job.source, "output": job.target, "seconds": round(audio.seconds, 3)})
+    finish_bulk(input, bulk, "enhanced", json)
 
 
-def finish_bulk(
-    source: Path,
-    done: list[dict[str, object]],
-    failed: list[tuple[Path, str]],
-    notes: list[str],
-    verb: str,
-    json: bool,
-) -> None:
+def finish_bulk(source: Path, bulk: Bulk, verb: str, json: bool) -> None:
     """What was done and what could not be, on stdout and stderr; an error if nothing was done."""
+    done, failed, notes = bulk.done, bulk.failed, bulk.notes
     if not done and source.is_file():
         raise DataError(failed[0][1])
     for path, why in failed:
         print(f"left out: {why if str(path) in why else f'{path}: {why}'}", file=sys.stderr)
     if not done:
         raise DataError(f"{source}: none of {len(failed)} files could be {verb}")
-    tell(notes[:5] + ([f"the same of {len(notes) - 5} more files"] if len(notes) > 5 else []))
+    tell(notes[:5] + ([f"{len(notes) - 5} more notes of this kind"] if len(notes) > 5 else []))
     if json:
         errors = [{"input": path, "error": why} for path, why in failed]
         print_json({"done": done, "errors": errors, "notes": notes})
         return
     print(f"{verb}: {len(done)} of {len(done) + len(failed)} files")
     print(some([str(row["output"]) for row in done]))
-
-
-def load_model(folder: Path, device: str) -> Enhancer:
-    """A saved enhancement model on a device."""
-    from mambakit.core.training import resolve_device
-    from mambakit.domains.speech.enhance.model import Enhancer
-
-    return Enhancer.from_pretrained(folder).to(resolve_device(device)).eval()
 
 
 def show(evaluation: Evaluation, title: str) -> None:

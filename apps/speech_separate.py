@@ -6,10 +6,9 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-from mambakit.apps.shared import train_config
+from mambakit.apps.shared import some, tell, train_config
 from mambakit.apps.speech_enhance import finish_bulk
 from mambakit.core.cli import format_table, print_json
-from mambakit.core.errors import DataError
 from mambakit.core.training import TrainConfig
 from mambakit.domains.speech.separate.config import (
     PRESET_PAIRS,
@@ -80,7 +79,7 @@ def train_separate(
     mixtures = test_mixtures(pools, pairs, pairs.test_mixtures)
     trained, result = train_separator(pools, run, model_config=model, pair_config=pairs, train_config=config)
     trained.save_pretrained(run.path)
-    save_source(run.path, "separate", data, config.seed)
+    save_source(run.path, "separate", data, config.seed, pairs.unseen)
     nets = {"this model": trained}
     if baseline:
         beside, _ = train_baseline(
@@ -101,10 +100,14 @@ def train_separate(
         for name, net in nets.items()
     ]
     if json:
-        print_json({"data": data, "validation_loss": result.best_score, "model": run.path, "results": rows})
+        print_json(
+            {"data": data, "validation_loss": result.best_score, "model": run.path, "results": rows}
+            | {"notes": pools.notes}
+        )
         return
     print(f"{data}: {len(mixtures)} test mixtures of {', '.join(pairs.unseen) or 'test speakers'}")
     print(format_table(rows))
+    tell(pools.notes)
     print(f"model: {run.path}")
 
 
@@ -121,42 +124,47 @@ def evaluate_separate(
     Args:
         model: Folder of the saved model.
         data: Speech with named speakers; the training's by default.
-        unseen: The two speakers that are mixed; by default all of the test part.
+        unseen: The two speakers that are mixed; by default those that the training left out, if it did and
+            data is its own, else all of the test part.
         device: auto, cpu, cuda or mps.
         json: Print JSON for machines.
     """
     import numpy as np
 
-    from mambakit.core.training import resolve_device
     from mambakit.domains.speech.enhance.data import load_pools
-    from mambakit.domains.speech.saved import load_spec
+    from mambakit.domains.speech.saved import load_model, load_spec
     from mambakit.domains.speech.separate.model import Separator
     from mambakit.domains.speech.separate.training import gains, test_mixtures, with_unseen
 
-    trained = Separator.from_pretrained(model).to(resolve_device(device)).eval()
+    trained = load_model(Separator, "separate", model, device)
     spec = load_spec(model)
     names = data or spec.data
-    pairs = PairConfig(unseen=unseen or [])
+    pairs = PairConfig(unseen=unseen or ([] if data else spec.unseen))
     loaded = load_pools(names, trained.config.rate_hz, seed=spec.seed, task="separate")
     of_their_own = (loaded.given or {}).get("test", [])  # all of which are measured
     count = len(of_their_own) or pairs.test_mixtures
-    mixtures = test_mixtures(with_unseen(loaded, pairs.unseen), pairs, count)
+    pools = with_unseen(loaded, pairs.unseen)
+    mixtures = test_mixtures(pools, pairs, count)
     row = {
         "model": str(model),
         "si_snr_gain_db": float(np.mean(gains(trained, mixtures))),
         "n": len(mixtures),
     }
+    notes = [] if data else pools.notes  # of other data, who was heard in training is not known
     if json:
-        print_json({"data": names, "results": [row]})
-    else:
-        print(format_table([row]))
+        print_json({"data": names, "speakers": pools.test.speakers, "results": [row], "notes": notes})
+        return
+    print(f"{names}: mixtures of {some(pools.test.speakers)}")
+    print(format_table([row]))
+    tell(notes)
 
 
 def separate(*, model: Path, input: Path, output: Path, device: str = "auto", json: bool = False) -> None:
     """Takes the speakers of a recording, or of all those in a folder, apart.
 
     Any rate and number of channels is read; what is written is one wav file a speaker, NAME-1.wav,
-    NAME-2.wav, at the model's rate. Files that can't be read are listed, and the others are done.
+    NAME-2.wav, at the model's rate and at the levels at which they add up to the recording best. Files that
+    can't be read are listed, and the others are done.
 
     Args:
         model: Folder of the saved model.
@@ -171,30 +179,22 @@ def separate(*, model: Path, input: Path, output: Path, device: str = "auto", js
     import torch
 
     from mambakit.core.errors import UsageError
-    from mambakit.core.training import resolve_device
-    from mambakit.domains.speech.audio import Audio, write_audio
-    from mambakit.domains.speech.files import jobs, read_at
-    from mambakit.domains.speech.separate.model import Separator
+    from mambakit.domains.speech.audio import Audio
+    from mambakit.domains.speech.files import Bulk, jobs
+    from mambakit.domains.speech.saved import load_model
+    from mambakit.domains.speech.separate.model import Separator, at_level_of
 
     if output.is_file() or output.suffix:
         raise UsageError(f"output: each speaker gets a file, so a folder is expected, got {output}")
     todo = jobs(input, output)
-    trained = Separator.from_pretrained(model).to(resolve_device(device)).eval()
-    rate = trained.config.rate_hz
-    done: list[dict[str, object]] = []
-    failed: list[tuple[Path, str]] = []
-    notes: list[str] = []
-    for job in todo:
-        try:
-            audio, note = read_at(job.source, rate)
-        except DataError as error:
-            failed.append((job.source, str(error)))
-            continue
-        notes += [note] if note else []
+    trained = load_model(Separator, "separate", model, device)
+    rate, bulk = trained.config.rate_hz, Bulk()
+    for job, audio in bulk.readable(todo, rate):
+        mixture = audio.samples[None]
         with torch.no_grad():
-            said = trained(audio.samples[None].to(resolve_device(device)))[0].cpu()
+            said = at_level_of(mixture, trained(mixture.to(trained.masks.weight.device)).cpu())[0]
         targets = [job.target.with_name(f"{job.target.stem}-{i + 1}.wav") for i in range(len(said))]
         for target, samples in zip(targets, said, strict=True):
-            write_audio(target, Audio(samples, rate))
-        done.append({"input": job.source, "output": ", ".join(map(str, targets))})
-    finish_bulk(input, done, failed, notes, "separated", json)
+            bulk.write(target, Audio(samples, rate))
+        bulk.done.append({"input": job.source, "output": ", ".join(map(str, targets))})
+    finish_bulk(input, bulk, "separated", json)

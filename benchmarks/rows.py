@@ -13,10 +13,12 @@ import os
 import platform
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import filelock
 import torch
 
 RESULTS = Path(__file__).parent / "results"
@@ -92,10 +94,14 @@ def row(
 
 
 def write_rows(name: str, rows: Iterable[dict[str, Any]]) -> Path:
-    """Merge ``rows`` into ``results/<name>.json``: a row replaces the one with the same ``what``."""
+    """Merge ``rows`` into ``results/<name>.json``: a row replaces the one with the same ``what``.
+
+    Several benchmarks may write into one file at a time.
+    """
     path = RESULTS / f"{name}.json"
-    kept = {old["what"]: old for old in json.loads(path.read_text())} if path.exists() else {}
-    kept.update({new["what"]: new for new in rows})
     path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(list(kept.values()), indent=1, ensure_ascii=False) + "\n")
+    with filelock.FileLock(Path(tempfile.gettempdir()) / f"mambakit-rows-{name}.lock"):
+        kept = {old["what"]: old for old in json.loads(path.read_text())} if path.exists() else {}
+        kept.update({new["what"]: new for new in rows})
+        path.write_text(json.dumps(list(kept.values()), indent=1, ensure_ascii=False) + "\n")
     return path

@@ -8,12 +8,12 @@
 Trains the preset with the app's own code for every protocol, held-out speaker and seed, and a convolutional
 network and a transformer of about as many parameters on the same recordings with the same options. Weights
 are chosen by validation: takes 5 to 9 in the official split, a tenth of the other speakers' recordings where
-one is held out; test recordings are measured once, also in white noise at 20, 10 and 0 dB. Rows go into
-results/speech.json as ``speech/fsdd/accuracy/official``, ``.../leave-one-speaker-out`` and
-``.../leave-one-speaker-out-snr10``: the mean over seeds (of the mean over speakers), and their standard
-deviation. ``--set`` changes the preset for a trial; such runs, and those with ``--validation-only``, touch
-no test take and write no rows: with speaker, one who is held out of training validates, by takes 5 to 49
-alone. Runs with ``--limit`` write none either.
+one is held out; test recordings are measured once, also in white noise at 20, 10 and 0 dB. Rows, of the seeds
+for which no speaker and no network is missing, go into results/speech.json as
+``speech/fsdd/accuracy/official``, ``.../leave-one-speaker-out`` and ``.../leave-one-speaker-out-snr10``: the
+mean over seeds (of the mean over speakers), and their standard deviation. ``--set`` changes the preset for a
+trial; such runs, and those with ``--validation-only``, touch no test take and write no rows: with speaker,
+one who is held out of training validates, by takes 5 to 49 alone. Runs with ``--limit`` write none either.
 """
 
 from __future__ import annotations
@@ -166,10 +166,15 @@ def rows_of(found: list[dict[str, Any]], command: str) -> list[dict[str, Any]]:
     made = []
     for protocol, wanted in (("official", (None,)), ("speaker", SPEAKERS)):
         runs = [one for one in found if one["protocol"] == protocol]
+        networks = {who for one in runs for who in one["figures"]}
         seeds = sorted({one["seed"] for one in runs})
         whole = [
-            seed for seed in seeds if {one["speaker"] for one in runs if one["seed"] == seed} == set(wanted)
+            seed
+            for seed in seeds
+            if {one["speaker"] for one in runs if one["seed"] == seed and set(one["figures"]) == networks}
+            == set(wanted)
         ]
+        runs = [one for one in runs if one["seed"] in whole]
         for condition in conditions() if whole else ():
             means = {
                 who: [
@@ -191,7 +196,7 @@ def rows_of(found: list[dict[str, Any]], command: str) -> list[dict[str, Any]]:
                         for who, values in means.items()
                         if who != "mambakit"
                     },
-                    spread=round(statistics.pstdev(means["mambakit"]), 2),
+                    spread=round(statistics.stdev(means["mambakit"]), 2) if len(whole) > 1 else None,
                     seeds=whole,
                     command=command,
                 )

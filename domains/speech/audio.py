@@ -102,17 +102,14 @@ def resample(samples: Tensor, from_hz: int, to_hz: int) -> Tensor:
     """``(..., n)`` at another rate, band-limited."""
     if from_hz == to_hz:
         return samples
-    if samples.is_cuda:
-        on_device: Tensor = torchaudio().functional.resample(samples, from_hz, to_hz)
-        return on_device
-    resampled: Tensor = _resampler(from_hz, to_hz)(samples)
+    resampled: Tensor = _resampler(from_hz, to_hz, samples.device)(samples)
     return resampled
 
 
 @functools.lru_cache(maxsize=64)
-def _resampler(from_hz: int, to_hz: int) -> nn.Module:
+def _resampler(from_hz: int, to_hz: int, device: torch.device) -> nn.Module:
     """Holds the filter, which takes longer to make than a short recording to pass through."""
-    module: nn.Module = torchaudio().transforms.Resample(from_hz, to_hz)
+    module: nn.Module = torchaudio().transforms.Resample(from_hz, to_hz).to(device)
     return module
 
 

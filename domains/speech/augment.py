@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mambakit.core.blocks.base import padding_mask
 from mambakit.core.errors import UsageError
 from mambakit.domains.speech.audio import resample
-from mambakit.domains.speech.chance import Chance
+from mambakit.domains.speech.chance import Chance, moved
 
 
 @dataclass(frozen=True)
@@ -102,10 +102,10 @@ class Augmenter(nn.Module):
         width = -(-samples.shape[1] * 20 // min(20, int(twentieths.min())))
         made = F.pad(samples, (0, width - samples.shape[1]))
         for factor in sorted(set(twentieths.tolist()) - {20}):
-            rows = (twentieths == factor).nonzero()[:, 0].to(samples.device)
+            rows = moved((twentieths == factor).nonzero()[:, 0], samples.device)
             faster = resample(samples[rows], factor, 20)
             made = made.index_copy(0, rows, F.pad(faster, (0, width - faster.shape[1])))
-        by = twentieths.to(lengths.device)
+        by = moved(twentieths, lengths.device)
         shorter = (lengths * 20 + by - 1) // by
         if least is not None:
             fits = shorter >= least

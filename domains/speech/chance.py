@@ -38,4 +38,9 @@ class Chance:
 
     def rows(self, share: float, n: int) -> Tensor:
         """Which of ``n`` rows are chosen, each with this probability: their numbers, on the device."""
-        return (self.decide(0.0, 1.0, n) < share).nonzero()[:, 0].to(self.device)
+        return moved((self.decide(0.0, 1.0, n) < share).nonzero()[:, 0], self.device)
+
+
+def moved(decided: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the host's on the device, without waiting for what the device still has to do."""
+    return decided.to(device, non_blocking=True)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from mambakit.core.errors import UsageError
-from mambakit.domains.speech.audio import AUDIO_SUFFIXES, Audio, read_audio, soundfile_module
+from mambakit.core.errors import DataError, UsageError
+from mambakit.domains.speech.audio import AUDIO_SUFFIXES, Audio, read_audio, soundfile_module, write_audio
 from mambakit.domains.speech.utterances import audio_files
 
 _WRITTEN = (".wav", ".flac", ".ogg", ".mp3")
@@ -43,17 +45,45 @@ def jobs(source: Path, target: Path) -> list[Job]:
     for job in found:
         if job.target.exists() and job.target.samefile(job.source):
             raise UsageError(f"output: {job.target} is the input; choose another place")
-    if len({job.target for job in found}) < len(found):
-        raise UsageError(f"output: two files in {source} differ by their suffix alone; rename one")
+    places: dict[Path, Path] = {}
+    for job in found:
+        if (other := places.setdefault(job.target, job.source)) != job.source:
+            raise UsageError(f"output: {other} and {job.source} would both become {job.target}; rename one")
     return found
 
 
-def read_at(path: Path, rate_hz: int) -> tuple[Audio, str]:
-    """A file as one channel at a rate, and in words what was done to it; ``""`` if nothing.
+@dataclass
+class Bulk:
+    """What came of the work on many files."""
 
-    Raises:
-        DataError: As ``read_audio`` does.
-    """
+    done: list[dict[str, object]] = field(default_factory=list)
+    """Of each file that was done, what a person is told."""
+    failed: list[tuple[Path, str]] = field(default_factory=list)
+    """Files that could not be read, and why."""
+    notes: list[str] = field(default_factory=list)
+    """What a person should know."""
+
+    def readable(self, todo: Sequence[Job], rate_hz: int) -> Iterator[tuple[Job, Audio]]:
+        """Each file that can be read, as one channel at a rate; what was done to it becomes a note."""
+        for job in todo:
+            try:
+                audio, note = _read_at(job.source, rate_hz)
+            except DataError as error:
+                self.failed.append((job.source, str(error)))
+                continue
+            self.notes += [note] if note else []
+            yield job, audio
+
+    def write(self, path: Path, audio: Audio) -> None:
+        """As ``write_audio``; that samples are clipped becomes a note."""
+        beyond = int((audio.samples.abs() > 1).sum())
+        if beyond:
+            self.notes.append(f"{path}: {beyond:,} samples are beyond full scale and were clipped")
+        write_audio(path, audio)
+
+
+def _read_at(path: Path, rate_hz: int) -> tuple[Audio, str]:
+    """A file as one channel at a rate, and in words what was done to it; ``""`` if nothing."""
     audio = read_audio(path, rate_hz=rate_hz)
     info = soundfile_module().info(str(path))
     done = []

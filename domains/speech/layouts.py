@@ -79,19 +79,23 @@ def paired_folders(folder: Path) -> Utterances | None:
     have test in their name are the test part.
     """
     rows, parts = [], []
+    left_out: list[tuple[str, str]] = []
     for clean in sorted(folder.glob("clean*")):
         noisy = clean.with_name("noisy" + clean.name.removeprefix("clean"))
         if not noisy.is_dir():
             continue
         part = "test" if "test" in clean.name else "train"
         for path in audio_files(noisy):
-            if (other := clean / path.relative_to(noisy)).is_file():
-                speaker = re.split(r"[_-]", path.stem)[0]
-                rows.append({"path": path, "clean_path": other, "speaker": speaker})
-                parts.append(part)
+            other = clean / path.relative_to(noisy)
+            if not other.is_file():
+                left_out.append((str(path), f"there is no {other}"))
+                continue
+            speaker = re.split(r"[_-]", path.stem)[0]
+            rows.append({"path": path, "clean_path": other, "speaker": speaker})
+            parts.append(part)
     if not rows:
         return None
-    return Utterances(folder.name, utterance_table(rows), np.array(parts))
+    return Utterances(folder.name, utterance_table(rows), np.array(parts), left_out)
 
 
 class Mixture(NamedTuple):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from mambakit.core.errors import DataError
-from mambakit.domains.speech.audio import read_audio
+from mambakit.domains.speech.audio import read_audio, resample
 from mambakit.domains.speech.augment import Recordings, reverberate, room_responses
 from mambakit.domains.speech.chance import Chance
 from mambakit.domains.speech.enhance.config import MixConfig
@@ -30,6 +30,7 @@ _PAUSE_S = 0.4  # between utterances at most
 _MOST_PIECES = 32  # of a stretch; with shorter utterances its end is silent
 _VOICES = 8  # of a babble at most
 _AT_ONCE = 8
+_BATCHES_AHEAD = 8
 
 
 class Spoken(NamedTuple):
@@ -82,10 +83,7 @@ def _read(utterances: Utterances, place: int, rate_hz: int) -> Spoken:
     end = None if np.isnan(row["end_s"]) else float(row["end_s"])
     path = clean if isinstance(clean, str) else row["path"]
     own = read_audio(path, start_s=float(row["start_s"]), end_s=end)
-    audio = own
-    if own.rate_hz != rate_hz:
-        audio = read_audio(path, rate_hz=rate_hz, start_s=float(row["start_s"]), end_s=end)
-    samples = audio.samples.numpy()
+    samples = resample(own.samples, own.rate_hz, rate_hz).numpy()
     peak = float(np.abs(samples).max())
     if peak < 1e-4:
         raise DataError(f"{path}: is silent")
@@ -263,6 +261,32 @@ class TwoSpeakerMixer(nn.Module):
         peaks = torch.maximum(sources.sum(1).abs().amax(-1), sources.abs().amax((1, 2)))
         sources = sources * (chance.uniform(0.3, 0.9, batch) / peaks.clamp(min=1e-6))[:, None, None]
         return sources.sum(1), sources
+
+
+class Stock:
+    """Batches of a mixer: several are made at once, which on a GPU takes as many kernels as one does.
+
+    Args:
+        mixer: Makes them.
+        ahead: How many at once; 8 on a GPU and 1 elsewhere by default.
+    """
+
+    def __init__(self, mixer: NoisyMixer | TwoSpeakerMixer, ahead: int | None = None) -> None:
+        self.mixer, self.ahead = mixer, ahead
+        self._made: list[tuple[Tensor, Tensor]] = []
+
+    def take(self, batch: int) -> tuple[Tensor, Tensor]:
+        """``batch`` pairs that were not taken before."""
+        if not self._made or len(self._made[-1][0]) != batch:
+            ahead = self.ahead or (_BATCHES_AHEAD if self.mixer.voices.samples.is_cuda else 1)
+            one, two = self.mixer(ahead * batch)
+            # rows come by kind of noise: every batch gets some of each
+            self._made = [(one[i::ahead], two[i::ahead]) for i in range(ahead)]
+        return self._made.pop()
+
+    def clear(self) -> None:
+        """Forgets what is left, so that an epoch depends on nothing but its seed."""
+        self._made = []
 
 
 def kept(mixer: NoisyMixer | TwoSpeakerMixer, count: int, seed: int) -> tuple[Tensor, Tensor]:

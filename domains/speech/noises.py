@@ -46,11 +46,10 @@ def machine(batch: int, n: int, rate_hz: int, chance: Chance) -> Tensor:
         3 + chance.below(_HARMONICS - 2, batch, 1), (0.5 * rate_hz / (1.02 * base)).long()
     )
     falls = chance.uniform(0.5, 2.0, batch, 1)
-    tone = torch.zeros(batch, n, device=chance.device)
-    for k in range(1, _HARMONICS + 1):
-        level = chance.uniform(0.2, 1.0, batch, 1) * k**-falls * (k <= highest)
-        phase = (k * turns + chance.uniform(0, 1, batch, 1)).frac().float()
-        tone += level * torch.sin(2 * math.pi * phase)
+    k = torch.arange(1, _HARMONICS + 1, device=chance.device)
+    levels = chance.uniform(0.2, 1.0, batch, _HARMONICS) * k**-falls * (k <= highest)
+    phases = (k[:, None] * turns[:, None] + chance.uniform(0, 1, batch, _HARMONICS, 1)).frac().float()
+    tone = torch.einsum("bk,bkn->bn", levels, torch.sin(2 * math.pi * phases))
     time = torch.arange(n, device=chance.device) / rate_hz
     depth, beats = chance.uniform(0, 0.5, batch, 1), chance.uniform(1, 20, batch, 1)
     hum = to_unit(tone * (1 + depth * torch.sin(2 * math.pi * beats * time)))

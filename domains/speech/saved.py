@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
+from typing import TypeVar, cast
+
+from torch import nn
 
 from mambakit.core.data import card_names
-from mambakit.core.errors import DataError
+from mambakit.core.errors import DataError, UsageError
 from mambakit.core.folders import read_json_object
+from mambakit.core.hub import HubModel
+from mambakit.core.training import resolve_device
 from mambakit.core.training.run_folder import write_atomically
 from mambakit.domains.speech.cards import Task, load_utterances
 from mambakit.domains.speech.utterances import Protocol, Split, Utterances, split_utterances
 
 DATA_FILE = "data.json"
+Model = TypeVar("Model", bound=HubModel)
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,8 @@ class DataSpec:
     seed: int = 0
     test_speaker: str | None = None
     validation_speaker: str | None = None
+    unseen: list[str] = field(default_factory=list)
+    """Of separation: the two speakers that are heard in the test alone."""
 
     def load(self) -> tuple[Utterances, Split]:
         """The utterances and their split. Raises as ``load_utterances`` and ``split_utterances`` do."""
@@ -44,10 +51,13 @@ class DataSpec:
         )
 
     def resolved(self) -> DataSpec:
-        """With the path in full, so that it serves from another folder."""
-        if self.data.lower() in {name.lower() for name in card_names()}:
-            return self
-        return dataclasses.replace(self, data=str(Path(self.data).resolve()))
+        """With paths in full, so that they serve from another folder; several stand between commas."""
+        cards = {name.lower() for name in card_names()}
+        names = [
+            str(Path(name).resolve()) if name.lower() not in cards and Path(name).exists() else name
+            for name in (word.strip() for word in self.data.split(","))
+        ]
+        return dataclasses.replace(self, data=",".join(names))
 
 
 def save_spec(folder: Path, spec: DataSpec) -> None:
@@ -67,3 +77,17 @@ def load_spec(folder: Path) -> DataSpec:
         raise DataError(
             f"{folder / DATA_FILE} says something else than what a model was trained on"
         ) from error
+
+
+def load_model(kind: type[Model], task: Task, folder: Path, device: str) -> Model:
+    """A saved model on a device, in evaluation mode.
+
+    Raises:
+        UsageError: If the folder holds a model of another task.
+        DataError: If it holds none, or a damaged one.
+    """
+    if (folder / DATA_FILE).is_file() and (found := load_spec(folder).task) != task:
+        raise UsageError(f"model: {folder} holds a model of the task {found}; this takes one of {task}")
+    model = kind.from_pretrained(folder)
+    assert isinstance(model, nn.Module)
+    return model.to(resolve_device(device)).eval()

@@ -225,7 +225,10 @@ def _checked(name: str, split: Split) -> Split:
 
 def _csv_rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
     try:
-        table = pd.read_csv(path, dtype={"label": str, "text": str, "speaker": str}, keep_default_na=True)
+        # none and null are words too: only an empty cell is missing
+        table = pd.read_csv(
+            path, dtype={"label": str, "text": str, "speaker": str}, keep_default_na=False, na_values=[""]
+        )
     except (ValueError, pd.errors.ParserError) as error:
         raise DataError(f"{path}: is no CSV ({' '.join(str(error).split())})") from error
     if not {"path", "file"} & set(table):
@@ -235,7 +238,11 @@ def _csv_rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
 
 def _json_rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: is not UTF-8 ({error.reason} at byte {error.start:,})") from error
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -260,7 +267,10 @@ def _checked_row(row: dict[str, Any], manifest: Path) -> dict[str, Any]:
             if not row[name].is_file():
                 raise DataError(f"{name}: there is no file {value}")
     try:
-        start, end = float(row.get("start_s") or 0), float(row.get("end_s") or "nan")
+        start, end = (
+            empty if row.get(name) in (None, "") else float(row[name])
+            for name, empty in (("start_s", 0.0), ("end_s", float("nan")))
+        )
     except (TypeError, ValueError):
         raise DataError(
             f"start, end: expected seconds, got {row.get('start_s')}, {row.get('end_s')}"

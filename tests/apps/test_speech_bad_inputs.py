@@ -99,7 +99,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     classifier.save_pretrained(home / "classify")
     enhancer = EnhanceConfig(d_model=16, n_layers=1, patch=64, block_options=BLOCK)
     Enhancer(enhancer).save_pretrained(home / "enhance")
-    separator = SeparateConfig(n_filters=16, d_model=16, n_layers=1, block_options=BLOCK, causal=True)
+    separator = SeparateConfig(n_filters=16, d_model=16, n_layers=1, block_options=BLOCK)
     Separator(separator).save_pretrained(home / "separate")
     return home
 

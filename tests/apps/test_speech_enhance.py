@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from mambakit.apps.speech_enhance import enhance, evaluate_enhance, train_enhance
-from mambakit.apps.speech_separate import separate, train_separate
-from mambakit.core.errors import DataError
+from mambakit.apps.speech_separate import evaluate_separate, separate, train_separate
+from mambakit.core.errors import DataError, UsageError
 from mambakit.core.training import TrainConfig
 from mambakit.domains.speech.audio import Audio, read_audio, write_audio
 from mambakit.domains.speech.enhance.config import EnhanceConfig, MixConfig
@@ -63,6 +63,7 @@ def test_training_lowers_the_loss_and_leaves_a_report(enhancer: Path) -> None:
     assert losses[-1] < losses[0]
     page = (enhancer / "report.html").read_text()
     assert "log-MMSE" in page
+    assert "2 of the test&#x27;s 2 voices are heard in training too" in page.replace("&#39;", "&#x27;")
     assert (enhancer / "pictures/before_after.png").exists()
 
 
@@ -117,7 +118,50 @@ def test_two_speakers_are_separated_into_files(
     write_audio(tmp_path / "mix.wav", Audio(one + two, RATE))
     separate(model=tmp_path / "run", input=tmp_path / "mix.wav", output=tmp_path / "apart")
     assert sorted(path.name for path in (tmp_path / "apart").iterdir()) == ["mix-1.wav", "mix-2.wav"]
-    assert len(read_audio(tmp_path / "apart/mix-1.wav").samples) == len(one)
+    apart = [read_audio(tmp_path / f"apart/mix-{i}.wav").samples for i in (1, 2)]
+    assert len(apart[0]) == len(one)
+    mixture = read_audio(tmp_path / "mix.wav").samples
+    assert (sum(apart) - mixture).norm() < mixture.norm()  # at levels that add up, whatever was learned
+    with pytest.raises(UsageError, match="holds a model of the task separate; this takes one of enhance"):
+        enhance(model=tmp_path / "run", input=tmp_path / "mix.wav", output=tmp_path / "no.wav")
+
+
+def test_a_separator_is_measured_on_the_speakers_that_training_left_out(
+    speech: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = (speech / "speech.jsonl").read_text().splitlines()
+    rows = [{**json.loads(line), "speaker": f"s{i % 4}"} for i, line in enumerate(lines)]
+    (speech / "four.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    monkeypatch.chdir(speech)
+    train_separate(
+        data="four.jsonl", output=tmp_path / "run", train=ONE_EPOCH, json=True,
+        model=SeparateConfig(n_filters=16, kernel=8, d_model=8, n_layers=1, block_options=BLOCK),
+        pairs=PairConfig(
+            segment_s=0.25, steps_per_epoch=2, validation_mixtures=4, test_mixtures=40, unseen=["s1", "s2"]
+        ),
+    )  # fmt: skip
+    trained = json.loads(capsys.readouterr().out)
+    monkeypatch.chdir(tmp_path)  # where no four.jsonl is
+    evaluate_separate(model=tmp_path / "run", json=True)
+    told = json.loads(capsys.readouterr().out)
+    assert told["speakers"] == ["s1", "s2"]
+    assert told["notes"] == []
+    gain = trained["results"][0]["si_snr_gain_db"]
+    assert told["results"][0]["si_snr_gain_db"] == pytest.approx(gain, abs=1e-3)
+    evaluate_separate(model=tmp_path / "run", unseen=["s0", "s1"], json=True)
+    assert json.loads(capsys.readouterr().out)["speakers"] == ["s0", "s1"]
+
+
+def test_what_is_clipped_is_said(
+    enhancer: Path, speech: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    soundfile = pytest.importorskip("soundfile")
+    loud = 40 * read_audio(speech / "noisy0.wav").samples.numpy()
+    soundfile.write(tmp_path / "loud.wav", loud, RATE, subtype="FLOAT")
+    enhance(model=enhancer, input=tmp_path / "loud.wav", output=tmp_path / "out.wav")
+    assert "samples are beyond full scale and were clipped" in capsys.readouterr().err
+    written = read_audio(tmp_path / "out.wav").samples
+    assert written.abs().max() <= 1
 
 
 @pytest.mark.parametrize("train", [train_enhance, train_separate])

@@ -72,12 +72,12 @@ def alarms(
         hop_s: Seconds from a window to the next.
         refractory_s: How long one alarm lasts.
     """
-    found: list[float] = []
-    for i in np.flatnonzero(scores >= threshold):
-        at = float(i) * hop_s
-        if not found or at - found[-1] >= refractory_s:
-            found.append(at)
-    return found
+    apart = round(refractory_s / hop_s)  # in windows: sums of 0.1 s miss a second by a rounding
+    found: list[int] = []
+    for i in np.flatnonzero(scores >= threshold).tolist():
+        if not found or i - found[-1] >= apart:
+            found.append(i)
+    return [i * hop_s for i in found]
 
 
 def equal_error(trade: Trade) -> float:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mambakit.core.blocks.base import padding_mask
 from mambakit.core.heads import ClassificationHead
 from mambakit.core.hub import HubModel
 from mambakit.domains.speech.classify.config import ClassifyConfig, ClassifyModelConfig
@@ -72,20 +73,52 @@ class Convolutions(nn.Module):
         self.layers = nn.ModuleList(
             nn.Conv1d(a, b, _CNN_WIDTH, padding=_CNN_WIDTH // 2) for a, b in itertools.pairwise(widths)
         )
-        self.norms = nn.ModuleList(nn.BatchNorm1d(channels) for _ in self.layers)
+        self.norms = nn.ModuleList(PaddedBatchNorm(channels) for _ in self.layers)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, frames: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """``(batch, n_frames, n_mels)`` to ``(batch, n, channels)`` and lengths, as an ``Encoder`` does."""
         x = frames.transpose(1, 2)
         for i, (conv, norm) in enumerate(zip(self.layers, self.norms, strict=True)):
-            x = F.relu(norm(conv(x)))
-            there = torch.arange(x.shape[2], device=x.device) < lengths[:, None]
-            x = x * there[:, None]  # padding stays zero, as a longer batch would have it
+            there = ~padding_mask(lengths, x.shape[2])[:, None]
+            x = F.relu(norm(conv(x), there)) * there  # padding stays zero, as a longer batch would have it
             if i < _CNN_LAYERS - 1 and x.shape[2] > 1:
                 x, lengths = F.max_pool1d(x, 2, ceil_mode=True), (lengths + 1) // 2
             x = self.dropout(x)
         return x.transpose(1, 2), lengths
+
+
+class PaddedBatchNorm(nn.Module):
+    """Batch normalisation (Ioffe & Szegedy 2015, arXiv:1502.03167) over what is no padding.
+
+    Padding would else be part of the means that recordings are measured with later.
+
+    Args:
+        channels: How many.
+        momentum: Weight of a batch in the running means.
+    """
+
+    def __init__(self, channels: int, momentum: float = 0.1) -> None:
+        super().__init__()
+        self.momentum = momentum
+        self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
+        self.running_mean: Tensor
+        self.running_var: Tensor
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+
+    def forward(self, x: Tensor, there: Tensor) -> Tensor:
+        """``(batch, channels, n)``; ``there`` ``(batch, 1, n)`` is false at padding."""
+        mean, variance = self.running_mean, self.running_var
+        if self.training:
+            share = there / there.sum().clamp(min=1)
+            mean = (x * share).sum((0, 2))
+            variance = ((x - mean[:, None]).square() * share).sum((0, 2))
+            with torch.no_grad():
+                self.running_mean.lerp_(mean, self.momentum)
+                self.running_var.lerp_(variance, self.momentum)
+        scale = self.weight * (variance + 1e-5).rsqrt()
+        return (x - mean[:, None]) * scale[:, None] + self.bias[:, None]
 
 
 def cnn_width(shape: ClassifyModelConfig) -> int:

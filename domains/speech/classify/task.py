@@ -8,10 +8,10 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from mambakit.core.auxiliary import auxiliary_loss
-from mambakit.core.training import TrainConfig
+from mambakit.core.training import GraphedLoss, TrainConfig
 from mambakit.core.training.optim import configure_optimizer
 from mambakit.domains.speech.augment import Augmenter
 from mambakit.domains.speech.classify.config import ClassifyLossConfig
@@ -20,6 +20,30 @@ from mambakit.domains.speech.classify.model import Classifier
 from mambakit.domains.speech.frontend import spec_augment
 
 _WAVES = 3
+
+
+class ClassifyLoss(nn.Module):
+    """Cross-entropy with bent frequency responses, and bands and times hidden.
+
+    Args:
+        model: The network, with its front end fitted.
+        config: What to minimise, and what is done to frames.
+    """
+
+    def __init__(self, model: Classifier, config: ClassifyLossConfig) -> None:
+        super().__init__()
+        self.model, self.config = model, config
+
+    def forward(self, samples: Tensor, lengths: Tensor, labels: Tensor) -> Tensor:
+        """A scalar, of recordings ``(batch, n)``, their lengths and their classes ``(batch,)``."""
+        config, front_end = self.config, self.model.front_end
+        frames, lengths = front_end.log_mel(samples, lengths)
+        if config.tilt_db:
+            frames = frames + tilts(len(frames), frames.shape[2], config.tilt_db, frames.device)
+        frames = spec_augment(front_end.normalised(frames, lengths), lengths, config)
+        logits = self.model.of_frames(frames, lengths)
+        loss = F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
+        return loss + auxiliary_loss(self.model)
 
 
 class ClassifyTask(pl.LightningModule):
@@ -37,20 +61,18 @@ class ClassifyTask(pl.LightningModule):
     ) -> None:
         super().__init__()
         self.model, self.augmenter = model, augmenter
-        self.train_config, self.loss_config = train, loss
+        self.train_config = train
+        self._loss = GraphedLoss(ClassifyLoss(model, loss))
 
     def training_step(self, batch: ClipBatch, batch_idx: int) -> Tensor:
         """The loss of a batch."""
-        config, front_end = self.loss_config, self.model.front_end
-        frames, lengths = front_end.log_mel(*self.augmenter(batch.samples, batch.lengths))
-        if config.tilt_db:
-            frames = frames + tilts(len(frames), frames.shape[2], config.tilt_db, frames.device)
-        frames = front_end.normalised(frames, lengths)
-        frames = spec_augment(frames, lengths, config)
-        logits = self.model.of_frames(frames, lengths)
-        loss = F.cross_entropy(logits, batch.labels, label_smoothing=config.label_smoothing)
-        self.log("train/loss", loss.detach(), on_step=False, on_epoch=True, batch_size=len(frames))
-        return loss + auxiliary_loss(self.model)
+        samples, lengths = self.augmenter(batch.samples, batch.lengths)
+        if samples.is_cuda:  # of a few lengths, so that a GPU's work on them can be recorded
+            half_a_second = self.model.config.model.front_end.rate_hz // 2
+            samples = F.pad(samples, (0, -samples.shape[1] % half_a_second))
+        loss = self._loss(samples, lengths, batch.labels)
+        self.log("train/loss", loss.detach(), on_step=False, on_epoch=True, batch_size=len(samples))
+        return loss
 
     def validation_step(self, batch: ClipBatch, batch_idx: int) -> None:
         """Loss and accuracy of a batch."""

@@ -6,8 +6,6 @@ in all orders, by many voices. Other names are cards, manifests and folders; sev
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import os
 import random
 from collections.abc import Iterator, Sequence
@@ -20,14 +18,13 @@ import torch
 
 from mambakit.core.data import cache_folder
 from mambakit.core.errors import DataError, UsageError
-from mambakit.core.training.run_folder import write_atomically
 from mambakit.domains.speech.audio import read_audio, resample
 from mambakit.domains.speech.cards import Task, load_utterances, noise_recordings
 from mambakit.domains.speech.espeak import speak
 from mambakit.domains.speech.layouts import Mixture, paired_folders, two_speaker_mixtures
 from mambakit.domains.speech.mixtures import SpeechPool, Spoken
 from mambakit.domains.speech.noises import Signal
-from mambakit.domains.speech.saved import DATA_FILE, DataSpec
+from mambakit.domains.speech.saved import DataSpec, save_spec
 from mambakit.domains.speech.utterances import Utterances, audio_files, split_utterances, utterance_table
 
 SENTENCES = "spoken-sentences"
@@ -59,6 +56,22 @@ class Pools(NamedTuple):
     test: SpeechPool
     given: dict[str, list[Mixture]] | None = None
     """Mixtures that the data themselves hold, by part; they choose and measure instead of made ones."""
+    no_test: bool = False
+    """Whether ``test`` is the validation part, as there is none of its own."""
+
+    @property
+    def notes(self) -> list[str]:
+        """What a figure of the test part is to be read with."""
+        known = set(self.train.speakers) & set(self.test.speakers)
+        said = []
+        if self.no_test:
+            said.append("there is no test part: what chose the weights is measured")
+        if "unknown" in self.test.speakers:
+            said.append("not all voices are named: some of the test may be heard in training too")
+        elif known:
+            n = len(self.test.speakers)
+            said.append(f"{len(known)} of the test's {n} voices are heard in training too, in other takes")
+        return said
 
 
 def load_pools(names: str, rate_hz: int, *, seed: int = 0, task: Task = "enhance") -> Pools:
@@ -86,7 +99,7 @@ def load_pools(names: str, rate_hz: int, *, seed: int = 0, task: Task = "enhance
             )
     train, validation, test = (SpeechPool(spoken[part] or spoken["validation"], rate_hz) for part in _PARTS)
     given = two_speaker_mixtures(Path(names)) if Path(names).is_dir() else None
-    return Pools(names, train, validation, test, given)
+    return Pools(names, train, validation, test, given, no_test=not spoken["test"])
 
 
 def _parts_of(name: str, rate_hz: int, seed: int, task: Task) -> dict[str, list[Spoken]]:
@@ -234,7 +247,6 @@ def _signals(
         yield noisy, clean
 
 
-def save_source(folder: Path, task: Task, names: str, seed: int) -> None:
+def save_source(folder: Path, task: Task, names: str, seed: int, unseen: Sequence[str] = ()) -> None:
     """Writes into a run folder what ``load_pools`` was given, as ``saved.load_spec`` reads it."""
-    spec = dataclasses.asdict(DataSpec(task, names, seed=seed))
-    write_atomically(folder / DATA_FILE, json.dumps(spec, indent=2) + "\n")
+    save_spec(folder, DataSpec(task, names, seed=seed, unseen=list(unseen)))

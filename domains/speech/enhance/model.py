@@ -20,6 +20,7 @@ from mambakit.core.hub import HubModel
 from mambakit.core.state import State
 from mambakit.domains.speech.enhance.config import EnhanceConfig
 from mambakit.domains.speech.enhance.stft import CausalSTFT, compress, expand
+from mambakit.domains.speech.stitching import stitched
 
 _CHANNELS = 3  # compressed magnitude, real and imaginary part
 _SILENCE = 1e-8  # mean square below which a level means nothing: -80 dB of full scale
@@ -92,7 +93,8 @@ class Enhancer(nn.Module, HubModel):
     def forward(self, samples: Tensor) -> Tensor:
         """Whole signals ``(batch, n)`` float32 to enhanced ones of the same shape.
 
-        A causal model reads long signals piece by piece, so that memory does not grow with the length.
+        Without gradients long signals are read piece by piece, so that memory does not grow with the length:
+        by a causal model with its state, by another as ``stitched`` says.
 
         Raises:
             ValueError: If it is not of two dimensions.
@@ -100,11 +102,15 @@ class Enhancer(nn.Module, HubModel):
         if samples.dim() != 2:
             raise ValueError(f"samples: expected shape (batch, n), got {tuple(samples.shape)}")
         n = samples.shape[1]
-        if self.config.causal and not torch.is_grad_enabled() and n > _FRAMES_AT_ONCE * self.config.hop:
-            return self._by_pieces(samples)
         if not n:
             return samples
-        return self.signals(*self.spectra(samples), n)
+        if torch.is_grad_enabled():
+            return self._whole(samples)
+        if not self.config.causal:
+            return stitched(lambda x: self._whole(x)[:, None], samples, self.config.rate_hz)[:, 0]
+        if n > _FRAMES_AT_ONCE * self.config.hop:
+            return self._by_pieces(samples)
+        return self._whole(samples)
 
     def signals(self, pairs: Tensor, level: Tensor, n: int) -> Tensor:
         """``n`` samples of each signal, from what ``spectra`` gave."""
@@ -172,6 +178,9 @@ class Enhancer(nn.Module, HubModel):
         m = state.waiting.shape[1] - overlap
         silence = state.waiting.new_zeros(len(state.waiting), overlap + -m % self.config.hop)
         return self.step(silence, state)[0][:, : overlap + m]
+
+    def _whole(self, samples: Tensor) -> Tensor:
+        return self.signals(*self.spectra(samples), samples.shape[1])
 
     def _by_pieces(self, samples: Tensor) -> Tensor:
         state = self.init_state(len(samples))

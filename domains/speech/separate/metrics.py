@@ -31,15 +31,31 @@ def best_si_snr(said: Tensor, clean: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         ``(batch,)`` in dB, and the output for each source, ``(batch, n_sources)`` int64.
     """
-    n = said.shape[1]
+    means = _of_orders(said, clean)
+    best, which = means.max(1)
+    return best, torch.tensor(_orders(said.shape[1]), device=said.device)[which]
+
+
+def pairing_loss(said: Tensor, clean: Tensor, most_db: float) -> Tensor:
+    """The negative of ``best_si_snr``, of which more than ``most_db`` does not count; a scalar."""
+    return -_of_orders(said, clean).amax(1).clamp(max=most_db).mean()
+
+
+def _of_orders(said: Tensor, clean: Tensor) -> Tensor:
+    """The mean SI-SNR of each way of pairing, ``(batch, n_orders)``; no tensor of it is made on the host."""
     if said.shape != clean.shape:
         raise ValueError(f"said: expected shape {tuple(clean.shape)}, got {tuple(said.shape)}")
     each = si_snr(said[:, None, :], clean[:, :, None])  # [b, source, output]
-    orders = torch.tensor(list(permutations(range(n))), device=said.device)  # [orders, source]
-    sources = torch.arange(n, device=said.device)
-    means = each[:, sources, orders].mean(-1)  # [b, orders]
-    best, which = means.max(1)
-    return best, orders[which]
+    means = [
+        torch.stack([each[:, source, output] for source, output in enumerate(order)]).mean(0)
+        for order in _orders(said.shape[1])
+    ]
+    return torch.stack(means, 1)
+
+
+def _orders(n: int) -> list[tuple[int, ...]]:
+    """For each way of pairing, the output for each source."""
+    return list(permutations(range(n)))
 
 
 def si_snr_gain(said: Tensor, clean: Tensor, mixture: Tensor) -> Tensor:

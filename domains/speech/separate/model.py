@@ -18,8 +18,10 @@ from mambakit.core.errors import UsageError
 from mambakit.core.hub import HubModel
 from mambakit.core.state import State
 from mambakit.domains.speech.separate.config import SeparateConfig
+from mambakit.domains.speech.stitching import stitched
 
 _FRAMES_AT_ONCE = 4000
+_LEVELLED_AT_ONCE = 1 << 20
 
 
 class SeparateState(NamedTuple):
@@ -69,9 +71,11 @@ class Separator(nn.Module, HubModel):
         return self.config.kernel
 
     def forward(self, samples: Tensor) -> Tensor:
-        """Mixtures ``(batch, n)`` to speakers ``(batch, n_sources, n)``, at the mixtures' level.
+        """Mixtures ``(batch, n)`` to speakers ``(batch, n_sources, n)``.
 
-        A causal model reads long mixtures piece by piece, so that memory does not grow with the length.
+        Training asks for no level: each speaker has one of its own, which ``at_level_of`` gives back. Without
+        gradients long mixtures are read piece by piece, so that memory does not grow with the length: by a
+        causal model with its state, by another as ``stitched`` says.
 
         Raises:
             ValueError: If it is not of two dimensions.
@@ -81,9 +85,14 @@ class Separator(nn.Module, HubModel):
         batch, n = samples.shape
         if not n:
             return samples[:, None].expand(batch, self.config.n_sources, 0)
-        hop = self.hop
-        if self.config.causal and not torch.is_grad_enabled() and n > _FRAMES_AT_ONCE * hop:
-            return self._by_pieces(samples)
+        if torch.is_grad_enabled():
+            return self._whole(samples)
+        if not self.config.causal:
+            return stitched(self._whole, samples, self.config.rate_hz)
+        return self._by_pieces(samples) if n > _FRAMES_AT_ONCE * self.hop else self._whole(samples)
+
+    def _whole(self, samples: Tensor) -> Tensor:
+        hop, n = self.hop, samples.shape[1]
         # half a window of silence before, so that the first samples are in two frames as all others are
         framed = F.pad(samples, (hop, hop + -n % hop))
         if self.config.causal:
@@ -146,3 +155,26 @@ class Separator(nn.Module, HubModel):
         masks = torch.sigmoid(self.masks(seen)).unflatten(-1, (self.config.n_sources, -1))
         masked = (masks * filtered[:, :, None]).permute(0, 2, 3, 1).flatten(0, 1)
         return self.decode(masked)[:, 0].unflatten(0, (len(framed), -1)), state
+
+
+def at_level_of(mixture: Tensor, said: Tensor) -> Tensor:
+    """Speakers at the levels, and the right way up, at which they add up to the mixture best.
+
+    The loss is the same at every level of an output, and upside down. The levels are those of least squares
+    (the mixture consistency of Wisdom et al. 2019, arXiv:1811.08521, with one number a speaker), with a
+    little ridge, so that outputs that are nearly the same share the mixture.
+
+    Args:
+        mixture: ``(batch, n)``.
+        said: ``(batch, n_sources, n)``; silent ones stay silent.
+    """
+    products = said.new_zeros(len(said), said.shape[1] + 1, said.shape[1] + 1, dtype=torch.float64)
+    for at in range(0, said.shape[-1], _LEVELLED_AT_ONCE):  # copies of an hour are large
+        cut = slice(at, at + _LEVELLED_AT_ONCE)
+        both = torch.cat([said[..., cut], mixture[:, None, cut]], 1).double()
+        products += both @ both.mT
+    gram, likeness = products[:, :-1, :-1], products[:, :-1, -1:]  # [b, sources, sources], [b, sources, 1]
+    power = gram.diagonal(dim1=1, dim2=2)
+    ridge = torch.diag_embed(1e-3 * power + 1e-12)
+    gains = torch.linalg.solve(gram + ridge, likeness)
+    return said * gains.to(said.dtype)

@@ -7,12 +7,28 @@ from typing import Any
 import lightning.pytorch as pl
 from torch import Tensor, nn
 
-from mambakit.core.training import TrainConfig
+from mambakit.core.training import GraphedLoss, TrainConfig
 from mambakit.core.training.optim import configure_optimizer
-from mambakit.domains.speech.mixtures import TwoSpeakerMixer
-from mambakit.domains.speech.separate.metrics import best_si_snr, si_snr_gain
+from mambakit.domains.speech.mixtures import Stock, TwoSpeakerMixer
+from mambakit.domains.speech.separate.metrics import pairing_loss, si_snr_gain
 
 _GOOD_ENOUGH_DB = 30.0  # what is that good already teaches nothing
+
+
+class SeparateLoss(nn.Module):
+    """The negative SI-SNR of the best pairing in dB.
+
+    Args:
+        model: The network.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, mixture: Tensor, sources: Tensor) -> Tensor:
+        """Of mixtures ``(batch, n)`` and their sources ``(batch, n_sources, n)``, a scalar."""
+        return pairing_loss(self.model(mixture), sources, _GOOD_ENOUGH_DB)
 
 
 class SeparateTask(pl.LightningModule):
@@ -27,12 +43,17 @@ class SeparateTask(pl.LightningModule):
     def __init__(self, model: nn.Module, mixer: TwoSpeakerMixer, train: TrainConfig) -> None:
         super().__init__()
         self.model, self.mixer, self.train_config = model, mixer, train
+        self._stock = Stock(mixer)
+        self._loss = GraphedLoss(SeparateLoss(model))
+
+    def on_train_epoch_start(self) -> None:
+        """Mixtures of an epoch are of its seed alone."""
+        self._stock.clear()
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         """The negative SI-SNR of the best pairing in dB, on as many new mixtures as the batch is long."""
-        mixture, sources = self.mixer(len(batch))
-        best, _ = best_si_snr(self.model(mixture), sources)
-        loss = -best.clamp(max=_GOOD_ENOUGH_DB).mean()
+        mixture, sources = self._stock.take(len(batch))
+        loss = self._loss(mixture, sources)
         self.log("train/loss", loss.detach(), on_step=False, on_epoch=True, batch_size=len(mixture))
         return loss
 

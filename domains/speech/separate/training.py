@@ -33,7 +33,8 @@ _MEASURED_AT_ONCE = 20
 
 
 def with_unseen(pools: Pools, unseen: list[str]) -> Pools:
-    """The test holds all utterances of two speakers, and the rest none of them; as it was without a name.
+    """The test holds all utterances of two speakers, of whatever part, and the rest none of them; without a
+    name all stays as it was.
 
     Raises:
         UsageError: If there are no such speakers.
@@ -51,7 +52,7 @@ def with_unseen(pools: Pools, unseen: list[str]) -> Pools:
         SpeechPool([one for one in pool.spoken if one.speaker not in unseen], rate)
         for pool in (pools.train, pools.validation)
     )
-    test = SpeechPool([one for one in pools.test.spoken if one.speaker in unseen], rate)
+    test = SpeechPool([one for one in everything if one.speaker in unseen], rate)
     return Pools(pools.name, train, validation, test)
 
 

@@ -32,7 +32,7 @@ from mambakit.domains.speech.classify.metrics import (
     keyword_trade,
     windows,
 )
-from mambakit.domains.speech.classify.model import Classifier
+from mambakit.domains.speech.classify.model import Classifier, PaddedBatchNorm
 from mambakit.domains.speech.classify.prediction import probabilities
 from mambakit.domains.speech.classify.training import ClipParts, train_classifier
 from mambakit.domains.speech.encoder import EncoderConfig
@@ -151,3 +151,24 @@ def test_labels_that_do_not_serve_are_named() -> None:
     assert classes_of(Utterances("u", table), Split("s", places, places, places)) == ["2", "9", "10", "11"]
     with pytest.raises(DataError, match="validation has the label '11', which training has not"):
         classes_of(Utterances("u", table), Split("s", places[:3], places[3:], places[:0]))
+
+
+@pytest.mark.parametrize("first", range(10))
+def test_an_alarm_a_second_is_the_same_wherever_it_begins(first: int) -> None:
+    scores = np.zeros(60)
+    scores[first:] = 1.0
+    assert alarms(scores, 0.5, 0.1) == pytest.approx([0.1 * i for i in range(first, 60, 10)])
+
+
+def test_batch_norm_of_the_baseline_does_not_see_padding() -> None:
+    torch.manual_seed(0)
+    x, theirs, ours = torch.randn(3, 4, 50), torch.nn.BatchNorm1d(4), PaddedBatchNorm(4)
+    longer = torch.nn.functional.pad(x, (0, 30), value=9.0)
+    there = (torch.arange(80) < 50).expand(3, 1, 80)
+    for _ in range(2):
+        expected = theirs(x)
+        torch.testing.assert_close(ours(longer, there)[..., :50], expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(ours.running_mean, theirs.running_mean)
+    assert torch.allclose(ours.running_var, theirs.running_var, rtol=0.02)  # theirs is over n - 1
+    ours, theirs = ours.eval(), theirs.eval()
+    torch.testing.assert_close(ours(longer, there)[..., :50], theirs(x), rtol=0.02, atol=0.02)

@@ -16,7 +16,7 @@ from mambakit.domains.speech.enhance.data import (
     load_pools,
     spoken_sentences,
 )
-from mambakit.domains.speech.files import jobs, read_at
+from mambakit.domains.speech.files import Bulk, Job, jobs
 from mambakit.domains.speech.layouts import paired_folders
 
 
@@ -92,13 +92,22 @@ def test_files_go_to_files_and_folders_to_folders(tmp_path: Path) -> None:
     ):
         with pytest.raises(UsageError, match=message):
             jobs(tmp_path / source, tmp_path / target)
+    write_audio(tmp_path / "in/a.flac", Audio(tone(0.1, 0), 8000))
+    with pytest.raises(UsageError, match=r"a.flac and .*a.wav would both become .*out/a.wav"):
+        jobs(tmp_path / "in", tmp_path / "out")
 
 
 def test_what_is_done_to_a_recording_is_said(tmp_path: Path) -> None:
     soundfile = pytest.importorskip("soundfile")
     soundfile.write(tmp_path / "s.wav", np.stack([tone(0.5, 0, 22_050), tone(0.5, 1, 22_050)], 1), 22_050)
-    audio, note = read_at(tmp_path / "s.wav", 16_000)
-    assert len(audio.samples) == 8000
-    assert note.endswith("2 channels averaged, resampled from 22,050 Hz to 16,000 Hz")
-    write_audio(tmp_path / "m.wav", Audio(tone(0.5, 0), 8000))
-    assert read_at(tmp_path / "m.wav", 8000)[1] == ""
+    write_audio(tmp_path / "m.wav", Audio(tone(0.5, 0), 16_000))
+    (tmp_path / "bad.wav").write_bytes(b"no sound")
+    bulk = Bulk()
+    todo = [Job(tmp_path / name, tmp_path / name) for name in ("s.wav", "bad.wav", "m.wav")]
+    read = {job.source.name: audio for job, audio in bulk.readable(todo, 16_000)}
+    assert [len(audio.samples) for audio in read.values()] == [8000, 4000]
+    assert [path.name for path, _ in bulk.failed] == ["bad.wav"]
+    (note,) = bulk.notes
+    assert note.endswith("s.wav: 2 channels averaged, resampled from 22,050 Hz to 16,000 Hz")
+    bulk.write(tmp_path / "loud.wav", Audio(torch.tensor([0.5, -1.5, 1.0, 2.0]), 16_000))
+    assert bulk.notes[1].endswith("loud.wav: 2 samples are beyond full scale and were clipped")

@@ -15,6 +15,7 @@ from mambakit.domains.speech.mixtures import (
     NoisyMixer,
     SpeechPool,
     Spoken,
+    Stock,
     TwoSpeakerMixer,
     Voices,
     active_power,
@@ -127,3 +128,19 @@ def test_two_speakers_add_up_and_are_never_the_same() -> None:
 def test_shares_that_are_more_than_all_are_refused() -> None:
     with pytest.raises(UsageError, match="at most 1 together"):
         MixConfig(real_noise=0.7, babble=0.5)
+
+
+@pytest.mark.parametrize("n_takes", [1, 4, 9])
+def test_batches_that_are_made_ahead_are_all_new_and_of_all_kinds(n_takes: int) -> None:
+    torch.manual_seed(0)
+    stock = Stock(NoisyMixer(pool(), [np.ones(100, np.float32)], MixConfig(segment_s=0.3)), ahead=4)
+    batches = [stock.take(6) for _ in range(n_takes)]
+    rows = [tuple(row.tolist()) for noisy, _ in batches for row in noisy]
+    assert len(set(rows)) == len(rows) == 6 * n_takes
+    torch.manual_seed(1)
+    stock.clear()
+    first = stock.take(6)[0]
+    torch.manual_seed(1)
+    stock.clear()
+    assert torch.equal(stock.take(6)[0], first)  # whatever was left of an epoch before
+    assert len(stock.take(2)[0]) == 2

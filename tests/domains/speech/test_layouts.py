@@ -12,7 +12,7 @@ from mambakit.core.errors import DataError, UsageError
 from mambakit.domains.speech.audio import Audio, write_audio
 from mambakit.domains.speech.cards import load_utterances
 from mambakit.domains.speech.enhance.data import load_pools
-from mambakit.domains.speech.layouts import two_speaker_mixtures
+from mambakit.domains.speech.layouts import paired_folders, two_speaker_mixtures
 from mambakit.domains.speech.recognize import recordings as reading
 from mambakit.domains.speech.separate.config import PairConfig
 from mambakit.domains.speech.separate.training import gains, with_unseen
@@ -129,3 +129,14 @@ def test_libri2mix_is_read_in_the_same_way(tmp_path: Path) -> None:
     assert found is not None
     assert found["train"][0].speakers == ("103", "1235")
     assert two_speaker_mixtures(tmp_path) is None
+
+
+def test_noisy_recordings_without_a_clean_one_are_listed(tmp_path: Path) -> None:
+    for name in ("clean_trainset_wav/p226_001.wav", "noisy_trainset_wav/p226_001.wav"):
+        write_audio(tmp_path / name, Audio(noise(800), 8000))
+    write_audio(tmp_path / "noisy_trainset_wav/p227_002.wav", Audio(noise(800), 8000))
+    found = paired_folders(tmp_path)
+    assert found is not None
+    assert found.table["speaker"].tolist() == ["p226"]
+    alone = tmp_path / "clean_trainset_wav/p227_002.wav"
+    assert [why for _, why in found.left_out] == [f"there is no {alone}"]

@@ -15,8 +15,8 @@ from mambakit.core.errors import UsageError
 from mambakit.core.training import seed_everything
 from mambakit.domains.speech.separate.baselines import ConvTasNet
 from mambakit.domains.speech.separate.config import SeparateConfig
-from mambakit.domains.speech.separate.metrics import best_si_snr, si_snr, si_snr_gain
-from mambakit.domains.speech.separate.model import Separator
+from mambakit.domains.speech.separate.metrics import best_si_snr, pairing_loss, si_snr, si_snr_gain
+from mambakit.domains.speech.separate.model import Separator, at_level_of
 
 SMALL = SeparateConfig(
     n_filters=16, kernel=8, d_model=16, n_layers=1, block_options={"head_dim": 8, "d_state": 4}
@@ -34,6 +34,9 @@ def test_the_score_is_that_of_torchmetrics_and_of_the_best_order() -> None:
         said, clean, scale_invariant_signal_noise_ratio, eval_func="max"
     )
     torch.testing.assert_close(best, theirs, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(pairing_loss(said, clean, 1e9), -best.mean())
+    most = float(best.median())
+    torch.testing.assert_close(pairing_loss(said, clean, most), -best.clamp(max=most).mean())
     ordered = said.gather(1, order[..., None].expand_as(said))
     torch.testing.assert_close(si_snr(ordered, clean).mean(1), best)
 
@@ -54,6 +57,26 @@ def test_the_gain_of_the_mixture_itself_is_nothing_and_silence_is_finite() -> No
     assert torch.isfinite(best_si_snr(torch.zeros(1, 2, 50), torch.zeros(1, 2, 50))[0]).all()
     with pytest.raises(ValueError, match="expected shape"):
         best_si_snr(torch.zeros(1, 2, 50), torch.zeros(1, 2, 51))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    gains=st.lists(st.floats(0.01, 100), min_size=3, max_size=3), signs=st.lists(st.booleans(), min_size=3)
+)
+def test_speakers_get_the_levels_that_they_have_in_the_mixture(gains: list[float], signs: list[bool]) -> None:
+    torch.manual_seed(0)
+    sources = torch.randn(2, 3, 4000, dtype=torch.float64)
+    turned = torch.tensor([-g if sign else g for g, sign in zip(gains, signs, strict=False)])[:, None]
+    found = at_level_of(sources.sum(1), sources * turned)
+    assert (found - sources).norm() < 0.01 * sources.norm()
+
+
+def test_outputs_that_are_alike_share_the_mixture_and_silence_stays() -> None:
+    mixture = torch.randn(1, 500)
+    alike = 7 * torch.stack([mixture, mixture], 1)
+    torch.testing.assert_close(at_level_of(mixture, alike), alike / 14, rtol=2e-3, atol=1e-3)
+    one = torch.stack([3 * mixture, torch.zeros(1, 500)], 1)
+    torch.testing.assert_close(at_level_of(mixture, one), one / 3, rtol=2e-3, atol=1e-3)
 
 
 def test_a_network_learns_to_take_two_tones_apart() -> None:

@@ -148,3 +148,22 @@ def test_unknown_sources_are_named() -> None:
         load_utterances("fsd")
     with pytest.raises(UsageError, match="esol is a data set of molecules"):
         load_utterances("esol")
+
+
+def test_words_that_look_like_nothing_are_words(tmp_path: Path) -> None:
+    write_audio(tmp_path / "a.wav", Audio(torch.ones(800), 8000))
+    (tmp_path / "m.csv").write_text("path,label,text,end\na.wav,null,None,\na.wav,,NA,0\n")
+    found = read_manifest(tmp_path / "m.csv")
+    assert found.table["label"].tolist() == ["null"]
+    assert found.table["text"].tolist() == ["None"]
+    assert found.left_out == [("line 3", "start, end: from 0 s to 0 s is no stretch")]
+
+
+def test_json_lines_may_begin_with_a_mark_and_must_be_utf_8(tmp_path: Path) -> None:
+    write_audio(tmp_path / "a.wav", Audio(torch.ones(800), 8000))
+    line = '{"path": "a.wav", "text": "one\u2028two"}\n'
+    (tmp_path / "m.jsonl").write_text(line, encoding="utf-8-sig")
+    assert read_manifest(tmp_path / "m.jsonl").table["text"].tolist() == ["one\u2028two"]
+    (tmp_path / "m.jsonl").write_bytes('{"path": "é.wav"}'.encode("latin-1"))
+    with pytest.raises(DataError, match="is not UTF-8"):
+        read_manifest(tmp_path / "m.jsonl")
