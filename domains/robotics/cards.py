@@ -46,6 +46,11 @@ def load_episodes(source: Path | str) -> Episodes:
                 f"card of that name (cards: {', '.join(robotics_cards())})"
             )
     found = _of_folder(path)
+    if found.environment is not None:
+        from mambakit.domains.robotics.environments import version_note
+
+        note = version_note(found.environment)
+        found.notes.extend([note] if note else [])
     if not found.episodes:
         lost = f"; the first, {found.left_out[0][0]}: {found.left_out[0][1]}" if found.left_out else ""
         raise DataError(f"{path} holds no episode that can be used{lost}")
@@ -60,13 +65,7 @@ def _of_folder(path: Path) -> Episodes:
     if is_lerobot(path):
         return read_lerobot(path)
     if is_minari(path):
-        found = read_minari(path)
-        if found.environment is not None:
-            from mambakit.domains.robotics.environments import version_note
-
-            note = version_note(found.environment)
-            found.notes.extend([note] if note else [])
-        return found
+        return read_minari(path)
     if (path / ".collecting").is_dir():
         raise DataError(f"{path} holds a collection that was not finished; run the same collect again")
     return read_folder(path)
