@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -64,6 +65,11 @@ class Episode:
     def returns_to_go(self) -> NDArray[np.float32]:
         """(T,): the rewards from each step on, summed; the first is the episode's return."""
         return self.rewards[::-1].cumsum(dtype=np.float64)[::-1].astype(np.float32)
+
+
+def base_name(environment_id: str) -> str:
+    """An environment's id without the module that registers it and without its version."""
+    return re.sub(r"-v\d+$", "", environment_id.rpartition(":")[2])
 
 
 @dataclass(frozen=True)

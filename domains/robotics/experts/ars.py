@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mambakit.core.errors import DataError, UsageError
-from mambakit.domains.robotics.episodes import ActionSpace
+from mambakit.domains.robotics.episodes import ActionSpace, base_name
 from mambakit.domains.robotics.experts.linear import LinearPolicy, RunningMoments
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ PRESETS: dict[str, ArsConfig] = {
 
 def preset(environment_id: str) -> ArsConfig:
     """The settings for an environment, the general ones where it has none of its own."""
-    return PRESETS.get(environment_id.rpartition(":")[2].rpartition("-v")[0], ArsConfig())
+    return PRESETS.get(base_name(environment_id), ArsConfig())
 
 
 @dataclass
@@ -186,7 +186,11 @@ def search(
 def run_episode(
     env: gymnasium.Env[Any, Any], act: Callable[[NDArray[Any]], Any], seed: int, bonus: float = 0.0
 ) -> tuple[float, NDArray[np.float32]]:
-    """The return of one episode, less ``bonus`` a step, and the states that were acted on, (T, d)."""
+    """The return of one episode, less ``bonus`` a step, and the states that were acted on, (T, d).
+
+    Raises:
+        DataError: If a state or a reward is not finite: one such would spoil the search's moments for good.
+    """
     seen, _ = env.reset(seed=seed)
     states, total, ended = [], 0.0, False
     while not ended:
@@ -194,7 +198,15 @@ def run_episode(
         seen, reward, terminated, truncated, _ = env.step(act(seen["state"]))
         total += float(reward) - bonus
         ended = terminated or truncated
-    return total, np.stack(states)
+    kept = np.stack(states)
+    if not (np.isfinite(total) and np.isfinite(kept).all()):
+        named = env.spec.id if env.spec is not None else str(env)
+        bad = np.flatnonzero(~np.isfinite(kept).all(axis=1))
+        what = f"the state of step {bad[0]}" if len(bad) else "a reward"
+        raise DataError(
+            f"{named}: {what} is not finite in the episode of seed {seed}: no search can use that"
+        )
+    return total, kept
 
 
 def _iterate(state: Search, roll_out: Callable[[Sequence[Try]], list[Earned]]) -> None:
