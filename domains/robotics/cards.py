@@ -36,7 +36,10 @@ def load_episodes(source: Path | str) -> Episodes:
         card = load_card(text)
         if card.domain != "robotics":
             raise UsageError(f"data: {card.name} is a data set of {card.domain}, not of robotics")
-        return _of_card(card)
+        found = _of_card(card)
+        if Path(text).is_dir():
+            found.notes.append(f"this is the card {card.name}; for the folder of that name pass ./{text}")
+        return found
     path = Path(source).expanduser()
     if not path.exists():
         path = _minari_root() / text

@@ -156,9 +156,9 @@ def collect(
             write_episode(path, episode)
             if tell is not None:
                 tell(place, episode)
+        for name in ("data", "meta"):  # of a call that was killed while it wrote them
+            shutil.rmtree(folder / name, ignore_errors=True)
         if data_format == "lerobot":
-            for name in ("data", "meta"):  # of a call that was killed while it wrote them
-                shutil.rmtree(folder / name, ignore_errors=True)
             found = Episodes(folder.name, list(_collected(waiting, config.episodes)), record)
             write_lerobot(folder, found)
         else:

@@ -245,6 +245,10 @@ def what_is_wrong(episode: Episode) -> str | None:
         if values.dtype.kind == "f" and not np.isfinite(values).all():
             row = int(np.flatnonzero(~np.isfinite(values.reshape(len(values), -1)).all(axis=1))[0])
             return f"{name} of step {row} is not finite"
+    if episode.actions.ndim == 1 and episode.actions.min() < 0:
+        return (
+            f"action of step {int(episode.actions.argmin())} is {episode.actions.min()}; choices count from 0"
+        )
     return None
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
@@ -279,7 +279,8 @@ class _Videos:
         paths = sorted((folder / "meta/episodes").rglob("*.parquet"))
         rows = [pd.read_parquet(path) for path in paths]
         self._about = pd.concat(rows).set_index("episode_index") if rows else None
-        self._path, self._place, self._frames = "", 0, iter(())
+        self._path, self._place = "", 0
+        self._frames: Iterator[NDArray[Any]] = iter(())
 
     def frames(self, number: int, count: int) -> NDArray[np.uint8]:
         """The frames of one episode, (count, h, w, 3)."""

@@ -142,7 +142,7 @@ def _flat_rows(space: spaces.Space[Any], values: Any) -> NDArray[Any]:
         return np.eye(int(space.n), dtype=np.float32)[np.asarray(values, dtype=np.int64) - int(space.start)]
     if isinstance(space, spaces.Box):
         return np.asarray(values).reshape(len(values), -1)
-    return np.stack([spaces.flatten(space, value) for value in values])
+    return np.stack([np.asarray(spaces.flatten(space, value)) for value in values])
 
 
 def _is_picture(space: spaces.Space[Any]) -> bool:

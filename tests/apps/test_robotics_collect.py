@@ -43,12 +43,17 @@ def test_collect_tells_what_it_collected(tmp_path: Path, capsys: pytest.CaptureF
 def test_a_folder_may_be_called_as_a_card(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from mambakit.domains.robotics.cards import load_episodes
+
     monkeypatch.chdir(tmp_path)
     call = ("collect", "--env", "InvertedPendulum-v5", "--level", "random", "--episodes", "2")
     assert run(*call, "--output", "reacher-noisy", "--json") == 0
     found = json.loads(capsys.readouterr().out)
     assert found["episodes"] == 2
     assert found["environment"]["id"] == "InvertedPendulum-v5"
+    card = load_episodes("reacher-noisy")
+    assert card.notes == ["this is the card reacher-noisy; for the folder of that name pass ./reacher-noisy"]
+    assert len(load_episodes("./reacher-noisy")) == 2
 
 
 def test_an_id_without_a_version_has_its_scripted_expert(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,9 @@ def test_a_kill_while_lerobots_files_are_written_is_got_over(
     assert (folder / "data").exists()
     with pytest.raises(DataError, match="not finished"):
         load_episodes(folder)
+    shutil.copytree(folder, tmp_path / "other")
+    collect(config, cast, tmp_path / "other", tell=lambda *_: kill())
+    assert len(load_episodes(tmp_path / "other")) == 2, "in another format too"
     collect(config, cast, folder, data_format="lerobot", tell=lambda *_: kill())
     assert [episode.seed for episode in load_episodes(folder).episodes] == [40, 41]
 
