@@ -29,8 +29,9 @@ _OURS = "mambakit"
 
 
 def is_minari(folder: Path) -> bool:
-    """Whether a folder, or its ``data``, holds a Minari data set."""
-    return _data_folder(folder) is not None
+    """Whether a folder, or its ``data``, holds a Minari data set, be it a damaged one."""
+    parts = ("data/metadata.json", "data/main_data.hdf5", "main_data.hdf5")
+    return _data_folder(folder) is not None or any((folder / part).is_file() for part in parts)
 
 
 def read_minari(folder: Path) -> Episodes:
@@ -43,7 +44,7 @@ def read_minari(folder: Path) -> Episodes:
 
     data = _data_folder(folder)
     if data is None:
-        raise DataError(f"{folder} is no Minari data set: metadata.json with total_episodes is missing")
+        raise DataError(f"{folder} is no whole Minari data set: its metadata.json is missing or damaged")
     try:
         metadata = MinariStorage.read_raw_metadata(data)
         storage = MinariStorage.read(data)

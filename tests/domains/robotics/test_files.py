@@ -160,7 +160,7 @@ def test_damaged_minari_files_are_named(tmp_path: Path) -> None:
     assert "damaged" in found.left_out[0][1]
     assert "state of step 3 is not finite" in found.left_out[1][1]
     (folder / "data/metadata.json").write_text("{")
-    with pytest.raises(DataError):
+    with pytest.raises(DataError, match=r"metadata\.json is missing or damaged"):
         load_episodes(folder)
 
 
