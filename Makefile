@@ -51,7 +51,12 @@ demo: $(READY)
 		--max-time $(TRAIN_TIME) --output $(DEMO)/molecules
 	$(BIN)/mambakit molecules generate --model $(DEMO)/molecules --n 100 --output $(DEMO)/new.smi \
 		--grid $(DEMO)/new.png
-	@echo "reports: $(foreach one,timeseries recommendation molecules,$(abspath $(DEMO))/$(one)/report.html)"
+	$(BIN)/mambakit speech train --data spoken-digits --task classify --max-time $(TRAIN_TIME) --output $(DEMO)/speech
+	$(BIN)/mambakit speech evaluate --model $(DEMO)/speech
+	$(BIN)/mambakit robotics train --data reacher-noisy --policy decision-mamba --max-time $(TRAIN_TIME) \
+		--output $(DEMO)/robotics
+	$(BIN)/mambakit robotics evaluate --model $(DEMO)/robotics --episodes 16 --plot $(DEMO)/returns.png
+	@echo "reports: $(foreach one,timeseries recommendation molecules speech robotics,$(abspath $(DEMO))/$(one)/report.html)"
 
 # a file goes to one worker, so that what its tests share is made once
 test: $(READY)

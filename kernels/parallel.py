@@ -21,6 +21,7 @@ from pathlib import Path
 
 import torch
 
+_PORTIONS = 4  # of a thread, so that one which is held up leaves some to the others
 _BODY = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 _home_pid = os.getpid()
 _lock = threading.Lock()
@@ -68,6 +69,21 @@ def parallel_for(n_tasks: int, run: Callable[[int], object], *, small: bool = Fa
                 helper.result()
     if errors:
         raise errors[0]
+
+
+def in_portions(n_items: int, run: Callable[[int, int], object], *, small: bool = False) -> None:
+    """Call ``run(lo, hi)`` until all items are done: some portions a thread, all at once where there is one.
+
+    A call of a compiled loop costs as much as a small item.
+
+    Args:
+        n_items: How many items there are; each is done in one call.
+        run: The work on items ``lo`` to ``hi - 1``.
+        small: The work is too little for threads to pay.
+    """
+    n_threads = 1 if small else torch.get_num_threads()
+    n = min(n_items, 1 if n_threads == 1 else _PORTIONS * n_threads)
+    parallel_for(n, lambda k: run(n_items * k // n, n_items * (k + 1) // n), small=small)
 
 
 @functools.cache

@@ -7,11 +7,9 @@ import torch
 from torch import Tensor
 
 from mambakit.kernels.arrays import as_array
-from mambakit.kernels.causal_conv1d.cpu_kernels import LANES, backward_kernel, forward_kernel
-from mambakit.kernels.parallel import parallel_for
+from mambakit.kernels.causal_conv1d.cpu_kernels import RUN, backward_kernel, forward_kernel
+from mambakit.kernels.parallel import in_portions
 from mambakit.kernels.semantics import state_dtype
-
-_CHANNELS = 8 * LANES  # of one task
 
 
 def conv_forward_cpu(
@@ -29,14 +27,11 @@ def conv_forward_cpu(
     past = _past(x, weight, initial_state, dtype)
     arrays = (*_inputs(x, weight, bias, past, seq_idx, dtype), y.numpy())
     kernel = forward_kernel(dtype == torch.float64)
-    n_runs = -(-channels // _CHANNELS)
-
-    def run(task: int) -> None:
-        b, which = divmod(task, n_runs)
-        first = which * _CHANNELS
-        kernel(*arrays, silu, seq_idx is not None, b, first, min(first + _CHANNELS, channels))
-
-    parallel_for(batch * n_runs, run, small=x.numel() < 50_000)
+    in_portions(
+        batch * -(-channels // RUN),
+        lambda lo, hi: kernel(*arrays, silu, seq_idx is not None, lo, hi),
+        small=x.numel() < 50_000,
+    )
     return y.to(x.dtype), _final(x, past, seq_idx, dtype)
 
 
@@ -66,14 +61,11 @@ def conv_backward_cpu(
         *(grad.numpy() for grad in (dx, dweight, dbias, dpast)),
     )
     kernel = backward_kernel(dtype == torch.float64)
-    n_runs = -(-channels // _CHANNELS)
-
-    def run(task: int) -> None:
-        b, which = divmod(task, n_runs)
-        first = which * _CHANNELS
-        kernel(*arrays, silu, seq_idx is not None, b, first, min(first + _CHANNELS, channels))
-
-    parallel_for(batch * n_runs, run, small=x.numel() < 50_000)
+    in_portions(
+        batch * -(-channels // RUN),
+        lambda lo, hi: kernel(*arrays, silu, seq_idx is not None, lo, hi),
+        small=x.numel() < 50_000,
+    )
     dinitial = dpast.transpose(1, 2).clone(memory_format=torch.contiguous_format)
     return dx, dweight.sum(0).t().contiguous(), dbias.sum(0), dinitial
 

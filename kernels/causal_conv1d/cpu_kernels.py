@@ -1,6 +1,6 @@
 """The causal convolution's inner loops for CPU, compiled by numba.
 
-One call computes a run of channels of one batch row, in blocks of LANES channels. Arrays are
+An item is a run of RUN channels of one batch row, done in blocks of LANES channels. Arrays are
 ``x, y (batch, length, channels)``, ``weight (width, channels)``, ``past (batch, width - 1, channels)``.
 """
 
@@ -14,13 +14,15 @@ from numba import njit, types
 from mambakit.kernels.vector import LANES, aligned_zeros, load, load_lanes, splat_like, store, store_lanes
 from mambakit.kernels.vector_math import sigmoid
 
+RUN = 8 * LANES
 _CHUNK = 32  # tokens for which a block of channels stays in the cache
 
 
-# The loops call no helper: numba counts references to the arrays at each call, at the price of the work.
+# Inner loops call no helper: numba counts references to the arrays at each call, at the price of the work.
 # Token s < 0 lies in the past; it belongs to the row's first sequence.
 
 
+@njit(nogil=True)
 def _forward(x, weight, bias, past, seq_idx, y, silu, has_seq, b, first, last):
     length, width = x.shape[1], weight.shape[0]
     for start in range(0, length, _CHUNK):
@@ -42,6 +44,7 @@ def _forward(x, weight, bias, past, seq_idx, y, silu, has_seq, b, first, last):
                 store_lanes(y, (b, t, c), value, count)
 
 
+@njit(nogil=True)
 def _backward(
     dy, dfinal, x, weight, bias, past, seq_idx, dx, dweight, dbias, dpast, silu, has_seq, b, first, last
 ):
@@ -106,14 +109,38 @@ def _backward(
             store_lanes(dweight, (b, k, c), load(dtaps, (block, k, 0)), count)
 
 
+def _forward_items(x, weight, bias, past, seq_idx, y, silu, has_seq, lo, hi):
+    n_runs = (x.shape[2] + RUN - 1) // RUN
+    for item in range(lo, hi):
+        first = item % n_runs * RUN
+        last = min(first + RUN, x.shape[2])
+        _forward(x, weight, bias, past, seq_idx, y, silu, has_seq, item // n_runs, first, last)
+
+
+def _backward_items(
+    dy, dfinal, x, weight, bias, past, seq_idx, dx, dweight, dbias, dpast, silu, has_seq, lo, hi
+):
+    n_runs = (x.shape[2] + RUN - 1) // RUN
+    for item in range(lo, hi):
+        first = item % n_runs * RUN
+        last = min(first + RUN, x.shape[2])
+        _backward(
+            dy, dfinal, x, weight, bias, past, seq_idx, dx, dweight, dbias, dpast, silu, has_seq,
+            item // n_runs, first, last,
+        )  # fmt: skip
+
+
 @functools.cache
 def forward_kernel(double: bool) -> Any:
-    """The forward loop for float32 or float64; one compiled version each, whatever the strides."""
+    """The forward loop over items ``lo`` to ``hi - 1``, for float32 or float64.
+
+    One compiled version each, whatever the strides.
+    """
     real = types.float64 if double else types.float32
     a1, a2, a3 = (types.Array(real, rank, "A") for rank in (1, 2, 3))
     seq, flag, size = types.Array(types.int32, 2, "A"), types.boolean, types.intp
-    signature = types.void(a3, a2, a1, a3, seq, a3, flag, flag, size, size, size)
-    return njit(signature, nogil=True, cache=True)(_forward)
+    signature = types.void(a3, a2, a1, a3, seq, a3, flag, flag, size, size)
+    return njit(signature, nogil=True, cache=True)(_forward_items)
 
 
 @functools.cache
@@ -122,5 +149,5 @@ def backward_kernel(double: bool) -> Any:
     real = types.float64 if double else types.float32
     a1, a2, a3 = (types.Array(real, rank, "A") for rank in (1, 2, 3))
     seq, flag, size = types.Array(types.int32, 2, "A"), types.boolean, types.intp
-    signature = types.void(a3, a3, a3, a2, a1, a3, seq, a3, a3, a2, a3, flag, flag, size, size, size)
-    return njit(signature, nogil=True, cache=True)(_backward)
+    signature = types.void(a3, a3, a3, a2, a1, a3, seq, a3, a3, a2, a3, flag, flag, size, size)
+    return njit(signature, nogil=True, cache=True)(_backward_items)

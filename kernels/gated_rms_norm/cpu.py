@@ -11,7 +11,7 @@ from numba import carray
 from torch import Tensor
 
 from mambakit.kernels.addresses import pointer
-from mambakit.kernels.parallel import parallel_for
+from mambakit.kernels.parallel import in_portions
 from mambakit.kernels.vector import LANES, load_lanes, reduce_add, splat_like, store_lanes
 from mambakit.kernels.vector_math import sigmoid
 
@@ -28,7 +28,15 @@ def gated_rms_norm_forward_cpu(
     rows = _rows(x)
     y = torch.empty(x.shape)
     _in_parts(
-        _forward, *rows.shape, rows, _flat(weight), _rows(z), eps, group_size, norm_before_gate, _rows(y)
+        _forward_parts,
+        *rows.shape,
+        rows,
+        _flat(weight),
+        _rows(z),
+        eps,
+        group_size,
+        norm_before_gate,
+        _rows(y),
     )
     return y.to(x.dtype)
 
@@ -48,8 +56,8 @@ def gated_rms_norm_backward_cpu(
     dz = None if z is None else torch.empty(x.shape)
     dweight = torch.zeros(_PARTS, x.shape[-1])
     _in_parts(
-        _backward, *rows.shape, _rows(dy), rows, _flat(weight), _rows(z), eps, group_size, norm_before_gate,
-        _rows(dx), dweight.numpy(), _rows(dz),
+        _backward_parts, *rows.shape, _rows(dy), rows, _flat(weight), _rows(z), eps, group_size,
+        norm_before_gate, _rows(dx), dweight.numpy(), _rows(dz),
     )  # fmt: skip
     return (
         dx.to(x.dtype),
@@ -59,11 +67,7 @@ def gated_rms_norm_backward_cpu(
 
 
 def _in_parts(kernel: Callable[..., object], n_rows: int, channels: int, *args: object) -> None:
-    parallel_for(
-        _PARTS,
-        lambda k: kernel(k, n_rows * k // _PARTS, n_rows * (k + 1) // _PARTS, *args),
-        small=n_rows * channels < 1 << 15,
-    )
+    in_portions(_PARTS, lambda lo, hi: kernel(lo, hi, *args), small=n_rows * channels < 1 << 15)
 
 
 def _rows(v: Tensor | None) -> np.ndarray:
@@ -77,7 +81,14 @@ def _flat(v: Tensor) -> np.ndarray:
 
 
 @numba.njit(**_JIT)
-def _forward(part, lo, hi, x, weight, z, eps, group_size, norm_before_gate, y):
+def _forward_parts(lo, hi, x, weight, z, eps, group_size, norm_before_gate, y):
+    n_rows = x.shape[0]
+    first, last = n_rows * lo // _PARTS, n_rows * hi // _PARTS
+    _forward(first, last, x, weight, z, eps, group_size, norm_before_gate, y)
+
+
+@numba.njit(**_JIT)
+def _forward(lo, hi, x, weight, z, eps, group_size, norm_before_gate, y):
     for r in range(lo, hi):
         for start in range(0, x.shape[1], group_size):
             stop = start + group_size
@@ -108,7 +119,15 @@ def forward_at(x_at, weight_at, z_at, y_at, n_rows, channels, group_size, eps, n
     x, y = carray(pointer(x_at, zero), shape), carray(pointer(y_at, zero), shape)
     z = carray(pointer(z_at, zero), shape if z_at else (0, 0))
     weight = carray(pointer(weight_at, zero), (channels,))
-    _forward(0, 0, n_rows, x, weight, z, eps, group_size, norm_before_gate, y)
+    _forward(0, n_rows, x, weight, z, eps, group_size, norm_before_gate, y)
+
+
+@numba.njit(**_JIT)
+def _backward_parts(lo, hi, dy, x, weight, z, eps, group_size, norm_before_gate, dx, dweight, dz):
+    n_rows = x.shape[0]
+    for part in range(lo, hi):
+        first, last = n_rows * part // _PARTS, n_rows * (part + 1) // _PARTS
+        _backward(part, first, last, dy, x, weight, z, eps, group_size, norm_before_gate, dx, dweight, dz)
 
 
 @numba.njit(**_JIT)

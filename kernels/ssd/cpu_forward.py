@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mambakit.kernels.parallel import parallel_for
+from mambakit.kernels.parallel import in_portions
 from mambakit.kernels.ssd.cpu_chunk import (
     add_lower_product,
     chunk_decays,
@@ -110,9 +110,8 @@ def products(
 
 
 def in_parallel(kernel: Callable[..., object], n_items: int, *args: object) -> None:
-    """``kernel(lo, hi, *args)`` over the items, a few portions a thread."""
-    n_tasks = min(n_items, 16)
-    parallel_for(n_tasks, lambda k: kernel(n_items * k // n_tasks, n_items * (k + 1) // n_tasks, *args))
+    """``kernel(lo, hi, *args)`` over the items."""
+    in_portions(n_items, lambda lo, hi: kernel(lo, hi, *args))
 
 
 @numba.njit(**JIT)

@@ -64,7 +64,7 @@ class PackedMolecules(Dataset[TokenBatch]):
         )
         if shuffle:
             return loader
-        return DataLoader(_Ready(loader), batch_size=None, collate_fn=_as_it_is)
+        return DataLoader(_Ready(loader), batch_size=None)
 
     def _tokens(self, number: int, seed: int) -> Tokens:
         smiles = self.smiles[number]
