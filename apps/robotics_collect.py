@@ -84,7 +84,7 @@ def collect(
     shown = _Progress(episodes)
     collect(config, cast, output, data_format=format, tell=shown.episode)
     shown.close()
-    found = load_episodes(output)
+    found = load_episodes(output.resolve())  # a path: its bare name may be a card's
     if plot is not None:
         from mambakit.domains.robotics.plots import returns_figure
 

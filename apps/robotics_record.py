@@ -64,6 +64,10 @@ def record(
         raise UsageError("env, data: pass one of them")
     if episodes < 1:
         raise UsageError(f"episodes: expected 1 or more, got {episodes}")
+    if size < 1:
+        raise UsageError(f"size: expected 1 pixel or more, got {size}")
+    if trajectories is not None and trajectories.exists() and not trajectories.is_dir():
+        raise UsageError(f"trajectories: {trajectories} is a file; expected a folder")
     check_suffix("--output", output, (".mp4",))
     if data is not None:
         rows, frames = _of_data(data, episodes, output, trajectories, size, quality)

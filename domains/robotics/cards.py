@@ -36,7 +36,10 @@ def load_episodes(source: Path | str) -> Episodes:
         card = load_card(text)
         if card.domain != "robotics":
             raise UsageError(f"data: {card.name} is a data set of {card.domain}, not of robotics")
-        return _of_card(card)
+        found = _of_card(card)
+        if Path(text).is_dir():
+            found.notes.append(f"this is the card {card.name}; for the folder of that name pass ./{text}")
+        return found
     path = Path(source).expanduser()
     if not path.exists():
         path = _minari_root() / text
@@ -46,6 +49,11 @@ def load_episodes(source: Path | str) -> Episodes:
                 f"card of that name (cards: {', '.join(robotics_cards())})"
             )
     found = _of_folder(path)
+    if found.environment is not None:
+        from mambakit.domains.robotics.environments import version_note
+
+        note = version_note(found.environment)
+        found.notes.extend([note] if note else [])
     if not found.episodes:
         lost = f"; the first, {found.left_out[0][0]}: {found.left_out[0][1]}" if found.left_out else ""
         raise DataError(f"{path} holds no episode that can be used{lost}")
@@ -60,13 +68,7 @@ def _of_folder(path: Path) -> Episodes:
     if is_lerobot(path):
         return read_lerobot(path)
     if is_minari(path):
-        found = read_minari(path)
-        if found.environment is not None:
-            from mambakit.domains.robotics.environments import version_note
-
-            note = version_note(found.environment)
-            found.notes.extend([note] if note else [])
-        return found
+        return read_minari(path)
     if (path / ".collecting").is_dir():
         raise DataError(f"{path} holds a collection that was not finished; run the same collect again")
     return read_folder(path)

@@ -18,7 +18,7 @@ import gymnasium
 import numpy as np
 
 from mambakit.core.data import cache_folder
-from mambakit.core.errors import UsageError
+from mambakit.core.errors import DataError, UsageError
 from mambakit.domains.robotics.behaviours import LEVELS, Behaviour, Cast, Level
 from mambakit.domains.robotics.environments import make, record_of
 from mambakit.domains.robotics.episodes import EnvironmentRecord, Episode, Episodes
@@ -57,6 +57,10 @@ class CollectConfig:
             raise UsageError(f"level: expected one of {', '.join(LEVELS)}, got {self.level!r}")
         if self.episodes < 1:
             raise UsageError(f"episodes: expected 1 or more, got {self.episodes}")
+        if self.seed < 0:
+            raise UsageError(f"seed: expected 0 or more, got {self.seed}")
+        if self.image_size is not None and self.image_size < 1:
+            raise UsageError(f"image_size: expected 1 pixel or more, got {self.image_size}")
         if self.noise < 0:
             raise UsageError(f"noise: expected 0 or more, got {self.noise}")
         unfit = set(self.wrappers.changes) - {"mass", "friction"}
@@ -123,7 +127,8 @@ def collect(
         The environment as it is recorded.
 
     Raises:
-        UsageError: If the folder holds a data set, or the beginning of another one.
+        UsageError: If the folder holds a data set, or the beginning of another one. Also if LeRobot's format
+            is asked for and the environment has no control rate.
     """
     plan_of(folder, config)
     env = make(
@@ -135,6 +140,11 @@ def collect(
     waiting = folder / _WAITING
     try:
         record = record_of(env, config.environment_id, config.kwargs, config.wrappers)
+        if data_format == "lerobot" and record.control_hz is None:
+            raise UsageError(
+                f"format: lerobot needs to know how many steps a second there are, and {record.id} does not "
+                "say (its metadata lack render_fps); collect as hdf5 or arrow"
+            )
         known = {"mujoco": record.mujoco_version, "search": _search_facts(cast)}
         _start(folder, plan_of(folder, config, known))
         for place in range(config.episodes):
@@ -146,6 +156,8 @@ def collect(
             write_episode(path, episode)
             if tell is not None:
                 tell(place, episode)
+        for name in ("data", "meta"):  # of a call that was killed while it wrote them
+            shutil.rmtree(folder / name, ignore_errors=True)
         if data_format == "lerobot":
             found = Episodes(folder.name, list(_collected(waiting, config.episodes)), record)
             write_lerobot(folder, found)
@@ -225,14 +237,22 @@ def plan_of(folder: Path, config: CollectConfig, more: Mapping[str, Any] | None 
 
     Raises:
         UsageError: If the folder holds a data set, or the beginning of another one.
+        DataError: If what was begun there can't be read.
     """
-    for name in ("data", "meta"):
-        if (folder / name).exists():
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"output: {folder} is a file; expected a folder")
+    path = folder / _WAITING / _PLAN
+    for name, last in (("data", "metadata.json"), ("meta", "info.json")):
+        # once a collection has begun, what lacks its last file is what that one was writing
+        there = folder / name / last if path.exists() else folder / name
+        if there.exists():
             raise UsageError(f"output: {folder / name} is already there; choose another folder or remove it")
     plan = {**_plain(config), **(more or {})}
-    path = folder / _WAITING / _PLAN
     if path.exists():
-        found = json.loads(path.read_text("utf-8"))
+        try:
+            found = json.loads(path.read_text("utf-8"))
+        except ValueError as error:
+            raise DataError(f"{path} can't be read ({error}); remove {path.parent} to begin again") from error
         differs = sorted(name for name in plan if found.get(name) != plan[name])
         if differs:
             raise UsageError(

@@ -25,6 +25,9 @@ from mambakit.domains.robotics.wrappers import WrapperConfig, wrapped
 
 # Names of gymnasium-robotics' environments; its package registers them only once it is imported.
 _SUITE_NAMES = ("Fetch", "Hand", "Adroit", "PointMaze", "AntMaze", "FrankaKitchen")
+_NEED_OLD_MUJOCO = ("Fetch", "FrankaKitchen")
+# An environment without a time limit may never end an episode; at 125 steps a second this is 13 minutes.
+_MOST_STEPS = 100_000
 
 
 def make(
@@ -55,11 +58,16 @@ def make(
         UserError: If a package, or what pictures need, is not installed.
     """
     _choose_backend()
+    for name, pixels in (("render_size", render_size), ("image_size", image_size)):
+        if pixels is not None and pixels < 1:
+            raise UsageError(f"{name}: expected 1 pixel or more, got {pixels}")
     size = render_size or image_size
     env = _made(environment_id, dict(kwargs or {}), size)
     if size is not None:
         fast = hasattr(env.unwrapped, "model") and render_quality == "fast"
         env = FastRender(env, size) if fast else OwnRender(env)
+    if env.spec is not None and (env.spec.max_episode_steps or -1) < 0:
+        env = _Ending(env)
     env = NamedObservations(env, image_size)
     env = wrapped(env, wrappers or WrapperConfig())
     return FirstSeed(env, seed)
@@ -151,6 +159,29 @@ class _TasksBySeed(gymnasium.Wrapper[Any, Any, Any, Any]):
         return self.env.reset(seed=seed, options=options)
 
 
+class _Ending(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Where nothing ends an episode, an error does, instead of a wait without end."""
+
+    def __init__(self, env: gymnasium.Env[Any, Any]) -> None:
+        super().__init__(env)
+        self._steps = 0
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        self._steps = 0
+        return self.env.reset(seed=seed, options=options)
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        self._steps += 1
+        if self._steps > _MOST_STEPS:
+            raise UsageError(
+                f"{self.spec.id if self.spec else self.env}: an episode has not ended after {_MOST_STEPS:,} "
+                "steps; set a limit, such as --env-args '{\"max_episode_steps\": 1000}'"
+            )
+        return self.env.step(action)
+
+
 class FirstSeed(gymnasium.Wrapper[Any, Any, Any, Any]):
     """The first reset uses a seed given when the environment was made, unless it names its own."""
 
@@ -189,18 +220,31 @@ def _made(environment_id: str, kwargs: dict[str, Any], size: int | None) -> gymn
         raise UserError(
             f"{environment_id}: {str(error).splitlines()[0]}; pip install 'mambakit[robotics]' brings MuJoCo"
         ) from error
-    except (gymnasium.error.Error, ModuleNotFoundError) as error:
-        if environment_id not in gymnasium.registry:
-            raise UsageError(_unknown(environment_id, error)) from error
+    except gymnasium.error.Error as error:
+        if plain not in gymnasium.registry:
+            raise UsageError(_unknown(environment_id)) from error
         raise UsageError(f"{environment_id}: {error}") from error
-    except (TypeError, ValueError) as error:
+    except ImportError as error:
+        # gymnasium raises one of its own from the module's
+        missing = error.__cause__ if isinstance(error.__cause__, ImportError) else error
+        module = environment_id.rpartition(":")[0]
+        if module and f"{module}.".startswith(f"{missing.name}."):
+            raise UsageError(
+                f"env: {environment_id}: there is no module {module!r} to register it"
+            ) from error
+        raise UserError(f"{environment_id}: can't be imported ({missing})") from error
+    except (TypeError, ValueError, AssertionError) as error:
+        if isinstance(error, AssertionError) and plain.startswith(_NEED_OLD_MUJOCO):
+            # gymnasium-robotics compares mujoco's enums with numpy's integers, which mujoco 3.12 forbids
+            raise UserError(
+                f"{environment_id} can't be made with mujoco {_version('mujoco')}: Fetch and FrankaKitchen "
+                "need mujoco below 3.11 (pip install 'mujoco<3.11')"
+            ) from error
+        if "render_mode" in kwargs and isinstance(error, TypeError):
+            raise UsageError(
+                f"{environment_id}: it can't be drawn, or its arguments {kwargs} don't fit: {error}"
+            ) from error
         raise UsageError(f"{environment_id}: its arguments {kwargs} don't fit: {error}") from error
-    except AssertionError as error:
-        # gymnasium-robotics compares mujoco's enums with numpy integers, which mujoco 3.12 no longer allows
-        raise UserError(
-            f"{environment_id} can't be made with mujoco {_version('mujoco')}: Fetch and FrankaKitchen need "
-            "mujoco below 3.11 (pip install 'mujoco<3.11')"
-        ) from error
     return _TasksBySeed(env) if tasks else env
 
 
@@ -216,11 +260,7 @@ def _register(module: str, package: str, name: str) -> None:
         ) from error
 
 
-def _unknown(environment_id: str, error: Exception) -> str:
-    if isinstance(error, ModuleNotFoundError):
-        return (
-            f"env: {environment_id}: there is no module {environment_id.partition(':')[0]!r} to register it"
-        )
+def _unknown(environment_id: str) -> str:
     return (
         f"env: gymnasium knows no {environment_id!r}{did_you_mean(environment_id, list(gymnasium.registry))} "
         "(your own: --env your_module:YourName-v0 imports your_module, which registers it)"

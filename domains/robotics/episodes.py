@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -64,6 +65,11 @@ class Episode:
     def returns_to_go(self) -> NDArray[np.float32]:
         """(T,): the rewards from each step on, summed; the first is the episode's return."""
         return self.rewards[::-1].cumsum(dtype=np.float64)[::-1].astype(np.float32)
+
+
+def base_name(environment_id: str) -> str:
+    """An environment's id without the module that registers it and without its version."""
+    return re.sub(r"-v\d+$", "", environment_id.rpartition(":")[2])
 
 
 @dataclass(frozen=True)
@@ -239,6 +245,10 @@ def what_is_wrong(episode: Episode) -> str | None:
         if values.dtype.kind == "f" and not np.isfinite(values).all():
             row = int(np.flatnonzero(~np.isfinite(values.reshape(len(values), -1)).all(axis=1))[0])
             return f"{name} of step {row} is not finite"
+    if episode.actions.ndim == 1 and episode.actions.min() < 0:
+        return (
+            f"action of step {int(episode.actions.argmin())} is {episode.actions.min()}; choices count from 0"
+        )
     return None
 
 

@@ -32,7 +32,10 @@ def read_folder(folder: Path) -> Episodes:
     Raises:
         DataError: If there are no such files, or none can be used.
     """
-    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+    # a hidden one is what a kill left of a file that was being written
+    paths = sorted(
+        path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.name[0] != "."
+    )
     if not paths:
         raise DataError(f"{folder} holds no episodes (files that end in {' or '.join(SUFFIXES)})")
     episodes, names, lost = [], [], []
@@ -67,12 +70,16 @@ def read_episode(path: Path) -> Episode:
     Missing rewards are zeros.
 
     Raises:
-        DataError: If the file is damaged, or has no actions or nothing that was seen.
+        DataError: If the file is damaged, holds several episodes, or has no actions.
     """
     try:
         arrays = _npz(path) if path.suffix.lower() == ".npz" else _parquet(path)
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        return _episode(path, arrays)
+    except (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(f"{path}: can't be read ({str(error).splitlines()[0]})") from error
+
+
+def _episode(path: Path, arrays: dict[str, NDArray[Any]]) -> Episode:
     actions = _first(arrays, "actions")
     if actions is None:
         raise DataError(f"{path}: has no actions (it holds {', '.join(arrays)})")
@@ -84,11 +91,20 @@ def read_episode(path: Path) -> Episode:
         elif found is not None:
             observations[name] = found.reshape(len(found), -1).astype(np.float32)
     rewards = _first(arrays, "rewards")
-    try:
-        about = json.loads(str(arrays["about"])) if "about" in arrays else {}
-    except ValueError as error:
-        raise DataError(f"{path}: about is not JSON ({error})") from error
-    ends = {name: bool(np.any(arrays.get(name, arrays.get(other, False)))) for name, other in _ENDS.items()}
+    about = json.loads(str(arrays["about"])) if "about" in arrays else {}
+    if not isinstance(about, dict):
+        raise ValueError("about is no JSON object")
+    ends = {}
+    for name, other in _ENDS.items():
+        flags = np.ravel(arrays.get(name, arrays.get(other, False)))
+        told = np.flatnonzero(flags)
+        # some go on for a while once the task is done: flags up to the end are one end
+        if len(told) and len(flags) == len(actions) and told[0] + len(told) != len(flags):
+            raise DataError(
+                f"{path}: holds several episodes, one ends at step {told[0]} of {len(actions)}; "
+                "expected a file an episode"
+            )
+        ends[name] = bool(len(told))
     integers = actions.ndim == 1 and actions.dtype.kind in "iu"
     return Episode(
         observations,

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,8 @@ def is_lerobot(folder: Path) -> bool:
 
 
 def read_lerobot(folder: Path, *, pictures: bool = True) -> Episodes:
-    """The episodes of a LeRobot data set: ``observation.state``, a camera, ``action``, tasks.
+    """The episodes of a LeRobot data set: ``observation.state``, a camera, ``action``, tasks, and of our own
+    ``observation.goal``. Episodes that its head promises and that are not there, or not whole, are left out.
 
     Rewards are ``next.reward``, zeros where there are none. Of several cameras the first by name is read.
 
@@ -62,25 +64,29 @@ def read_lerobot(folder: Path, *, pictures: bool = True) -> Episodes:
     steps = _steps(folder, features, camera)
     tasks = _tasks(folder)
     videos = _Videos(folder, info, camera) if camera and features[camera]["dtype"] == "video" else None
-    about = dict(enumerate(_ours(folder)["episodes"]))
+    ours = _ours(folder)
+    about = dict(enumerate(ours["episodes"]))
     episodes, names, lost = [], [], []
     for number, rows in steps.groupby("episode_index", sort=True):
         try:
             episode = _episode(rows.sort_values("frame_index"), int(number), camera, tasks, videos)
             episodes.append(replace(episode, **about.get(int(number), {})))
             names.append(f"episode {number}")
-        except (ValueError, KeyError, OSError, StopIteration) as error:
+        except (ValueError, KeyError, OSError, StopIteration, TypeError) as error:
             lost.append((f"episode {number}", f"damaged: {error}"))
+    there = set(steps["episode_index"])
+    promised = range(int(info.get("total_episodes") or 0))
+    lost += [(f"episode {number}", "has no rows") for number in promised if number not in there]
     notes = [f"of the cameras {', '.join(cameras)}, {camera} is used"] if camera and len(cameras) > 1 else []
-    state = features.get("observation.state", {}).get("shape", [0])
     found = gathered(folder.name, episodes, None, notes, lost, names)
-    kept = _ours(folder)["environment"]
+    first = found.episodes[0].observations if found.episodes else {}
+    kept = ours["environment"]
     record = (
         record_from(kept)
         if kept is not None
         else EnvironmentRecord(
             id=str(info.get("robot_type") or "unknown robot"),
-            state_dim=int(state[0]),
+            state_dim=first["state"].shape[1] if "state" in first else 0,
             action_space=seen_actions(found.episodes),
             control_hz=float(info["fps"]),
         )
@@ -106,7 +112,7 @@ def write_lerobot(folder: Path, episodes: Episodes, *, fps: int | None = None) -
     if not episodes.episodes:
         raise DataError(f"{episodes.name}: there are no episodes to write")
     environment = episodes.environment
-    rate = fps or (round(environment.control_hz) if environment and environment.control_hz else None)
+    rate = fps or (max(1, round(environment.control_hz)) if environment and environment.control_hz else None)
     if rate is None:
         raise UsageError(f"fps: {episodes.name} does not say how many steps a second there are; pass it")
     tasks = list(dict.fromkeys(episode.instruction or "" for episode in episodes.episodes))
@@ -156,8 +162,10 @@ def _info(folder: Path) -> dict[str, Any]:
         version, features, _ = str(info["codebase_version"]), info["features"], float(info["fps"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: can't be read ({error})") from error
-    if not version.startswith(("v2", "v3")) or not isinstance(features, dict):
+    if not version.startswith(("v2", "v3")):
         raise DataError(f"{path}: is of version {version}; v3.0 (and v2) are read")
+    if not isinstance(features, dict) or not all(isinstance(about, dict) for about in features.values()):
+        raise DataError(f"{path}: features: expected an object of objects, got {str(features)[:60]}")
     return info
 
 
@@ -167,8 +175,9 @@ def _ours(folder: Path) -> dict[str, Any]:
         return {"environment": None, "episodes": []}
     try:
         found = json.loads(path.read_text("utf-8"))
-        return {"environment": found["environment"], "episodes": found["episodes"]}
-    except (ValueError, KeyError, TypeError) as error:
+        told = [{name: row.get(name) for name in _OURS} for row in found["episodes"]]
+        return {"environment": found["environment"], "episodes": told}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: can't be read ({error})") from error
 
 
@@ -180,6 +189,7 @@ def _steps(folder: Path, features: Mapping[str, Any], camera: str | None) -> pd.
         "frame_index",
         "task_index",
         "observation.state",
+        "observation.goal",
         "action",
         "next.reward",
         "next.done",
@@ -200,6 +210,9 @@ def _steps(folder: Path, features: Mapping[str, Any], camera: str | None) -> pd.
     missing = {"episode_index", "frame_index", "action"} - set(found)
     if missing:
         raise DataError(f"{folder}: its rows lack {', '.join(sorted(missing))}")
+    for name in ("episode_index", "frame_index"):
+        if not pd.api.types.is_integer_dtype(found[name]):
+            raise DataError(f"{folder}: {name}: expected integers in all rows, got {found[name].dtype}")
     return found
 
 
@@ -222,9 +235,12 @@ def _tasks(folder: Path) -> dict[int, str]:
 def _episode(
     rows: pd.DataFrame, number: int, camera: str | None, tasks: Mapping[int, str], videos: _Videos | None
 ) -> Episode:
+    if not np.array_equal(rows["frame_index"], np.arange(len(rows))):
+        raise ValueError(f"its {len(rows)} rows are not the frames 0 to {len(rows) - 1}, each once")
     seen: dict[str, NDArray[Any]] = {}
-    if "observation.state" in rows:
-        seen["state"] = _stacked(rows["observation.state"])
+    for name in ("state", "goal"):
+        if f"observation.{name}" in rows:
+            seen[name] = _stacked(rows[f"observation.{name}"])
     if videos is not None:
         seen["image"] = videos.frames(number, len(rows))
     elif camera is not None and camera in rows:
@@ -256,13 +272,15 @@ def _picture(cell: Mapping[str, Any]) -> NDArray[np.uint8]:
 
 
 class _Videos:
-    """Frames of episodes, each a stretch of an MP4 that holds many, read forwards."""
+    """Frames of episodes, each a stretch of an MP4 that holds many: read on from where the last one ended."""
 
     def __init__(self, folder: Path, info: Mapping[str, Any], camera: str) -> None:
         self._folder, self._info, self._camera = folder, info, camera
         paths = sorted((folder / "meta/episodes").rglob("*.parquet"))
         rows = [pd.read_parquet(path) for path in paths]
         self._about = pd.concat(rows).set_index("episode_index") if rows else None
+        self._path, self._place = "", 0
+        self._frames: Iterator[NDArray[Any]] = iter(())
 
     def frames(self, number: int, count: int) -> NDArray[np.uint8]:
         """The frames of one episode, (count, h, w, 3)."""
@@ -277,13 +295,15 @@ class _Videos:
             places = {f"{part}_index": int(about[f"{key}/{part}_index"]) for part in ("chunk", "file")}
             path = template.format(video_key=self._camera, **places)
             first = round(float(about[f"{key}/from_timestamp"]) * float(self._info["fps"]))
-        found = []
-        for place, frame in enumerate(iio.imiter(self._folder / path, plugin="FFMPEG")):
-            if place >= first:
-                found.append(frame)
-            if len(found) == count:
-                return np.stack(found)
-        raise ValueError(f"{path} ends after {len(found)} of {count} frames")
+        if path != self._path or first < self._place:
+            self._path, self._place = path, 0
+            self._frames = iio.imiter(self._folder / path, plugin="FFMPEG")
+        skipped = sum(1 for _ in islice(self._frames, first - self._place))
+        found = list(islice(self._frames, count))
+        self._place += skipped + len(found)
+        if len(found) < count:
+            raise ValueError(f"{path} ends after {len(found)} of {count} frames")
+        return np.stack(found)
 
 
 def _rows(episode: Episode, number: int, start: int, tasks: list[str], fps: int) -> Any:
@@ -291,11 +311,12 @@ def _rows(episode: Episode, number: int, start: int, tasks: list[str], fps: int)
 
     steps = len(episode)
     columns: dict[str, Any] = {}
-    if "state" in episode.observations:
-        columns["observation.state"] = list(episode.state)
+    for name in ("state", "goal"):
+        if name in episode.observations:
+            columns[f"observation.{name}"] = _cells(episode.observations[name][:steps])
     if episode.image is not None:
         columns["observation.image"] = [{"bytes": _png(frame), "path": None} for frame in episode.image]
-    columns["action"] = list(episode.actions) if episode.actions.ndim == 2 else episode.actions
+    columns["action"] = _cells(episode.actions)
     columns["next.reward"] = episode.rewards
     columns["next.done"] = np.arange(steps) == (steps - 1 if episode.terminated else -1)
     columns["timestamp"] = (np.arange(steps) / fps).astype(np.float32)
@@ -304,6 +325,11 @@ def _rows(episode: Episode, number: int, start: int, tasks: list[str], fps: int)
     columns["index"] = start + np.arange(steps)
     columns["task_index"] = np.full(steps, tasks.index(episode.instruction or ""))
     return pa.table(columns)
+
+
+def _cells(values: NDArray[Any]) -> Any:
+    """A list a row; of a single number the number alone, as LeRobot wants it."""
+    return list(values) if values.ndim == 2 and values.shape[1] != 1 else values.ravel()
 
 
 def _png(frame: NDArray[np.uint8]) -> bytes:
@@ -330,8 +356,9 @@ def _about(episode: Episode, number: int, start: int, place: int) -> dict[str, A
 
 def _features(episode: Episode) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    if "state" in episode.observations:
-        found["observation.state"] = _feature("float32", episode.state.shape[1:])
+    for name in ("state", "goal"):
+        if name in episode.observations:
+            found[f"observation.{name}"] = _feature("float32", episode.observations[name].shape[1:])
     if episode.image is not None:
         found["observation.image"] = _feature(
             "image", episode.image.shape[1:], ["height", "width", "channel"]

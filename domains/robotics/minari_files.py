@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from mambakit.core.errors import DataError, UsageError
+from mambakit.domains.robotics.environments import action_space_of
 from mambakit.domains.robotics.episodes import (
     ActionSpace,
     EnvironmentRecord,
@@ -21,16 +21,17 @@ from mambakit.domains.robotics.episodes import (
     gathered,
     record_from,
 )
+from mambakit.domains.robotics.observations import Parts, named_rows, parts_of, vector_of
 from mambakit.domains.robotics.scores import Reference, reference_of
 
 Format = Literal["hdf5", "arrow"]
 _OURS = "mambakit"
-_RENAMED = {"observation": "state", "desired_goal": "goal"}
 
 
 def is_minari(folder: Path) -> bool:
-    """Whether a folder, or its ``data``, holds a Minari data set."""
-    return _data_folder(folder) is not None
+    """Whether a folder, or its ``data``, holds a Minari data set, be it a damaged one."""
+    parts = ("data/metadata.json", "data/main_data.hdf5", "main_data.hdf5")
+    return _data_folder(folder) is not None or any((folder / part).is_file() for part in parts)
 
 
 def read_minari(folder: Path) -> Episodes:
@@ -43,21 +44,24 @@ def read_minari(folder: Path) -> Episodes:
 
     data = _data_folder(folder)
     if data is None:
-        raise DataError(f"{folder} is no Minari data set: metadata.json with total_episodes is missing")
+        raise DataError(f"{folder} is no whole Minari data set: its metadata.json is missing or damaged")
     try:
         metadata = MinariStorage.read_raw_metadata(data)
         storage = MinariStorage.read(data)
-    except (OSError, ValueError, KeyError, AssertionError) as error:
+        parts = parts_of(storage.observation_space)
+        record = _record(metadata, parts, action_space_of(storage.action_space))
+    except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
         raise DataError(f"{data}: its metadata can't be read ({_line(error)})") from error
-    record = _record(metadata, storage.action_space)
+    except UsageError as error:
+        raise DataError(f"{data}: {error}") from error
     episodes, names, lost = [], [], []
     for place in range(int(metadata["total_episodes"])):
         try:
             (found,) = storage.get_episodes([place])
             (about,) = storage.get_episode_metadata([place])
-            episodes.append(_episode(found, about))
+            episodes.append(_episode(found, about, parts))
             names.append(f"episode {place}")
-        except (OSError, KeyError, ValueError, AssertionError, RuntimeError) as error:
+        except (OSError, LookupError, TypeError, ValueError, AssertionError, RuntimeError) as error:
             if "truncated" in str(error) or "file signature not found" in str(error):
                 raise DataError(
                     f"{data}: the file is damaged ({_line(error)}); fetch or collect it again"
@@ -163,7 +167,7 @@ def _metadata(folder: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _record(metadata: Mapping[str, Any], action_space: Any) -> EnvironmentRecord | None:
+def _record(metadata: Mapping[str, Any], parts: Parts, actions: ActionSpace) -> EnvironmentRecord | None:
     ours = metadata.get(_OURS, {}).get("environment") if isinstance(metadata.get(_OURS), dict) else None
     if ours is not None:
         return record_from(ours)
@@ -171,8 +175,6 @@ def _record(metadata: Mapping[str, Any], action_space: Any) -> EnvironmentRecord
     spec = json.loads(metadata["env_spec"]) if isinstance(metadata.get("env_spec"), str) else None
     if not isinstance(spec, dict) or "id" not in spec:
         return None
-    from mambakit.domains.robotics.environments import action_space_of
-
     needs = [text.partition("==") for text in metadata.get("requirements", []) if isinstance(text, str)]
     versions = {name.strip(): version.strip() for name, _, version in needs if version}
     reference = reference_of(spec["id"])
@@ -181,7 +183,8 @@ def _record(metadata: Mapping[str, Any], action_space: Any) -> EnvironmentRecord
         kwargs={name: value for name, value in (spec.get("kwargs") or {}).items() if name != "render_mode"},
         mujoco_version=versions.get("mujoco"),
         gymnasium_version=versions.get("gymnasium"),
-        action_space=action_space_of(action_space),
+        state_dim=int(vector_of(parts["state"][1]).shape[0]) if "state" in parts else 0,
+        action_space=actions,
         reference_random=metadata.get("ref_min_score", None if reference is None else reference.random),
         reference_expert=metadata.get("ref_max_score", None if reference is None else reference.expert),
         reference_source=_source(metadata, reference),
@@ -194,23 +197,11 @@ def _source(metadata: Mapping[str, Any], reference: Reference | None) -> str | N
     return None if reference is None else reference.source
 
 
-def _episode(found: Mapping[str, Any], about: Mapping[str, Any]) -> Episode:
-    seen = found["observations"]
-    named = seen if isinstance(seen, Mapping) else {"state": seen}
-    observations: dict[str, NDArray[Any]] = {}
-    for name, values in named.items():
-        ours = _RENAMED.get(name, name)
-        array = np.asarray(values)
-        if ours in ("state", "goal"):
-            observations[ours] = array.reshape(len(array), -1).astype(np.float32)
-        elif ours == "image" or (array.ndim == 4 and array.dtype == np.uint8):
-            observations["image"] = array.astype(np.uint8)
-    if set(observations) == {"state"} and np.asarray(named.get("state", seen)).ndim == 4:
-        observations = {"image": np.asarray(seen, dtype=np.uint8)}
+def _episode(found: Mapping[str, Any], about: Mapping[str, Any], parts: Parts) -> Episode:
     actions = np.asarray(found["actions"])
     seed = about.get("seed")
     return Episode(
-        observations=observations,
+        observations=named_rows(parts, found["observations"]),
         actions=actions.astype(np.int64 if actions.ndim == 1 and actions.dtype.kind in "iu" else np.float32),
         rewards=np.asarray(found["rewards"], dtype=np.float32),
         terminated=bool(np.any(found["terminations"])),

@@ -100,7 +100,7 @@ def record_data(
         return [_row(place, episode) for place, episode in enumerate(chosen)], frames, []
     if environment is None or any(episode.seed is None for episode in chosen):
         raise UsageError(
-            f"data: {episodes.name} has no pictures, and no environment and seeds to act again with"
+            f"data: {episodes.name} has no pictures, and lacks the environment or the seeds to act again with"
         )
     env = make(
         environment.id,

@@ -94,15 +94,18 @@ class OwnRender(gymnasium.Wrapper[Any, Any, Any, Any]):
     """
 
     def render(self) -> Any:
+        named = self.spec.id if self.spec is not None else str(self.unwrapped)
         try:
-            return self.env.render()
+            picture = self.env.render()
         except gymnasium.error.DependencyNotInstalled as error:
-            named = self.spec.id if self.spec is not None else str(self.unwrapped)
             raise UserError(f"{named} can't be drawn: {error}") from error
         except (ImportError, AttributeError, RuntimeError, OSError) as error:
             if not hasattr(self.unwrapped, "model"):
                 raise
             raise UserError(_why_not(error)) from error
+        if picture is None:
+            raise UserError(f"{named} can't be drawn: its render() gives no picture (rgb_array)")
+        return picture
 
 
 def _why_not(error: Exception) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from mambakit.domains.robotics.episodes import base_name
 from mambakit.domains.robotics.metrics import bootstrap_interval, interquartile_mean, normalised_score
 
 __all__ = [
@@ -54,8 +55,7 @@ REFERENCES: dict[str, Reference] = {
 
 def reference_of(environment_id: str) -> Reference | None:
     """The references of an environment, whatever its version; None where there are none."""
-    plain = environment_id.rpartition(":")[2].rpartition("/")[2]
-    return REFERENCES.get(plain.rpartition("-v")[0] or plain)
+    return REFERENCES.get(base_name(environment_id))
 
 
 def score_label(environment_id: str) -> str:
@@ -63,7 +63,8 @@ def score_label(environment_id: str) -> str:
     reference = reference_of(environment_id)
     if reference is None:
         return "raw return (no reference returns known)"
-    found = "v" + environment_id.rpartition("-v")[2] if "-v" in environment_id else "no version"
+    version = environment_id.removeprefix(environment_id.rpartition(":")[0]).rpartition("-v")[2]
+    found = f"v{version}" if version.isdigit() else "no version"
     if reference.versions is None:
         return f"normalised score ({reference.source})"
     if found in reference.versions:

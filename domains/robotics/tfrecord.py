@@ -38,7 +38,7 @@ def read_examples(path: Path) -> Iterator[dict[str, Feature]]:
             raise DataError(f"{path}: ends within record {number} ({length} bytes were promised)")
         try:
             yield _example(content[start : start + length])
-        except (ValueError, IndexError, struct.error, UnicodeDecodeError) as error:
+        except (ValueError, LookupError, struct.error, UnicodeDecodeError) as error:
             raise DataError(f"{path}: record {number} is no tf.train.Example ({error})") from error
         number += 1
 

@@ -15,7 +15,7 @@ import numpy as np
 from gymnasium import spaces
 
 from mambakit.core.errors import UsageError
-from mambakit.domains.robotics.episodes import Episode, Episodes
+from mambakit.domains.robotics.episodes import Episode, Episodes, base_name
 
 # Where gymnasium's environment doesn't say which numbers of its state are velocities.
 _VELOCITIES = {
@@ -177,13 +177,20 @@ def seen_through(
         mask: Places as ``mask_indices`` gives them, where ``config.mask`` is ``velocities``.
 
     Raises:
-        UsageError: If mass or friction differ: what would have happened then isn't known.
+        UsageError: If mass or friction differ: what would have happened then isn't known. Also if the state
+            has no such places.
     """
     if config.mass != 1.0 or config.friction != 1.0:
         raise UsageError("mass, friction: recorded episodes can't show another physics; collect new ones")
     places = mask if mask is not None else config.mask
     if isinstance(places, str):
         raise UsageError("mask: pass the places that mask_indices gives for velocities")
+    for episode in episodes.episodes[:1] if places else []:
+        width = episode.state.shape[1] if "state" in episode.observations else 0
+        if not all(0 <= place < width for place in places or []):
+            raise UsageError(
+                f"mask: expected places from 0 to {width - 1} of {episodes.name}'s state, got {places}"
+            )
     rng = np.random.default_rng(seed)
     changed, lost = [], list(episodes.left_out)
     for place, episode in enumerate(episodes.episodes):
@@ -238,7 +245,7 @@ def _velocities(env: gymnasium.Env[Any, Any]) -> list[int]:
     if structure is not None:
         start = int(structure["qpos"])
         return list(range(start, start + int(structure["qvel"])))
-    name = env.spec.id.rpartition("-v")[0] if env.spec is not None else ""
+    name = base_name(env.spec.id) if env.spec is not None else ""
     if name in _VELOCITIES:
         return list(_VELOCITIES[name])
     raise UsageError(

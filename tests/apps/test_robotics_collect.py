@@ -40,6 +40,32 @@ def test_collect_tells_what_it_collected(tmp_path: Path, capsys: pytest.CaptureF
     assert "is already there" in capsys.readouterr().err
 
 
+def test_a_folder_may_be_called_as_a_card(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mambakit.domains.robotics.cards import load_episodes
+
+    monkeypatch.chdir(tmp_path)
+    call = ("collect", "--env", "InvertedPendulum-v5", "--level", "random", "--episodes", "2")
+    assert run(*call, "--output", "reacher-noisy", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["episodes"] == 2
+    assert found["environment"]["id"] == "InvertedPendulum-v5"
+    card = load_episodes("reacher-noisy")
+    assert card.notes == ["this is the card reacher-noisy; for the folder of that name pass ./reacher-noisy"]
+    assert len(load_episodes("./reacher-noisy")) == 2
+
+
+def test_an_id_without_a_version_has_its_scripted_expert(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call = ("collect", "--env", "Reacher", "--episodes", "1", "--output", tmp_path / "d", "--json")
+    assert run(*call) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["expert"] == {"expert": "scripted"}
+    assert found["behaviours"][0]["score"] > 80
+
+
 def test_collect_searches_where_nothing_is_scripted(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -131,7 +157,10 @@ def test_record_of_data_acts_again_and_says_where_that_differs(
         (["collect", "--env", "Hoper-v5", "--output", "x"], 2, "did you mean Hopper-v5"),
         (["collect", "--env", "Hopper-v5", "--level", "best", "--output", "x"], 2, "level"),
         (["collect", "--env", "Hopper-v5", "--episodes", "0", "--output", "x"], 2, "episodes: expected 1"),
+        (["collect", "--env", "Hopper-v5", "--seed", "-1", "--output", "x"], 2, "seed: expected 0"),
         (["record", "--env", "Reacher-v5"], 2, "pass --output FILE.mp4"),
+        (["record", "--env", "Reacher-v5", "--size", "0", "--output", "x.mp4"], 2, "size: expected 1 pixel"),
+        (["record", "--env", "Reacher-v5", "--trajectories", __file__], 2, "is a file; expected a folder"),
         (["record", "--output", "x.mp4"], 2, "env, data: pass one"),
         (["record", "--env", "Reacher-v5", "--output", "x.gif"], 2, r".mp4"),
         (["record", "--data", "nothing", "--output", "x.mp4"], 2, "no card of that name"),

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mambakit.core.errors import UsageError, UserError
+from mambakit.domains.robotics.episodes import base_name
 
 Act = Callable[[NDArray[Any]], NDArray[np.float32]]
 
@@ -61,18 +62,17 @@ def scripted(environment_id: str, kwargs: Mapping[str, Any] | None = None) -> Ac
         UsageError: If Meta-World has no policy of that name.
         UserError: If Meta-World is not installed.
     """
-    plain = environment_id.rpartition(":")[2]
+    plain = base_name(environment_id)
     if plain.startswith("Meta-World"):
         return _of_metaworld(str((kwargs or {}).get("env_name", "")))
-    return SCRIPTED.get(plain.rpartition("-v")[0])
+    return SCRIPTED.get(plain)
 
 
 def instruction_of(environment_id: str, kwargs: Mapping[str, Any] | None = None) -> str | None:
     """What is asked for in an environment, in words, where its name says so (``door-open-v3``)."""
-    if not environment_id.rpartition(":")[2].startswith("Meta-World"):
+    if not base_name(environment_id).startswith("Meta-World"):
         return None
-    name = str((kwargs or {}).get("env_name", ""))
-    return name.rpartition("-v")[0].replace("-", " ") or None
+    return base_name(str((kwargs or {}).get("env_name", ""))).replace("-", " ") or None
 
 
 def _of_metaworld(name: str) -> Act:

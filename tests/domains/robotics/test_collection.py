@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import minari
 import numpy as np
 import pytest
@@ -57,6 +59,107 @@ def test_a_killed_collection_goes_on_where_it_was(tmp_path: Path, data_format: A
         collect(CONFIG, cast, folder)
 
 
+def test_a_kill_while_lerobots_files_are_written_is_got_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mambakit.domains.robotics import lerobot_files
+
+    def kill(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    folder, config = tmp_path / "d", dataclasses.replace(CONFIG, episodes=2)
+    cast = find_cast(config)
+    with monkeypatch.context() as patched:
+        patched.setattr(lerobot_files, "_stats", kill)
+        with pytest.raises(KeyboardInterrupt):
+            collect(config, cast, folder, data_format="lerobot")
+    assert (folder / "data").exists()
+    with pytest.raises(DataError, match="not finished"):
+        load_episodes(folder)
+    shutil.copytree(folder, tmp_path / "other")
+    collect(config, cast, tmp_path / "other", tell=lambda *_: kill())
+    assert len(load_episodes(tmp_path / "other")) == 2, "in another format too"
+    collect(config, cast, folder, data_format="lerobot", tell=lambda *_: kill())
+    assert [episode.seed for episode in load_episodes(folder).episodes] == [40, 41]
+
+
+def test_folders_that_hold_something_else_are_refused(tmp_path: Path) -> None:
+    cast = find_cast(CONFIG)
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match="is a file; expected a folder"):
+        collect(CONFIG, cast, tmp_path / "file")
+    (tmp_path / "own/data").mkdir(parents=True)
+    with pytest.raises(UsageError, match="is already there"):
+        collect(CONFIG, cast, tmp_path / "own", data_format="lerobot")
+    (tmp_path / "begun/.collecting").mkdir(parents=True)
+    (tmp_path / "begun/.collecting/plan.json").write_text("{")
+    with pytest.raises(DataError, match=r"can't be read .* to begin again"):
+        collect(CONFIG, cast, tmp_path / "begun")
+
+
+class Counter(gymnasium.Env[Any, Any]):
+    """Counts its steps in one array, which it shows each time; it has no control rate.
+
+    Broken, it shows nan after every action of 1.
+    """
+
+    observation_space = gymnasium.spaces.Box(0, 9, (1,), np.float32)
+    action_space = gymnasium.spaces.Discrete(2)
+
+    def __init__(self, last: int = 4, broken: bool = False) -> None:
+        self._last, self._broken = last, broken
+        self._count = np.zeros(1, np.float32)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self._count[:] = self._steps = 0
+        return self._count, {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self._steps += 1
+        self._count[:] = np.nan if self._broken and action else self._steps
+        return self._count, 1.0, self._steps == self._last, False, {}
+
+
+if "mambakit-test/Counter-v0" not in gymnasium.registry:
+    gymnasium.register("mambakit-test/Counter-v0", Counter, disable_env_checker=True)
+    gymnasium.register("mambakit-test/Broken-v0", Counter, kwargs={"broken": True}, disable_env_checker=True)
+
+
+def test_environments_that_write_into_one_array_are_seen_as_they_were(tmp_path: Path) -> None:
+    config = CollectConfig("mambakit-test/Counter-v0", level="random", episodes=2)
+    collect(config, find_cast(config), tmp_path / "d")
+    for episode in load_episodes(tmp_path / "d").episodes:
+        assert episode.observations["state"].ravel().tolist() == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("data_format", ["hdf5", "arrow"])
+def test_episodes_of_one_step_are_kept(tmp_path: Path, data_format: Any) -> None:
+    config = CollectConfig("mambakit-test/Counter-v0", level="random", episodes=2, kwargs={"last": 1})
+    collect(config, find_cast(config), tmp_path / "d", data_format=data_format)
+    found = load_episodes(tmp_path / "d")
+    assert [len(episode) for episode in found.episodes] == [1, 1]
+    assert all(episode.terminated and episode.total == 1.0 for episode in found.episodes)
+
+
+def test_lerobot_without_a_control_rate_is_refused_before_anything_is_collected(tmp_path: Path) -> None:
+    config = CollectConfig("mambakit-test/Counter-v0", level="random", episodes=2)
+    with pytest.raises(UsageError, match="Counter-v0 does not say"):
+        collect(config, find_cast(config), tmp_path / "d", data_format="lerobot", tell=lambda *_: 1 / 0)
+    assert not (tmp_path / "d").exists()
+
+
+def test_states_that_are_not_finite_end_a_search_and_are_left_out_of_data(tmp_path: Path) -> None:
+    config = CollectConfig("mambakit-test/Broken-v0", level="random", episodes=20, kwargs={"last": 2})
+    collect(config, find_cast(config), tmp_path / "d")
+    found = load_episodes(tmp_path / "d")
+    assert all(not episode.actions.any() for episode in found.episodes)
+    assert all("state of step" in why and "is not finite" in why for _, why in found.left_out)
+    assert len(found) + len(found.left_out) == 20
+    with pytest.raises(DataError, match=r"Broken-v0: the state of step \d is not finite in the episode of"):
+        find_cast(dataclasses.replace(config, level="expert"), cache=tmp_path)
+
+
 def test_minari_reads_what_was_collected(tmp_path: Path) -> None:
     config = dataclasses.replace(CONFIG, level="medium-expert", episodes=4)
     record = collect(config, find_cast(config), tmp_path / "reacher-both")
@@ -81,7 +184,6 @@ def test_minari_reads_what_was_collected(tmp_path: Path) -> None:
 
 def test_environments_registered_by_their_class_are_collected_too(tmp_path: Path) -> None:
     """Their spec can't be written, which Minari then lacks; ours is all that is needed here."""
-    import gymnasium
     from gymnasium.envs.classic_control import CartPoleEnv
 
     if "mambakit-test/Pole-v0" not in gymnasium.registry:
@@ -135,6 +237,8 @@ def test_a_search_is_kept_for_the_next_level(tmp_path: Path) -> None:
         ({"level": "great"}, "level: expected one of random"),
         ({"episodes": 0}, "episodes: expected 1 or more"),
         ({"noise": -1.0}, "noise: expected 0 or more"),
+        ({"seed": -1}, "seed: expected 0 or more"),
+        ({"image_size": 0}, "image_size: expected 1 pixel or more"),
         ({"wrappers": WrapperConfig(action_delay=2)}, "action_delay would hide"),
     ],
 )

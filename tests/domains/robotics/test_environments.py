@@ -17,6 +17,7 @@ from gymnasium import spaces
 from mambakit.core.errors import UsageError, UserError
 from mambakit.domains.robotics.environments import make, make_many, record_of, version_note
 from mambakit.domains.robotics.episodes import ActionSpace
+from mambakit.domains.robotics.observations import NamedObservations, named_rows, parts_of
 from mambakit.domains.robotics.wrappers import WrapperConfig
 
 
@@ -93,6 +94,75 @@ def test_parts_that_are_no_pictures_become_one_state() -> None:
     assert env.observation_space.contains(seen)
 
 
+class Cameras(Parts):
+    """Two pictures, neither called image, and no time limit."""
+
+    observation_space = spaces.Dict(
+        {
+            "wrist": spaces.Box(0, 255, (4, 4, 3), np.uint8),
+            "front": spaces.Box(0, 255, (4, 4, 3), np.uint8),
+            "touch": spaces.MultiBinary(2),
+            "mode": spaces.Tuple([spaces.Discrete(3, start=1), spaces.MultiDiscrete([2, 2])]),
+        }
+    )
+
+    def __init__(self, size: int = 1) -> None:
+        assert size < 3, "size must be below 3"
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        return self.observation_space.sample(), {}
+
+
+if "mambakit-test/Cameras-v0" not in gymnasium.registry:
+    gymnasium.register("mambakit-test/Cameras-v0", Cameras, disable_env_checker=True)
+
+
+@pytest.mark.parametrize("named", [Goals, Parts, Cameras])
+def test_recorded_observations_are_named_as_those_of_the_environment(named: Any) -> None:
+    space = named.observation_space
+    space.seed(3)
+    rows = [space.sample() for _ in range(5)]
+    parts = parts_of(space)
+
+    def stacked(parted: Any, values: list[Any]) -> Any:
+        if isinstance(parted, spaces.Dict):
+            return {name: stacked(part, [value[name] for value in values]) for name, part in parted.items()}
+        if isinstance(parted, spaces.Tuple):
+            return tuple(stacked(part, [value[k] for value in values]) for k, part in enumerate(parted))
+        return np.stack(values)
+
+    shown = iter(rows)
+
+    class Shows(named):
+        def reset(self, **options: Any) -> tuple[Any, dict[str, Any]]:
+            return next(shown), {}
+
+    env = NamedObservations(Shows())
+    alone = [env.reset()[0] for _ in rows]
+    found = named_rows(parts, stacked(space, rows))
+    assert set(found) == set(alone[0]) == set(parts)
+    for name, values in found.items():
+        assert np.array_equal(values, np.stack([one[name] for one in alone]))
+        assert values.dtype == alone[0][name].dtype
+    if named is Cameras:
+        assert np.array_equal(found["image"], np.stack([row["front"] for row in rows])), "the first by name"
+        assert found["state"].shape == (5, 2 + 3 + 4), "no picture is among the numbers"
+
+
+def test_an_episode_without_end_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mambakit.domains.robotics.environments._MOST_STEPS", 7)
+    env = make("mambakit-test/Cameras-v0")
+    for _ in range(2):
+        env.reset()
+        for _ in range(7):
+            env.step(None)
+    with pytest.raises(UsageError, match=r"not ended after 7 steps; .*max_episode_steps"):
+        env.step(None)
+    limited = make("mambakit-test/Cameras-v0", kwargs={"max_episode_steps": 9})
+    limited.reset()
+    assert [limited.step(None)[3] for _ in range(9)] == [False] * 8 + [True]
+
+
 def test_choices_seen_become_one_hot() -> None:
     env = make("FrozenLake-v1", kwargs={"is_slippery": False}, seed=0)
     seen, _ = env.reset()
@@ -150,6 +220,9 @@ def test_the_record_says_what_must_be_known() -> None:
         ("Hopper-v99", {}, "knows no 'Hopper-v99'"),
         ("nowhere:Thing-v0", {}, "no module 'nowhere'"),
         ("Hopper-v5", {"kwargs": {"gravity": 3}}, "arguments .*gravity.* don't fit"),
+        ("mambakit-test/Cameras-v0", {"kwargs": {"size": 3}}, "size must be below 3"),
+        ("mambakit-test/Cameras-v0", {"image_size": 8}, "it can't be drawn, or its arguments"),
+        ("Reacher-v5", {"render_size": 0}, "render_size: expected 1 pixel or more"),
         ("Reacher-v5", {"wrappers": WrapperConfig(mask=[10])}, "places from 0 to 9"),
         ("FrozenLake-v1", {"wrappers": WrapperConfig(mask="velocities")}, "not known; name their places"),
         ("CartPole-v1", {"wrappers": WrapperConfig(mass=2)}, "no MuJoCo environment"),
@@ -158,6 +231,13 @@ def test_the_record_says_what_must_be_known() -> None:
 def test_what_cannot_be_made_is_said(name: str, options: dict[str, Any], says: str) -> None:
     with pytest.raises(UsageError, match=says):
         make(name, **options)
+
+
+def test_modules_of_ones_own_say_what_they_lack(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mambakit_lacking.py").write_text("import not_installed_anywhere")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match=r"can't be imported \(No module named 'not_installed_anywhere'\)"):
+        make("mambakit_lacking:Thing-v0")
 
 
 def test_suites_that_are_not_installed_name_their_extra() -> None:

@@ -72,6 +72,7 @@ def test_episodes_that_cannot_be_used_are_named_with_the_reason() -> None:
         episode(0),
         nan,
         episode(5, width=4),
+        dataclasses.replace(good, actions=np.array([0, 2, -1, 0, 1])),
     ]
     found = gathered("mixed", [good, *bad, episode(1)])
     assert [len(one) for one in found.episodes] == [5, 1]
@@ -85,6 +86,7 @@ def test_episodes_that_cannot_be_used_are_named_with_the_reason() -> None:
             "no steps",
             "state of step 3",
             "shapes",
+            "action of step 2 is -1",
         ),
         strict=True,
     ):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ RECORD = EnvironmentRecord(
 def drawn(draw: st.DrawFn) -> list[Episode]:
     """Episodes of one kind: with or without pictures and goals, actions of numbers or choices."""
     pictures, goals, discrete = draw(st.booleans()), draw(st.booleans()), draw(st.booleans())
+    width = draw(st.integers(1, 2))
     episodes = []
     for steps in draw(st.lists(st.integers(1, 5), min_size=1, max_size=3)):
         rng = np.random.default_rng(draw(st.integers(0, 99)))
@@ -47,7 +49,8 @@ def drawn(draw: st.DrawFn) -> list[Episode]:
             seen["image"] = rng.integers(0, 256, (steps + 1, 6, 5, 3)).astype(np.uint8)
         if goals:
             seen["goal"] = rng.normal(size=(steps + 1, 2)).astype(np.float32)
-        actions = rng.integers(0, 4, steps) if discrete else rng.uniform(-1, 1, (steps, 2)).astype(np.float32)
+        numbers = rng.uniform(-1, 1, (steps, width)).astype(np.float32)
+        actions = rng.integers(0, 4, steps) if discrete else numbers
         ended = draw(st.booleans())
         said = draw(st.sampled_from([None, "reach the red one", "größer ✓"]))
         episodes.append(
@@ -69,19 +72,17 @@ def drawn(draw: st.DrawFn) -> list[Episode]:
 def record_for(episodes: list[Episode]) -> EnvironmentRecord:
     import dataclasses
 
-    return (
-        dataclasses.replace(RECORD, action_space=ActionSpace(n=4))
-        if episodes[0].actions.ndim == 1
-        else RECORD
-    )
+    actions = episodes[0].actions
+    width = 0 if actions.ndim == 1 else actions.shape[1]
+    space = ActionSpace((-1.0,) * width, (1.0,) * width) if width else ActionSpace(n=4)
+    return dataclasses.replace(RECORD, action_space=space)
 
 
 def check(found: list[Episode], written: list[Episode], *, last: bool = True) -> None:
     assert len(found) == len(written)
     for a, b in zip(found, written, strict=True):
-        names = set(b.observations) if last else set(b.observations) - {"goal"}
-        assert set(a.observations) == names
-        for name in names:
+        assert set(a.observations) == set(b.observations)
+        for name in b.observations:
             values = b.observations[name] if last else b.observations[name][: len(b)]
             assert np.array_equal(a.observations[name], values)
             assert a.observations[name].dtype == values.dtype
@@ -159,7 +160,7 @@ def test_damaged_minari_files_are_named(tmp_path: Path) -> None:
     assert "damaged" in found.left_out[0][1]
     assert "state of step 3 is not finite" in found.left_out[1][1]
     (folder / "data/metadata.json").write_text("{")
-    with pytest.raises(DataError):
+    with pytest.raises(DataError, match=r"metadata\.json is missing or damaged"):
         load_episodes(folder)
 
 
@@ -194,6 +195,82 @@ def test_a_data_set_by_minari_itself_is_read(tmp_path: Path) -> None:
     assert episode.goal.tolist() == [[1, 1]] * 3
     assert episode.terminated
     assert episode.total == 3.0
+
+
+def test_numbers_alone_are_written_as_lerobot_reads_them(tmp_path: Path) -> None:
+    """Its reader takes a feature of shape (1,) for a number, and fails on a list of one."""
+    steps = np.zeros((3, 1), np.float32)
+    one = Episode({"state": steps, "goal": steps}, steps, steps.ravel())
+    write_lerobot(tmp_path, Episodes("set", [one], RECORD))
+    info = json.loads((tmp_path / "meta/info.json").read_text())
+    rows = pd.read_parquet(tmp_path / "data/chunk-000/file-000.parquet")
+    assert set(rows) == set(info["features"])
+    for name, about in info["features"].items():
+        assert about["shape"] == [1]
+        assert rows[name].dtype == about["dtype"], name
+
+
+def _rows(folder: Path, change: Callable[[pd.DataFrame], pd.DataFrame]) -> None:
+    path = folder / "data/chunk-000/file-000.parquet"
+    change(pd.read_parquet(path)).to_parquet(path)
+
+
+def _info(folder: Path, **changes: Any) -> None:
+    path = folder / "meta/info.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize(
+    ("damage", "lost"),
+    [
+        (
+            lambda f: _rows(f, lambda rows: rows.drop(index=[1])),
+            ["episode 0: damaged: its 2 rows are not the"],
+        ),
+        (
+            lambda f: _rows(f, lambda rows: pd.concat([rows, rows[rows.episode_index == 1]])),
+            ["episode 1: damaged: its 8 rows are not the frames 0 to 7, each once"],
+        ),
+        (lambda f: _rows(f, lambda rows: rows[rows.episode_index == 0]), ["episode 1: has no rows"]),
+        (lambda f: _info(f, total_episodes=4), ["episode 2: has no rows", "episode 3: has no rows"]),
+    ],
+)
+def test_lerobot_episodes_that_are_not_whole_are_left_out(
+    tmp_path: Path, damage: Callable[[Path], None], lost: list[str]
+) -> None:
+    write_lerobot(tmp_path, Episodes("set", [_grey(3, 1), _grey(4, 2)], RECORD))
+    damage(tmp_path)
+    found = load_episodes(tmp_path)
+    assert len(found.left_out) == len(lost)
+    for (name, reason), start in zip(found.left_out, lost, strict=True):
+        assert f"{name}: {reason}".startswith(start)
+    assert {f"episode {int(episode.state[0, 0]) - 1}" for episode in found.episodes} == {
+        "episode 0",
+        "episode 1",
+    } - {name for name, _ in found.left_out}
+    assert any("recorded with mujoco 3.0.0" in note for note in found.notes)
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda f: _info(f, features={"action": None}), "features: expected an object of objects"),
+        (
+            lambda f: _rows(
+                f, lambda rows: rows.assign(episode_index=rows.episode_index.where(rows.index != 2))
+            ),
+            "episode_index: expected integers in all rows, got float64",
+        ),
+        (lambda f: (f / "meta/mambakit.json").write_text("[]"), r"mambakit\.json: can't be read"),
+    ],
+)
+def test_lerobot_folders_that_are_ill_formed_are_said(
+    tmp_path: Path, damage: Callable[[Path], None], says: str
+) -> None:
+    write_lerobot(tmp_path, Episodes("set", [_grey(3, 1), _grey(4, 2)], RECORD))
+    damage(tmp_path)
+    with pytest.raises(DataError, match=says):
+        load_episodes(tmp_path)
 
 
 def test_lerobot_of_others_is_read(tmp_path: Path) -> None:
@@ -276,6 +353,21 @@ def test_a_folder_of_others_files_is_understood(tmp_path: Path) -> None:
     names = [name for name, _ in found.left_out]
     assert names == ["b.parquet", "c.npz", "d.npz"] or names == ["c.npz", "d.npz", "b.parquet"]
     assert any("has no actions" in why for _, why in found.left_out)
+
+
+def test_files_of_several_episodes_are_refused(tmp_path: Path) -> None:
+    arrays: dict[str, Any] = {"obs": np.ones((6, 2)), "action": np.zeros((6, 1))}
+    np.savez(tmp_path / "good.npz", **arrays, terminals=[0, 0, 0, 0, 1, 1])  # went on once it was done
+    np.savez(tmp_path / "many.npz", **arrays, terminals=[0, 0, 1, 0, 0, 0], timeouts=[0, 0, 0, 0, 0, 1])
+    np.savez(tmp_path / "list.npz", **arrays, about=np.array("[1]"))
+    np.savez(tmp_path / "lone.npz", obs=np.ones((6, 2)), action=np.float64(1))
+    (tmp_path / ".episode.writing.npz").write_bytes(b"PK")  # as a kill leaves it
+    found = load_episodes(tmp_path)
+    assert [episode.terminated for episode in found.episodes] == [True]
+    reasons = dict(found.left_out)
+    assert set(reasons) == {"many.npz", "list.npz", "lone.npz"}
+    assert "one ends at step 2 of 6; expected a file an episode" in reasons["many.npz"]
+    assert "no JSON object" in reasons["list.npz"]
 
 
 def test_what_is_not_there_is_said(tmp_path: Path) -> None:

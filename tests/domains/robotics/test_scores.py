@@ -33,6 +33,8 @@ def test_scores_of_other_versions_are_never_called_d4rl_scores() -> None:
     assert score_label("Hopper-v2") == "D4RL normalised score"
     assert "not comparable with D4RL" in score_label("Hopper-v5")
     assert score_label("Nothing-v5").startswith("raw return")
+    assert score_label("Hopper").startswith("D4RL-reference-normalised score (no version")
+    assert reference_of("somebody/Hopper-v0") is None, "another's environment of that name"
     assert reference_of("my_module:Walker2d-v5") == reference_of("Walker2d-v2")
 
 

@@ -58,6 +58,12 @@ def test_velocities_are_those_that_change_when_joints_are_pushed(name: str, plac
     assert set(changed) == set(places)
 
 
+def test_places_that_are_not_there_are_refused() -> None:
+    plain = played(WrapperConfig(), np.zeros((200, 1), np.float32), 0)
+    with pytest.raises(UsageError, match=r"places from 0 to 3 of one's state, got \[4\]"):
+        seen_through(Episodes("one", [plain]), WrapperConfig(mask=[4]))
+
+
 def test_noise_has_its_deviation_and_follows_the_seed() -> None:
     config = WrapperConfig(observation_noise=0.1)
 
