@@ -16,6 +16,7 @@ from torch import Tensor
 from mambakit.core.cuda_graph import record
 from mambakit.core.errors import DataError, UsageError
 from mambakit.core.state import State
+from mambakit.core.threads import one_thread
 from mambakit.domains.robotics.deadlines import CONTROL_HZ, DeadlineReport, deadline_report
 from mambakit.domains.robotics.fast_step import FastStep
 from mambakit.domains.robotics.memory import Memory, Snapshot
@@ -238,7 +239,8 @@ class Controller:
         if self._graph is not None and state is not None:
             action = self._graph.run(state, goal, earned)
         else:
-            action, self._memory = self._advance(self._memory, state, goal, image, earned)
+            with one_thread(where=image is None and self.device.type == "cpu"):
+                action, self._memory = self._advance(self._memory, state, goal, image, earned)
         found = action.cpu().numpy().copy()  # what is handed out is the caller's
         self._seconds.append(time.perf_counter() - began)
         return found[0] if alone or image_alone else found
