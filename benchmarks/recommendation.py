@@ -12,7 +12,7 @@ network at a time, ranks no test event and writes ``seconds-to-best`` alone: the
 of the weights kept, validation left out, compilation included. SASRec is timed twice, packed in rows of 512,
 as all are, and in rows of ``max_length``, where attention scores fewer pairs; its time is that of the faster.
 Runs with ``--set`` or ``--validation-only`` write no rows; others write
-results/recommendation.json. A run of the journal is reused only for the same settings, commit and ``--jobs``.
+results/recommendation.json. A run of the journal is reused only for the same settings and commit.
 """
 
 from __future__ import annotations
@@ -183,7 +183,7 @@ def jobs_of(arguments: argparse.Namespace) -> list[dict[str, Any]]:
             "settings": SETTINGS[name],
             "changes": own,
             "which": "validation" if chosen_by else "test",
-            "jobs": arguments.jobs,
+            "times": arguments.times,
             "commit": commit(),
         }
         for name in arguments.sets
@@ -215,8 +215,9 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--validation-only", action="store_true", help="rank no test event")
     parser.add_argument("--times", action="store_true", help="time the training alone; one process, no test")
     arguments = parser.parse_args(words)
-    if arguments.times and (arguments.jobs > 1 or arguments.given or len(arguments.networks) < len(NETWORKS)):
-        parser.error("--times: the preset and all networks, one process at once")
+    alone = arguments.jobs == 1 and not arguments.given and {"mambakit", "SASRec"} <= set(arguments.networks)
+    if arguments.times and not alone:
+        parser.error("--times: the preset beside SASRec, one process at once")
     jobs = jobs_of(arguments)
     journal = Path(arguments.journal) if arguments.journal else None
     done = finished(journal, jobs)

@@ -49,15 +49,19 @@ def test_times_come_of_runs_alone_of_this_commit_and_these_settings(
     jobs, rows = ran(benchmark, monkeypatch, [*journal, "--jobs", "6"])
     assert len(jobs) == 2
     assert not [row for row in rows if "seconds" in row["what"]]
-    jobs, rows = ran(benchmark, monkeypatch, journal)
+    times = [*journal, "--times"]
+    jobs, rows = ran(benchmark, monkeypatch, times)
     assert len(jobs) == 3  # none of those that shared the machine
-    (time,) = [row for row in rows if "seconds" in row["what"]]
+    assert {job["which"] for job in jobs} == {"validation"}
+    (time,) = rows
     assert (time["value"], time["peers"]) == (3.0, {"SASRec": 4.0})
-    assert ran(benchmark, monkeypatch, journal)[0] == []
+    assert ran(benchmark, monkeypatch, times)[0] == []
     monkeypatch.setitem(benchmark.SETTINGS, "ml-1m", {"model.d_model": 64})
-    assert len(ran(benchmark, monkeypatch, journal)[0]) == 3
+    assert len(ran(benchmark, monkeypatch, times)[0]) == 3
     monkeypatch.setattr("rows.commit", lambda: "another")
-    assert len(ran(benchmark, monkeypatch, journal)[0]) == 3
+    assert len(ran(benchmark, monkeypatch, times)[0]) == 3
+    with pytest.raises(SystemExit):
+        ran(benchmark, monkeypatch, [*times, "--jobs", "2"])
 
 
 def test_search_that_never_pays_has_no_number(load: Any, monkeypatch: pytest.MonkeyPatch) -> None:
