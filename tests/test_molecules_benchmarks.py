@@ -122,9 +122,15 @@ def test_a_language_is_learned_drawn_from_and_measured(load: Any, tmp_path: Path
     changes = {f"model.{name}": value for name, value in small.items()}
     changes |= {"train.max_epochs": 1, "train.batch_size": 32, "corpus.n_reference": 20}
     job = {"seed": 0, "folder": str(tmp_path), "changes": changes, "data": str(molecules), "device": "cpu"}
-    done = benchmark.run_seed({**job, "workers": None, "n": 20, "batch": 20, "limit": 100})
-    assert set(done["rows"]) == {"mambakit", "held-out molecules", "6-gram"}
-    assert set(benchmark.MEASURES) <= set(done["rows"]["mambakit"])
+    job |= {"workers": None, "n": 20, "batch": 20, "limit": 100}
+    assert benchmark.run_seed({**job, "measure": False})["rows"] == {}
+    done = benchmark.run_seed({**job, "measure": True})  # of what was drawn before
+    assert set(done["rows"]) == set(benchmark.SAMPLINGS)
+    for rows in done["rows"].values():
+        assert set(rows) == {"mambakit", "held-out molecules", "6-gram"}
+        assert set(benchmark.MEASURES) <= set(rows["mambakit"])
+    with pytest.raises(SystemExit, match="another --keep"):
+        benchmark.run_seed({**job, "n": 30, "measure": True})
     assert 0 < done["bits_per_token"] < 10
     assert MoleculeModel.from_pretrained(tmp_path / "seed-0").reference is not None
     json.dumps(done)

@@ -200,8 +200,10 @@ def split_episodes(
             f"got {validation:g} and {test:g}"
         )
     count = len(episodes)
-    # rounded down, so that shares of less than one leave some to learn from
-    n_validation, n_test = (max(1, int(count * share + 1e-9)) if share else 0 for share in (validation, test))
+    parts = [max(1, round(count * share)) if share else 0 for share in (validation, test)]
+    if sum(parts) >= count:  # rounded down, shares of less than one leave some to learn from
+        parts = [max(1, int(count * share)) if share else 0 for share in (validation, test)]
+    n_validation, n_test = parts
     if count <= n_validation + n_test:
         raise UsageError(
             f"{episodes.name}: {count} episodes can't be split into {n_validation} for validation, "
