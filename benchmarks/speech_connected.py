@@ -17,14 +17,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import statistics
 import sys
 import time
 from typing import Any
 
-from processes import run_all
-from speech_trials import add_trial_flags, changed, device_here, read_changes, run_at
+from speech_trials import add_trial_flags, changed, device_here, measured, read_changes, run_at
 
 SPEAKERS = ("george", "jackson", "lucas", "nicolas", "theo", "yweweler")
 SNR_DB = (20.0, 10.0, 0.0)
@@ -113,11 +111,6 @@ def run_job(job: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def tell(one: dict[str, Any], seconds: float) -> None:
-    """A line of a run that ended."""
-    print(json.dumps({**one, "at": round(seconds)}), file=sys.stderr, flush=True)
-
-
 def rows_of(done: list[dict[str, Any]], command: str) -> list[dict[str, Any]]:
     """Result rows of the seeds for which no speaker and no network is missing; rates in per cent."""
     from rows import row
@@ -187,20 +180,7 @@ def main() -> int:
         for network in arguments.networks
         for speaker in arguments.speakers
     ]
-    limits = {"seconds": arguments.seconds, "stop_after": arguments.stop_after}
-    found = run_all(run_job, jobs, arguments.jobs, tell=tell, gpus=arguments.gpus, **limits)
-    done = [one for one in found if "error" not in one]
-    if not (changes or arguments.limit or arguments.validation_only):
-        from rows import write_rows
-
-        made = rows_of(done, "python " + " ".join(sys.argv))
-        if made:
-            print(f"{len(made)} rows written to {write_rows('speech', made)}")
-        for one in made:
-            print(one["what"], one["value"], "+-", one["spread"], one["peers"])
-    if len(done) < len(jobs):
-        print(f"{len(jobs) - len(done)} of {len(jobs)} runs failed or are not done", file=sys.stderr)
-    return 1 if len(done) < len(found) else 0
+    return measured(run_job, jobs, arguments, rows_of)
 
 
 if __name__ == "__main__":

@@ -6,12 +6,13 @@ import argparse
 import contextlib
 import dataclasses
 import json
+import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from processes import add_flags
+from processes import add_flags, run_all
 
 
 def add_long_flag(parser: argparse.ArgumentParser) -> None:
@@ -45,6 +46,41 @@ def add_trial_flags(parser: argparse.ArgumentParser) -> None:
 def read_changes(given: Sequence[str]) -> dict[str, Any]:
     """Values by their dotted names."""
     return {name: json.loads(value) for name, _, value in (one.partition("=") for one in given)}
+
+
+def tell(one: dict[str, Any], seconds: float) -> None:
+    """A line of a run that ended."""
+    print(json.dumps({**one, "at": round(seconds)}), file=sys.stderr, flush=True)
+
+
+def measured(
+    run_job: Callable[[dict[str, Any]], dict[str, Any]],
+    jobs: list[dict[str, Any]],
+    arguments: argparse.Namespace,
+    rows_of: Callable[[list[dict[str, Any]], str], list[dict[str, Any]]],
+) -> int:
+    """Runs the jobs and writes the rows that are whole, unless it was a trial; the exit status.
+
+    Args:
+        run_job: A job's work, in another process.
+        jobs: What to run.
+        arguments: Of ``add_trial_flags``, and ``validation_only``.
+        rows_of: From the runs that are done and the command to rows.
+    """
+    limits = {"seconds": arguments.seconds, "stop_after": arguments.stop_after}
+    found = run_all(run_job, jobs, arguments.jobs, tell=tell, gpus=arguments.gpus, **limits)
+    done = [one for one in found if "error" not in one]
+    if not (arguments.changes or arguments.limit or arguments.validation_only):
+        from rows import write_rows
+
+        made = rows_of(done, "python " + " ".join(sys.argv))
+        if made:
+            print(f"{len(made)} rows written to {write_rows('speech', made)}")
+        for one in made:
+            print(one["what"], one["value"], "+-", one["spread"], one["peers"])
+    if len(done) < len(jobs):
+        print(f"{len(jobs) - len(done)} of {len(jobs)} runs failed or are not done", file=sys.stderr)
+    return 1 if len(done) < len(found) else 0
 
 
 def changed(configs: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

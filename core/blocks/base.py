@@ -360,6 +360,24 @@ def check_lengths(lengths: Tensor, batch: int, length: int, *, synchronize: bool
     return lengths.long()
 
 
+def count_heads(d_inner: int, head_dim: int, n_groups: int) -> int:
+    """How many heads share ``d_inner`` channels (``expand * d_model``).
+
+    Raises:
+        ValueError: If the channels don't come out even in heads, or the heads in groups.
+    """
+    if d_inner % head_dim:
+        raise ValueError(
+            f"head_dim: d_inner={d_inner} (expand * d_model) is not divisible by head_dim={head_dim}"
+        )
+    n_heads = d_inner // head_dim
+    if n_heads % n_groups:
+        raise ValueError(
+            f"n_groups: n_heads={n_heads} (d_inner / head_dim) is not divisible by n_groups={n_groups}"
+        )
+    return n_heads
+
+
 def forbids_waiting(x: Tensor) -> bool:
     """Whether a value of ``x`` may not be read on the CPU now: a CUDA graph is recorded, or soon will be."""
     return x.is_cuda and (

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mambakit.core import init
-from mambakit.core.blocks.base import Block, Context, plain_linear
+from mambakit.core.blocks.base import Block, Context, count_heads, plain_linear
 from mambakit.core.blocks.ragged import finished_dt, last_inputs
 from mambakit.core.blocks.registry import register_block
 from mambakit.core.state import State
@@ -87,16 +87,7 @@ class Mamba2(Block):
         for name in ("d_model", "d_inner", "d_state", "d_conv", "head_dim", "n_groups"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
-        if self.d_inner % head_dim:
-            raise ValueError(
-                f"head_dim: d_inner={self.d_inner} (expand * d_model) is not divisible by head_dim={head_dim}"
-            )
-        self.n_heads = self.d_inner // head_dim
-        if self.n_heads % n_groups:
-            raise ValueError(
-                f"n_groups: n_heads={self.n_heads} (d_inner / head_dim) is not divisible "
-                f"by n_groups={n_groups}"
-            )
+        self.n_heads = count_heads(self.d_inner, head_dim, n_groups)
         self.norm_before_gate = norm_before_gate
         self.norm_eps = norm_eps
         self.chunk_size = chunk_size

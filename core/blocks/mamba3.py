@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mambakit.core import init
-from mambakit.core.blocks.base import Block, Context
+from mambakit.core.blocks.base import Block, Context, count_heads
 from mambakit.core.blocks.norm import RMSNorm
 from mambakit.core.blocks.ragged import finished_dt
 from mambakit.core.blocks.registry import register_block
@@ -88,16 +88,7 @@ class Mamba3(Block):
         for name in ("d_model", "d_inner", "d_state", "head_dim", "n_groups", "mimo_rank"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
-        if self.d_inner % head_dim:
-            raise ValueError(
-                f"head_dim: d_inner={self.d_inner} (expand * d_model) is not divisible by head_dim={head_dim}"
-            )
-        self.n_heads = self.d_inner // head_dim
-        if self.n_heads % n_groups:
-            raise ValueError(
-                f"n_groups: n_heads={self.n_heads} (d_inner / head_dim) is not divisible "
-                f"by n_groups={n_groups}"
-            )
+        self.n_heads = count_heads(self.d_inner, head_dim, n_groups)
         if not 0 <= rope_fraction <= 1:
             raise ValueError(f"rope_fraction: expected a number in [0, 1], got {rope_fraction}")
         if decay not in ("heavy_tail", "softplus"):
