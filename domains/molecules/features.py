@@ -14,6 +14,7 @@ from rdkit import Chem, DataStructs, rdBase
 from rdkit.Chem import Descriptors, rdFingerprintGenerator
 
 from mambakit.domains.molecules.neighbours import TrainingSet
+from mambakit.domains.molecules.processes import in_chunks
 
 # The largest descriptor that counts as finite: Ipc grows beyond float32 with the size of a molecule.
 _LARGEST = 1e6
@@ -49,12 +50,7 @@ def descriptors(mols: Sequence[Chem.Mol], *, n_jobs: int = 1) -> NDArray[np.floa
 
 
 def _rows_of(mols: list[Chem.Mol], n_jobs: int) -> NDArray[np.float64]:
-    if n_jobs == 1 or len(mols) < 2 * _CHUNK:
-        return _descriptor_rows(mols)
-    import joblib
-
-    chunks = [mols[start : start + _CHUNK] for start in range(0, len(mols), _CHUNK)]
-    return np.concatenate(joblib.Parallel(n_jobs)(joblib.delayed(_descriptor_rows)(one) for one in chunks))
+    return np.concatenate(in_chunks(_descriptor_rows, mols, size=_CHUNK, n_jobs=n_jobs))
 
 
 def _clipped(values: NDArray[np.float64]) -> NDArray[np.float64]:

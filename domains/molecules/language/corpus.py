@@ -13,10 +13,10 @@ from mambakit.core.errors import DataError
 from mambakit.core.training.devices import n_cores
 from mambakit.domains.molecules.language.config import CorpusConfig
 from mambakit.domains.molecules.molecules import LEFT_OUT, Molecules
+from mambakit.domains.molecules.processes import in_chunks
 from mambakit.domains.molecules.structures import canonical, leaves
 from mambakit.domains.molecules.tokenizer import TOKENIZERS, SmilesTokenizer
 
-# Below twice so many, processes take longer to begin than to work.
 _CHUNK = 10_000
 
 
@@ -119,12 +119,7 @@ def rewritten(smiles: str, seed: int) -> str:
 
 
 def _canonical_all(smiles: list[str]) -> list[str]:
-    if len(smiles) < 2 * _CHUNK:
-        return [canonical(one) for one in smiles]
-    import joblib
-
-    chunks = [smiles[start : start + _CHUNK] for start in range(0, len(smiles), _CHUNK)]
-    made = joblib.Parallel(min(8, n_cores()))(joblib.delayed(_canonical_each)(one) for one in chunks)
+    made = in_chunks(_canonical_each, smiles, size=_CHUNK, n_jobs=min(8, n_cores()))
     return [one for chunk in made for one in chunk]
 
 
