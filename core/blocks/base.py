@@ -307,14 +307,7 @@ def plain_linear(modules: Mapping[str, nn.Module | None], *names: str) -> list[d
 def plain_parameters(
     modules: Mapping[str, nn.Module | None], kind: type[nn.Module], own: set[str], *names: str
 ) -> list[dict[str, Any]] | None:
-    """The parameters of each of these modules if calling it is what its ``kind`` does with them, else None.
-
-    Args:
-        modules: By name.
-        kind: The modules' very class.
-        own: The names of its parameters.
-        names: Which modules.
-    """
+    """As ``plain_linear``, of modules of the very class ``kind``, whose parameters are ``own``."""
     if (
         torch.compiler.is_compiling()
         or hooks_of_all._global_forward_hooks
