@@ -6,16 +6,17 @@
 
 Mamba-1, -2 and -3, a hybrid, attention and an LSTM of about 65,000 parameters (within 5 %, beside embedding
 and logits), two mixing layers each, on the tasks of mambakit.core.known_tasks; known_tasks_runs.py has the
-sizes, in ``PLANS`` and ``NETWORKS``. All train alike: AdamW, batches of 64 new rows, sequences that grow to
-the trained length. The learning rate is chosen from ``--lrs`` for every task and network on the first seed,
-by accuracy in validation (then by loss); weights are those of the lowest validation loss; the test's rows are
-drawn anew and looked at once. Streams are read in pieces with the state carried, up to 1,048,576 tokens; what
-has attention reads them whole, up to 16,384.
+sizes, in ``PLANS`` and ``NETWORKS``. All train alike: AdamW, batches of 64 new rows, which grow to the
+trained length. The learning rate is chosen from ``--lrs`` for every task and network on the first seed, by
+accuracy in validation (then by loss); weights are those of the lowest validation loss; the test's rows are
+drawn anew and looked at once. Streams are read in pieces with the state carried, up to 1,048,576 tokens;
+what has attention reads them whole, up to 16,384.
 
 Rows: ``core/TASK/accuracy/NETWORK`` at the trained length, ``.../L<tokens>`` beyond it; beside them chance,
 what is published of that kind of network as far as it is a number, and in the unit in words. Writes
-results/known-tasks.json and ``--picture``. A run of the journal is taken for the same settings and commit.
-Runs with ``--steps``, ``--rows`` or ``--longest`` write no rows.
+results/known-tasks.json and ``--picture``. A run of the journal is taken for the same settings and commit;
+``--only-journal`` takes those of any commit, so that rows and picture can be made elsewhere, or of fewer
+``--seeds`` where time was short. Runs with ``--steps``, ``--rows`` or ``--longest`` write no rows.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ def first_jobs(arguments: argparse.Namespace) -> list[Job]:
     from rows import commit
 
     common = {"steps": arguments.steps, "rows": arguments.rows, "longest": arguments.longest}
-    tasks = sorted(arguments.tasks, key=lambda task: -PLANS[task].train_lengths[-1])
+    tasks = sorted(arguments.tasks, key=lambda task: -PLANS[task].trained_length)
     networks = sorted(arguments.networks, key=lambda network: network != "lstm")
     return [
         {"task": task, "network": network, "seed": arguments.seeds[0], "lrs": arguments.lrs, **common}
@@ -94,8 +95,9 @@ class Stages:
         known: list[Job] = []
         if self.journal is not None and self.journal.exists():
             known = [json.loads(line) for line in self.journal.read_text().splitlines()]
-        done = [one for one in known if any(job.items() <= one.items() for job in jobs)]
-        wanted = [job for job in jobs if not any(job.items() <= one.items() for one in done)]
+        if self.arguments.only_journal:
+            jobs = [{key: value for key, value in job.items() if key != "commit"} for job in jobs]
+        wanted = [job for job in jobs if _latest(job, known) is None]
         if not self.arguments.only_journal:
             spent = time.time() - self.began  # limits are those of both stages together
             ran = run_all(
@@ -107,9 +109,10 @@ class Stages:
                 seconds=self.arguments.seconds - spent,
                 stop_after=self.arguments.stop_after - spent,
             )
-            done += [one for one in ran if "error" not in one]
+            known += [one for one in ran if "error" not in one]
+        done = [one for job in jobs if (one := _latest(job, known)) is not None]
         self.left += len(jobs) - len(done)
-        return sorted(done, key=lambda one: [job.items() <= one.items() for job in jobs].index(True))
+        return done
 
     def tell(self, one: Job, seconds: float) -> None:
         """A line of a run that ended, and one for the journal."""
@@ -123,6 +126,11 @@ class Stages:
         shown = ("task", "network", "seed", "lr", "validation", "test", "seconds")
         line = {key: one[key] for key in shown} | {"at": round(seconds)}
         print(json.dumps(line), file=sys.stderr, flush=True)
+
+
+def _latest(job: Job, known: Sequence[Job]) -> Job | None:
+    """The last of the runs that are as the job asks."""
+    return next((one for one in reversed(known) if job.items() <= one.items()), None)
 
 
 def grouped(found: Sequence[Job], seeds: Sequence[int]) -> dict[tuple[str, str], list[Job]]:
@@ -158,6 +166,7 @@ def result_rows(groups: dict[tuple[str, str], list[Job]], seeds: Sequence[int]) 
                     spread=round(statistics.pstdev(values), 4),
                     seeds=list(seeds),
                 )
+                | {key: own[0][key] for key in ("commit", "machine", "date")}
             )
     return made
 

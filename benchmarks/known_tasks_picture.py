@@ -40,7 +40,7 @@ def draw(groups: Groups, path: Path) -> None:
             axis.set_ylim(-0.02, 1.04)
             tidy(axis)
         tested.set_xscale("log", base=2)
-        tested.set_title(f"{task}: trained at {PLANS[task].train_lengths[-1]}", fontsize=9, loc="left")
+        tested.set_title(f"{task}: trained at {PLANS[task].trained_length}", fontsize=9, loc="left")
         tested.set_xlabel("tokens of the test", fontsize=8)
         learnt.set_xlabel("optimizer steps", fontsize=8)
     above[0].set_ylabel("accuracy, mean and range of seeds", fontsize=8)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import datetime
 import tempfile
 import time
 from dataclasses import dataclass
@@ -41,13 +42,23 @@ Job = dict[str, Any]
 class Plan:
     """A task as it is trained and tested."""
 
-    task: KnownTask
-    train_lengths: tuple[int, ...]
-    """In turn over the first three quarters of the steps, each as long; the last one is validated."""
+    stages: tuple[tuple[KnownTask, int], ...]
+    """What is trained on, and at which length: in turn over the first three quarters of the steps, each as
+    long. The last is the task that is validated and tested."""
     test_lengths: tuple[int, ...]
-    """The first is the last of those trained on."""
+    """The first is that of the last stage."""
     steps: int
     """Optimizer steps."""
+
+    @property
+    def task(self) -> KnownTask:
+        """The task itself."""
+        return self.stages[-1][0]
+
+    @property
+    def trained_length(self) -> int:
+        """Of the last stage."""
+        return self.stages[-1][1]
 
     @property
     def measured(self) -> KnownTask:
@@ -57,14 +68,28 @@ class Plan:
         return self.task
 
 
+def _of(task: KnownTask, *lengths: int) -> tuple[tuple[KnownTask, int], ...]:
+    return tuple((task, length) for length in lengths)
+
+
 PLANS = {
-    "selective-copying": Plan(SelectiveCopying(), (32, 64, 96, 128), (128, 512), 3000),
-    "induction": Plan(Induction(), (32, 64, 128, 256), (256, *(1 << i for i in range(10, 21, 2))), 4000),
-    "recall": Plan(AssociativeRecall(), (64, 128), (128, 256), 3000),
-    "parity": Plan(Parity(), (8, 16, 32, 64), (64, 256, 1024), 2000),
-    "arithmetic": Plan(ModularArithmetic(), (8, 16, 32, 64), (64, 256, 1024), 3000),
-    "pixels": Plan(PermutedPixels(jitter=1), (256,), (256,), 3000),
-    "needle": Plan(Needle(), (64, 128, 256, 512), (512, 4096, 16384, 65536), 4000),
+    "selective-copying": Plan(
+        (*((SelectiveCopying(n_copied=n), 8 * n) for n in (2, 4)), *_of(SelectiveCopying(), 64, 128)),
+        (128, 512),
+        3000,
+    ),
+    "induction": Plan(
+        _of(Induction(), 32, 64, 128, 256), (256, *(1 << bits for bits in range(10, 21, 2))), 4000
+    ),
+    "recall": Plan(tuple((AssociativeRecall(n), 8 * n) for n in (2, 4, 8, 16)), (128, 256), 4000),
+    "parity": Plan(_of(Parity(), 8, 16, 32, 64), (64, 256, 1024), 2000),
+    "arithmetic": Plan(_of(ModularArithmetic(), 8, 16, 32, 64), (64, 256, 1024), 3000),
+    "pixels": Plan(_of(PermutedPixels(jitter=1), 256), (256,), 3000),
+    "needle": Plan(
+        (*((Needle(n_needles=n), 64 * n) for n in (1, 2)), *_of(Needle(), 256, 512)),
+        (512, 4096, 16384, 65536),
+        4000,
+    ),
 }
 
 # Two layers that mix tokens, 64 channels wide, and about 65,000 parameters beside embedding and logits.
@@ -138,7 +163,7 @@ class Answers(pl.LightningModule):
 
 
 class Training(Dataset[Drawn]):
-    """New rows for every step, of the plan's lengths in turn."""
+    """New rows for every step, of the plan's stages in turn."""
 
     def __init__(self, plan: Plan, steps: int, rows: int, seed: int) -> None:
         self.plan, self.steps, self.rows, self.seed = plan, steps, rows, seed
@@ -147,18 +172,19 @@ class Training(Dataset[Drawn]):
         return self.steps
 
     def __getitem__(self, step: int) -> Drawn:
-        lengths = self.plan.train_lengths
-        turn = min(len(lengths) - 1, len(lengths) * 4 * step // (3 * self.steps))
+        n_stages = len(self.plan.stages)
+        turn = min(n_stages - 1, n_stages * 4 * step // (3 * self.steps))
+        task, length = self.plan.stages[turn]
         # of no validation or test, whose seeds are small
         generator = torch.Generator().manual_seed((1 + self.seed << 32) + step)
-        return self.plan.task.draw(self.rows, lengths[turn], generator)
+        return task.draw(self.rows, length, generator)
 
 
 class Validation(Dataset[Drawn]):
     """The same rows every time, in batches."""
 
     def __init__(self, plan: Plan, rows: int, seed: int) -> None:
-        drawn = plan.measured.draw(rows, plan.train_lengths[-1], torch.Generator().manual_seed(seed))
+        drawn = plan.measured.draw(rows, plan.trained_length, torch.Generator().manual_seed(seed))
         self.batches = [Drawn(*pair) for pair in zip(*(one.split(128) for one in drawn), strict=True)]
 
     def __len__(self) -> int:
@@ -177,8 +203,10 @@ def run_job(job: Job) -> Job:
 
     Returns:
         The job with ``lr``, ``validation`` (accuracy), ``curve`` (steps and accuracies), ``test`` (accuracy
-        by length), ``parameters`` and ``seconds``.
+        by length), ``parameters``, ``seconds``, ``machine`` and ``date``.
     """
+    from rows import machine
+
     began = time.monotonic()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.set_num_threads(1)
@@ -193,6 +221,8 @@ def run_job(job: Job) -> Job:
         "test": _test(job, plan, model, device),
         "parameters": sum(one.numel() for one in model.backbone.parameters()),
         "seconds": round(time.monotonic() - began, 1),
+        "machine": machine(),
+        "date": datetime.date.today().isoformat(),
     }
 
 

@@ -52,7 +52,14 @@ def test_the_first_seed_chooses_the_learning_rate_and_the_journal_is_reused(
             return {**job, "error": "it broke"}
         test = {"64": 0.5 + job["seed"] / 10, "256": 0.5}
         found = {"lr": job["lrs"][-1], "validation": 0.9, "test": test, "curve": [[1, 0.5], [2, 0.9]]}
-        return {**job, **found, "seconds": 1.0, "parameters": 65000}
+        return {
+            **job,
+            **found,
+            "seconds": 1.0,
+            "parameters": 65000,
+            "machine": "far away",
+            "date": "2020-02-02",
+        }
 
     monkeypatch.setattr(benchmark, "run_all", in_this_process(run_job))
     words = ["--tasks", "parity", "--networks", "mamba3", "lstm", "--seeds", "0", "1", "2"]
@@ -69,10 +76,16 @@ def test_the_first_seed_chooses_the_learning_rate_and_the_journal_is_reused(
     assert written[0]["peers"] == {"chance": 0.5}
     assert (tmp_path / "runs/known-tasks.png").stat().st_size > 10_000
 
+    before = written.copy()
     written.clear()
-    assert benchmark.main([*words, "--only-journal"]) == 1
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr("rows.commit", lambda: "another")
+        elsewhere.setattr("rows.machine", lambda: "here")
+        assert benchmark.main([*words, "--only-journal"]) == 1
     assert len(ran) == 6
-    assert len(written) == 2
+    assert written == before
+    assert written[0]["machine"] == "far away"
+    written.clear()
     ran += [{}] * 3
     assert benchmark.main(words) == 0
     assert [(job["network"], job["seed"]) for job in ran[9:]] == [("lstm", 2)]
@@ -95,9 +108,11 @@ def test_every_plan_can_be_drawn_at_its_lengths(benchmark: ModuleType) -> None:
     import torch
 
     for plan in benchmark.PLANS.values():
-        assert plan.test_lengths[0] == plan.train_lengths[-1]
-        for length in (*plan.train_lengths, *plan.test_lengths[:3]):
-            assert plan.measured.draw(2, length, torch.Generator().manual_seed(0)).ids.shape == (2, length)
+        assert plan.test_lengths[0] == plan.trained_length
+        assert {task.n_ids for task, _ in plan.stages} == {plan.task.n_ids}
+        measured = [(plan.measured, length) for length in plan.test_lengths[:3]]
+        for task, length in (*plan.stages, *measured):
+            assert task.draw(2, length, torch.Generator().manual_seed(0)).ids.shape == (2, length)
 
 
 @pytest.mark.slow
