@@ -115,6 +115,25 @@ def test_every_plan_can_be_drawn_at_its_lengths(benchmark: ModuleType) -> None:
             assert task.draw(2, length, torch.Generator().manual_seed(0)).ids.shape == (2, length)
 
 
+def test_training_goes_through_the_stages_with_new_rows_at_every_step(benchmark: ModuleType) -> None:
+    runs = importlib.import_module("known_tasks_runs")
+    plan = benchmark.PLANS["recall"]
+    drawn = [runs.Training(plan, 16, 3, seed=1)[step].ids for step in range(16)]
+    again = [runs.Training(plan, 16, 3, seed=1)[step].ids for step in range(16)]
+    assert all((one == other).all() for one, other in zip(drawn, again, strict=True))
+    assert [one.shape[1] for one in drawn] == [16] * 3 + [32] * 3 + [64] * 3 + [128] * 7
+    rows = {tuple(row) for ids in drawn for row in ids.tolist()}
+    other = {
+        tuple(row) for step in range(16) for row in runs.Training(plan, 16, 3, seed=2)[step].ids.tolist()
+    }
+    assert len(rows) == len(other) == 48
+    validation = {
+        tuple(row) for batch in runs.Validation(plan, 48, seed=2).batches for row in batch.ids.tolist()
+    }
+    assert not rows & other
+    assert not (rows | other) & validation
+
+
 @pytest.mark.slow
 def test_a_tiny_run_from_the_command_line(
     benchmark: ModuleType,
