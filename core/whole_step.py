@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mambakit.core.backbone import Backbone
 from mambakit.core.blocks import Block, Mamba2, Mamba3
+from mambakit.core.blocks.linear import plain_linear
 from mambakit.core.state import State
 from mambakit.kernels.arrays import HAS_NUMBA
 from mambakit.kernels.backend import choose_backend
@@ -118,6 +119,9 @@ class WholeStep:
         kind = _KINDS.get(type(blocks[0]))
         if kind is None or not all(type(block) is type(blocks[0]) for block in blocks):
             return None
+        # weights are read where they lie, which of an adapted map are not all it does
+        if any(plain_linear(block._modules, "in_proj", "out_proj") is None for block in blocks):
+            return None
         every: list[nn.Module] = [first, backbone, last]
         tensors = [parameter for module in every for parameter in module.parameters()]
         plain = all(
@@ -127,7 +131,7 @@ class WholeStep:
         alike = len({(kind.sizes(block), block.dt_limit) for block in blocks}) == 1
         config = backbone.config
         unscaled = all(config.scale_of(layer) == 1.0 for layer in config.layers)
-        if not (plain and alike and unscaled) or config.learn_initial_state:
+        if not (plain and alike and unscaled) or any("initial" in block._modules for block in blocks):
             return None
         if choose_backend("ssd", None, torch.device("cpu")) != "portable":
             return None

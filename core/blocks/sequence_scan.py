@@ -43,6 +43,7 @@ class SequenceScan(Block):
     """
 
     causal = False
+    projections = ("merge.out_proj",)
 
     def __init__(
         self,

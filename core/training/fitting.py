@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import dataclasses
 import datetime
 import logging
 import signal
@@ -20,6 +21,8 @@ import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from torch.utils.data import DataLoader
 
+from mambakit.core.adaptation.config import AdaptConfig
+from mambakit.core.adaptation.of_training import begin_adapting
 from mambakit.core.errors import UserError
 from mambakit.core.training.averaging import AVERAGED, KeptCheckpoints, averaged_weights
 from mambakit.core.training.callbacks import AveragedWeights, EpochSeed, MetricsFile, Progress, StopOnNaN
@@ -61,6 +64,9 @@ def fit(
 ) -> FitResult:
     """Trains ``task`` and loads the best checkpoint's weights back into it.
 
+    With ``config.adapt`` its model begins as the base, few of its parameters learn, and it is plain again at
+    the end.
+
     A run that was killed continues from its folder's last checkpoint; one that had finished is not
     trained again: its best weights are loaded and its result is returned.
 
@@ -77,11 +83,18 @@ def fit(
 
     Raises:
         UserError: If the loss is no longer a number, the device is not there, there is nothing to train
-            on, or the folder holds another run.
+            on, the folder holds another run, or there is no base to adapt or it does not fit.
+        UsageError: If the model has no place for what is to be adapted.
     """
     if not run.started:
         run.start(config, seed=config.seed)
     _refuse_empty(train_loader, val_loader)
+    if config.adapt.kind != "none":
+        make_plain = begin_adapting(task, config.adapt)
+        whole = dataclasses.replace(config, adapt=AdaptConfig())
+        result = fit(task, train_loader, val_loader, whole, run, monitor, mode)
+        make_plain()
+        return result
     if run.result is not None:
         return _take_up_finished(task, run)
     seed_everything(config.seed)
