@@ -125,9 +125,7 @@ class HubModel(PyTorchModelHubMixin, library_name="mambakit", model_card_templat
         folder = Path(save_directory)
         adapted = record_of(cast(nn.Module, self))
         if adapted is not None and not adapted.merged:
-            raise UsageError(
-                "save_pretrained: the model is adapted; merge it first, or use save_adapter"
-            )
+            raise UsageError("save_pretrained: the model is adapted; merge it first, or use save_adapter")
         if adapted is None:
             remove_adapter(folder / _ADAPTER)  # of the model that was there
         if config is None:

@@ -9,14 +9,15 @@ from __future__ import annotations
 import importlib
 import re
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import Any
 
 from torch import nn
 
 from mambakit.core.adaptation.config import AdaptConfig
 from mambakit.core.errors import UserError
+from mambakit.core.torchaudio_parts import torchaudio
 
 
 def add_low_rank(model: nn.Module, names: Sequence[str], config: AdaptConfig) -> list[nn.Parameter]:
@@ -52,6 +53,7 @@ def fold_low_rank(model: nn.Module) -> None:
             if _is_adapted(child):
                 child.merge(safe_merge=True)  # type: ignore[operator]
                 setattr(parent, name, child.get_base_layer())  # type: ignore[operator]
+    model.__dict__.pop("peft_config", None)
 
 
 def _is_adapted(module: nn.Module) -> bool:
@@ -62,31 +64,12 @@ def _is_adapted(module: nn.Module) -> bool:
 
 def _peft() -> Any:
     try:
-        if "peft" in sys.modules:
-            return sys.modules["peft"]
-        with _hidden_if_broken(
-            "torchaudio"
-        ):  # which transformers, and so peft, imports where it is installed
-            return importlib.import_module("peft")
+        if "peft" not in sys.modules and find_spec("torchaudio") is not None:
+            torchaudio()  # transformers, and so peft, imports it where it is, and fails where it does
+        return importlib.import_module("peft")
     except ModuleNotFoundError as error:
+        if error.name != "peft":
+            raise
         raise UserError(
-            f"adapt.kind: lora and dora need the package {error.name}; "
-            "install it with pip install 'mambakit[adapt]'"
+            "adapt.kind: lora and dora need peft; install it with pip install 'mambakit[adapt]'"
         ) from error
-
-
-@contextmanager
-def _hidden_if_broken(name: str) -> Iterator[None]:
-    """As if a package that cannot be loaded, for a library that it lacks, were not installed."""
-    try:
-        importlib.import_module(name)
-    except (ImportError, OSError):
-        for made in [one for one in sys.modules if one == name or one.startswith(f"{name}.")]:
-            del sys.modules[made]
-        sys.modules[name] = None  # type: ignore[assignment]
-        try:
-            yield
-        finally:
-            del sys.modules[name]
-    else:
-        yield

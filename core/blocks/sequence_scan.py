@@ -43,7 +43,6 @@ class SequenceScan(Block):
     """
 
     causal = False
-    projections = ("merge.out_proj",)
 
     def __init__(
         self,
