@@ -118,14 +118,13 @@ def _begin(model: nn.Module, config: AdaptConfig) -> tuple[list[nn.Parameter], s
 
 
 def _parts(model: nn.Module, names: list[str]) -> list[nn.Parameter]:
-    modules, found = dict(model.named_modules()), []
-    parameters = dict(model.named_parameters())
+    found: list[nn.Parameter] = []
     for name in names:
-        if name in parameters:
-            found.append(parameters[name])
-        elif name in modules and list(modules[name].parameters()):
-            found += modules[name].parameters()
-        else:
+        parts = [part for path, part in model.named_modules() if f".{path}".endswith(f".{name}")]
+        inside = [parameter for part in parts for parameter in part.parameters()]
+        own = [one for path, one in model.named_parameters() if f".{path}".endswith(f".{name}")]
+        found += [*inside, *own]
+        if not inside and not own:
             has = ", ".join(child for child, _ in model.named_children())
             raise UsageError(f"adapt.also: {type(model).__name__} has no part {name!r}; it has {has}")
     return found

@@ -28,7 +28,7 @@ class AdaptConfig:
     tokens: int = 16
     """Vectors of prefix."""
     also: list[str] | None = None
-    """Parts of the model that learn whole, by name, such as its head."""
+    """Parts of the model that learn whole, all of a name, such as head."""
 
     def __post_init__(self) -> None:
         for name in ("rank", "tokens"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,16 +10,20 @@ from torch import nn
 
 from mambakit.core.adaptation.adapting import adapt, merge
 from mambakit.core.adaptation.config import AdaptConfig
+from mambakit.core.adaptation.record import Learning
 from mambakit.core.errors import DataError, UsageError
 from mambakit.core.hub import WEIGHTS_FILE, HubModel, load_weights
 
 
-def begin_adapting(task: nn.Module, config: AdaptConfig) -> Callable[[], None]:
-    """Give the model of a task the weights of its base and adapt it; what is returned makes it plain again.
+def begin_adapting(task: nn.Module, config: AdaptConfig) -> tuple[Learning, Callable[[], None]]:
+    """Give the model of a task the weights of its base and adapt it.
 
     Args:
         task: Holds one model that is saved as a folder.
         config: With a kind and a base.
+
+    Returns:
+        How much learns, and what makes the model plain again.
 
     Raises:
         UsageError: If the base is not named, the kind has no place in the model, or the task has no model.
@@ -39,8 +42,7 @@ def begin_adapting(task: nn.Module, config: AdaptConfig) -> Callable[[], None]:
         load_weights(model, Path(config.base) / WEIGHTS_FILE)
     except DataError as error:
         raise DataError(f"adapt.base: {error}") from error
-    print(f"adapting {config.base}: {adapt(model, config)}", file=sys.stderr)
-    return lambda: merge(model)
+    return adapt(model, config), lambda: merge(model)
 
 
 def _check_vocabulary(base: Any, model: Any, folder: str) -> None:

@@ -90,7 +90,8 @@ def fit(
         run.start(config, seed=config.seed)
     _refuse_empty(train_loader, val_loader)
     if config.adapt.kind != "none":
-        make_plain = begin_adapting(task, config.adapt)
+        learning, make_plain = begin_adapting(task, config.adapt)
+        print(f"adapting {config.adapt.base}: {learning}", file=sys.stderr)
         whole = dataclasses.replace(config, adapt=AdaptConfig())
         result = fit(task, train_loader, val_loader, whole, run, monitor, mode)
         make_plain()
@@ -178,8 +179,19 @@ def fit(
     return result
 
 
-def load_weights(task: pl.LightningModule, checkpoint: Path) -> None:
-    """Loads a checkpoint's weights (the averaged ones, if it has them) without unpickling anything else."""
+def load_weights(task: pl.LightningModule, checkpoint: Path, adapt: AdaptConfig | None = None) -> None:
+    """Loads a checkpoint's weights (the averaged ones, if it has them) without unpickling anything else.
+
+    Args:
+        task: As it was before training.
+        checkpoint: Of a run.
+        adapt: What the run adapted, if anything; the task's model is plain in the end.
+    """
+    if adapt is not None and adapt.kind != "none":
+        _, make_plain = begin_adapting(task, adapt)
+        load_weights(task, checkpoint)
+        make_plain()
+        return
     state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
     task.load_state_dict(state)
 
