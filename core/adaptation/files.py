@@ -64,7 +64,8 @@ def save_adapter(model: nn.Module, folder: str | os.PathLike[str], *, base: str 
 def remove_adapter(folder: Path) -> None:
     """Remove what ``save_adapter`` wrote, and nothing else."""
     for name in (CONFIG_FILE, WEIGHTS_FILE):
-        (folder / name).unlink(missing_ok=True)
+        if (folder / name).is_file():
+            (folder / name).unlink()
 
 
 def load_adapter(model: nn.Module, folder: str | os.PathLike[str]) -> AdaptConfig:

@@ -48,7 +48,7 @@ def begin_adapting(task: nn.Module, config: AdaptConfig) -> tuple[Learning, Call
 def _check_vocabulary(base: Any, model: Any, folder: str) -> None:
     """Rows of an embedding must mean what they meant: as many words need not be the same ones."""
     before, now = getattr(base, "tokenizer", None), getattr(model, "tokenizer", None)
-    if not any(hasattr(now, name) for name in ("n_ids", "items")) or before is None:
+    if before is None or now is None or not any(hasattr(now, name) for name in ("n_ids", "items")):
         return
     if before.state() != now.state():
         raise DataError(

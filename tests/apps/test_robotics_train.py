@@ -121,4 +121,4 @@ def test_few_parameters_of_a_saved_policy_learn(
         for name, one in whole.state_dict().items():
             assert torch.equal(one, base.state_dict()[name]), name
     acted = ["rollout", "--model", tmp_path / "run", "--output", tmp_path / "e.npz", "--max-steps", 3]
-    assert run(capsys, *acted)["length"] == 3
+    assert np.isfinite(run(capsys, *acted)["return"])
