@@ -44,8 +44,8 @@ def make(
     """An environment by gymnasium's id; ``module:Name-v0`` imports the module that registers it first.
 
     Its observations are dictionaries: ``state`` (d,) float32, with ``image`` (h, w, 3) uint8 and ``goal``
-    (g,) float32 where there are any. Observations that are choices become one-hot states. Actions are a vector
-    of numbers or one choice that counts from 0; several choices at once are one among all combinations.
+    (g,) float32 where there are any. Observations that are choices become one-hot states. Actions are a
+    vector of numbers, or one choice that counts from 0: several at once are one among all combinations.
 
     Args:
         seed: What the first reset uses if it names no seed of its own.

@@ -57,7 +57,9 @@ class Switches(gymnasium.Env[Any, Any]):
 
     def right(self) -> Any:
         first, second = int(self.ways[0]), int(self.ways[1])
-        return np.array([first, second + 1]) if self.action_space == TWO else np.int64(10 + first * 3 + second)
+        return (
+            np.array([first, second + 1]) if self.action_space == TWO else np.int64(10 + first * 3 + second)
+        )
 
     def _shown(self) -> Any:
         self.ways = self.np_random.integers(0, [2, 3])
@@ -114,7 +116,7 @@ def test_a_recorded_choice_that_there_is_not_leaves_its_episode_out(tmp_path: Pa
     write(tmp_path, Switches("one"), 4, wrong=2)
     found = load_episodes(tmp_path)
     assert len(found) == 3
-    (name, reason), = found.left_out
+    ((name, reason),) = found.left_out
     assert name == "episode 2"
     assert "not in Discrete" in reason
     write(tmp_path / "other", Switches("one"), 1, space=spaces.MultiBinary(20))
