@@ -166,9 +166,8 @@ def collect_job(job: Job) -> Job:
         ars = preset(job["env"])
         if job["limit"]:
             ars = dataclasses.replace(ars, steps=8_000)
-        config = CollectConfig(
-            job["env"], job["level"], job["episodes"], job["seed"], image_size=job.get("image_size")
-        )
+        options = {name: job[name] for name in ("image_size", "noise") if name in job}
+        config = CollectConfig(job["env"], job["level"], job["episodes"], job["seed"], **options)
         collect(config, _cast(job, ars), folder)
     totals = load_episodes(folder).totals
     said = {"episodes": len(totals), "mean": float(np.mean(totals)), "best": float(np.max(totals))}

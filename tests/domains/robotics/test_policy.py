@@ -155,23 +155,25 @@ def test_words_are_hashed_the_same_everywhere_and_unknown_ones_are_known_to_be()
     [
         ({"kind": "bc-mlp"}, {}),
         ({"tokens": "three", "horizon": 6}, {"discrete": True}),
-        pytest.param({"chunk": 2, "patch": 4}, {"image": True, "asked": True}, marks=pytest.mark.slow),
+        pytest.param(
+            {"chunk": 2, "ensemble": None, "patch": 4}, {"image": True, "asked": True}, marks=pytest.mark.slow
+        ),
     ],
 )
 def test_learns_and_comes_back_from_its_folder(
     tmp_path: Path, options: dict[str, Any], data: dict[str, Any]
 ) -> None:
-    episodes = made_episodes(48, **data)
+    # pictures that are noise beside the state: of a few hundred steps they would be learned by heart
+    pictures = bool(data.get("image"))
+    episodes = made_episodes(400 if pictures else 48, **data)
     parts = read_parts(episodes, seed=0)
     shape = PolicyConfig(**(SMALL | {"dropout": 0.0} | options))
     run = RunFolder(tmp_path / "run")
-    # the pictures are noise beside the state, and it takes longer to learn that
-    longer = {"max_epochs": 30, "max_steps": 150, "lr": 3e-3} if data.get("image") else {}
+    longer = {"max_epochs": 30, "max_steps": 150, "lr": 3e-3} if pictures else {}
     policy, result = train_policy(episodes, parts, run, shape, dataclasses.replace(FEW, **longer))
     assert result.steps == longer.get("max_steps", 60)
     error = action_error(policy, parts.test)
-    least = error["wrong"] if data.get("discrete") else error["scaled_mse"]
-    assert least < (0.9 if data.get("image") else 0.3)
+    assert error["wrong" if data.get("discrete") else "scaled_mse"] < (0.1 if pictures else 0.3)
     found = policies_in(tmp_path / "run")
     assert list(found) == ["best", "last"]
     shown = {name: values[0] for name, values in episodes.episodes[0].observations.items()}
