@@ -140,7 +140,7 @@ def test_killed_with_sigkill_nothing_is_lost_and_nothing_asked_twice(
     def begin(name: str) -> subprocess.Popen[bytes]:
         script = "import sys; from mambakit.apps.molecules import main; sys.exit(main(sys.argv[1:]))"
         return subprocess.Popen(
-            [sys.executable, "-P", "-c", script, "optimize", *(str(word) for word in (*words, tmp_path / name))],
+            [sys.executable, "-P", "-c", script, "optimize", *map(str, words), str(tmp_path / name)],
             env={**os.environ, "ASKED": str(tmp_path / f"{name}.asked")},
         )
 
