@@ -1,13 +1,15 @@
 """Renders the README's tables from ``benchmarks/results/*.json``: ``make tables``.
 
 A table stands between ``<!-- table: NAME -->`` and ``<!-- /table -->``; NAME is the first part of the
-rows' ``what``, and with more parts (``NAME/more``) only rows below that; several names share a table. Each
-row becomes a line: what was measured, our value with its spread, and every peer of the same run.
+rows' ``what``, and with more parts (``NAME/more``) only rows below that, or with an asterisk in place of some
+parts (``NAME/*/more``) rows that are so; several names share a table. Each row becomes a line: what was
+measured, our value with its spread, and every peer of the same run.
 """
 
 from __future__ import annotations
 
 import argparse
+import fnmatch
 import json
 import re
 import sys
@@ -16,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
-MARKED = re.compile(r"(<!-- table: (?P<name>[\w./ -]+?) -->\n)(?P<table>.*?)(<!-- /table -->)", re.DOTALL)
+MARKED = re.compile(r"(<!-- table: (?P<name>[\w./* -]+?) -->\n)(?P<table>.*?)(<!-- /table -->)", re.DOTALL)
 
 
 def read_rows(folder: Path) -> list[dict[str, Any]]:
@@ -25,10 +27,10 @@ def read_rows(folder: Path) -> list[dict[str, Any]]:
 
 
 def render(name: str, rows: Sequence[dict[str, Any]]) -> str:
-    """The Markdown table of the rows whose ``what`` begins with one of the names; empty without rows."""
-    names = [one.rstrip("/") + "/" for one in name.split()]
-    chosen = [row for one in names for row in rows if row["what"].startswith(one)]
-    head_of_all = names[0] if len(names) == 1 else names[0].partition("/")[0] + "/"
+    """The Markdown table of the rows whose ``what`` is under one of the names; empty without rows."""
+    names = [one if "*" in one else one.rstrip("/") + "/*" for one in name.split()]
+    chosen = [row for one in names for row in rows if fnmatch.fnmatchcase(row["what"], one)]
+    head_of_all = names[0].partition("*" if len(names) == 1 else "/")[0].rstrip("/") + "/"
     if not chosen:
         return ""
     peers = list(dict.fromkeys(peer for row in chosen for peer in row["peers"]))

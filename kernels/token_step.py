@@ -8,6 +8,7 @@ by op, which handles it all.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from types import ModuleType
 
 import torch
@@ -21,7 +22,7 @@ from mambakit.kernels.parallel import parallel_for
 # beyond so many weights torch's threads are worth their overhead
 _MOST_WEIGHTS = 1 << 20
 # below so many numbers of state one thread is sooner done than two have begun
-_SMALL = 1 << 15
+SMALL = 1 << 15
 # what two threads write is in cache lines of their own
 _APART = 64
 
@@ -65,7 +66,7 @@ def mamba1_token(
         ``y`` ``(1, d_model)`` and the new states; None unless all is float32, contiguous, on the CPU, of
         these shapes and small, with no gradient asked for and nothing traced.
     """
-    if _out_of_the_usual("selective_scan", x, in_weight):
+    if out_of_the_usual("selective_scan", x, in_weight):
         return None
     d_model = x.shape[1]
     d_inner, d_state = A_log.shape
@@ -96,7 +97,7 @@ def mamba1_token(
     work = torch.empty(d_inner * (5 + d_state) + dt_rank + 2 * d_state)
     _compiled().mamba1(
         *found, y.data_ptr(), next_conv.data_ptr(), next_state.data_ptr(), work.data_ptr(),
-        d_model, d_inner, d_state, dt_rank, d_conv, *_bounds(dt_limit),
+        d_model, d_inner, d_state, dt_rank, d_conv, *dt_bounds(dt_limit),
     )  # fmt: skip
     return y, next_conv, next_state
 
@@ -140,7 +141,7 @@ def mamba2_token(
     Returns:
         As ``mamba1_token``.
     """
-    if _out_of_the_usual("ssd", x, in_weight):
+    if out_of_the_usual("ssd", x, in_weight):
         return None
     d_model = x.shape[1]
     _, n_heads, head_dim, d_state = state.shape
@@ -172,7 +173,7 @@ def mamba2_token(
     _compiled().mamba2(
         *found, y.data_ptr(), next_conv.data_ptr(), next_state.data_ptr(), work.data_ptr(),
         d_model, n_heads, head_dim, d_state, n_groups, d_conv, d_columns,
-        norm_before_gate, norm_eps, *_bounds(dt_limit),
+        norm_before_gate, norm_eps, *dt_bounds(dt_limit),
     )  # fmt: skip
     return y, next_conv, next_state
 
@@ -237,22 +238,37 @@ def mamba2_mix(
     next_conv = conv_state if inplace else torch.empty_like(conv_state)
     next_state = state if inplace else torch.empty_like(state)
     y = projected.new_empty(batch, d_inner)
-    n_parts = max(1, min(torch.get_num_threads(), batch))
-    work = torch.empty(n_parts, channels + d_inner + 2 * n_heads + _APART)
-    mix, bounds = _compiled().mamba2_mix, _bounds(dt_limit)
+    mix, bounds = _compiled().mamba2_mix, dt_bounds(dt_limit)
 
-    def run(part: int) -> None:
+    def run(work: int, first: int, last: int) -> None:
         mix(
-            *found, y.data_ptr(), next_conv.data_ptr(), next_state.data_ptr(), work[part].data_ptr(),
-            batch * part // n_parts, batch * (part + 1) // n_parts,
+            *found, y.data_ptr(), next_conv.data_ptr(), next_state.data_ptr(), work, first, last,
             n_heads, head_dim, d_state, n_groups, d_conv, d_columns, norm_before_gate, norm_eps, *bounds,
         )  # fmt: skip
 
-    parallel_for(n_parts, run, small=state.numel() < _SMALL)
+    over_rows(batch, run, room=channels + d_inner + 2 * n_heads, small=state.numel() < SMALL)
     return y, next_conv, next_state
 
 
-def _out_of_the_usual(op: str, x: Tensor, in_weight: Tensor) -> bool:
+def over_rows(batch: int, run: Callable[[int, int, int], None], *, room: int, small: bool) -> None:
+    """Call ``run(work, first, last)`` for the rows in parts, on torch's threads.
+
+    Args:
+        batch: Rows.
+        run: Takes the address of memory of its own, and the part's first row and the one behind its last.
+        room: Float32 numbers of that memory.
+        small: As in ``parallel_for``.
+    """
+    n_parts = max(1, min(torch.get_num_threads(), batch))
+    work = torch.empty(n_parts, room + _APART)
+
+    def run_part(part: int) -> None:
+        run(work[part].data_ptr(), batch * part // n_parts, batch * (part + 1) // n_parts)
+
+    parallel_for(n_parts, run_part, small=small)
+
+
+def out_of_the_usual(op: str, x: Tensor, in_weight: Tensor) -> bool:
     """What ``usual_addresses`` does not see."""
     return (
         x.shape[0] != 1
@@ -262,7 +278,7 @@ def _out_of_the_usual(op: str, x: Tensor, in_weight: Tensor) -> bool:
     )
 
 
-def _bounds(dt_limit: tuple[float, float]) -> tuple[float, float]:
+def dt_bounds(dt_limit: tuple[float, float]) -> tuple[float, float]:
     low, high = check_dt_limit(dt_limit)
     return (-high, high) if low == 0.0 and high == float("inf") else (low, high)
 

@@ -301,6 +301,13 @@ def plain_linear(modules: Mapping[str, nn.Module | None], *names: str) -> list[d
 
     As far as no gradient flows; never while a graph is traced, which so does not come to depend on it.
     """
+    return plain_parameters(modules, nn.Linear, {"weight", "bias"}, *names)
+
+
+def plain_parameters(
+    modules: Mapping[str, nn.Module | None], kind: type[nn.Module], own: set[str], *names: str
+) -> list[dict[str, Any]] | None:
+    """As ``plain_linear``, of modules of the very class ``kind``, whose parameters are ``own``."""
     if (
         torch.compiler.is_compiling()
         or hooks_of_all._global_forward_hooks
@@ -311,11 +318,11 @@ def plain_linear(modules: Mapping[str, nn.Module | None], *names: str) -> list[d
     for name in names:
         module = modules.get(name)
         if (
-            type(module) is not nn.Linear
+            type(module) is not kind
             or module._forward_hooks
             or module._forward_pre_hooks
             or "forward" in module.__dict__
-            or module._parameters.keys() != {"weight", "bias"}
+            or module._parameters.keys() != own
         ):
             return None
         found.append(module._parameters)

@@ -10,13 +10,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mambakit.core import init
-from mambakit.core.blocks.base import Block, Context, count_heads
+from mambakit.core.blocks.base import Block, Context, count_heads, plain_linear, plain_parameters
 from mambakit.core.blocks.norm import RMSNorm
 from mambakit.core.blocks.ragged import finished_dt
 from mambakit.core.blocks.registry import register_block
 from mambakit.core.state import State
 from mambakit.kernels import Mamba3State, gated_rms_norm, mamba3_scan, mamba3_step
+from mambakit.kernels.mamba3_scan.token import mamba3_mix, mamba3_token
 from mambakit.kernels.semantics import state_dtype
+
+_OF_A_STEP = ("dt_bias", "A_bias", "B_bias", "C_bias", "mimo_x", "mimo_z", "mimo_o", "D")
 
 
 @register_block("mamba3")
@@ -132,6 +135,9 @@ class Mamba3(Block):
         self.D = nn.Parameter(torch.ones(n_heads))
         self.norm = RMSNorm(self.d_inner, norm_eps) if norm else None
         self.out_proj = nn.Linear(self.d_inner, d_model, bias=bias)
+        # of a block whose parameters are parametrized some are missing, and others are there
+        self._own = set(self._parameters)
+        self._norms = ("B_norm", "C_norm", "norm") if norm else ("B_norm", "C_norm")
 
     def state_shapes(self) -> dict[str, tuple[int | None, ...]]:
         return self._shapes  # type: ignore[return-value]
@@ -158,11 +164,50 @@ class Mamba3(Block):
     def mix_step(
         self, x: Tensor, state: State, inplace: bool = False, context: Context | None = None
     ) -> tuple[Tensor, State]:
-        z, arguments = self.scan_arguments(x, None if context is None else context.elapsed)
-        y, after = mamba3_step(
-            _of_kernel(state), **arguments, z=z if self.norm is None else None, inplace=inplace
-        )
+        elapsed = None if context is None else context.elapsed
+        past = _of_kernel(state)
+        options = self._of_a_step(elapsed)
+        projections = None if options is None else plain_linear(self._modules, "in_proj", "out_proj")
+        if options is not None and projections is not None:
+            in_proj, out_proj = projections
+            result = mamba3_token(
+                x,
+                past,
+                in_weight=in_proj["weight"],
+                in_bias=in_proj["bias"],
+                out_weight=out_proj["weight"],
+                out_bias=out_proj["bias"],
+                **options,
+            )
+            if result is not None:
+                return result[0], State.of(**result[1]._asdict())
+        projected = self.in_proj(x)
+        if options is not None:
+            result = mamba3_mix(projected, past, inplace=inplace, **options)
+            if result is not None:
+                return self.out_proj(result[0]), State.of(**result[1]._asdict())
+        z, arguments = self._arguments_of(projected, elapsed)
+        y, after = mamba3_step(past, **arguments, z=z if self.norm is None else None, inplace=inplace)
         return self.project_out(y, z), State.of(**after._asdict())
+
+    def _of_a_step(self, elapsed: Tensor | None) -> dict[str, Any] | None:
+        """What the compiled step takes beside the projections' weights; None of a block that was changed."""
+        # a module's attributes are slow to find
+        own: dict[str, Any] = self._parameters
+        norms = plain_parameters(self._modules, RMSNorm, {"weight"}, *self._norms)
+        if norms is None or own.keys() != self._own:
+            return None
+        return {name: own.get(name) for name in _OF_A_STEP} | {
+            "B_weight": norms[0]["weight"],
+            "C_weight": norms[1]["weight"],
+            "norm_weight": norms[2]["weight"] if len(norms) > 2 else None,
+            "elapsed": elapsed,
+            "n_groups": self.n_groups,
+            "heavy_tail": self.decay == "heavy_tail",
+            "A_floor": self.A_floor,
+            "norm_eps": self.norm_eps,
+            "dt_limit": self.dt_limit,
+        }
 
     def scan_arguments(self, x: Tensor, elapsed: Tensor | None) -> tuple[Tensor, dict[str, Any]]:
         """Gate ``(batch, length, mimo_rank, n_heads, head_dim)``, and what ``mamba3_scan`` is called with.
@@ -171,7 +216,10 @@ class Mamba3(Block):
             x: ``(batch, length, d_model)``, or ``(batch, d_model)`` of one token; so is what comes out.
             elapsed: Multiplies dt.
         """
-        z, u, B, C, dt, a, trap, angles = self.in_proj(x).split(self._split_in, dim=-1)
+        return self._arguments_of(self.in_proj(x), elapsed)
+
+    def _arguments_of(self, projected: Tensor, elapsed: Tensor | None) -> tuple[Tensor, dict[str, Any]]:
+        z, u, B, C, dt, a, trap, angles = projected.split(self._split_in, dim=-1)
         dtype = state_dtype(u)
         dt = finished_dt(dt, self.dt_bias, self.dt_limit, None, elapsed)
         z = z.unflatten(-1, (1, *self._heads))

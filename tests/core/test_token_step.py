@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from mambakit.core.blocks import Context, build_block
+from mambakit.core.blocks import Context, Mamba3, build_block
 from mambakit.kernels import token_step
+from mambakit.kernels.mamba3_scan.token import mamba3_mix, mamba3_token
 from mambakit.kernels.testing import assert_as_accurate
 
 BLOCKS = [
@@ -21,7 +22,16 @@ BLOCKS = [
     ("mamba2", {"d_state": 20, "head_dim": 8, "n_groups": 2, "bias": True, "norm": False}),
     ("mamba2", {"d_state": 3, "head_dim": 8, "n_groups": 3, "norm_before_gate": True, "conv_bias": False}),
     ("mamba2", {"head_dim": 12, "D_per_channel": True, "dt_limit": (0.0, 0.03)}),
+    ("mamba3", {"d_state": 64, "head_dim": 16}),
+    (
+        "mamba3",
+        {"d_state": 20, "head_dim": 8, "n_groups": 2, "bias": True, "decay": "softplus", "norm": True},
+    ),
+    ("mamba3", {"d_state": 18, "head_dim": 12, "rope_fraction": 1.0, "mimo_rank": 3, "dt_limit": (0.2, 1.5)}),
+    ("mamba3", {"d_state": 7, "head_dim": 24, "rope_fraction": 0.0, "mimo_rank": 2, "norm": True}),
+    ("mamba3", {"d_state": 33, "head_dim": 8, "A_init_range": (0.5, 2.0), "A_floor": 0.9}),
 ]
+ONE_EACH = [BLOCKS[0], BLOCKS[3], BLOCKS[7]]
 WIDTH = 24
 
 
@@ -58,9 +68,9 @@ def compiled_calls(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
 
         return call
 
-    for kind in ("mamba1", "mamba2"):
-        name = f"{kind}_token"
-        monkeypatch.setattr(f"mambakit.core.blocks.{kind}.{name}", spied(getattr(token_step, name)))
+    for function in (token_step.mamba1_token, token_step.mamba2_token, mamba3_token):
+        name = function.__name__
+        monkeypatch.setattr(f"mambakit.core.blocks.{name.removesuffix('_token')}.{name}", spied(function))
     return calls
 
 
@@ -91,21 +101,23 @@ def test_is_as_accurate_where_gaps_drive_the_step_size(kind, options, compiled_c
 
 @pytest.mark.parametrize("n_threads", [1, 3])
 @pytest.mark.parametrize("gaps", [False, True], ids=["even", "gaps"])
-@pytest.mark.parametrize("options", [options for kind, options in BLOCKS if kind == "mamba2"])
-def test_many_rows_between_the_projections(options, gaps, n_threads, monkeypatch):
+@pytest.mark.parametrize(("kind", "options"), [(kind, more) for kind, more in BLOCKS if kind != "mamba1"])
+def test_many_rows_between_the_projections(kind, options, gaps, n_threads, monkeypatch):
     """As accurate as op by op on any number of threads, in place or not; a new state leaves the old one."""
     pytest.importorskip("numba")
     monkeypatch.setattr(torch, "get_num_threads", lambda: n_threads)
-    monkeypatch.setattr(token_step, "_SMALL", 0)
+    monkeypatch.setattr(token_step, "SMALL", 0)
     calls = []
 
+    mix = mamba3_mix if kind == "mamba3" else token_step.mamba2_mix
+
     def spied(*args, **arguments):
-        result = token_step.mamba2_mix(*args, **arguments)
+        result = mix(*args, **arguments)
         calls.append(result is not None)
         return result
 
-    monkeypatch.setattr("mambakit.core.blocks.mamba2.mamba2_mix", spied)
-    block, x = make_block("mamba2", options), torch.randn(7, 6, WIDTH)
+    monkeypatch.setattr(f"mambakit.core.blocks.{kind}.{kind}_mix", spied)
+    block, x = make_block(kind, options), torch.randn(7, 6, WIDTH)
     elapsed = torch.rand(7, 6) * 5 if gaps else None
     actual = stream(block, x, elapsed)
     assert calls == [True] * 6
@@ -116,7 +128,7 @@ def test_many_rows_between_the_projections(options, gaps, n_threads, monkeypatch
         own = start.clone()
         same, there = block.step(x[:, 0], own, inplace=True, context=context)
     assert torch.equal(y, same)
-    for name in ("conv", "ssm"):
+    for name in start:
         assert there[name].data_ptr() == own[name].data_ptr()
         assert torch.equal(there[name], after[name])
         assert after[name].shape[-1] == 0 or not torch.equal(start[name], after[name])
@@ -127,7 +139,7 @@ def test_many_rows_between_the_projections(options, gaps, n_threads, monkeypatch
     assert_as_accurate("y", actual, exact=exact, naive=naive)
 
 
-@pytest.mark.parametrize(("kind", "options"), [BLOCKS[0], BLOCKS[3]])
+@pytest.mark.parametrize(("kind", "options"), ONE_EACH)
 def test_leaves_its_inputs_alone(kind, options, compiled_calls):
     block, x = make_block(kind, options), torch.randn(1, WIDTH)
     state = block.init_state(1).map(lambda tensor: torch.randn_like(tensor))
@@ -137,16 +149,16 @@ def test_leaves_its_inputs_alone(kind, options, compiled_calls):
         again, _ = block.step(x, state)
     assert compiled_calls == [True, True]
     assert torch.equal(y, again)
-    for name in ("conv", "ssm"):
+    for name in before:
         assert torch.equal(state[name], before[name])
         assert not torch.equal(after[name], before[name])
 
 
-@pytest.mark.parametrize(("kind", "options"), [BLOCKS[0], BLOCKS[3]])
+@pytest.mark.parametrize(("kind", "options"), ONE_EACH)
 def test_sees_weights_change(kind, options, compiled_calls):
     block, x = make_block(kind, options), torch.randn(1, 6, WIDTH)
     before = stream(block, x)
-    block.A_log.data += 0.5
+    block.D.data += 0.5
     block.in_proj.weight = nn.Parameter(block.in_proj.weight.detach().clone() * 1.5)
     after = stream(block, x)
     assert all(compiled_calls)
@@ -180,7 +192,12 @@ def parametrize_projection(block: nn.Module) -> None:
 
 
 def parametrize_own(block: nn.Module) -> None:
-    parametrize.register_parametrization(block, "A_log", Doubled())
+    parametrize.register_parametrization(block, "D", Doubled())
+
+
+def hook_a_norm(block: nn.Module) -> None:
+    norm = block.B_norm if isinstance(block, Mamba3) else block.in_proj
+    norm.register_forward_hook(lambda module, args, output: 2 * output)
 
 
 def rewrite_forward(block: nn.Module) -> None:
@@ -188,9 +205,10 @@ def rewrite_forward(block: nn.Module) -> None:
     block.in_proj.forward = lambda x: 2 * inner(x)
 
 
-@pytest.mark.parametrize(("kind", "options"), [BLOCKS[0], BLOCKS[3]])
+@pytest.mark.parametrize(("kind", "options"), ONE_EACH)
 @pytest.mark.parametrize(
-    "change", [hook, hook_before, replace, parametrize_projection, parametrize_own, rewrite_forward]
+    "change",
+    [hook, hook_before, hook_a_norm, replace, parametrize_projection, parametrize_own, rewrite_forward],
 )
 def test_honours_what_is_done_to_a_block(kind, options, change, compiled_calls):
     block, x = make_block(kind, options), torch.randn(1, 6, WIDTH)
@@ -203,7 +221,7 @@ def test_honours_what_is_done_to_a_block(kind, options, change, compiled_calls):
     torch.testing.assert_close(changed, block(x)[0].detach())
 
 
-@pytest.mark.parametrize(("kind", "options"), [BLOCKS[0], BLOCKS[3]])
+@pytest.mark.parametrize(("kind", "options"), ONE_EACH)
 def test_is_not_for_gradients_batches_or_other_dtypes(kind, options, compiled_calls):
     block, x = make_block(kind, options), torch.randn(1, WIDTH)
     y, _ = block.step(x, block.init_state(1))
