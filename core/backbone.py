@@ -25,6 +25,7 @@ from mambakit.core.blocks.base import check_input, check_lengths, padding_mask
 from mambakit.core.blocks.gaps import check_elapsed, check_gaps
 from mambakit.core.blocks.packed import Packed
 from mambakit.core.blocks.ragged import left_padding_index, take
+from mambakit.core.compiled_stack import ShortPieces
 from mambakit.core.state import State
 from mambakit.kernels.checks import check_seq_idx
 
@@ -66,6 +67,7 @@ class Backbone(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.auxiliary = Held()
         self.prefix: nn.Parameter | None = None
+        self._short = ShortPieces()
         self._names = [str(i) for i in range(len(layers))]
         self._scales = [config.scale_of(layer) for layer in layers]
         mixing = [
@@ -223,6 +225,11 @@ class Backbone(nn.Module):
             return self._forward_apart(x, state, seq_idx, lengths, edges, elapsed)
         if self.prefix is not None and state is None:
             state = self.init_state(batch, x.device)
+        told = (seq_idx, lengths, edges, edge_features, elapsed, keep)
+        if not (self.training or torch.compiler.is_compiling() or any(one is not None for one in told)):
+            found = self._short.run(self, x, state)
+            if found is not None:
+                return found
         back = pads = None
         if lengths is not None:
             lengths = check_lengths(lengths, batch, length, synchronize=True).to(x.device)
