@@ -73,6 +73,8 @@ def pretrain(
     Examples:
         mambakit molecules pretrain --data zinc250k --output runs/lm
         mambakit molecules pretrain --data mine.smi --pretrained runs/lm --output runs/mine --train.lr 3e-4
+        mambakit molecules pretrain --data mine.smi --pretrained runs/lm --train.adapt.base runs/lm \\
+            --train.adapt.kind lora --output runs/small
         mambakit molecules pretrain --data nci --model.n_layers 4 --max-time 5m
     """
     from mambakit.core.training import RunFolder

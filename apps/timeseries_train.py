@@ -123,6 +123,7 @@ def train(
         mambakit timeseries train --data NP --horizon 24 --output runs/np
         mambakit timeseries train --data my.csv --columns.future "[promotion]" --columns.static "[shop]"
         mambakit timeseries train --data my.csv --horizon 24 --max-time 5m --train.lr 5e-4
+        mambakit timeseries train --data new.csv --train.adapt.kind lora --train.adapt.base runs/timeseries
         mambakit timeseries train --task classify --data JapaneseVowels --output runs/vowels
         mambakit timeseries train --task classify --data my.ts --test new.ts --classify.d_model 32
     """

@@ -23,11 +23,17 @@ from mambakit.core.blocks import (
 )
 from mambakit.core.blocks.base import check_input, check_lengths, padding_mask
 from mambakit.core.blocks.gaps import check_elapsed, check_gaps
+from mambakit.core.blocks.packed import Packed
 from mambakit.core.blocks.ragged import left_padding_index, take
 from mambakit.core.compiled_stack import ShortPieces
 from mambakit.core.state import State
+from mambakit.kernels.checks import check_seq_idx
 
 __all__ = ["Backbone", "BackboneConfig"]
+
+
+# Of a prefix's first values: as wide as embeddings begin.
+_PREFIX_SCALE = 0.02
 
 
 class Backbone(nn.Module):
@@ -41,6 +47,7 @@ class Backbone(nn.Module):
             if that was not in training mode. ``mambakit.core.auxiliary.auxiliary_loss(model)`` adds it up
             over a model.
         uses_elapsed: Whether a layer has a step size that ``elapsed`` can drive.
+        prefix: ``(n_tokens, d_model)`` that every sequence is read after, or None; see ``learn_prefix``.
 
     Raises:
         ValueError: If a block cannot be built as the config says.
@@ -59,6 +66,7 @@ class Backbone(nn.Module):
         self.final_norm = RMSNorm(config.d_model, config.norm_eps)
         self.dropout = nn.Dropout(config.dropout)
         self.auxiliary = Held()
+        self.prefix: nn.Parameter | None = None
         self._short = ShortPieces()
         self._names = [str(i) for i in range(len(layers))]
         self._scales = [config.scale_of(layer) for layer in layers]
@@ -73,7 +81,7 @@ class Backbone(nn.Module):
         self._uses_edges = any(isinstance(block, GraphMix) for block in self._blocks())
         init.rescale_output_projections_(self.blocks, len(layers))
         if config.learn_initial_state:
-            _learn_initial_state(self.blocks)
+            self.learn_initial_state()
 
     @property
     def causal(self) -> bool:
@@ -91,8 +99,70 @@ class Backbone(nn.Module):
         Raises:
             RuntimeError: If a layer is not causal.
         """
+        if self.prefix is None:
+            return self._empty_state(batch, device, dtype)
+        where = self.prefix.device
+        _, state = self.forward(self.prefix[None], self._empty_state(1, where, self.prefix.dtype))
+        # memory of its own for every row: a step may overwrite it
+        return state.index_select(torch.zeros(batch, dtype=torch.int64, device=where)).to(device)
+
+    def learn_initial_state(self) -> None:
+        """Begin every sequence from parameters where layers can, see ``Block.learn_initial_state``.
+
+        Those that do already keep what they have.
+
+        Raises:
+            ValueError: If no layer can.
+        """
+        if not self.has_learnable_state:
+            raise ValueError(
+                "learn_initial_state: no layer has a state that can be learned; "
+                "use a recurrent one, such as mamba2"
+            )
+        for block in self._every_block():
+            if "initial" not in block._modules:
+                block.learn_initial_state()
+
+    @property
+    def has_learnable_state(self) -> bool:
+        """Whether a layer has an initial state that could be learned, or is."""
+        return any(
+            0 not in [size or 0 for size in block.state_shapes()[name]]
+            for block in self._every_block()
+            for name in block.learnable_state
+            if name in block.state_shapes()
+        )
+
+    @property
+    def learns_initial_state(self) -> bool:
+        """Whether layers begin from parameters."""
+        return any("initial" in block._modules for block in self._every_block())
+
+    def _every_block(self) -> list[Block]:
+        return [module for module in self.blocks.modules() if isinstance(module, Block)]  # of wrappers too
+
+    def _empty_state(self, batch: int, device: torch.device | str | None, dtype: torch.dtype | None) -> State:
         states = (block.init_state(batch, device, dtype) for block in self._blocks())
         return State.of(**dict(zip(self._names, states, strict=True)))
+
+    def learn_prefix(self, n_tokens: int) -> None:
+        """Read every sequence after ``n_tokens`` vectors that are parameters, ``prefix``.
+
+        Prefix tuning (Li & Liang 2021, arXiv:2101.00190) with vectors at the stack's input (Lester et al.
+        2021, arXiv:2104.08691). What they leave is the state that sequences begin from, so no output is
+        theirs, and a step costs nothing more. Packed rows are taken apart, as with learned initial states.
+
+        Raises:
+            ValueError: On less than one token.
+            RuntimeError: If a layer is not causal.
+        """
+        if n_tokens < 1:
+            raise ValueError(f"n_tokens: expected at least 1, got {n_tokens}")
+        parameter = next(self.parameters())
+        self._empty_state(0, parameter.device, parameter.dtype)  # says which layer is not causal
+        started = torch.randn(n_tokens, self.d_model) * _PREFIX_SCALE
+        self.prefix = nn.Parameter(started.to(parameter.device, parameter.dtype))
+        self.prefix._no_weight_decay = True  # type: ignore[attr-defined]
 
     def forward(
         self,
@@ -151,6 +221,10 @@ class Backbone(nn.Module):
             raise ValueError("keep: only of whole rows; leave lengths and seq_idx out")
         self._check_state(state)
         self._check_elapsed(elapsed, x)
+        if self.prefix is not None and seq_idx is not None and batch and length:
+            return self._forward_apart(x, state, seq_idx, lengths, edges, elapsed)
+        if self.prefix is not None and state is None:
+            state = self.init_state(batch, x.device)
         told = (seq_idx, lengths, edges, edge_features, elapsed, keep)
         if not (self.training or torch.compiler.is_compiling() or any(one is not None for one in told)):
             found = self._short.run(self, x, state)
@@ -210,6 +284,34 @@ class Backbone(nn.Module):
             x = x + (y if scale == 1.0 else scale * y)
         return self.final_norm(x), State.of(**states)
 
+    def _forward_apart(
+        self,
+        x: Tensor,
+        state: State | None,
+        seq_idx: Tensor,
+        lengths: Tensor | None,
+        edges: Tensor | None,
+        elapsed: Tensor | None,
+    ) -> tuple[Tensor, State]:
+        """``forward`` of packed rows with every sequence a row of its own, read after the prefix."""
+        check_seq_idx(seq_idx, batch=x.shape[0], length=x.shape[1])
+        if lengths is not None or edges is not None:
+            raise ValueError("seq_idx: with a learned prefix, neither lengths nor edges go with packed rows")
+        packed = Packed(seq_idx)
+        starts = self.init_state(packed.count, x.device)
+        if state is not None:
+            starts = starts.put_rows(packed.first, state)
+        outputs, finals, losses = [], [], []
+        for members in packed.groups():
+            sizes, rows, gaps = packed.take(members, x, elapsed)
+            y, final = self.forward(rows, starts.index_select(members), lengths=sizes, elapsed=gaps)
+            outputs.append(y)
+            finals.append(final)
+            losses += [] if self.auxiliary.value is None else [self.auxiliary.value]
+        if losses:
+            self.auxiliary.value = torch.stack(losses).mean()
+        return packed.join(outputs), packed.last_of(State.cat(finals))
+
     def _context(
         self,
         x: Tensor,
@@ -251,17 +353,6 @@ class Backbone(nn.Module):
                 f"state: it belongs to another backbone: expected one nested state for each of "
                 f"{len(self._names)} layers, got {state!r}"
             )
-
-
-def _learn_initial_state(blocks: nn.ModuleList) -> None:
-    inner = [module for module in blocks.modules() if isinstance(module, Block)]  # of wrappers too
-    for block in inner:
-        block.learn_initial_state()
-    if not any("initial" in block._modules for block in inner):
-        raise ValueError(
-            "learn_initial_state: no layer has a state that can be learned; "
-            "use a recurrent one, such as mamba2"
-        )
 
 
 def _build_all(config: BackboneConfig, layers: list[str]) -> list[Block]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mambakit.core.blocks import Block, Mamba2, Mamba3, RMSNorm
-from mambakit.core.blocks.base import plain_linear, plain_parameters, watched
+from mambakit.core.blocks.linear import plain_linear, plain_parameters, watched
 from mambakit.core.state import State
 from mambakit.kernels.arrays import HAS_NUMBA, usual_addresses
 from mambakit.kernels.backend import choose_backend
@@ -143,7 +143,7 @@ def can_compile(backbone: Backbone, *ends: nn.Module) -> bool:
     alike = len({(kind.sizes(block), block.dt_limit) for block in blocks}) == 1
     config = backbone.config
     unscaled = all(config.scale_of(layer) == 1.0 for layer in config.layers)
-    if not (unchanged and plain and alike and unscaled) or config.learn_initial_state:
+    if not (unchanged and plain and alike and unscaled) or backbone.learns_initial_state:
         return False
     return choose_backend("ssd", None, torch.device("cpu")) == "portable"
 

@@ -25,9 +25,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_model
 from torch import Tensor, nn
 
+from mambakit.core.adaptation.files import remove_adapter, save_adapter
+from mambakit.core.adaptation.places import add_places, added_places
+from mambakit.core.adaptation.record import record_of
 from mambakit.core.calibration.files import JSON_FILE as CALIBRATION_FILE
 from mambakit.core.calibration.files import Calibrator, load_calibration, save_calibration
-from mambakit.core.errors import DataError
+from mambakit.core.errors import DataError, UsageError
 from mambakit.core.folders import listing, read_json_object, replaced, some
 from mambakit.core.from_json import from_json
 
@@ -35,6 +38,9 @@ CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 # Ties the weights to the config they were saved with; see save_pretrained.
 _SAVE_ID = "_save_id"
+# What an adapted model has beyond what its config builds; see core.adaptation.
+_PLACES = "_adapted"
+_ADAPTER = "adapter"
 _NEVER_FETCHED = ["*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle", "*.joblib", "*.npy", "*.npz"]
 
 _CARD = """---
@@ -92,7 +98,8 @@ class HubModel(PyTorchModelHubMixin, library_name="mambakit", model_card_templat
         """Write ``config.json``, ``model.safetensors``, a ``README.md`` where there is none, and extras.
 
         Those are the ``calibrators``, and what ``save_extra`` writes. Calibrators that lie in the folder are
-        of the model that was there, and go with it.
+        of the model that was there, and go with it. Of a model that was adapted, and merged, the difference
+        to its base is in a folder ``adapter`` besides.
 
         Everything is written into a hidden folder first, then moved in: a save that is killed while
         it writes leaves the old model whole. One that is killed between the moves of an overwritten
@@ -113,8 +120,14 @@ class HubModel(PyTorchModelHubMixin, library_name="mambakit", model_card_templat
             UserError: If the path is a file, or can't be written.
             TypeError: If the config can't be written as JSON, or a calibrator is none.
             RuntimeError: If a calibrator was not fitted.
+            UsageError: If the model is adapted and not merged.
         """
         folder = Path(save_directory)
+        adapted = record_of(cast(nn.Module, self))
+        if adapted is not None and not adapted.merged:
+            raise UsageError("save_pretrained: the model is adapted; merge it first, or use save_adapter")
+        if adapted is None:
+            remove_adapter(folder / _ADAPTER)  # of the model that was there
         if config is None:
             content = self.hub_config()
         else:
@@ -176,10 +189,11 @@ class HubModel(PyTorchModelHubMixin, library_name="mambakit", model_card_templat
             folder = Path(pretrained_model_name_or_path)
             _check_folder(folder)
         config = read_json_object(folder / CONFIG_FILE)
-        save_id = config.pop(_SAVE_ID, None)
+        save_id, places = config.pop(_SAVE_ID, None), config.pop(_PLACES, {})
         arguments = _constructor_arguments(cls, config, model_kwargs, folder / CONFIG_FILE)
         try:
             model = cls(**arguments)
+            add_places(cast(nn.Module, model), places)
         except (TypeError, ValueError) as error:
             raise DataError(f"{folder / CONFIG_FILE} doesn't fit {cls.__name__}: {error}") from error
         module = cast(nn.Module, model)
@@ -193,6 +207,11 @@ class HubModel(PyTorchModelHubMixin, library_name="mambakit", model_card_templat
         self, folder: Path, config: dict[str, Any], *, with_card: bool, card: dict[str, Any] | None
     ) -> None:
         self.save_extra(folder)
+        module = cast(nn.Module, self)
+        if record_of(module) is not None:
+            save_adapter(module, folder / _ADAPTER)
+        if places := added_places(module):
+            config = {**config, _PLACES: places}
         try:
             text = json.dumps(config, sort_keys=True, default=_plain)
         except (TypeError, ValueError) as error:
@@ -205,7 +224,7 @@ class HubModel(PyTorchModelHubMixin, library_name="mambakit", model_card_templat
         save_id = digest.hexdigest()[:16]
         content = json.dumps({**config, _SAVE_ID: save_id}, sort_keys=True, indent=2, default=_plain)
         (folder / CONFIG_FILE).write_text(content + "\n", encoding="utf-8")
-        save_model(cast(nn.Module, self), str(folder / WEIGHTS_FILE), {"format": "pt", _SAVE_ID: save_id})
+        save_model(module, str(folder / WEIGHTS_FILE), {"format": "pt", _SAVE_ID: save_id})
         if with_card:
             self.generate_model_card(**(card or {})).save(folder / "README.md")
 

@@ -23,6 +23,6 @@ if not torch.cuda.is_available():
 
 if importlib.util.find_spec("torchaudio") is not None:
     # transformers imports torchaudio, whose wheels need this beside a CPU build of torch
-    from mambakit.domains.speech.torchaudio_parts import torchaudio
+    from mambakit.core.torchaudio_parts import torchaudio
 
     torchaudio()

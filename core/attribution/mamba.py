@@ -18,6 +18,7 @@ from mambakit.core.attribution.matrices import (
 )
 from mambakit.core.attribution.terms import Request, Terms, rows_at
 from mambakit.core.blocks import Mamba1, Mamba2
+from mambakit.core.blocks.linear import weight_of
 from mambakit.kernels import causal_conv1d, selective_scan, ssd
 from mambakit.kernels.semantics import effective_dt, state_dtype
 
@@ -105,7 +106,7 @@ def mamba_terms(block: Mamba1 | Mamba2, request: Request) -> Terms:
         factor = factor[..., channels].transpose(1, 2)[..., None]  # [b, c, q, 1]
         matrix, state_matrix = matrix * factor, state_matrix * factor
         beside = None if beside is None else beside * factor
-        out_weight = block.out_proj.weight[:, channels]
+        out_weight = weight_of(block.out_proj)[:, channels]
 
     def finish(y: Tensor) -> Tensor:
         if request.fold_gate:

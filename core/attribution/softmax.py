@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 from mambakit.core.attribution.matrices import visible
 from mambakit.core.attribution.terms import Request, Terms, rows_at
 from mambakit.core.blocks import Attention
+from mambakit.core.blocks.linear import weight_of
 from mambakit.kernels.semantics import state_dtype
 
 
@@ -70,7 +71,7 @@ def attention_terms(block: Attention, request: Request) -> Terms:
         state_values=None if state is None else values[:, :, :before],
         beside=None,
         finish=lambda y: block.out_proj(y.flatten(2).to(x.dtype)),
-        out_weight=block.out_proj.weight.unflatten(1, (block.n_heads, -1))[:, heads].flatten(1),
+        out_weight=weight_of(block.out_proj).unflatten(1, (block.n_heads, -1))[:, heads].flatten(1),
         names=[f"head {head}" for head in request.heads],
     )
 

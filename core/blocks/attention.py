@@ -49,6 +49,8 @@ class Attention(Block):
         ValueError: On sizes that do not divide, a window below 1, or an odd number of channels to rotate.
     """
 
+    projections = ("in_proj", "out_proj")
+
     def __init__(
         self,
         *,

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules import module as hooks_of_all
 
 from mambakit.core.blocks.packed import Packed
 from mambakit.core.state import State
@@ -63,6 +61,8 @@ class Block(nn.Module):
         prenorm: Whether the backbone norms the block's input; a block that does not want it has its own.
         shared_parts: Submodules that places of the same ``kind@label`` share, by name; None for the whole.
         learnable_state: What of the state ``learn_initial_state`` makes parameters of.
+        projections: Its own linear maps that adapting to a new task changes, by name; those of blocks inside
+            it are theirs to say. Some may be None.
     """
 
     d_model: int
@@ -73,6 +73,7 @@ class Block(nn.Module):
     prenorm: bool = True
     shared_parts: tuple[str, ...] | None = None
     learnable_state: tuple[str, ...] = ()
+    projections: tuple[str, ...] = ()
 
     def state_shapes(self) -> dict[str, tuple[int | None, ...]]:
         """Names and shapes (after the batch) of the state; None stands for a size that grows."""
@@ -294,39 +295,6 @@ class Block(nn.Module):
     ) -> tuple[torch.device | str, torch.dtype]:
         parameter = next(self.parameters())
         return device or parameter.device, dtype or parameter.dtype
-
-
-def plain_linear(modules: Mapping[str, nn.Module | None], *names: str) -> list[dict[str, Any]] | None:
-    """Weight and bias of each of these modules if calling it is ``F.linear`` with them, else None.
-
-    As far as no gradient flows; never while a graph is traced, which so does not come to depend on it.
-    """
-    return plain_parameters(modules, nn.Linear, {"weight", "bias"}, *names)
-
-
-def plain_parameters(
-    modules: Mapping[str, nn.Module | None], kind: type[nn.Module], own: set[str], *names: str
-) -> list[dict[str, Any]] | None:
-    """As ``plain_linear``, of modules of the very class ``kind``, whose parameters are ``own``."""
-    if torch.compiler.is_compiling():
-        return None
-    found: list[dict[str, Any]] = []
-    for name in names:
-        module = modules.get(name)
-        if type(module) is not kind or module._parameters.keys() != own or watched([module]):
-            return None
-        found.append(module._parameters)
-    return found
-
-
-def watched(modules: Iterable[nn.Module]) -> bool:
-    """Whether calling one of these modules does more than its class says: a hook, or a forward of its own."""
-    if hooks_of_all._global_forward_hooks or hooks_of_all._global_forward_pre_hooks:
-        return True
-    return any(
-        module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__
-        for module in modules
-    )
 
 
 def _fits(got: torch.Size, wanted: tuple[int | None, ...]) -> bool:

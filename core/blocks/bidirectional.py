@@ -39,6 +39,7 @@ class Bidirectional(Block):
     """
 
     causal = False
+    projections = ("merge.out_proj",)
 
     def __init__(
         self,

@@ -37,6 +37,7 @@ class ConvModule(Block):
     """
 
     learnable_state = ("conv",)
+    projections = ("in_proj", "out_proj")
 
     def __init__(
         self,

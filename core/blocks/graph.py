@@ -44,6 +44,7 @@ class GraphMix(Block):
     causal = False
     mixes_time = False  # in the sense of a direction: the edges have it
     uses_context = True
+    projections = ("in_proj", "edge_proj", "out_proj")
 
     def __init__(self, *, d_model: int, d_edge: int = 0, gated: bool = True) -> None:
         super().__init__()

@@ -47,6 +47,7 @@ class GridScan(Block):
     """
 
     causal = False
+    projections = ("merge.out_proj",)
     orders: Tensor
     inverses: Tensor
     groups: Tensor | None

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mambakit.core import init
-from mambakit.core.blocks.base import Block, Context, plain_linear
+from mambakit.core.blocks.base import Block, Context
+from mambakit.core.blocks.linear import plain_linear
 from mambakit.core.blocks.norm import RMSNorm
 from mambakit.core.blocks.ragged import finished_dt, last_inputs
 from mambakit.core.blocks.registry import register_block
@@ -47,6 +48,7 @@ class Mamba1(Block):
 
     uses_elapsed = True
     learnable_state = ("conv", "ssm")
+    projections = ("in_proj", "x_proj", "dt_proj", "out_proj")
 
     def __init__(
         self,
@@ -160,7 +162,7 @@ class Mamba1(Block):
             return_final_state=True,
         )
         dt, B, C = self._normalize(*self.x_proj(u).split(self._split, dim=-1))
-        dt = F.linear(dt, self.dt_proj.weight)  # the bias goes where the softplus is
+        dt = self._project_dt(dt)
         finished = lengths is not None or elapsed is not None
         if lengths is not None:
             next_conv = last_inputs(inputs, conv_state, lengths, self.d_conv)
@@ -216,7 +218,7 @@ class Mamba1(Block):
             state["conv"], u, self.conv_weight, self.conv_bias, activation="silu", inplace=inplace
         )
         dt, B, C = self._normalize(*self.x_proj(u).split_with_sizes(self._split, -1))
-        dt = F.linear(dt, self.dt_proj.weight)
+        dt = self._project_dt(dt)
         finished = elapsed is not None
         if finished:
             dt = finished_dt(dt, self.dt_proj.bias, self.dt_limit, None, elapsed)
@@ -236,6 +238,12 @@ class Mamba1(Block):
             inplace=inplace,
         )
         return self.out_proj(y), State.of(conv=next_conv, ssm=next_ssm)
+
+    def _project_dt(self, dt: Tensor) -> Tensor:
+        """Without the bias, which goes where the softplus is."""
+        if type(self.dt_proj) is nn.Linear:
+            return F.linear(dt, self.dt_proj.weight)
+        return self.dt_proj(dt) - self.dt_proj.bias  # adapted: its weight alone is not all it does
 
     def _normalize(self, dt: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         if self.inner_norm is None:

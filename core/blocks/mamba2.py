@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mambakit.core import init
-from mambakit.core.blocks.base import Block, Context, count_heads, plain_linear
+from mambakit.core.blocks.base import Block, Context, count_heads
+from mambakit.core.blocks.linear import plain_linear
 from mambakit.core.blocks.ragged import finished_dt, last_inputs
 from mambakit.core.blocks.registry import register_block
 from mambakit.core.state import State
@@ -53,6 +54,7 @@ class Mamba2(Block):
 
     uses_elapsed = True
     learnable_state = ("conv", "ssm")
+    projections = ("in_proj", "out_proj")
 
     def __init__(
         self,

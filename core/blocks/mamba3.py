@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mambakit.core import init
-from mambakit.core.blocks.base import Block, Context, count_heads, plain_linear, plain_parameters
+from mambakit.core.blocks.base import Block, Context, count_heads
+from mambakit.core.blocks.linear import plain_linear, plain_parameters
 from mambakit.core.blocks.norm import RMSNorm
 from mambakit.core.blocks.ragged import finished_dt
 from mambakit.core.blocks.registry import register_block
@@ -58,6 +59,7 @@ class Mamba3(Block):
 
     uses_elapsed = True
     learnable_state = ("ssm",)
+    projections = ("in_proj", "out_proj")
 
     def __init__(
         self,

@@ -47,6 +47,7 @@ class MLP(Block):
     """
 
     mixes_time = False
+    projections = ("in_proj", "out_proj")
 
     def __init__(
         self,

@@ -25,6 +25,8 @@ from mambakit.kernels.semantics import state_dtype
 class _Recurrent(Block):
     """recurrence -> out_proj; its states are ``(batch, d_hidden)``."""
 
+    projections = ("out_proj",)
+
     # torch's: the module that holds the weights, a sequence's recurrence, a token's
     _network: ClassVar[type[nn.GRU] | type[nn.LSTM]]
     _sequence: ClassVar[Callable[..., Any]]

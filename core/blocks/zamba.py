@@ -51,6 +51,7 @@ class Zamba(Block):
     uses_context = True
     prenorm = False
     shared_parts = ("transformer",)
+    projections = ("link",)
 
     def __init__(
         self,

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+from mambakit.core.adaptation.config import AdaptConfig
 from mambakit.core.config_checks import check_least
 from mambakit.core.errors import UsageError
 
@@ -59,6 +60,8 @@ class TrainConfig:
     """Stop after so long: 90s, 10m, 1h30m or 00:10:00; seconds without a unit."""
     num_workers: int | None = 0
     """Processes that load data; 0 loads in this one, null as many as suit the device."""
+    adapt: AdaptConfig = AdaptConfig()  # noqa: RUF009  (frozen)
+    """Train few parameters of a saved model instead of all of a new one."""
 
     def __post_init__(self) -> None:
         at_least = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import dataclasses
 import datetime
 import logging
 import signal
@@ -18,6 +19,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch.utils.data import DataLoader
 
+from mambakit.core.adaptation.config import AdaptConfig
+from mambakit.core.adaptation.of_training import begin_adapting
 from mambakit.core.errors import UserError
 from mambakit.core.training.config import TrainConfig, parse_duration
 from mambakit.core.training.devices import choose_precision, resolve_device, seed_everything
@@ -42,6 +45,9 @@ def fit(
 ) -> FitResult:
     """Trains ``task`` and loads the best checkpoint's weights back into it.
 
+    With ``config.adapt`` its model begins as the base, few of its parameters learn, and it is plain again at
+    the end.
+
     A run that was killed continues from its folder's last checkpoint; one that had finished is not
     trained again: its best weights are loaded and its result is returned.
 
@@ -58,7 +64,8 @@ def fit(
 
     Raises:
         UserError: If the loss is no longer a number, the device is not there, there is nothing to train
-            on, or the folder holds another run.
+            on, the folder holds another run, or there is no base to adapt or it does not fit.
+        UsageError: If the model has no place for what is to be adapted.
     """
     import lightning.pytorch as pl
     from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
@@ -75,6 +82,13 @@ def fit(
     if not run.started:
         run.start(config, seed=config.seed)
     _refuse_empty(train_loader, val_loader)
+    if config.adapt.kind != "none":
+        learning, make_plain = begin_adapting(task, config.adapt)
+        print(f"adapting {config.adapt.base}: {learning}", file=sys.stderr)
+        whole = dataclasses.replace(config, adapt=AdaptConfig())
+        result = fit(task, train_loader, val_loader, whole, run, monitor, mode)
+        make_plain()
+        return result
     if run.result is not None:
         return _take_up_finished(task, run)
     seed_everything(config.seed)
@@ -158,8 +172,19 @@ def fit(
     return result
 
 
-def load_weights(task: pl.LightningModule, checkpoint: Path) -> None:
-    """Loads a checkpoint's weights (the averaged ones, if it has them) without unpickling anything else."""
+def load_weights(task: pl.LightningModule, checkpoint: Path, adapt: AdaptConfig | None = None) -> None:
+    """Loads a checkpoint's weights (the averaged ones, if it has them) without unpickling anything else.
+
+    Args:
+        task: As it was before training.
+        checkpoint: Of a run.
+        adapt: What the run adapted, if anything; the task's model is plain in the end.
+    """
+    if adapt is not None and adapt.kind != "none":
+        _, make_plain = begin_adapting(task, adapt)
+        load_weights(task, checkpoint)
+        make_plain()
+        return
     state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
     task.load_state_dict(state)
 

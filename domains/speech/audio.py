@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mambakit.core.errors import DataError, UsageError, UserError
-from mambakit.domains.speech.torchaudio_parts import torchaudio
+from mambakit.core.torchaudio_parts import torchaudio
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff", ".au")
 # A stream that was cut off, or written to a pipe, says one of these for its size.

@@ -14,7 +14,7 @@ from mambakit.core.blocks.base import padding_mask
 from mambakit.core.config_checks import check_least, check_shares
 from mambakit.core.errors import UsageError
 from mambakit.core.state import State
-from mambakit.domains.speech.torchaudio_parts import torchaudio
+from mambakit.core.torchaudio_parts import torchaudio
 
 Normalise = Literal["global", "utterance", "none"]
 # Below 16-bit audio's own rounding noise in a mel band: digital silence becomes this, not minus infinity.

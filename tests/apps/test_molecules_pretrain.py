@@ -10,9 +10,12 @@ import pytest
 
 pytest.importorskip("rdkit")
 
+import torch
 from rdkit import Chem, RDConfig
 
 from mambakit.apps.molecules import main
+from mambakit.core.adaptation import load_adapter, merge
+from mambakit.domains.molecules.language.model import MoleculeModel
 
 SMALL = ["--model.d_model", "16", "--model.n_layers", "1", "--model.d_state", "8", "--model.head_dim", "8"]
 BUDGET = ["--train.max_epochs", "2", "--train.batch_size", "32", "--train.lr", "2e-2", "--device", "cpu"]
@@ -106,3 +109,44 @@ def test_training_goes_on_with_a_larger_vocabulary(model: Path, tmp_path: Path, 
 def test_wrong_calls_say_what_is_wrong(model: Path, words: list[str], said: str, capsys) -> None:
     assert main(["generate", "--model", str(model), *words]) == 2
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["lora", "state", "prefix"])
+def test_few_parameters_of_a_saved_model_learn(
+    kind: str, model: Path, molecules: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if kind == "lora":
+        pytest.importorskip("peft")
+    words = ["--train.adapt.kind", kind, "--train.adapt.base", str(model), "--train.adapt.rank", "2"]
+    folder = tmp_path / "adapted"
+    assert pretrain(molecules, folder, *words, "--samples", "0") == 0
+    assert "parameters learn (" in capsys.readouterr().err
+    base, whole = (MoleculeModel.from_pretrained(one) for one in (model, folder))
+    before = {name: one.clone() for name, one in base.state_dict().items()}
+    load_adapter(base, folder / "adapter")
+    merge(base)
+    assert any(not torch.equal(one, before.get(name, one * 0)) for name, one in whole.state_dict().items())
+    for name, one in whole.state_dict().items():
+        assert torch.equal(one, base.state_dict()[name]), name
+    said = ["generate", "--model", str(folder), "--n", "5", "--max-length", "20", "--output"]
+    assert main([*said, str(tmp_path / "new.csv"), "--device", "cpu"]) == 0
+
+
+def test_a_base_that_does_not_fit_is_said(
+    model: Path, molecules: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    adapting = ["--train.adapt.kind", "state"]
+    other = tmp_path / "other.smi"
+    other.write_text("\n".join(["CCO", "CCN", "CCBr", "CC(=O)O", "c1ccccc1", "CCP"] * 20) + "\n")
+    for words, status, said in [
+        ([*adapting], 2, "base: name the folder of the saved model that state adapts"),
+        ([*adapting, "--train.adapt.base", str(tmp_path / "none")], 1, "base: no saved model at"),
+        ([*adapting, "--train.adapt.base", str(model), "--model.d_model", "24"], 1, "of another shape"),
+        ([*adapting, "--train.adapt.base", str(model), "--data", str(other)], 1, "vocabulary"),
+        (["--train.adapt.kind", "lora", "--train.adapt.rank", "0"], 2, "rank: expected at least 1, got 0"),
+        (["--train.adapt.base", str(model)], 2, "without effect while adapt.kind is none"),
+    ]:
+        found = pretrain(molecules, tmp_path / "out", "--overwrite", *words)
+        error = capsys.readouterr().err.strip().splitlines()[-1]
+        assert said in error
+        assert found == status, error

@@ -11,8 +11,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from mambakit.apps.recommendation import main
+from mambakit.core.adaptation import load_adapter
+from mambakit.domains.recommendation.model import Recommender
 
 Events = Callable[..., pd.DataFrame]
 SMALL = ["--model.d_model", "16", "--model.n_layers", "1", "--model.d_state", "8", "--model.head_dim", "8"]
@@ -288,3 +291,21 @@ def test_what_cannot_be_built_leaves_no_folder(
     assert not (tmp_path / "run").exists()
     assert main([*words, "--baselines", "foo"]) == 2
     assert "--baselines: expected one of 'sasrec', 'gru4rec', got 'foo'" in capsys.readouterr().err
+
+
+def test_few_parameters_of_a_saved_recommender_learn(
+    model: Path, shop_table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["train", "--data", str(shop_table), "--device", "cpu", *SMALL, *BUDGET]
+    adapting = ["--train.adapt.kind", "prefix", "--train.adapt.base", str(model), "--train.adapt.tokens", "2"]
+    assert main([*words, *adapting, "--output", str(tmp_path / "run")]) == 0
+    assert "2 vectors before each sequence" in capsys.readouterr().err
+    base, whole = (Recommender.from_pretrained(one) for one in (model, tmp_path / "run"))
+    load_adapter(base, tmp_path / "run" / "adapter")
+    for name, one in whole.state_dict().items():
+        assert torch.equal(one, base.state_dict()[name]), name
+    other = tmp_path / "other.csv"
+    pd.read_csv(shop_table).assign(item=lambda rows: "other " + rows["item"]).to_csv(other, index=False)
+    words[words.index(str(shop_table))] = str(other)
+    assert main([*words, *adapting, "--output", str(tmp_path / "bad")]) == 1
+    assert "the vocabulary of" in capsys.readouterr().err.strip().splitlines()[-1]

@@ -8,12 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("gymnasium")
 pytest.importorskip("mujoco")
 
 from mambakit.apps.robotics import main
+from mambakit.core.adaptation import load_adapter, merge
 from mambakit.domains.robotics.episodes import Episodes
+from mambakit.domains.robotics.policy.model import Policy
 from mambakit.domains.robotics.policy.testing import made_episodes
 
 QUICK = [
@@ -100,3 +103,22 @@ def test_held_out_error_beside_a_baseline(
     assert "made has numbered actions: 2; the policy was trained on made, with none" in (
         capsys.readouterr().err
     )
+
+
+@pytest.mark.parametrize("kind", ["lora", "state"])
+def test_few_parameters_of_a_saved_policy_learn(
+    kind: str, pendulum: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    if kind == "lora":
+        pytest.importorskip("peft")
+    words = ["train", "--data", str(pendulum / "data"), "--output", str(tmp_path / "run"), *QUICK]
+    assert main([*words, "--train.adapt.kind", kind, "--train.adapt.base", str(pendulum / "run")]) == 0
+    assert "parameters learn (" in capsys.readouterr().err
+    for folder in (tmp_path / "run", tmp_path / "run" / "last"):
+        base, whole = (Policy.from_pretrained(one) for one in (pendulum / "run", folder))
+        load_adapter(base, folder / "adapter")
+        merge(base)
+        for name, one in whole.state_dict().items():
+            assert torch.equal(one, base.state_dict()[name]), name
+    acted = ["rollout", "--model", tmp_path / "run", "--output", tmp_path / "e.npz", "--max-steps", 3]
+    assert np.isfinite(run(capsys, *acted)["return"])

@@ -8,8 +8,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from mambakit.apps.timeseries import main
+from mambakit.core.adaptation import load_adapter
+from mambakit.domains.timeseries.stream.network import StreamForecaster
 
 SMALL = [
     "--stream.members", "1", "--stream.context", "4", "--stream.d_model", "16", "--stream.head_dim", "8",
@@ -182,3 +185,27 @@ def test_a_backtest_trains_anew_at_every_origin(tmp_path: Path, capsys: pytest.C
     # trained on the same rows before the first origin, on more of them before the second
     np.testing.assert_allclose(once.mambakit[first], anew.mambakit[first], rtol=1e-4)
     assert not np.allclose(once.mambakit[~first], anew.mambakit[~first], rtol=1e-4)
+
+
+def test_few_parameters_of_a_saved_forecaster_learn(
+    run: Path, table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["train", "--data", str(table), "--horizon", "6", "--lookback", "24", *SMALL]
+    more = ["--stream_loss.mask_share", "0.3", "--stream_loss.impute_weight", "0.5", "--columns.future"]
+    adapting = ["--train.adapt.kind", "state", "--train.adapt.base", str(run), "--train.adapt.also", "head"]
+    folder = tmp_path / "adapted"
+    wrong = [one.replace("head", "heads") for one in adapting]
+    assert main([*words, *more, "[load]", *wrong, "--output", str(tmp_path / "bad")]) == 2
+    assert "no part 'heads'; it has" in capsys.readouterr().err
+    assert main([*words, *more, "[load]", *adapting, "--output", str(folder)]) == 0
+    assert "all of head" in capsys.readouterr().err
+    base, whole = (StreamForecaster.from_pretrained(one) for one in (run, folder))
+    load_adapter(base, folder / "adapter")
+    for name, one in whole.state_dict().items():
+        assert torch.equal(one, base.state_dict()[name]), name
+    assert (
+        main(["forecast", "--model", str(folder), "--input", str(table), "--columns.future", "[load]"]) == 0
+    )
+    assert main([*words, *more, "[load]", *adapting, "--output", str(folder)]) == 0, (
+        "a finished run, taken up"
+    )

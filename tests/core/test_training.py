@@ -241,6 +241,7 @@ def test_killed_run_continues_as_if_nothing_had_happened(tmp_path: Path, ema_dec
         + textwrap.dedent(
             f"""
             import os, signal, sys
+            from mambakit.core.from_json import from_json
             from mambakit.core.training import RunFolder, TrainConfig, fit
 
             class Killed(Line):
@@ -248,7 +249,7 @@ def test_killed_run_continues_as_if_nothing_had_happened(tmp_path: Path, ema_dec
                     if self.current_epoch == 4 and index == 3:
                         os.kill(os.getpid(), signal.SIGKILL)
 
-            config = TrainConfig(**{dataclasses.asdict(config)!r})
+            config = from_json(TrainConfig, {dataclasses.asdict(config)!r})
             seed_everything(0)
             fit(Killed(config, 0.2), *loaders(), config, RunFolder(sys.argv[1]))
             """

@@ -122,12 +122,13 @@ def train_policy(
     loader = training_loader(parts.train, policy, train.batch_size, n_workers, weights)
     validation = measuring_loader(parts.validation, policy, weights=validation_weights)
     task = PolicyTask(policy, train)
+    untrained = copy.deepcopy(task)
     result = fit(task, loader, validation, train, run, monitor=chosen_by(policy.config))
     policy = policy.cpu().eval()
     policy.save_pretrained(run.path)
     if run.last_checkpoint is not None:
-        last = copy.deepcopy(task).cpu()
-        load_weights(last, run.last_checkpoint)
+        last = untrained.cpu()
+        load_weights(last, run.last_checkpoint, train.adapt)
         last.model.save_pretrained(run.path / LAST)
     return policy, result
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from mambakit.core.torchaudio_parts import has_extension, torchaudio
 from mambakit.domains.speech.recognize.transducer import transducer_loss
-from mambakit.domains.speech.torchaudio_parts import has_extension, torchaudio
 
 
 def rnnt_loss(logits: Tensor, targets: Tensor, lengths: Tensor, target_lengths: Tensor) -> Tensor:

@@ -6,8 +6,8 @@ from bisect import bisect_left
 
 from torch import Tensor, nn
 
+from mambakit.core.torchaudio_parts import torchaudio
 from mambakit.domains.speech.separate.config import SeparateConfig
-from mambakit.domains.speech.torchaudio_parts import torchaudio
 
 
 class ConvTasNet(nn.Module):

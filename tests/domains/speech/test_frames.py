@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mambakit.core.errors import UsageError
+from mambakit.core.torchaudio_parts import has_extension, torchaudio
 from mambakit.domains.speech.encoder import Encoder, EncoderConfig
 from mambakit.domains.speech.frontend import FrontEnd, FrontEndConfig, StripesConfig, spec_augment
-from mambakit.domains.speech.torchaudio_parts import has_extension, torchaudio
 
 N = 2500
 

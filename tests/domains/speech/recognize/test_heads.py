@@ -268,8 +268,8 @@ def test_configs_are_checked():
 
 
 def test_the_loss_is_torchaudios_where_that_can_be_called(monkeypatch):
+    from mambakit.core.torchaudio_parts import has_extension, torchaudio
     from mambakit.domains.speech.recognize import torchaudio_loss
-    from mambakit.domains.speech.torchaudio_parts import has_extension, torchaudio
 
     logits = torch.randn(2, 6, 5, 4, generator=torch.Generator().manual_seed(0))  # padded beyond every row
     given_ = (torch.tensor([[1, 2, 3, 0], [2, 2, 0, 0]]), torch.tensor([5, 3]), torch.tensor([3, 2]))

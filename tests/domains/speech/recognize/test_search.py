@@ -120,7 +120,7 @@ def test_alignment_is_the_best_of_all_paths(n_frames, ids, seed):
 
 
 def test_alignment_equals_torchaudio():
-    from mambakit.domains.speech.torchaudio_parts import has_extension, torchaudio
+    from mambakit.core.torchaudio_parts import has_extension, torchaudio
 
     if not has_extension():
         pytest.skip("torchaudio's compiled library does not load here")

@@ -32,7 +32,7 @@ def torchaudio() -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name == "torchaudio":
             raise UserError(
-                "mambakit speech needs torchaudio; install it with pip install 'mambakit[speech]'"
+                "sound needs torchaudio; install it with pip install 'mambakit[speech]'"
             ) from error
         raise
     except (OSError, ImportError):
