@@ -95,17 +95,17 @@ def export_step(model: nn.Module, example: Tensor | None = None, **more: Tensor)
         UsageError: If the model is not causal, or an example is needed.
         UserError: If it can't be traced; see ``traced``.
     """
-    model = _frozen(model)
+    frozen = _frozen(model)
     if not getattr(model, "causal", True):
         raise UsageError(
             f"model: {_named(model)} looks in both directions and has no step to export; export its forward"
         )
-    x = _example(model, example, (_BATCH,))
+    x = _example(frozen, example, (_BATCH,))
     more = {name: _repeated(tensor, (_BATCH,)) for name, tensor in more.items()}
     with torch.no_grad():
-        states = [model.init_state(_BATCH)]
+        states = [frozen.init_state(_BATCH)]
         for _ in range(3):  # sizes of 0 and 1 would be taken as such
-            states.append(model.step(x, states[-1], **more)[1])
+            states.append(frozen.step(x, states[-1], **more)[1])
     layout, batch, cached = StateLayout(states[0]), Dim("batch", min=1), Dim("cached", min=0)
     before, after = (layout.pack(state) for state in states[-2:])
     sizes = {
@@ -113,7 +113,7 @@ def export_step(model: nn.Module, example: Tensor | None = None, **more: Tensor)
         for name, tensor in before.items()
     }
     return traced(
-        _Step(model, layout), (x, before, more), ({0: batch}, sizes, {name: {0: batch} for name in more})
+        _Step(frozen, layout), (x, before, more), ({0: batch}, sizes, {name: {0: batch} for name in more})
     )
 
 

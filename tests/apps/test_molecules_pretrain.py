@@ -10,9 +10,11 @@ import pytest
 
 pytest.importorskip("rdkit")
 
+import torch
 from rdkit import Chem, RDConfig
 
 from mambakit.apps.molecules import main
+from mambakit.domains.molecules.language.model import MoleculeModel
 
 SMALL = ["--model.d_model", "16", "--model.n_layers", "1", "--model.d_state", "8", "--model.head_dim", "8"]
 BUDGET = ["--train.max_epochs", "2", "--train.batch_size", "32", "--train.lr", "2e-2", "--device", "cpu"]
@@ -82,6 +84,24 @@ def test_unique_ones_of_a_scaffold(model: Path, tmp_path: Path) -> None:
     assert len(set(names)) == len(names)
     phenyl = Chem.MolFromSmarts("[!#1]c1[cH][cH][cH][cH][cH]1")
     assert all(Chem.MolFromSmiles(name).HasSubstructMatch(phenyl) for name in names)
+
+
+def test_the_exported_step_reads_a_molecule_as_the_model(model: Path, tmp_path: Path, capsys) -> None:
+    path = tmp_path / "step.pt2"
+    assert main(["export", "--model", str(model), "--output", str(path), "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    network = MoleculeModel.from_pretrained(model).eval()
+    ids = network.tokenizer.encode("CC(=O)O").values
+    assert [said["tokens"]["start"], said["tokens"]["end"]] == [ids[0], ids[-1]]
+    step = torch.export.load(path).module()
+    state = {name: torch.zeros(1, *shape) for name, shape in said["state"].items()}
+    with torch.no_grad():
+        expected, _ = network(ids[None])
+        for t, token in enumerate(ids):
+            logits, state = step(token[None], state, {})
+            torch.testing.assert_close(logits, expected[:, t], atol=1e-5, rtol=0)
+    assert main(["export", "--model", str(model), "--output", "step.bin"]) == 2
+    assert "ends in .pt2 or .onnx" in capsys.readouterr().err
 
 
 def test_training_goes_on_with_a_larger_vocabulary(model: Path, tmp_path: Path, capsys) -> None:
