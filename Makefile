@@ -15,7 +15,10 @@ else
 TRAIN_TIME := 60s
 endif
 
-.PHONY: help setup demo test lint types format tables lock clean
+# The longest demo first: make -j runs them side by side.
+DOMAINS := molecules speech timeseries recommendation robotics
+
+.PHONY: help setup demo test lint types format tables lock clean demo-afresh $(addprefix demo-,$(DOMAINS))
 
 help:
 	@echo "make demo     train, evaluate and draw on embedded data; prints where the report is (SHORT=1: quicker)"
@@ -35,28 +38,40 @@ $(READY): requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --no-deps --editable .
 	touch $@
 
-demo: $(READY)
+demo: $(addprefix demo-,$(DOMAINS))
+	@echo "reports: $(foreach one,$(DOMAINS),$(abspath $(DEMO))/$(one)/report.html)"
+
+demo-afresh:
 	rm -rf $(DEMO)
+
+demo-timeseries: $(READY) demo-afresh
 	$(BIN)/mambakit timeseries train --data co2 --horizon 24 --max-time $(TRAIN_TIME) --output $(DEMO)/timeseries
 	$(BIN)/mambakit timeseries evaluate --data co2 --model $(DEMO)/timeseries
 	$(BIN)/mambakit timeseries forecast --input co2 --model $(DEMO)/timeseries \
 		--output $(DEMO)/forecast.csv --plot $(DEMO)/forecast.png
+
+demo-recommendation: $(READY) demo-afresh
 	$(BIN)/mambakit recommendation train --data simulated-shop --model.d_model 64 --model.n_layers 2 \
 		--max-time $(TRAIN_TIME) --output $(DEMO)/recommendation
 	$(BIN)/mambakit recommendation recommend --model $(DEMO)/recommendation --input simulated-shop \
 		--output $(DEMO)/top.parquet
 	$(BIN)/mambakit recommendation update --model $(DEMO)/recommendation --store $(DEMO)/states.db \
 		--user ada --item i007 --time 2026-11-22T10:00:00Z
+
+demo-molecules: $(READY) demo-afresh
 	$(BIN)/mambakit molecules pretrain --data nci --model.d_model 64 --model.n_layers 2 --samples 100 \
 		--max-time $(TRAIN_TIME) --output $(DEMO)/molecules
 	$(BIN)/mambakit molecules generate --model $(DEMO)/molecules --n 100 --output $(DEMO)/new.smi \
 		--grid $(DEMO)/new.png
+
+demo-speech: $(READY) demo-afresh
 	$(BIN)/mambakit speech train --data spoken-digits --task classify --max-time $(TRAIN_TIME) --output $(DEMO)/speech
 	$(BIN)/mambakit speech evaluate --model $(DEMO)/speech
+
+demo-robotics: $(READY) demo-afresh
 	$(BIN)/mambakit robotics train --data reacher-noisy --policy decision-mamba --max-time $(TRAIN_TIME) \
 		--output $(DEMO)/robotics
 	$(BIN)/mambakit robotics evaluate --model $(DEMO)/robotics --episodes 16 --plot $(DEMO)/returns.png
-	@echo "reports: $(foreach one,timeseries recommendation molecules speech robotics,$(abspath $(DEMO))/$(one)/report.html)"
 
 # a file goes to one worker, so that what its tests share is made once
 test: $(READY)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -24,7 +25,6 @@ from mambakit.domains.speech.utterances import Protocol
 
 if TYPE_CHECKING:
     from mambakit.domains.speech.classify.metrics import Trade
-    from mambakit.domains.speech.classify.model import Classifier
 
 Baseline = Literal["nearest-mean", "cnn"]
 PartKind = Literal["test", "validation"]
@@ -84,11 +84,12 @@ def train_classify(
         mambakit speech train --data fsdd --test-speaker theo --baselines cnn nearest-mean --output runs/theo
         mambakit speech train --data recordings/ --model.front_end.rate_hz 16000 --output runs/mine
     """
-    from mambakit.core.training import RunFolder, resolve_device
+    from mambakit.apps.speech_runs import trained
+    from mambakit.core.training import resolve_device
     from mambakit.domains.speech.cards import noise_recordings
     from mambakit.domains.speech.classify import report, training
     from mambakit.domains.speech.classify.evaluation import evaluate
-    from mambakit.domains.speech.saved import DataSpec, save_spec
+    from mambakit.domains.speech.saved import DataSpec
 
     config = train_config(train, seed, device, max_time)
     spec = DataSpec(task, data, split, config.seed, test_speaker, validation_speaker)
@@ -98,30 +99,21 @@ def train_classify(
     tell_left_out(parts.left_out)
     noise = noise or training.noise_of(data)
     settings = {**dataclasses.asdict(spec.resolved()), "split": chosen.name, "noise": noise}
-    options = {"model": model, "loss": loss, "augment": augment, "train": config}
     noises = noise_recordings(noise, model.front_end.rate_hz)
-
-    def trained(shape: ClassifyModelConfig, folder: Path) -> tuple[Classifier, training.FitResult, RunFolder]:
-        run = RunFolder(folder, overwrite=overwrite)
-        run.start({**settings, **options, "model": shape}, seed=config.seed)
-        made, result = training.train_classifier(
-            parts,
-            run,
-            name=utterances.name,
-            model_config=shape,
-            loss_config=loss,
-            augment_config=augment,
-            train_config=config,
-            noises=noises,
-        )
-        made.save_pretrained(run.path)
-        save_spec(run.path, spec)
-        return made, result, run
-
-    classifier, result, run = trained(model, output)
+    train_one = partial(
+        trained,
+        partial(training.train_classifier, parts, name=utterances.name, noises=noises),
+        settings=settings,
+        loss=loss,
+        augment=augment,
+        train=config,
+        spec=spec,
+        overwrite=overwrite,
+    )
+    classifier, result, run = train_one(model, output)
     cnn = None
     if "cnn" in baselines:
-        cnn, _, _ = trained(dataclasses.replace(model, network="cnn"), output / "cnn")
+        cnn, _, _ = train_one(dataclasses.replace(model, network="cnn"), output / "cnn")
     evaluation = None
     if len(parts.test):
         place = resolve_device(device)

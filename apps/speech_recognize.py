@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -24,8 +25,7 @@ from mambakit.domains.speech.recognize.decoding import PRESET_DECODE, DecodeConf
 from mambakit.domains.speech.utterances import Protocol
 
 if TYPE_CHECKING:
-    from mambakit.core.training import FitResult, RunFolder
-    from mambakit.domains.speech.recognize.model import Recognizer
+    pass
 
 Baseline = Literal["bigru"]
 PartKind = Literal["test", "validation"]
@@ -87,10 +87,11 @@ def train_recognize(
         mambakit speech train --data connected-digits --task recognize --model.head rnnt --output runs/rnnt
         mambakit speech train --data connected-digits --task recognize --test-speaker theo --baselines bigru
     """
-    from mambakit.core.training import RunFolder, resolve_device
+    from mambakit.apps.speech_runs import trained
+    from mambakit.core.training import resolve_device
     from mambakit.domains.speech.cards import noise_recordings
     from mambakit.domains.speech.recognize import evaluation, report, training
-    from mambakit.domains.speech.saved import DataSpec, save_spec
+    from mambakit.domains.speech.saved import DataSpec
 
     config = train_config(train, seed, device, max_time)
     spec = DataSpec(task, data, split, config.seed, test_speaker, validation_speaker)
@@ -101,28 +102,20 @@ def train_recognize(
     noises = noise_recordings(noise, model.front_end.rate_hz)
     settings = {**dataclasses.asdict(spec.resolved()), "split": chosen.name, "noise": noise}
 
-    def trained(shape: RecognizeModelConfig, folder: Path) -> tuple[Recognizer, FitResult, RunFolder]:
-        run = RunFolder(folder, overwrite=overwrite)
-        options = {"model": shape, "loss": loss, "augment": augment, "train": config}
-        run.start({**settings, **options}, seed=config.seed)
-        made, result = training.train_recognizer(
-            parts,
-            run,
-            name=utterances.name,
-            model_config=shape,
-            loss_config=loss,
-            augment_config=augment,
-            train_config=config,
-            noises=noises,
-        )
-        made.save_pretrained(run.path)
-        save_spec(run.path, spec)
-        return made, result, run
-
-    recognizer, result, run = trained(model, output)
+    train_one = partial(
+        trained,
+        partial(training.train_recognizer, parts, name=utterances.name, noises=noises),
+        settings=settings,
+        loss=loss,
+        augment=augment,
+        train=config,
+        spec=spec,
+        overwrite=overwrite,
+    )
+    recognizer, result, run = train_one(model, output)
     models = {evaluation.OURS: recognizer}
     for name in baselines or []:
-        models[name], _, _ = trained(dataclasses.replace(model, network=name), output / name)
+        models[name], _, _ = train_one(dataclasses.replace(model, network=name), output / name)
     place = resolve_device(device)
     rows, examples, times = [], [], None
     if len(parts.test):

@@ -35,7 +35,7 @@ SETTINGS: dict[str, dict[str, Any]] = {"widowx": {}, "adroit-door-human": {}}
 
 def error_job(job: Job) -> Job:
     """Trains, and measures the actions' error on held-out episodes."""
-    from speech_trials import device_here
+    from trials import device_here
 
     from mambakit.core.training.run_folder import write_atomically
     from mambakit.domains.robotics.policy.model import Policy

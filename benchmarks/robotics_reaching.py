@@ -36,7 +36,11 @@ from robotics_trials import (
 )
 
 ENV = "mambakit/ColouredReach-v0"
-SHARDS, EPISODES_EACH, PIXELS = 20, 50, 64
+SHARDS, EPISODES_EACH, PIXELS = 40, 50, 64
+# of the expert's actions a few hundredths are signal once it is near: half the range of noise drowns them
+NOISE = 0.05
+# scenes, of which a batch has few, tell more than steps do; windows, so that a batch has more of them
+SETTINGS = {"model.previous_action": False, "train.lr": 3e-3, "train.batch_size": 32, "train.max_epochs": 20}
 KINDS = ("bc", "bc-mlp")
 NAMES = {"bc": "mambakit", "bc-mlp": "CNN + MLP"}
 PARTS = ("unseen", "seen")
@@ -52,6 +56,7 @@ def data_jobs(arguments: Any, root: Path) -> list[Job]:
             "level": "noisy",
             "episodes": n,
             "image_size": PIXELS,
+            "noise": NOISE,
             "limit": arguments.limit,
             "seed": shard * n,
             "root": str(root),
@@ -72,6 +77,7 @@ def policy_jobs(arguments: Any, root: Path, data: Sequence[Job]) -> list[Job]:
             "image_size": PIXELS,
             "kind": kind,
             "of_kind": {"bc-mlp": {"pictures": "cnn"}},
+            "settings": SETTINGS,
             "seed": seed,
             "limit": arguments.limit,
             "changes": arguments.changes,

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from processes import run_all
-from speech_trials import add_trial_flags, changed, device_here, read_changes
+from trials import add_trial_flags, changed, device_here, is_trial, publish, read_changes
 
 Job = dict[str, Any]
 STAGES = ("collect", "train", "measure")
@@ -98,12 +98,7 @@ class Stages:
 
     def finish(self, rows: Sequence[dict[str, Any]]) -> int:
         """Writes and shows the rows; returns the exit status."""
-        if rows:
-            from rows import write_rows
-
-            print(f"{len(rows)} rows written to {write_rows('robotics', rows)}")
-        for one in rows:
-            print(one["what"], one["value"], "+-", one["spread"], one["peers"])
+        publish("robotics", rows)
         if self.missing:
             print(f"out of time: {self.missing} jobs are not done", file=sys.stderr)
         return 1 if self.failed else 0
@@ -112,8 +107,7 @@ class Stages:
     def writes(self) -> bool:
         """Whether these are full runs, whose rows are written."""
         given = self.arguments
-        trial = given.limit or given.changes or given.validation_only
-        return not trial and "measure" in given.only and not self.failed and not self.missing
+        return not is_trial(given) and "measure" in given.only and not self.failed and not self.missing
 
 
 def tell(stage: str, one: Job, seconds: float) -> None:
@@ -166,9 +160,8 @@ def collect_job(job: Job) -> Job:
         ars = preset(job["env"])
         if job["limit"]:
             ars = dataclasses.replace(ars, steps=8_000)
-        config = CollectConfig(
-            job["env"], job["level"], job["episodes"], job["seed"], image_size=job.get("image_size")
-        )
+        options = {name: job[name] for name in ("image_size", "noise") if name in job}
+        config = CollectConfig(job["env"], job["level"], job["episodes"], job["seed"], **options)
         collect(config, _cast(job, ars), folder)
     totals = load_episodes(folder).totals
     said = {"episodes": len(totals), "mean": float(np.mean(totals)), "best": float(np.max(totals))}

@@ -22,7 +22,7 @@ import sys
 import time
 from typing import Any
 
-from speech_trials import add_trial_flags, changed, device_here, measured, read_changes, run_at
+from trials import add_trial_flags, changed, device_here, measured, read_changes, run_at
 
 SPEAKERS = ("george", "jackson", "lucas", "nicolas", "theo", "yweweler")
 SNR_DB = (20.0, 10.0, 0.0)
@@ -180,7 +180,7 @@ def main() -> int:
         for network in arguments.networks
         for speaker in arguments.speakers
     ]
-    return measured(run_job, jobs, arguments, rows_of)
+    return measured(run_job, jobs, arguments, rows_of, "speech")
 
 
 if __name__ == "__main__":

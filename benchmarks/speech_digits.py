@@ -20,15 +20,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import statistics
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from processes import run_all
-from speech_trials import add_trial_flags, changed, device_here, read_changes, run_at
+from trials import add_trial_flags, changed, device_here, measured, read_changes, run_at
 
 SPEAKERS = ("george", "jackson", "lucas", "nicolas", "theo", "yweweler")
 PROTOCOLS = ("official", "speaker")
@@ -239,23 +237,7 @@ def main() -> int:
         for protocol in arguments.protocols
         for speaker in ([None] if protocol == "official" else arguments.speakers)
     ]
-    limits = {"seconds": arguments.seconds, "stop_after": arguments.stop_after}
-    found = run_all(run_job, jobs, arguments.jobs, tell=tell, gpus=arguments.gpus, **limits)
-    failed = [one for one in found if "error" in one]
-    done = [one for one in found if "error" not in one]
-    if arguments.raw:
-        arguments.raw.write_text(json.dumps(done, indent=1))
-    if test and done and not arguments.limit:
-        from rows import write_rows
-
-        made = rows_of(done, "python " + " ".join(sys.argv))
-        if made:
-            print(f"{len(made)} rows written to {write_rows('speech', made)}")
-        for one in made:
-            print(one["what"], one["value"], "+-", one["spread"], one["peers"])
-    if len(found) < len(jobs):
-        print(f"out of time: {len(jobs) - len(found)} runs are not done", file=sys.stderr)
-    return 1 if failed else 0
+    return measured(run_job, jobs, arguments, rows_of, "speech", tell=tell, raw=arguments.raw)
 
 
 if __name__ == "__main__":

@@ -21,16 +21,8 @@ import sys
 import time
 from typing import Any
 
-from speech_trials import (
-    add_long_flag,
-    add_trial_flags,
-    changed,
-    device_here,
-    lengthened,
-    measured,
-    read_changes,
-    run_at,
-)
+from speech_mixtures import add_long_flag, lengthened
+from trials import add_trial_flags, changed, device_here, measured, read_changes, run_at
 
 UNITS = {"pesq": "MOS-LQO", "stoi": "", "si_sdr": "dB"}
 BASELINES = ("noisy", "log-MMSE")
@@ -148,7 +140,7 @@ def main() -> int:
         for seed in arguments.seeds
         for who in ((WHOLE, STREAMING) if arguments.causal_too else (WHOLE,))
     ]
-    return measured(run_job, jobs, arguments, rows_of)
+    return measured(run_job, jobs, arguments, rows_of, "speech")
 
 
 if __name__ == "__main__":

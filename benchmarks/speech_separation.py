@@ -19,16 +19,8 @@ import sys
 import time
 from typing import Any
 
-from speech_trials import (
-    add_long_flag,
-    add_trial_flags,
-    changed,
-    device_here,
-    lengthened,
-    measured,
-    read_changes,
-    run_at,
-)
+from speech_mixtures import add_long_flag, lengthened
+from trials import add_trial_flags, changed, device_here, measured, read_changes, run_at
 
 PAIRS = ("theo,lucas", "george,yweweler", "jackson,nicolas")
 OURS, CONV, CAUSAL = "mambakit", "Conv-TasNet", "mambakit, streaming"
@@ -141,7 +133,7 @@ def main() -> int:
         for who in arguments.networks
         for pair in arguments.pairs
     ]
-    return measured(run_job, jobs, arguments, rows_of)
+    return measured(run_job, jobs, arguments, rows_of, "speech")
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from mambakit.core.blocks import (
 from mambakit.core.blocks.base import check_input, check_lengths, padding_mask
 from mambakit.core.blocks.gaps import check_elapsed, check_gaps
 from mambakit.core.blocks.ragged import left_padding_index, take
+from mambakit.core.compiled_stack import ShortPieces
 from mambakit.core.state import State
 
 __all__ = ["Backbone", "BackboneConfig"]
@@ -58,6 +59,7 @@ class Backbone(nn.Module):
         self.final_norm = RMSNorm(config.d_model, config.norm_eps)
         self.dropout = nn.Dropout(config.dropout)
         self.auxiliary = Held()
+        self._short = ShortPieces()
         self._names = [str(i) for i in range(len(layers))]
         self._scales = [config.scale_of(layer) for layer in layers]
         mixing = [
@@ -149,6 +151,11 @@ class Backbone(nn.Module):
             raise ValueError("keep: only of whole rows; leave lengths and seq_idx out")
         self._check_state(state)
         self._check_elapsed(elapsed, x)
+        told = (seq_idx, lengths, edges, edge_features, elapsed, keep)
+        if not (self.training or torch.compiler.is_compiling() or any(one is not None for one in told)):
+            found = self._short.run(self, x, state)
+            if found is not None:
+                return found
         back = pads = None
         if lengths is not None:
             lengths = check_lengths(lengths, batch, length, synchronize=True).to(x.device)

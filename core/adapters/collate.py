@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from mambakit.core.adapters.packing import first_fit, number_samples
 from mambakit.core.adapters.token_checks import dtype_name
 from mambakit.core.adapters.tokens import NO_MODALITY, Padding, TokenBatch, Tokens
 
@@ -62,24 +63,18 @@ def pack_batch(
     for name, value in (("length", length), ("row_multiple", row_multiple)):
         if value < 1:
             raise ValueError(f"{name}: expected at least 1, got {value}")
-    used: list[int] = []
-    placed: list[tuple[int, int, int]] = []
     for i, sample in enumerate(samples):
         if len(sample) > length:
             raise ValueError(
                 f"length: sample {i} has {len(sample)} tokens, more than a row of length={length} holds; "
                 "cut it into pieces or pack into longer rows"
             )
-        row = next((r for r, n in enumerate(used) if n + len(sample) <= length), len(used))
-        if row == len(used):
-            used.append(0)
-        placed.append((row, used[row], len(sample)))
-        used[row] += len(sample)
+    placed, used = first_fit(map(len, samples), length)
     used += [0] * (-len(used) % row_multiple)
     spans = torch.tensor(placed)
     lengths = torch.tensor(used)
     parts = _lay_out(samples, spans, n_rows=len(used), width=length, pad_value=pad_value)
-    seq_idx = _seq_idx_of(placed, lengths, length)
+    seq_idx = number_samples(placed, used, length)
     return TokenBatch.trusted(**parts, lengths=lengths, seq_idx=seq_idx, padding="right", _spans=spans)
 
 
@@ -129,15 +124,3 @@ def _lay_out(
         "time": time,
         "modality": laid_out([sample.modality for sample in samples], NO_MODALITY),
     }
-
-
-def _seq_idx_of(placed: Sequence[tuple[int, int, int]], lengths: Tensor, width: int) -> Tensor:
-    """Number the sequences of each row 0, 1, 2, ... (but for empty ones), and the padding after them."""
-    seq_idx = torch.zeros(len(lengths), width, dtype=torch.int32)
-    for row, start, n in placed:
-        if n and start:
-            seq_idx[row, start:] += 1
-    for row, used in enumerate(lengths.tolist()):
-        if used:
-            seq_idx[row, used:] += 1
-    return seq_idx

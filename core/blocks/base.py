@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -308,25 +308,25 @@ def plain_parameters(
     modules: Mapping[str, nn.Module | None], kind: type[nn.Module], own: set[str], *names: str
 ) -> list[dict[str, Any]] | None:
     """As ``plain_linear``, of modules of the very class ``kind``, whose parameters are ``own``."""
-    if (
-        torch.compiler.is_compiling()
-        or hooks_of_all._global_forward_hooks
-        or hooks_of_all._global_forward_pre_hooks
-    ):
+    if torch.compiler.is_compiling():
         return None
     found: list[dict[str, Any]] = []
     for name in names:
         module = modules.get(name)
-        if (
-            type(module) is not kind
-            or module._forward_hooks
-            or module._forward_pre_hooks
-            or "forward" in module.__dict__
-            or module._parameters.keys() != own
-        ):
+        if type(module) is not kind or module._parameters.keys() != own or watched([module]):
             return None
         found.append(module._parameters)
     return found
+
+
+def watched(modules: Iterable[nn.Module]) -> bool:
+    """Whether calling one of these modules does more than its class says: a hook, or a forward of its own."""
+    if hooks_of_all._global_forward_hooks or hooks_of_all._global_forward_pre_hooks:
+        return True
+    return any(
+        module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__
+        for module in modules
+    )
 
 
 def _fits(got: torch.Size, wanted: tuple[int | None, ...]) -> bool:

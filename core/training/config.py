@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+from mambakit.core.config_checks import check_least
 from mambakit.core.errors import UsageError
 
 Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed", "64-true"]
@@ -65,15 +66,13 @@ class TrainConfig:
             "max_steps": -1,
             "batch_size": 1,
             "average": 1,
+            "validate_every": 1,
             **dict.fromkeys(_NOT_NEGATIVE, 0),
         }
         for name, least in at_least.items():
-            if getattr(self, name) is not None and not getattr(self, name) >= least:
-                raise UsageError(f"{name}: expected at least {least}, got {getattr(self, name)}")
+            check_least(self, least, name)
         if self.max_steps == 0:
             raise UsageError("max_steps: expected a positive number, or -1 for no limit, got 0")
-        if self.validate_every is not None and self.validate_every < 1:
-            raise UsageError(f"validate_every: expected at least 1, got {self.validate_every}")
         for name in ("warmup_fraction", "ema_decay", "final_lr_fraction"):
             if not getattr(self, name) <= 1:
                 raise UsageError(f"{name}: expected at most 1, got {getattr(self, name)}")

@@ -1,4 +1,4 @@
-"""The learning curves of a run, from its ``metrics.csv``, in the style of all pictures."""
+"""Learning curves from a run's ``metrics.csv``, in the style of all pictures, and a report's section."""
 
 from __future__ import annotations
 
@@ -6,10 +6,16 @@ import csv
 from collections.abc import Sequence
 from itertools import cycle
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
+
+from mambakit.core.training.report import Report
+from mambakit.core.training.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from mambakit.core.training.fitting import FitResult
 
 _TRAIN, _KEPT = "#8a94a0", "#c2571a"
 _VALIDATION = ("#1668b8", "#4a8f3c", "#8a4fb0")
@@ -50,6 +56,26 @@ def learning_figure(metrics_csv: Path, panels: Sequence[Panel]) -> Figure:
         axis.legend(fontsize=8, frameon=False)
         tidy(axis)
     return figure
+
+
+def add_training(
+    report: Report, run: RunFolder, result: FitResult, panels: Sequence[Panel], kept: str
+) -> None:
+    """Adds the section on training, whose curves the run folder keeps too.
+
+    Args:
+        report: To add to.
+        run: The run.
+        result: How it went.
+        panels: What to draw.
+        kept: Goes on from "The weights kept are those of", and says what else is worth knowing.
+    """
+    report.add_heading("Training")
+    figure = learning_figure(run.metrics_path, panels)
+    run.save_picture(figure, "learning_curve")
+    report.add_figure(figure)
+    ended = f"Stopped by: {result.stopped}, after {result.epochs} epochs and {result.steps} steps."
+    report.add_text(f"{ended} The weights kept are those of {kept}")
 
 
 def tidy(axis) -> None:  # type: ignore[no-untyped-def]  # matplotlib's axes have no types

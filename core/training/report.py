@@ -12,6 +12,7 @@ from typing import Any
 
 from mambakit.core.training.run_folder import write_atomically
 
+_MOST_LEFT_OUT = 50
 _STYLE = """
 body { font: 16px/1.55 system-ui, sans-serif; color: #1d2733; background: #f5f6f8; margin: 0; }
 main { max-width: 60rem; margin: 2rem auto; padding: 1.5rem 2.5rem 2.5rem; background: #fff;
@@ -110,6 +111,18 @@ class Report:
         below = f"<caption>{html.escape(caption)}</caption>" if caption else ""
         table = f"<table>{below}<thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table>"
         self._parts.append(f'<div class="scroll">{table}</div>')
+
+    def add_left_out(self, left_out: Sequence[tuple[str, str]], of: str) -> None:
+        """Adds how many can't be used, and which and why of the first fifty; nothing where there are none.
+
+        Args:
+            left_out: Name and reason of each.
+            of: What they are, in the plural.
+        """
+        if left_out:
+            self.add_text(f"{len(left_out)} {of} can't be used and are left out.")
+            shown = left_out[:_MOST_LEFT_OUT]
+            self.add_table([{"which": which, "why": why} for which, why in shown])
 
     def add_figure(self, figure: Any, caption: str = "") -> None:
         """Adds a matplotlib figure as a picture inside the file. The figure stays open."""

@@ -7,6 +7,7 @@ from typing import Literal, get_args
 
 from mambakit.core.backbone import BackboneConfig
 from mambakit.core.backbone_config import sizes_of_heads
+from mambakit.core.config_checks import check_least, check_shares
 from mambakit.core.errors import UsageError
 from mambakit.core.training import TrainConfig
 from mambakit.domains.molecules.molecules import Task
@@ -65,18 +66,11 @@ class ModelConfig:
     """With the graph tokenizer: steps of the random walks that say where in the molecule an atom stands."""
 
     def __post_init__(self) -> None:
-        least = ("members", "d_model", "n_layers", "d_state", "head_dim", "d_hidden", "test_smiles")
-        for name in least:
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name}: expected at least 1, got {getattr(self, name)}")
-        for name in ("n_hidden", "trees", "n_neighbour_layers", "n_walks"):
-            if getattr(self, name) < 0:
-                raise UsageError(f"{name}: expected at least 0, got {getattr(self, name)}")
-        if self.max_tokens < 2:
-            raise UsageError(f"max_tokens: expected at least 2, got {self.max_tokens}")
-        for name in ("dropout", "head_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UsageError(f"{name}: expected a share from 0 to below 1, got {getattr(self, name)}")
+        sizes = ("members", "d_model", "n_layers", "d_state", "head_dim", "d_hidden", "test_smiles")
+        check_least(self, 1, *sizes)
+        check_least(self, 0, "n_hidden", "trees", "n_neighbour_layers", "n_walks")
+        check_least(self, 2, "max_tokens")
+        check_shares(self, "dropout", "head_dropout", below_one=True)
         for name, kind in (("features", Features), ("uncertainty", Uncertainty), ("order", Order)):
             if getattr(self, name) not in get_args(kind):
                 raise UsageError(
@@ -176,12 +170,8 @@ class LossConfig:
     """The stack of a pretrained language model learns at this share of the learning rate."""
 
     def __post_init__(self) -> None:
-        for name in ("random_smiles", "hidden_tokens"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UsageError(f"{name}: expected a share from 0 to 1, got {getattr(self, name)}")
-        for name in ("feature_noise", "interval_weight", "pretrained_lr"):
-            if not getattr(self, name) >= 0:
-                raise UsageError(f"{name}: expected at least 0, got {getattr(self, name)}")
+        check_shares(self, "random_smiles", "hidden_tokens")
+        check_least(self, 0, "feature_noise", "interval_weight", "pretrained_lr")
 
 
 # Small enough for a CPU. Chosen on training rows cut in two, over seven sets of MoleculeNet by two protocols:
@@ -191,13 +181,5 @@ class LossConfig:
 PRESET_MODEL = ModelConfig()
 PRESET_LOSS = LossConfig()
 PRESET_TRAIN = TrainConfig(
-    max_epochs=30,
-    batch_size=32,
-    lr=1e-3,
-    weight_decay=0.05,
-    warmup_fraction=0.1,
-    final_lr_fraction=0.01,
-    ema_decay=0.99,
-    patience=10,
-    precision="32-true",
+    max_epochs=30, weight_decay=0.05, warmup_fraction=0.1, ema_decay=0.99, patience=10, precision="32-true"
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mambakit.core.training import FitResult, Report, RunFolder
-from mambakit.core.training.curves import Panel, learning_figure
+from mambakit.core.training.curves import Panel, add_training
 from mambakit.domains.molecules import plots
 from mambakit.domains.molecules.evaluation import Evaluation
 from mambakit.domains.molecules.model import PropertyModel
@@ -85,18 +85,14 @@ def write(
     if len(molecules.left_out):
         report.add_text(f"{len(molecules.left_out)} rows could not be read and are left out.")
         report.add_table(molecules.left_out.head(_MOST_LEFT_OUT))
-    report.add_heading("Training")
-    figure = learning_figure(
-        run.metrics_path,
+    add_training(
+        report,
+        run,
+        result,
         (Panel("training loss", ("train/loss",)), Panel("validation loss", ("val/loss",), "min")),
-    )
-    run.save_picture(figure, "learning_curve")
-    report.add_figure(figure)
-    report.add_text(
-        f"Stopped by: {result.stopped}, after {result.epochs} epochs and {result.steps} steps. The weights "
-        f"kept are those of the least validation loss, {result.best_score:.4f} (squared error of labels "
+        f"the least validation loss, {result.best_score:.4f} (squared error of labels "
         "scaled to deviation 1, or cross-entropy). The same validation molecules calibrated probabilities, "
-        "intervals and sets. The test molecules were measured once, at the end."
+        "intervals and sets. The test molecules were measured once, at the end.",
     )
     report.add_code(run.config_path.read_text(encoding="utf-8"))
     report.write(run.report_path)

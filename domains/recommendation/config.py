@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from mambakit.core.config_checks import check_least, check_shares
 from mambakit.core.errors import UsageError
 from mambakit.core.training import TrainConfig
 
@@ -49,14 +50,9 @@ class ModelConfig:
     """What the time between events does: embedded by its logarithm (gaps), drives dt, both, or none."""
 
     def __post_init__(self) -> None:
-        for name in ("d_model", "n_layers", "d_state", "head_dim"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name}: expected at least 1, got {getattr(self, name)}")
-        if self.d_hidden is not None and self.d_hidden < 1:
-            raise UsageError(f"d_hidden: expected at least 1, got {self.d_hidden}")
-        for name in ("dropout", "embedding_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UsageError(f"{name}: expected a share from 0 to below 1, got {getattr(self, name)}")
+        check_least(self, 1, "d_model", "n_layers", "d_state", "head_dim")
+        check_least(self, 1, "d_hidden")
+        check_shares(self, "dropout", "embedding_dropout", below_one=True)
         if self.time not in ("none", "gaps", "dt", "both"):
             raise UsageError(f"time: expected none, gaps, dt or both, got {self.time!r}")
 
@@ -79,8 +75,7 @@ class RecommenderConfig:
     """Words that describe one item at most."""
 
     def __post_init__(self) -> None:
-        if self.n_items < 1:
-            raise UsageError(f"n_items: expected at least 1, got {self.n_items}")
+        check_least(self, 1, "n_items")
 
 
 @dataclass(frozen=True)
@@ -106,24 +101,11 @@ class LossConfig:
     def __post_init__(self) -> None:
         if self.loss not in ("cross-entropy", "sampled-softmax", "gbce", "bce"):
             raise UsageError(f"loss: expected cross-entropy, sampled-softmax, gbce or bce, got {self.loss!r}")
-        for name in ("max_length", "n_negatives", "row_length"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name}: expected at least 1, got {getattr(self, name)}")
-        for name in ("gbce_t", "id_dropout"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UsageError(f"{name}: expected a share from 0 to 1, got {getattr(self, name)}")
+        check_least(self, 1, "max_length", "n_negatives", "row_length")
+        check_shares(self, "gbce_t", "id_dropout")
 
 
 PRESET_MODEL = ModelConfig()
 PRESET_LOSS = LossConfig()
 # Chosen by validation NDCG on ML-1M and Amazon Beauty.
-PRESET_TRAIN = TrainConfig(
-    max_epochs=60,
-    batch_size=128,
-    lr=2e-3,
-    weight_decay=0.01,
-    warmup_fraction=0.05,
-    final_lr_fraction=0.01,
-    ema_decay=0.998,
-    patience=10,
-)
+PRESET_TRAIN = TrainConfig(max_epochs=60, batch_size=128, lr=2e-3, ema_decay=0.998, patience=10)

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from mambakit.core.adapters import TokenBatch
+from mambakit.core.adapters.packing import first_fit, number_samples
 from mambakit.core.errors import UsageError
 from mambakit.domains.recommendation.counting import stretches
 from mambakit.domains.recommendation.interactions import Interactions
@@ -183,29 +184,20 @@ def pack_events(
         start: The index of START.
         width: Positions of a row.
     """
-    length = end - begin + whole
-    used: list[int] = []
-    spans = np.zeros((len(begin), 3), dtype=np.int64)
-    for i, n in enumerate(length.tolist()):
-        row = next((r for r, taken in enumerate(used) if taken + n <= width), len(used))
-        if row == len(used):
-            used.append(0)
-        spans[i] = row, used[row], n
-        used[row] += n
-    values = np.zeros((max(1, len(used)), width, 2), dtype=np.int64)
-    number = np.zeros(values.shape[:2], dtype=np.int32)
+    spans, used = first_fit((end - begin + whole).tolist(), width)
+    used = used or [0]
+    values = np.zeros((len(used), width, 2), dtype=np.int64)
     for (row, at, n), a, b, w in zip(spans, begin, end, whole, strict=True):
         if w:
             values[row, at] = start, 0
         values[row, at + int(w) : at + n, 0] = item[a:b]
         values[row, at + int(w) : at + n, 1] = bins[a:b]
-        number[row, at + n :] += 1
     return TokenBatch.trusted(
         values=torch.from_numpy(values),
-        lengths=torch.tensor(used or [0]),
+        lengths=torch.tensor(used),
         time=None,
         modality=None,
-        seq_idx=torch.from_numpy(number),
+        seq_idx=number_samples(spans, used, width),
         padding="right",
-        _spans=torch.from_numpy(spans),
+        _spans=torch.tensor(spans, dtype=torch.int64).reshape(-1, 3),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from mambakit.core.training import FitResult, Report, RunFolder
-from mambakit.core.training.curves import Panel, learning_figure
+from mambakit.core.training.curves import Panel, add_training
 from mambakit.domains.recommendation import plots
 from mambakit.domains.recommendation.evaluation import Evaluation, shown
 from mambakit.domains.recommendation.interactions import Interactions
@@ -60,19 +60,15 @@ def write(
         }
     )
     add_evaluation(report, evaluation)
-    report.add_heading("Training")
-    figure = learning_figure(
-        run.metrics_path,
+    add_training(
+        report,
+        run,
+        result,
         (
             Panel("training loss", ("train/loss",)),
             Panel("validation NDCG@10", ("val/ndcg@10/unfiltered", "val/ndcg@10/filtered"), "max"),
         ),
-    )
-    run.save_picture(figure, "learning_curve")
-    report.add_figure(figure)
-    report.add_text(
-        f"Stopped by: {result.stopped}, after {result.epochs} epochs and {result.steps} steps. The weights "
-        "kept are those of the best validation NDCG@10; test events were ranked once, at the end."
+        "the best validation NDCG@10; test events were ranked once, at the end.",
     )
     report.add_code(run.config_path.read_text(encoding="utf-8"))
     report.write(run.report_path)

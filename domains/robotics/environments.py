@@ -17,7 +17,8 @@ from gymnasium import spaces
 
 from mambakit.core.cli import did_you_mean
 from mambakit.core.errors import UsageError, UserError
-from mambakit.domains.robotics.episodes import ActionSpace, EnvironmentRecord
+from mambakit.domains.robotics.actions import action_space_of, with_served_actions
+from mambakit.domains.robotics.episodes import EnvironmentRecord
 from mambakit.domains.robotics.observations import NamedObservations
 from mambakit.domains.robotics.rendering import FastRender, OwnRender
 from mambakit.domains.robotics.scores import reference_of
@@ -43,7 +44,8 @@ def make(
     """An environment by gymnasium's id; ``module:Name-v0`` imports the module that registers it first.
 
     Its observations are dictionaries: ``state`` (d,) float32, with ``image`` (h, w, 3) uint8 and ``goal``
-    (g,) float32 where there are any. Observations that are choices become one-hot states.
+    (g,) float32 where there are any. Observations that are choices become one-hot states. Actions are a
+    vector of numbers, or one choice that counts from 0: several at once are one among all combinations.
 
     Args:
         seed: What the first reset uses if it names no seed of its own.
@@ -68,7 +70,7 @@ def make(
         env = FastRender(env, size) if fast else OwnRender(env)
     if env.spec is not None and (env.spec.max_episode_steps or -1) < 0:
         env = _Ending(env)
-    env = NamedObservations(env, image_size)
+    env = NamedObservations(with_served_actions(env), image_size)
     env = wrapped(env, wrappers or WrapperConfig())
     return FirstSeed(env, seed)
 
@@ -122,19 +124,6 @@ def record_of(
         reference_expert=None if reference is None else reference.expert,
         reference_source=None if reference is None else reference.source,
     )
-
-
-def action_space_of(space: spaces.Space[Any]) -> ActionSpace:
-    """gymnasium's action space as ours.
-
-    Raises:
-        UsageError: If it is neither a vector of numbers nor one choice.
-    """
-    if isinstance(space, spaces.Box) and len(space.shape) == 1:
-        return ActionSpace(low=tuple(map(float, space.low)), high=tuple(map(float, space.high)))
-    if isinstance(space, spaces.Discrete) and space.start == 0:
-        return ActionSpace(n=int(space.n))
-    raise UsageError(f"actions of the kind {space} are not served: a vector of numbers or one choice is")
 
 
 def version_note(record: EnvironmentRecord) -> str | None:

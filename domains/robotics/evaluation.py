@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mambakit.core.errors import DataError, UsageError
+from mambakit.domains.robotics.actions import action_space_of
 from mambakit.domains.robotics.controller import Controller
 from mambakit.domains.robotics.deadlines import DeadlineReport
-from mambakit.domains.robotics.environments import action_space_of
 from mambakit.domains.robotics.metrics import bootstrap_interval, interquartile_mean, normalised_score
 from mambakit.domains.robotics.policy.config import SavedPolicyConfig
 from mambakit.domains.robotics.policy.model import Policy

@@ -7,8 +7,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from mambakit.core.compiled_stack import WholeStep
 from mambakit.core.state import State
-from mambakit.core.whole_step import WholeStep
 from mambakit.domains.robotics.policy.embedding import FURTHEST, Scale
 from mambakit.domains.robotics.policy.heads import FlowHead
 from mambakit.domains.robotics.policy.model import Policy

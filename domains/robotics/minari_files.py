@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from gymnasium import spaces
 
 from mambakit.core.errors import DataError, UsageError
-from mambakit.domains.robotics.environments import action_space_of
+from mambakit.domains.robotics.actions import action_space_of, numbered
 from mambakit.domains.robotics.episodes import (
     ActionSpace,
     EnvironmentRecord,
@@ -59,7 +60,7 @@ def read_minari(folder: Path) -> Episodes:
         try:
             (found,) = storage.get_episodes([place])
             (about,) = storage.get_episode_metadata([place])
-            episodes.append(_episode(found, about, parts))
+            episodes.append(_episode(found, about, parts, storage.action_space))
             names.append(f"episode {place}")
         except (OSError, LookupError, TypeError, ValueError, AssertionError, RuntimeError) as error:
             if "truncated" in str(error) or "file signature not found" in str(error):
@@ -197,12 +198,13 @@ def _source(metadata: Mapping[str, Any], reference: Reference | None) -> str | N
     return None if reference is None else reference.source
 
 
-def _episode(found: Mapping[str, Any], about: Mapping[str, Any], parts: Parts) -> Episode:
-    actions = np.asarray(found["actions"])
+def _episode(
+    found: Mapping[str, Any], about: Mapping[str, Any], parts: Parts, action_space: spaces.Space[Any]
+) -> Episode:
     seed = about.get("seed")
     return Episode(
         observations=named_rows(parts, found["observations"]),
-        actions=actions.astype(np.int64 if actions.ndim == 1 and actions.dtype.kind in "iu" else np.float32),
+        actions=numbered(action_space, found["actions"]),
         rewards=np.asarray(found["rewards"], dtype=np.float32),
         terminated=bool(np.any(found["terminations"])),
         truncated=bool(np.any(found["truncations"])),
@@ -228,8 +230,6 @@ def _text(value: object) -> str | None:
 
 
 def _spaces(episode: Episode, actions: ActionSpace) -> tuple[Any, Any]:
-    from gymnasium import spaces
-
     named: dict[str, spaces.Space[Any]] = {
         name: spaces.Box(0, 255, values.shape[1:], np.uint8)
         if values.dtype == np.uint8

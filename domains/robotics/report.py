@@ -8,13 +8,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from mambakit.core.training import FitResult, Report, RunFolder
-from mambakit.core.training.curves import Panel, learning_figure
+from mambakit.core.training.curves import Panel, add_training
 from mambakit.domains.robotics import plots
 from mambakit.domains.robotics.episodes import Episodes
 from mambakit.domains.robotics.policy.model import Policy
 from mambakit.domains.robotics.policy.training import EpisodeParts, chosen_by
 
-_MOST_LEFT_OUT = 50
 _MOST_BEHAVIOURS = 8
 
 
@@ -66,25 +65,18 @@ def write(
     report.add_figure(figure, f"Returns, from {totals.min():.6g} to {totals.max():.6g}.")
     for note in episodes.notes:
         report.add_text(note)
-    if episodes.left_out:
-        report.add_text(f"{len(episodes.left_out)} episodes can't be used and are left out.")
-        shown = episodes.left_out[:_MOST_LEFT_OUT]
-        report.add_table([{"which": which, "why": why} for which, why in shown])
-    report.add_heading("Training")
-    figure = learning_figure(
-        run.metrics_path,
+    report.add_left_out(episodes.left_out, "episodes")
+    add_training(
+        report,
+        run,
+        result,
         (
             Panel("loss", ("train/loss", "val/loss"), "min"),
             Panel("validation action error", ("val/action_error",), "min"),
         ),
-    )
-    run.save_picture(figure, "learning_curve")
-    report.add_figure(figure)
-    report.add_text(
-        f"Stopped by: {result.stopped}, after {result.epochs} epochs and {result.steps} steps. The weights "
-        f"kept are those of the least validation {chosen_by(policy.config)[4:].replace('_', ' ')}, "
+        f"the least validation {chosen_by(policy.config)[4:].replace('_', ' ')}, "
         f"{result.best_score:.4f}; those of the end are in the "
-        f"folder last. Lengths of episodes: {_range([len(one) for one in episodes.episodes])} steps."
+        f"folder last. Lengths of episodes: {_range([len(one) for one in episodes.episodes])} steps.",
     )
     report.add_code(run.config_path.read_text(encoding="utf-8"))
     report.write(run.report_path)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mambakit.core.blocks.base import padding_mask
+from mambakit.core.config_checks import check_shares
 from mambakit.core.errors import UsageError
 from mambakit.domains.speech.audio import resample
 from mambakit.domains.speech.chance import Chance, moved
@@ -34,9 +35,7 @@ class AugmentConfig:
     """How much louder all are made."""
 
     def __post_init__(self) -> None:
-        for name in ("speed", "noise", "reverberation"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UsageError(f"{name}: expected a share from 0 to 1, got {getattr(self, name)}")
+        check_shares(self, "speed", "noise", "reverberation")
         for name in ("speed_range", "snr_db", "gain_db"):
             low, high = getattr(self, name)
             if not low <= high:

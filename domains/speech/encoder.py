@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mambakit.core.backbone import Backbone, BackboneConfig
 from mambakit.core.blocks import RMSNorm
+from mambakit.core.config_checks import check_least, check_shares
 from mambakit.core.errors import UsageError
 from mambakit.core.state import State
 from mambakit.domains.speech.blocks import block_sizes
@@ -45,11 +46,8 @@ class EncoderConfig:
     def __post_init__(self) -> None:
         if self.subsampling not in (1, 2, 4):
             raise UsageError(f"subsampling: expected 1, 2 or 4, got {self.subsampling}")
-        for name in ("n_mels", "d_model", "channels", "n_layers", "d_state", "head_dim"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name}: expected at least 1, got {getattr(self, name)}")
-        if not 0 <= self.dropout < 1:
-            raise UsageError(f"dropout: expected a share from 0 to below 1, got {self.dropout}")
+        check_least(self, 1, "n_mels", "d_model", "channels", "n_layers", "d_state", "head_dim")
+        check_shares(self, "dropout", below_one=True)
 
     def backbone(self) -> BackboneConfig:
         """The stack after the convolutions."""

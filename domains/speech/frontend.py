@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mambakit.core.blocks.base import padding_mask
+from mambakit.core.config_checks import check_least, check_shares
 from mambakit.core.errors import UsageError
 from mambakit.core.state import State
 from mambakit.domains.speech.torchaudio_parts import torchaudio
@@ -209,11 +210,8 @@ class StripesConfig:
     """Share of the recording that each is at most."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.time_share <= 1:
-            raise UsageError(f"time_share: expected a share from 0 to 1, got {self.time_share}")
-        for name in ("n_bands", "band_width", "n_times"):
-            if not getattr(self, name) >= 0:
-                raise UsageError(f"{name}: expected at least 0, got {getattr(self, name)}")
+        check_shares(self, "time_share")
+        check_least(self, 0, "n_bands", "band_width", "n_times")
 
 
 def spec_augment(frames: Tensor, lengths: Tensor, stripes: StripesConfig) -> Tensor:

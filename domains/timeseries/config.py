@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
+from mambakit.core.config_checks import check_least, check_shares
 from mambakit.core.errors import UsageError
 from mambakit.core.training import TrainConfig
 
@@ -57,9 +58,7 @@ class ModelConfig:
     and deviation that the window is normalised by."""
 
     def __post_init__(self) -> None:
-        for name in ("members", "patch_length"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        check_least(self, 1, "members", "patch_length")
         if not self.quantiles or any(not 0 < level < 1 for level in self.quantiles):
             raise UsageError(f"quantiles: expected levels inside (0, 1), got {self.quantiles}")
         if self.output not in get_args(Output):
@@ -90,9 +89,7 @@ class ForecasterConfig:
     """The shape of the network."""
 
     def __post_init__(self) -> None:
-        for name in ("lookback", "horizon", "n_series", "season_length"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        check_least(self, 1, "lookback", "horizon", "n_series", "season_length")
         if self.lookback % self.model.patch_length:
             raise UsageError(
                 f"lookback: expected a multiple of the patch length {self.model.patch_length}, "
@@ -132,9 +129,7 @@ class StreamModelConfig:
     """Add a linear map of the last rows and of what is known ahead, begun at its least-squares solution."""
 
     def __post_init__(self) -> None:
-        for name in ("members", "context", "n_layers"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        check_least(self, 1, "members", "context", "n_layers")
         if not self.quantiles or any(not 0 < level < 1 for level in self.quantiles):
             raise UsageError(f"quantiles: expected levels inside (0, 1), got {self.quantiles}")
         if self.output not in get_args(Output):
@@ -171,9 +166,7 @@ class StreamConfig:
     """The shape of the network."""
 
     def __post_init__(self) -> None:
-        for name in ("lookback", "horizon", "n_series", "n_mixed", "season_length"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        check_least(self, 1, "lookback", "horizon", "n_series", "n_mixed", "season_length")
 
     @property
     def n_known(self) -> int:
@@ -238,10 +231,8 @@ class StreamLossConfig:
     """What saying the hidden values counts beside forecasting; more than 0 makes a model that imputes."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.mask_share <= 1:
-            raise UsageError(f"mask_share: expected a share from 0 to 1, got {self.mask_share}")
-        if not self.impute_weight >= 0:
-            raise UsageError(f"impute_weight: expected at least 0, got {self.impute_weight}")
+        check_shares(self, "mask_share")
+        check_least(self, 0, "impute_weight")
         if self.impute_weight and not self.mask_share:
             raise UsageError("impute_weight: imputing is learned from hidden values; set mask_share too")
 
@@ -254,7 +245,6 @@ PRESET_LOSS = LossConfig()
 PRESET_TRAIN = TrainConfig(
     max_epochs=4,
     batch_size=128,
-    lr=1e-3,
     weight_decay=0.05,
     warmup_fraction=0.1,
     final_lr_fraction=0.0,

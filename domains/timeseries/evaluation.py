@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from mambakit.domains.timeseries import baselines, conformal
-from mambakit.domains.timeseries.data import SeriesData, Values, Windows
+from mambakit.domains.timeseries.data import SeriesData
 from mambakit.domains.timeseries.forecasting import until
 from mambakit.domains.timeseries.metrics import Errors, mase_scale
 from mambakit.domains.timeseries.tables.table import Series
 from mambakit.domains.timeseries.training import least_squares_of
 from mambakit.domains.timeseries.window import WindowForecaster
+from mambakit.domains.timeseries.window_data import Values, Windows
 
 OURS = "mambakit"
 # Numbers held at once: windows x horizon x series x levels

@@ -1,17 +1,15 @@
-"""Pictures: forecasts with their intervals, learning curves, errors along the horizon."""
+"""Pictures: forecasts with their intervals, errors along the horizon."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import cycle
-from pathlib import Path
 
 import numpy as np
 from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
 
 from mambakit.core.training import curves
-from mambakit.core.training.curves import Panel
 from mambakit.domains.timeseries.forecasts import Forecast
 from mambakit.domains.timeseries.tables.table import Series
 
@@ -72,18 +70,6 @@ def forecast_figure(
     if title:
         figure.suptitle(title, fontsize=11)
     return figure
-
-
-def learning_figure(metrics_csv: Path) -> Figure:
-    """Training and validation loss, and validation error, by step.
-
-    Args:
-        metrics_csv: A run folder's ``metrics.csv``.
-    """
-    loss = Panel("pinball loss", ("train/loss", "val/loss"))
-    return curves.learning_figure(
-        metrics_csv, (loss, Panel("validation MSE, scaled values", ("val/mse",), "min"))
-    )
 
 
 def horizon_figure(mse_by_step: Mapping[str, Sequence[float]], units: str = "scaled values") -> Figure:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mambakit.core.training import FitResult, Report, RunFolder
+from mambakit.core.training.curves import Panel, add_training
 from mambakit.domains.timeseries import plots
 from mambakit.domains.timeseries.backtesting import plots as backtest_plots
 from mambakit.domains.timeseries.backtesting.backtest import Backtest
@@ -69,11 +70,13 @@ def write(
         report.add_figure(
             _kept(run, figure, "forecast"), "The last test window: none of it was seen in training."
         )
-    report.add_heading("Training")
-    report.add_figure(_kept(run, plots.learning_figure(run.metrics_path), "learning_curve"))
-    report.add_text(
-        f"Stopped by: {result.stopped}, after {result.epochs} epochs and {result.steps} steps. The weights "
-        "kept are those of the least validation error; test windows were measured once, at the end."
+    loss = Panel("pinball loss", ("train/loss", "val/loss"))
+    add_training(
+        report,
+        run,
+        result,
+        (loss, Panel("validation MSE, scaled values", ("val/mse",), "min")),
+        "the least validation error; test windows were measured once, at the end.",
     )
     report.add_code(run.config_path.read_text(encoding="utf-8"))
     report.write(run.report_path)

@@ -10,8 +10,8 @@ from mambakit.core.auxiliary import auxiliary_loss
 from mambakit.core.scoring import pinball
 from mambakit.core.training import GraphedLoss, MemberTraining, TrainConfig
 from mambakit.domains.timeseries.config import LossConfig
-from mambakit.domains.timeseries.data import Values
 from mambakit.domains.timeseries.window import WindowForecaster
+from mambakit.domains.timeseries.window_data import Values
 
 
 class ForecastLoss(nn.Module):

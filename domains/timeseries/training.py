@@ -20,10 +20,11 @@ from mambakit.domains.timeseries.config import (
     LossConfig,
     ModelConfig,
 )
-from mambakit.domains.timeseries.data import SeriesData, Values, Windows, phases, require_windows
+from mambakit.domains.timeseries.data import SeriesData, phases
 from mambakit.domains.timeseries.task import ForecastTask
 from mambakit.domains.timeseries.tokenizer import PatchTokenizer, Window
 from mambakit.domains.timeseries.window import WindowForecaster
+from mambakit.domains.timeseries.window_data import Values, Windows, require_windows
 
 # Windows times series that least squares reads at most; beyond, every so many windows are left out.
 _MOST_ROWS = 2_000_000

@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mambakit.kernels.arrays import addresses, step_memory, usual_addresses
+from mambakit.kernels.arrays import addresses, is_plain_cpu_call, step_memory, usual_addresses
 from mambakit.kernels.backend import choose_backend
 from mambakit.kernels.causal_conv1d.library import causal_conv1d_fwd
+from mambakit.kernels.causal_conv1d.portable import conv_forward
 from mambakit.kernels.causal_conv1d.reference import causal_conv1d_reference
 from mambakit.kernels.checks import check_float, check_same_device, check_seq_idx, check_shape
 from mambakit.kernels.launch import asks_for_triton, is_eager
@@ -78,9 +79,11 @@ def causal_conv1d(
         y, state = causal_conv1d_reference(
             x, weight, bias, activation=activation, initial_state=initial_state, seq_idx=seq_idx
         )
+    # a custom op takes longer to call than a short sequence to compute
     elif chosen == "triton" and is_eager(*tensors):
-        # a custom op takes longer to call than a short sequence to compute
         y, state = _triton()(tensors, (activation, return_final_state), checked=True)
+    elif chosen == "portable" and is_plain_cpu_call(*tensors):
+        y, state = conv_forward(*tensors, activation == "silu")
     else:
         y, state = causal_conv1d_fwd(*tensors, activation == "silu", chosen)
     if return_final_state:

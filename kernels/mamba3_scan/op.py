@@ -117,11 +117,11 @@ def mamba3_scan(
             entering = torch.einsum("brhp,brhn->bhpn", before, past.key)
             ssm = past.ssm + near[:, 0, :, None, None] * entering
 
-        run = _single if B.shape[2] == 1 and up is None else _multiple
-        y, ssm = run(
-            x, log_decay, scale, following, B, C, angles, B_bias, C_bias, up, D, z, ssm, seq_idx,
-            chunk_size, backend,
+        given = (
+            x, log_decay, scale, following, B, C, angles, B_bias, C_bias, D, z, ssm, seq_idx, chunk_size,
+            backend,
         )  # fmt: skip
+        y, ssm = _single(*given) if B.shape[2] == 1 and up is None else _multiple(*given, up)
         return y, _final(x, ssm, angles, B, B_bias, past, lengths)
 
 
@@ -135,7 +135,6 @@ def _single(
     angles: Tensor | None,
     B_bias: Tensor | None,
     C_bias: Tensor | None,
-    up: Tensor | None,
     D: Tensor | None,
     z: Tensor | None,
     ssm: Tensor | None,
@@ -188,15 +187,15 @@ def _multiple(
     angles: Tensor | None,
     B_bias: Tensor | None,
     C_bias: Tensor | None,
-    up: Tensor | None,
     D: Tensor | None,
     z: Tensor | None,
     ssm: Tensor | None,
     seq_idx: Tensor | None,
     chunk_size: int | None,
     backend: str | None,
+    up: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """``(y, ssm)`` of any rank; arguments as ``_single``'s."""
+    """``(y, ssm)`` of any rank; arguments as ``_single``'s, and what makes the values of ranks."""
     dtype = scale.dtype
     n_heads, rank = x.shape[2], B.shape[2]
     # [b, l, r, h, n], before they turn

@@ -22,8 +22,7 @@ def _runs_in_numba(x: Tensor, B: Tensor) -> bool:
     )
 
 
-@torch.library.custom_op("mambakit::ssd_fwd", mutates_args=())
-def ssd_fwd(
+def forward(
     x: Tensor,
     log_decay: Tensor,
     scale: Tensor,
@@ -38,10 +37,13 @@ def ssd_fwd(
     """``(y, final_state)``; see ``ssd_forward``."""
     chunk_size = chunk_size or default_chunk(x.shape[1])
     if _runs_in_numba(x, B):
-        from mambakit.kernels.ssd.cpu_forward import ssd_forward_cpu as forward
-    else:
-        forward = ssd_forward
-    return forward(x, log_decay, scale, B, C, D, z, initial_state, seq_idx, chunk_size)
+        from mambakit.kernels.ssd.cpu_forward import ssd_forward_cpu
+
+        return ssd_forward_cpu(x, log_decay, scale, B, C, D, z, initial_state, seq_idx, chunk_size)
+    return ssd_forward(x, log_decay, scale, B, C, D, z, initial_state, seq_idx, chunk_size)
+
+
+ssd_fwd = torch.library.custom_op("mambakit::ssd_fwd", forward, mutates_args=())
 
 
 @ssd_fwd.register_fake

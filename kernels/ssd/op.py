@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mambakit.kernels.arrays import is_plain_cpu_call
 from mambakit.kernels.backend import choose_backend
 from mambakit.kernels.checks import (
     check_dt_limit,
@@ -24,6 +25,7 @@ from mambakit.kernels.checks import (
 )
 from mambakit.kernels.launch import asks_for_triton
 from mambakit.kernels.semantics import effective_dt, state_dtype
+from mambakit.kernels.ssd import library
 from mambakit.kernels.ssd.library import ssd_fwd, ssd_triton_fwd
 from mambakit.kernels.ssd.projections import head_projections
 from mambakit.kernels.ssd.reference import ssd_core_reference, ssd_reference
@@ -119,7 +121,7 @@ def ssd(
         log_decay = scale * A.to(scale.dtype)
         if D is not None and D.dim() == 1:
             D = D[:, None].expand(n_heads, head_dim)
-        y, state = ssd_fwd(x, log_decay, scale, B, C, D, z, initial_state, seq_idx, chunk_size)
+        y, state = _run_portable(x, log_decay, scale, B, C, D, z, initial_state, seq_idx, chunk_size)
     return (y, state) if return_final_state else y
 
 
@@ -201,7 +203,7 @@ def ssd_core(
         B = head_projections(B.to(dtype), B_bias, angles, x.shape[2])
         C = head_projections(C.to(dtype), C_bias, angles, x.shape[2])
     gate = z if skip is None else None
-    y, state = ssd_fwd(
+    y, state = _run_portable(
         x, log_decay.to(dtype), scale.to(dtype), B, C, None, gate, initial_state, seq_idx, chunk_size
     )
     if skip is not None:
@@ -244,6 +246,13 @@ def _choose(backend: str | None, x: Tensor, B: Tensor) -> str:
     """The backend to run with; Triton has nothing to launch where there is nothing."""
     chosen = choose_backend("ssd", backend, x.device, x.dtype)
     return "portable" if chosen == "triton" and not (x.numel() and B.numel()) else chosen
+
+
+def _run_portable(*inputs: Any) -> tuple[Tensor, Tensor]:
+    # the way through a custom op is longer than a short piece of a stream
+    run = library.forward if is_plain_cpu_call(*inputs[:-1]) else ssd_fwd
+    y, state = run(*inputs)
+    return y, state
 
 
 def _run_triton(

@@ -18,7 +18,7 @@ from mambakit.apps.molecules import main
 
 CHAINS = [f"{'C' * n}{end}" for n in range(1, 17) for end in ("O", "N", "")]
 TRAIN = ["train", "--tasks", "size", "--split", "random", "--model.members", "2", "--model.d_model", "16"]
-TRAIN += ["--model.n_layers", "1", "--model.features", "ecfp", "--model.d_hidden", "16"]
+TRAIN += ["--model.n_layers", "1", "--model.features", "ecfp", "--model.d_hidden", "16", "--model.trees", "5"]
 PRETRAIN = ["pretrain", "--samples", "0", "--model.d_model", "16", "--model.n_layers", "1"]
 BUDGET = ["--train.max_epochs", "5", "--train.batch_size", "8", "--device", "cpu"]
 TASKS = {

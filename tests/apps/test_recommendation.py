@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,35 +14,17 @@ import pytest
 
 from mambakit.apps.recommendation import main
 
+Events = Callable[..., pd.DataFrame]
 SMALL = ["--model.d_model", "16", "--model.n_layers", "1", "--model.d_state", "8", "--model.head_dim", "8"]
 
 BUDGET = ["--train.max_epochs", "5", "--train.lr", "1e-2", "--train.ema_decay", "0.8"]
 COUNTED = {"mambakit", "bigram", "item neighbours", "popularity"}
 
 
-def events(n_users: int = 60, n_items: int = 15) -> pd.DataFrame:
-    rng = np.random.default_rng(0)
-    rows = []
-    for u in range(n_users):
-        x, now = int(rng.integers(n_items)), 1_700_000_000
-        for _ in range(int(rng.integers(4, 15))):
-            x = (x + 1) % n_items if rng.random() < 0.8 else int(rng.integers(n_items))
-            now += int(rng.integers(0, 5000))
-            rows.append((f"u{u}", f"i{x}", now))
-    return pd.DataFrame(rows, columns=["user", "item", "timestamp"])
-
-
 @pytest.fixture(scope="module")
-def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("data") / "events.csv"
-    events().to_csv(path, index=False)
-    return path
-
-
-@pytest.fixture(scope="module")
-def model(table: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def model(shop_table: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "shop"
-    words = ["train", "--data", str(table), "--output", str(folder), "--device", "cpu", *SMALL]
+    words = ["train", "--data", str(shop_table), "--output", str(folder), "--device", "cpu", *SMALL]
     assert main([*words, *BUDGET]) == 0
     return folder
 
@@ -54,8 +37,11 @@ def test_a_run_leaves_a_report_and_a_model(model: Path) -> None:
         assert (model / name).exists()
 
 
-def test_evaluates_beside_the_baselines(model: Path, table: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["evaluate", "--model", str(model), "--data", str(table), "--device", "cpu", "--json"]) == 0
+def test_evaluates_beside_the_baselines(
+    model: Path, shop_table: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["--data", str(shop_table), "--device", "cpu", "--json"]
+    assert main(["evaluate", "--model", str(model), *given]) == 0
     found = json.loads(capsys.readouterr().out)
     rows = {(row["scorer"], row["filter"]): row for row in found["results"]}
     assert rows["mambakit", "unfiltered"]["ndcg@10"] > rows["popularity", "unfiltered"]["ndcg@10"]
@@ -63,10 +49,10 @@ def test_evaluates_beside_the_baselines(model: Path, table: Path, capsys: pytest
 
 
 def test_networks_of_others_are_added_to_a_finished_run(
-    model: Path, table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    model: Path, shop_table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = shutil.copytree(model, tmp_path / "shop")
-    given = ["--data", str(table), "--device", "cpu", "--json"]
+    given = ["--data", str(shop_table), "--device", "cpu", "--json"]
     words = ["train", *given, "--output", str(folder), *SMALL, *BUDGET, "--baselines", "gru4rec", "sasrec"]
     assert main(words) == 0
     out, err = capsys.readouterr()
@@ -105,10 +91,10 @@ def test_recommends_to_users_never_seen(model: Path, tmp_path: Path) -> None:
 
 
 def test_approximate_search_says_its_recall(
-    model: Path, table: Path, capsys: pytest.CaptureFixture[str]
+    model: Path, shop_table: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("faiss")
-    words = ["recommend", "--model", str(model), "--input", str(table), "--k", "3", "--json"]
+    words = ["recommend", "--model", str(model), "--input", str(shop_table), "--k", "3", "--json"]
     assert main(words) == 0
     exact = json.loads(capsys.readouterr().out)
     assert main([*words, "--search", "approximate", "--min-recall", "1.0"]) == 0
@@ -182,23 +168,23 @@ def test_updates_say_what_the_whole_history_says(
 )
 def test_says_what_is_wrong(
     model: Path,
-    table: Path,
+    shop_table: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     words: list[str],
     status: int,
     message: str,
 ) -> None:
-    given = ["--input", str(table)] if words[0] == "recommend" else ["--user", "u", "--item", "i1"]
+    given = ["--input", str(shop_table)] if words[0] == "recommend" else ["--user", "u", "--item", "i1"]
     store = ["--store", str(tmp_path / "s.db")] if words[0] == "update" else []
     assert main([words[0], "--model", str(model), *given, *store, *words[1:]]) == status
     assert message in capsys.readouterr().err
 
 
 def test_another_catalogue_and_a_damaged_store_are_refused(
-    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    shop_events: Events, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    events(n_items=7).to_csv(tmp_path / "other.csv", index=False)
+    shop_events(n_items=7).to_csv(tmp_path / "other.csv", index=False)
     assert main(["evaluate", "--model", str(model), "--data", str(tmp_path / "other.csv")]) == 2
     assert "has another catalogue" in capsys.readouterr().err
     (tmp_path / "bad.db").write_bytes(b"this is no database" * 100)
@@ -229,9 +215,13 @@ def test_users_with_too_few_events_are_told(tmp_path: Path, capsys: pytest.Captu
 
 
 def test_updates_from_a_table_say_what_single_ones_and_whole_histories_say(
-    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    shop_events: Events,
+    model: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    given = events(n_users=6)
+    given = shop_events(n_users=6)
     given.to_csv(tmp_path / "new.csv", index=False)
     words = ["update", "--model", str(model), "--store", str(tmp_path / "s.db"), "--k", "4"]
     first = given.iloc[0]
@@ -276,171 +266,23 @@ def test_updates_from_standard_input_until_nothing_can_be_used(
             assert pd.read_csv(io.StringIO(said.out))["user"].to_list() == ["ada", "ada"]
 
 
-def test_features_of_users_are_read_live_too(
-    table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    pd.DataFrame({"user": [f"u{i}" for i in range(60)], "plan": ["free", "paid"] * 30}).to_csv(
-        tmp_path / "users.csv", index=False
-    )
-    known = ["--user-features", str(tmp_path / "users.csv")]
-    words = ["train", "--data", str(table), "--output", str(tmp_path / "run"), "--device", "cpu", *SMALL]
-    assert main([*words, *known, "--train.max_epochs", "2", "--train.lr", "1e-2"]) == 0
-    scores = {}
-    event = pd.DataFrame({"user": ["u0"], "item": ["i3"], "timestamp": [1_700_000_000]})
-    event.to_csv(tmp_path / "event.csv", index=False)
-    event.assign(plan="free").to_csv(tmp_path / "told.csv", index=False)
-    single = ["--user", "u0", "--item", "i3", "--time", "1700000000"]
-    for name, given in {
-        "single": [*single, *known],
-        "file": ["--input", str(tmp_path / "event.csv"), *known],
-        "column": ["--input", str(tmp_path / "told.csv")],
-        "nothing": single,
-    }.items():
-        capsys.readouterr()
-        store = ["--store", str(tmp_path / f"{name}.db"), "--k", "14"]
-        output = ["--output", str(tmp_path / "top.csv")] if "--input" in given else ["--json"]
-        assert main(["update", "--model", str(tmp_path / "run"), *store, *given, *output]) == 0
-        said = capsys.readouterr()
-        top = (
-            pd.read_csv(tmp_path / "top.csv")
-            if "--input" in given
-            else pd.DataFrame(json.loads(said.out)["items"])
-        )
-        scores[name] = top.set_index("item")["score"].sort_index().to_numpy()
-        assert ("new ones begin without any" in said.err) == (name == "nothing")
-    words = ["recommend", "--model", str(tmp_path / "run"), "--input", str(tmp_path / "event.csv"), *known]
-    assert main([*words, "--k", "14", "--json", "--device", "cpu"]) == 0
-    whole = (
-        pd.DataFrame(json.loads(capsys.readouterr().out)["recommendations"])
-        .set_index("item")["score"]
-        .sort_index()
-    )
-    for name in ("single", "file", "column"):
-        np.testing.assert_allclose(scores[name], whole, atol=1e-3, err_msg=name)
-    assert np.abs(scores["nothing"] - whole).max() > 1e-3
-
-
 def test_new_items_need_a_model_that_reads_features_and_split_json_is_checked(
-    model: Path, table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    model: Path, shop_table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "new.csv").write_text("item,kind\nfresh,x\n", "utf-8")
-    words = ["recommend", "--model", str(model), "--input", str(table), "--k", "2"]
+    words = ["recommend", "--model", str(model), "--input", str(shop_table), "--k", "2"]
     assert main([*words, "--item-features", str(tmp_path / "new.csv")]) == 2
     assert "was trained without features of items" in capsys.readouterr().err
     copy = shutil.copytree(model, tmp_path / "copy")
     (copy / "split.json").write_text("{", "utf-8")
-    assert main(["evaluate", "--model", str(copy), "--data", str(table)]) == 1
+    assert main(["evaluate", "--model", str(copy), "--data", str(shop_table)]) == 1
     assert "split.json is not valid JSON" in capsys.readouterr().err
 
 
-def test_new_items_are_recommended_by_their_features(
-    table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    kinds = pd.DataFrame({"item": [f"i{i}" for i in range(15)], "kind": [f"k{i % 3}" for i in range(15)]})
-    kinds.to_csv(tmp_path / "items.csv", index=False)
-    run, new = str(tmp_path / "run"), tmp_path / "new.csv"
-    words = ["train", "--data", str(table), "--item-features", str(tmp_path / "items.csv"), "--output", run]
-    assert main([*words, "--device", "cpu", *SMALL, "--train.max_epochs", "1"]) == 0
-    new.write_text("item,kind\nfresh,k1\nodd,of none\n", "utf-8")
-    (tmp_path / "allow.txt").write_text("fresh\n", "utf-8")
-    given = tmp_path / "given.csv"
-    given.write_text("user,item,timestamp\nada,i3,100\nada,odd,200\nbob,i1,100\nbob,fresh,200\n", "utf-8")
-    capsys.readouterr()
-    words = ["recommend", "--model", run, "--input", str(given), "--item-features", str(new), "--k", "1"]
-    assert main([*words, "--allow", str(tmp_path / "allow.txt"), "--json"]) == 0
-    said = capsys.readouterr()
-    assert [(row["user"], row["item"]) for row in json.loads(said.out)["recommendations"]] == [
-        ("ada", "fresh")
-    ]
-    assert "1 items are new to the model" in said.err
-    assert "1 items have no feature that the model was trained with, and are left out: odd" in said.err
-    assert "1 events with items outside the catalogue are left out" in said.err
-    words = [
-        "update",
-        "--model",
-        run,
-        "--store",
-        str(tmp_path / "s.db"),
-        "--user",
-        "eve",
-        "--k",
-        "15",
-        "--json",
-    ]
-    words += ["--time", "100", "--item", "fresh"]
-    assert main([*words, "--item-features", str(new)]) == 0
-    shown = [row["item"] for row in json.loads(capsys.readouterr().out)["items"]]
-    assert len(shown) == 15
-    assert "fresh" not in shown  # had, and so left out
-    words = ["export", "--model", run, "--output", str(tmp_path / "served"), "--item-features", str(new)]
-    assert main(words) == 0
-    assert pd.read_parquet(tmp_path / "served" / "items.parquet")["item"].iloc[-1] == "fresh"
-
-
-def test_grown_and_shuffled_data_are_measured_as_the_model_knows_them(
-    table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    items = pd.DataFrame({"item": [f"i{i}" for i in range(15)], "kind": [f"k{i % 3}" for i in range(15)]})
-    items.to_csv(tmp_path / "items.csv", index=False)
-    users = pd.DataFrame({"user": [f"u{i}" for i in range(60)], "plan": ["free", "paid"] * 30})
-    users.to_csv(tmp_path / "users.csv", index=False)
-    run = str(tmp_path / "run")
-    about_items, about_users = (
-        [f"--{kind}-features", str(tmp_path / f"{kind}s.csv")] for kind in ("item", "user")
-    )
-    words = ["train", "--data", str(table), "--split", "time", "--output", run, *SMALL, *about_items]
-    assert main([*words, *about_users, "--device", "cpu", "--train.max_epochs", "1", "--json"]) == 0
-    trained = json.loads(capsys.readouterr().out)
-
-    def evaluated(data: pd.DataFrame, *more: str) -> tuple[dict, str]:
-        data.to_csv(tmp_path / "given.csv", index=False)
-        given = ["evaluate", "--model", run, "--data", str(tmp_path / "given.csv"), "--device", "cpu"]
-        assert main([*given, *more, "--json"]) == 0
-        said = capsys.readouterr()
-        return json.loads(said.out), said.err
-
-    # each user's own rows stay in order: two are at the same time
-    shuffled = events().sort_values("user", kind="stable", ascending=False)
-    for more in ((), tuple(about_items)):
-        found, said = evaluated(shuffled, *more, *about_users)
-        assert "new items" not in said
-        assert "note: the model was trained" not in said
-        for own, theirs in zip(found["results"], trained["results"], strict=True):
-            assert own["ndcg@10"] == pytest.approx(theirs["ndcg@10"], abs=1e-6), own["scorer"]
-
-    _, said = evaluated(shuffled)
-    missing = "trained with features of users, and none are given (--user-features)"
-    assert missing in said
-    for words in (["recommend", "--k", "2"], ["explain", "--user", "u3", "--k", "1"]):
-        for more, is_said in (([], True), (about_users, False)):
-            assert main([*words, "--model", run, "--input", str(table), *more]) == 0
-            assert (missing in capsys.readouterr().err) == is_said
-    test_at = json.loads((tmp_path / "run" / "split.json").read_text("utf-8"))["test_at"]
-    later = pd.DataFrame(
-        [(f"u{u}", "fresh", 1_700_000_000 - 9 + i) for u in range(60) for i in range(8)]
-        + [(f"u{u}", "fresh", 1_800_000_000 + u) for u in range(60)],
-        columns=["user", "item", "timestamp"],
-    )
-    pd.concat([items, pd.DataFrame({"item": ["fresh"], "kind": ["k1"]})]).to_csv(
-        tmp_path / "items.csv", index=False
-    )
-    grown = pd.concat([events(), later], ignore_index=True)
-    found, said = evaluated(grown, *about_items, *about_users)
-    assert "1 items that came after training" in said
-    assert "note: the model was trained" not in said  # what it learned from is as it was
-    assert found["cases"] == (grown["timestamp"] >= test_at).sum() == trained["cases"] + 60
-    groups = {(row["scorer"], row["group"]): row for row in found["groups"] if row["filter"] == "unfiltered"}
-    assert groups["mambakit", "cold"]["cases"] == 60
-    assert groups["popularity", "cold"]["hr@10"] == 0  # in 480 events, but in none that was learned from
-    more_of_old = pd.concat([grown, later.assign(item="i1")[:9]], ignore_index=True)
-    _, said = evaluated(more_of_old, *about_items, *about_users)
-    assert "note: the model was trained on" in said
-
-
 def test_what_cannot_be_built_leaves_no_folder(
-    table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    shop_table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["train", "--data", str(table), "--output", str(tmp_path / "run"), "--model.d_model", "32"]
+    words = ["train", "--data", str(shop_table), "--output", str(tmp_path / "run"), "--model.d_model", "32"]
     assert main([*words, "--model.time", "dt", "--model.blocks", "[attention,mlp]"]) == 2
     assert "time: dt drives dt, which none of the blocks" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()

@@ -161,17 +161,24 @@ def test_rows_without_a_transcript_are_left_out_and_listed(home: Path, tmp_path:
         load_utterances(manifest, "recognize")
 
 
+@pytest.fixture(scope="module")
+def hour(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An hour of noise."""
+    path = tmp_path_factory.mktemp("long") / "hour.flac"
+    minute = 0.05 * np.random.default_rng(0).standard_normal(60 * 8000)
+    with soundfile.SoundFile(path, "w", 8000, 1) as file:
+        for _ in range(60):
+            file.write(minute)
+    return path
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("verb", ["transcribe", "enhance", "separate"])
 def test_an_hour_is_read_by_pieces(
-    home: Path, verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    home: Path, hour: Path, verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rng = np.random.default_rng(0)
-    with soundfile.SoundFile(tmp_path / "hour.flac", "w", 8000, 1) as file:
-        for _ in range(60):
-            file.write(0.05 * rng.standard_normal(60 * 8000))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    call = [verb, "--model", str(home / verb), "--input", str(tmp_path / "hour.flac"), "--device", "cpu"]
+    call = [verb, "--model", str(home / verb), "--input", str(hour), "--device", "cpu"]
     assert main([*call, "--output", str(tmp_path / ("out.json" if verb == "transcribe" else "out"))]) == 0
     capsys.readouterr()
     # samples at 16 kHz are 0.23 GB a copy; spectra or frames of the whole would be many times that

@@ -117,7 +117,7 @@ def test_the_law_holds_for_any_pattern(pattern, cuts, lengths):
 
 
 @pytest.mark.slow
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(**CASES)
 def test_the_law_holds_for_many_patterns(pattern, cuts, lengths):
     check_law(pattern, cuts, lengths)

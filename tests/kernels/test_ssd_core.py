@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from functools import partial
-from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from mambakit.kernels import ssd, ssd_core
@@ -117,60 +114,6 @@ def test_ssd_is_the_core_with_dt_for_both() -> None:
     expected = ssd(x, dt, A, B, C, D=D, z=z)
     actual = ssd_core(x, dt * A, dt, B, C, skip=D.expand(2, 21, 4), z=z)
     torch.testing.assert_close(actual, expected)
-
-
-@pytest.mark.parametrize("backend", ["reference", "portable", "triton"])
-def test_the_recurrence_of_mamba3(backend: str, triton_device: str) -> None:
-    """``S_t = a_t S_{t-1} + (1 - trap_t) dt_t a_t v_{t-1} k_{t-1}^T + trap_t dt_t v_t k_t^T``.
-
-    ``y_t = S_t q_t + D v_t``, where k and q are a group's, plus a bias, turned by angles that add up
-    (state-spaces/mamba, mamba3.py).
-    """
-    torch.manual_seed(0)
-    length, n_heads, head_dim, d_state, n_angles = 23, 3, 4, 6, 2
-    v = torch.randn(1, length, n_heads, head_dim)
-    raw_k, raw_q = torch.randn(2, 1, length, 1, d_state)
-    k_bias, q_bias = torch.randn(2, n_heads, d_state)
-    dt, trap = torch.rand(2, 1, length, n_heads)
-    A, D = -torch.rand(n_heads), torch.randn(n_heads)
-    turns = math.pi * torch.tanh(torch.randn(1, length, 1, n_angles)) * dt[..., None]
-    angles = turns.cumsum(1)
-
-    def rotated(u: Tensor) -> Tensor:
-        pairs = torch.view_as_complex(u.double()[..., : 2 * n_angles].unflatten(-1, (-1, 2)).contiguous())
-        pairs = torch.view_as_real(pairs * torch.polar(torch.ones_like(angles.double()), angles.double()))
-        return torch.cat([pairs.flatten(-2), u.double()[..., 2 * n_angles :]], dim=-1)
-
-    k, q = rotated(raw_k + k_bias), rotated(raw_q + q_bias)
-    S = torch.zeros(1, n_heads, head_dim, d_state, dtype=torch.float64)
-    last = torch.zeros_like(S)
-    ys = []
-    for t in range(length):
-        a = torch.exp(A * dt[:, t])[..., None, None].double()
-        w, r = dt[:, t, :, None, None].double(), trap[:, t, :, None, None].double()
-        new = v[:, t, :, :, None].double() * k[:, t, :, None, :]
-        S = a * S + (1 - r) * w * a * last + r * w * new
-        last = new
-        ys.append((S * q[:, t, :, None, :]).sum(-1) + D[:, None] * v[:, t])
-    expected = torch.stack(ys, 1)
-
-    ahead = F.pad((dt * (1 - trap))[:, 1:], (0, 0, 0, 1))  # what token t + 1 takes of token t
-    own = ((raw_q + q_bias) * (raw_k + k_bias)).sum(-1)  # a rotation of both leaves it
-    given: dict[str, Any] = {
-        "x": v,
-        "log_decay": A * dt,
-        "scale": dt * trap + ahead,
-        "B": raw_k,
-        "C": raw_q,
-        "skip": D - ahead * own,
-        "B_bias": k_bias,
-        "C_bias": q_bias,
-        "angles": angles,
-    }
-    if backend == "triton":
-        given = {name: value.to(triton_device) for name, value in given.items()}
-    y = ssd_core(**given, backend=backend, chunk_size=16)
-    torch.testing.assert_close(y.cpu().double(), expected, atol=2e-5, rtol=2e-5)
 
 
 @pytest.mark.parametrize(

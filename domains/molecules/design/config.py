@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from mambakit.core.config_checks import check_least, check_shares
 from mambakit.core.errors import UsageError
 
 
@@ -50,17 +51,14 @@ class DesignConfig:
         least = {"batch_size": 1, "rounds": 0, "memory": 1, "replayed": 0, "bucket_size": 0, "max_tokens": 2}
         least |= {"offspring": 0, "population": 1, "max_atoms": 1}
         for name, value in least.items():
-            if getattr(self, name) < value:
-                raise UsageError(f"{name}: expected at least {value}, got {getattr(self, name)}")
+            check_least(self, value, name)
         if self.invalid not in ("drop", "zero"):
             raise UsageError(f"invalid: expected drop or zero, got {self.invalid!r}")
         for name in ("sigma", "lr"):
             if not getattr(self, name) > 0:
                 raise UsageError(f"{name}: expected a positive number, got {getattr(self, name)}")
-        if not 0 <= self.mutation_rate <= 1:
-            raise UsageError(f"mutation_rate: expected a share from 0 to 1, got {self.mutation_rate}")
-        if self.patience is not None and self.patience < 1:
-            raise UsageError(f"patience: expected at least 1, got {self.patience}")
+        check_shares(self, "mutation_rate")
+        check_least(self, 1, "patience")
 
 
 FEW_CALLS = DesignConfig()

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from rdkit import Chem
 
-from mambakit.core.errors import UsageError
+from mambakit.core.config_checks import check_least, check_shares
 from mambakit.domains.molecules.design.genetic import MAX_ATOMS, offspring
 from mambakit.domains.molecules.design.history import History
 from mambakit.domains.molecules.design.objective import Objective
@@ -38,13 +38,9 @@ class GraphGAConfig:
     """Heavy atoms of a child at most."""
 
     def __post_init__(self) -> None:
-        for name in ("population", "offspring", "max_atoms"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name}: expected at least 1, got {getattr(self, name)}")
-        if self.initial is not None and self.initial < 1:
-            raise UsageError(f"initial: expected at least 1, got {self.initial}")
-        if not 0 <= self.mutation_rate <= 1:
-            raise UsageError(f"mutation_rate: expected a share from 0 to 1, got {self.mutation_rate}")
+        check_least(self, 1, "population", "offspring", "max_atoms")
+        check_least(self, 1, "initial")
+        check_shares(self, "mutation_rate")
 
 
 def graph_ga(

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from mambakit.core.backbone_config import BackboneConfig
 from mambakit.core.blocks import block_options
+from mambakit.core.config_checks import check_least, check_shares
 from mambakit.core.errors import UsageError
 from mambakit.core.training import TrainConfig
 
@@ -31,11 +32,8 @@ class ModelConfig:
     """Share of each block's output that is dropped while training."""
 
     def __post_init__(self) -> None:
-        for name in ("d_model", "n_layers", "d_state", "head_dim"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name}: expected at least 1, got {getattr(self, name)}")
-        if not 0 <= self.dropout < 1:
-            raise UsageError(f"dropout: expected a share from 0 to below 1, got {self.dropout}")
+        check_least(self, 1, "d_model", "n_layers", "d_state", "head_dim")
+        check_shares(self, "dropout", below_one=True)
 
     def backbone(self) -> BackboneConfig:
         """The stack that this describes.
@@ -80,14 +78,12 @@ class CorpusConfig:
     def __post_init__(self) -> None:
         if self.notation not in ("smiles", "selfies"):
             raise UsageError(f"notation: expected smiles or selfies, got {self.notation!r}")
-        if not 0 <= self.randomize <= 1:
-            raise UsageError(f"randomize: expected a share from 0 to 1, got {self.randomize}")
+        check_shares(self, "randomize")
         if not 0 < self.held_out < 0.5:
             raise UsageError(f"held_out: expected a share above 0 and below 0.5, got {self.held_out}")
         least = {"max_length": 3, "row_length": 3, "max_held_out": 1, "n_reference": 0}
         for name, value in least.items():
-            if getattr(self, name) < value:
-                raise UsageError(f"{name}: expected at least {value}, got {getattr(self, name)}")
+            check_least(self, value, name)
 
 
 PRESET_MODEL = ModelConfig()
@@ -99,6 +95,5 @@ PRESET_TRAIN = TrainConfig(
     weight_decay=0.1,
     warmup_fraction=0.02,
     ema_decay=0.999,
-    patience=5,
     num_workers=None,
 )

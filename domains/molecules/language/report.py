@@ -11,7 +11,7 @@ from typing import Any
 from rdkit import Chem
 
 from mambakit.core.training import FitResult, Report, RunFolder
-from mambakit.core.training.curves import Panel, learning_figure
+from mambakit.core.training.curves import Panel, add_training
 from mambakit.domains.molecules.language.corpus import Corpus
 from mambakit.domains.molecules.language.model import MoleculeModel
 from mambakit.domains.molecules.language.pictures import as_figure, descriptor_figure, grid
@@ -45,20 +45,16 @@ def write_run(
     if quality is not None:
         add_quality(report, quality)
         report.add_figure(as_figure(grid(quality.sets[SAMPLES].names)), "Molecules drawn from the model.")
-    report.add_heading("Training")
-    figure = learning_figure(
-        run.metrics_path,
+    add_training(
+        report,
+        run,
+        result,
         (
             Panel("nats a token", ("train/loss", "val/loss"), "min"),
             Panel("share of valid samples", ("val/validity",), ""),
         ),
-    )
-    run.save_picture(figure, "learning_curve")
-    report.add_figure(figure)
-    report.add_text(
-        f"Stopped by: {result.stopped}, after {result.epochs} epochs and {result.steps} steps. The weights "
-        "kept are those of the lowest validation loss. Training molecules are written anew each epoch, "
-        "validation molecules are canonical SMILES: the two curves are of different things."
+        "the lowest validation loss. Training molecules are written anew each epoch, "
+        "validation molecules are canonical SMILES: the two curves are of different things.",
     )
     if len(corpus.left_out):
         report.add_heading("Rows left out")

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from rdkit import Chem
 
 from mambakit.core.adapters import SampleError
+from mambakit.core.config_checks import check_least
 from mambakit.core.errors import UsageError
 from mambakit.core.generation import GenerationConfig, in_order, sample_stream
 from mambakit.core.generation.constraints import Constraint
@@ -48,9 +49,7 @@ class SamplingConfig:
     """Molecules drawn at once."""
 
     def __post_init__(self) -> None:
-        for name in ("n", "max_length", "batch_size"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        check_least(self, 1, "n", "max_length", "batch_size")
         if not self.temperature > 0:
             raise UsageError(f"temperature: expected a positive number, got {self.temperature}")
         if self.seed < 0:

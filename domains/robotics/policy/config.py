@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from mambakit.core.backbone_config import BackboneConfig
+from mambakit.core.config_checks import check_least, check_shares
 from mambakit.core.errors import UsageError
 from mambakit.core.training import TrainConfig
 
@@ -98,18 +99,10 @@ class PolicyConfig:
             _check_choice("head", self.head, get_args(HeadKind))
         for condition in self.conditioning or ():
             _check_choice("conditioning", condition, get_args(Condition))
-        for name in ("chunk", "d_model", "n_layers", "d_state", "head_dim", "window", "n_components"):
-            _check_least(name, getattr(self, name), 1)
-        for name in ("flow_steps", "patch", "image_width", "image_layers", "n_words"):
-            _check_least(name, getattr(self, name), 1)
-        _check_least("horizon", self.horizon, 0)
-        if self.ensemble is not None:
-            _check_least("ensemble", self.ensemble, 0)
-        for name in ("action_dropout", "dropout", "modality_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UsageError(f"{name}: expected a share from 0 to below 1, got {getattr(self, name)}")
-        if self.advantage is not None:
-            _check_least("advantage", self.advantage, 0)
+        check_least(self, 1, "chunk", "d_model", "n_layers", "d_state", "head_dim", "window", "n_components")
+        check_least(self, 1, "flow_steps", "patch", "image_width", "image_layers", "n_words")
+        check_least(self, 0, "horizon", "ensemble", "advantage")
+        check_shares(self, "action_dropout", "dropout", "modality_dropout", below_one=True)
         if self.kind in MEMORYLESS and self.tokens == "three":
             raise UsageError(
                 f"tokens: {self.kind} has no memory, so that it needs everything in one token: fused"
@@ -250,21 +243,8 @@ def _check_choice(name: str, value: object, known: tuple[str, ...]) -> None:
         raise UsageError(f"{name}: expected {', '.join(known)}, got {value!r}")
 
 
-def _check_least(name: str, value: float, least: int) -> None:
-    if not value >= least:
-        raise UsageError(f"{name}: expected at least {least}, got {value}")
-
-
 PRESET_POLICY = PolicyConfig()
 # a batch is 8 rows of some 256 control steps (32 with pictures), and an epoch 100 batches or more
 PRESET_TRAIN = TrainConfig(
-    max_epochs=20,
-    batch_size=8,
-    lr=1e-3,
-    weight_decay=1e-2,
-    warmup_fraction=0.05,
-    final_lr_fraction=0.05,
-    ema_decay=0.99,
-    patience=0,
-    precision="32-true",
+    max_epochs=20, batch_size=8, final_lr_fraction=0.05, ema_decay=0.99, patience=0, precision="32-true"
 )

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from mambakit.core.adapters.packing import first_fit
 from mambakit.domains.robotics.episodes import Episode
 from mambakit.domains.robotics.policy.config import SavedPolicyConfig
 from mambakit.domains.robotics.policy.model import Policy
@@ -99,17 +100,11 @@ class _EpochRows(Sampler[Row]):
 
 def packed(pieces: Sequence[Piece], row_steps: int) -> list[Row]:
     """Pieces in as few rows as first-fit decreasing finds."""
-    rows: list[Row] = []
-    free: list[int] = []
-    for piece in sorted(pieces, key=lambda one: one.start - one.stop):
-        size = piece.stop - piece.start
-        fits = next((i for i, room in enumerate(free) if room >= size), None)
-        if fits is None:
-            rows.append([piece])
-            free.append(row_steps - size)
-        else:
-            rows[fits].append(piece)
-            free[fits] -= size
+    ordered = sorted(pieces, key=lambda one: one.start - one.stop)
+    spans, used = first_fit((one.stop - one.start for one in ordered), row_steps)
+    rows: list[Row] = [[] for _ in used]
+    for piece, (row, _, _) in zip(ordered, spans, strict=True):
+        rows[row].append(piece)
     return rows
 
 

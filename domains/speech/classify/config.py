@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
+from mambakit.core.config_checks import check_least, check_shares
 from mambakit.core.errors import UsageError
 from mambakit.core.training import TrainConfig
 from mambakit.domains.speech.augment import AugmentConfig
@@ -34,8 +35,7 @@ class ClassifyModelConfig:
     def __post_init__(self) -> None:
         if self.network not in get_args(Network):
             raise UsageError(f"network: expected {', '.join(get_args(Network))}, got {self.network!r}")
-        if not 0 <= self.head_dropout < 1:
-            raise UsageError(f"head_dropout: expected a share from 0 to below 1, got {self.head_dropout}")
+        check_shares(self, "head_dropout", below_one=True)
         check_bands(self.front_end, self.encoder.n_mels)
 
 
@@ -67,12 +67,8 @@ class ClassifyLossConfig(StripesConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.label_smoothing < 1:
-            raise UsageError(
-                f"label_smoothing: expected a share from 0 to below 1, got {self.label_smoothing}"
-            )
-        if not self.tilt_db >= 0:
-            raise UsageError(f"tilt_db: expected at least 0, got {self.tilt_db}")
+        check_shares(self, "label_smoothing", below_one=True)
+        check_least(self, 0, "tilt_db")
 
 
 # Chosen by validation on takes 5 to 49 of fsdd, a speaker held out: means by the training set, as taking off
@@ -82,11 +78,9 @@ PRESET_LOSS = ClassifyLossConfig()
 PRESET_AUGMENT = AugmentConfig()
 PRESET_TRAIN = TrainConfig(
     max_epochs=40,
-    batch_size=32,
     lr=3e-3,
     weight_decay=0.05,
     warmup_fraction=0.1,
-    final_lr_fraction=0.01,
     ema_decay=0.99,
     patience=0,
     precision="32-true",

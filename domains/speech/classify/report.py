@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mambakit.core.training import FitResult, Report, RunFolder
-from mambakit.core.training.curves import Panel, learning_figure
+from mambakit.core.training.curves import Panel, add_training
 from mambakit.domains.speech.classify import plots
 from mambakit.domains.speech.classify.evaluation import ClassifyEvaluation, size_of
 from mambakit.domains.speech.classify.model import Classifier
 from mambakit.domains.speech.classify.training import ClipParts
-
-_MOST_LEFT_OUT = 50
 
 
 def write(
@@ -53,24 +51,17 @@ def write(
         report.add_figure(figure, "What was taken for what.")
     for note in notes:
         report.add_text(note)
-    if parts.left_out:
-        report.add_text(f"{len(parts.left_out)} recordings can't be used and are left out.")
-        shown = parts.left_out[:_MOST_LEFT_OUT]
-        report.add_table([{"which": which, "why": why} for which, why in shown])
-    report.add_heading("Training")
-    figure = learning_figure(
-        run.metrics_path,
+    report.add_left_out(parts.left_out, "recordings")
+    add_training(
+        report,
+        run,
+        result,
         (
             Panel("loss", ("train/loss", "val/loss"), "min"),
             Panel("validation accuracy", ("val/accuracy",), "max"),
         ),
-    )
-    run.save_picture(figure, "learning_curve")
-    report.add_figure(figure)
-    report.add_text(
-        f"Stopped by: {result.stopped}, after {result.epochs} epochs and {result.steps} steps. The weights "
-        f"kept are those of the least validation loss, {result.best_score:.4f}. Training recordings are "
-        "changed anew each time (speed, room, noise, level, hidden bands and times): their loss is higher."
+        f"the least validation loss, {result.best_score:.4f}. Training recordings are "
+        "changed anew each time (speed, room, noise, level, hidden bands and times): their loss is higher.",
     )
     report.add_code(run.config_path.read_text(encoding="utf-8"))
     report.write(run.report_path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from mambakit.core.config_checks import check_least, check_shares
 from mambakit.core.errors import UsageError
 from mambakit.core.training import TrainConfig
 from mambakit.domains.speech.blocks import check_block
@@ -38,9 +39,7 @@ class EnhanceConfig:
     """Name of the speech it learned from."""
 
     def __post_init__(self) -> None:
-        for name in ("rate_hz", "hop", "d_model", "n_layers", "patch"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        check_least(self, 1, "rate_hz", "hop", "d_model", "n_layers", "patch")
         if self.n_fft % self.hop or self.n_fft // self.hop < 2:
             raise UsageError(
                 f"n_fft: expected a multiple of the hop {self.hop}, at least twice it, got {self.n_fft}"
@@ -89,16 +88,11 @@ class MixConfig:
             raise UsageError(
                 f"snr_low_db: expected at most snr_high_db ({self.snr_high_db}), got {self.snr_low_db}"
             )
-        for name in ("rooms", "real_noise", "babble"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UsageError(f"{name}: expected a share from 0 to 1, got {getattr(self, name)}")
+        check_shares(self, "rooms", "real_noise", "babble")
         if self.real_noise + self.babble > 1:
             raise UsageError("real_noise, babble: expected shares that are at most 1 together")
-        if not self.gain_db >= 0:
-            raise UsageError(f"gain_db: expected at least 0, got {self.gain_db}")
-        for name in ("steps_per_epoch", "validation_mixtures", "test_mixtures"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        check_least(self, 0, "gain_db")
+        check_least(self, 1, "steps_per_epoch", "validation_mixtures", "test_mixtures")
 
 
 @dataclass(frozen=True)
@@ -113,22 +107,12 @@ class EnhanceLoss:
     """Of the negative SI-SDR in dB."""
 
     def __post_init__(self) -> None:
-        for name in ("magnitude", "complex", "si_sdr"):
-            if not getattr(self, name) >= 0:
-                raise UsageError(f"{name}: expected at least 0, got {getattr(self, name)}")
+        check_least(self, 0, "magnitude", "complex", "si_sdr")
 
 
 PRESET_ENHANCE = EnhanceConfig()
 PRESET_MIX = MixConfig()
 PRESET_ENHANCE_LOSS = EnhanceLoss()
 PRESET_ENHANCE_TRAIN = TrainConfig(
-    max_epochs=40,
-    batch_size=4,
-    lr=2e-3,
-    weight_decay=0.01,
-    warmup_fraction=0.05,
-    ema_decay=0.99,
-    patience=10,
-    gradient_clip=1.0,
-    precision="32-true",
+    max_epochs=40, batch_size=4, lr=2e-3, ema_decay=0.99, patience=10, precision="32-true"
 )

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from mambakit.core.training import FitResult, Report, RunFolder
-from mambakit.core.training.curves import Panel, learning_figure
+from mambakit.core.training.curves import Panel, add_training
 from mambakit.domains.speech.enhance.evaluation import Evaluation
 from mambakit.domains.speech.enhance.model import Enhancer
 from mambakit.domains.speech.enhance.plots import before_after_figure
@@ -53,17 +53,15 @@ def write(
     report.add_figure(figure, f"The test mixture {name} before and after, and the speech without noise.")
     for note in notes:
         report.add_text(note)
-    report.add_heading("Training")
-    panels = (
-        Panel("loss", ("train/loss", "val/loss"), "min"),
-        Panel("validation: SI-SDR gained, dB", ("val/si_sdr_gain",)),
-    )
-    figure = learning_figure(run.metrics_path, panels)
-    run.save_picture(figure, "learning_curve")
-    report.add_figure(figure)
-    report.add_text(
-        f"Stopped by: {result.stopped}, after {result.steps} steps. The weights kept are those of the least "
-        f"validation loss, {result.best_score:.4f}."
+    add_training(
+        report,
+        run,
+        result,
+        (
+            Panel("loss", ("train/loss", "val/loss"), "min"),
+            Panel("validation: SI-SDR gained, dB", ("val/si_sdr_gain",)),
+        ),
+        f"the least validation loss, {result.best_score:.4f}.",
     )
     report.add_code(run.config_path.read_text(encoding="utf-8"))
     report.write(run.report_path)

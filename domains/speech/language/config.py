@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mambakit.core.backbone_config import BackboneConfig
-from mambakit.core.errors import UsageError
+from mambakit.core.config_checks import check_least, check_shares
 from mambakit.core.training import TrainConfig
 from mambakit.domains.speech.blocks import block_sizes, check_block
 
@@ -28,11 +28,8 @@ class TextModelConfig:
     """Share of each block's output that is dropped while training."""
 
     def __post_init__(self) -> None:
-        for name in ("d_model", "n_layers", "d_state", "head_dim"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name}: expected at least 1, got {getattr(self, name)}")
-        if not 0 <= self.dropout < 1:
-            raise UsageError(f"dropout: expected a share from 0 to below 1, got {self.dropout}")
+        check_least(self, 1, "d_model", "n_layers", "d_state", "head_dim")
+        check_shares(self, "dropout", below_one=True)
         check_block(self.block, causal=True)
 
     def backbone(self) -> BackboneConfig:

@@ -7,7 +7,7 @@ from typing import Any
 
 from mambakit.core.language_model import LanguageModelConfig
 from mambakit.core.training import FitResult, Report, RunFolder, TrainConfig, fit, seed_everything
-from mambakit.core.training.curves import Panel, learning_figure
+from mambakit.core.training.curves import Panel, add_training
 from mambakit.domains.speech.language.config import TextModelConfig
 from mambakit.domains.speech.language.data import Texts, text_loader
 from mambakit.domains.speech.language.model import CharacterScores, TextModel
@@ -61,14 +61,12 @@ def write_report(run: RunFolder, name: str, result: FitResult, rows: Sequence[di
     if rows:
         report.add_heading("Perplexity of a character on the test part")
         report.add_table(list(rows))
-    figure = learning_figure(
-        run.metrics_path, (Panel("nats a character", ("train/loss", "val/loss"), "min"),)
-    )
-    run.save_picture(figure, "learning_curve")
-    report.add_figure(figure)
-    report.add_text(
-        f"Stopped by: {result.stopped}, after {result.epochs} epochs and {result.steps} steps. The weights "
-        f"kept are those of the least validation loss, {result.best_score:.4f}."
+    add_training(
+        report,
+        run,
+        result,
+        (Panel("nats a character", ("train/loss", "val/loss"), "min"),),
+        f"the least validation loss, {result.best_score:.4f}.",
     )
     report.add_code(run.config_path.read_text(encoding="utf-8"))
     report.write(run.report_path)

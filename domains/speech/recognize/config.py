@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from mambakit.core.backbone_config import BackboneConfig
+from mambakit.core.config_checks import check_least, check_shares
 from mambakit.core.errors import UsageError
 from mambakit.core.training import TrainConfig
 from mambakit.domains.speech.augment import AugmentConfig
@@ -38,13 +39,10 @@ class DecoderConfig:
     """Share of each block's output that is dropped while training."""
 
     def __post_init__(self) -> None:
-        for name in ("d_model", "n_layers", "d_state", "head_dim", "n_heads"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        check_least(self, 1, "d_model", "n_layers", "d_state", "head_dim", "n_heads")
         if self.d_model % self.n_heads:
             raise UsageError(f"n_heads: d_model, {self.d_model}, is no multiple of {self.n_heads}")
-        if not 0 <= self.dropout < 1:
-            raise UsageError(f"dropout: expected a share from 0 to below 1, got {self.dropout}")
+        check_shares(self, "dropout", below_one=True)
         check_block(self.block, causal=True)
 
     def backbone(self) -> BackboneConfig:
@@ -104,8 +102,7 @@ class RecognizeModelConfig:
             if getattr(self, name) not in known:
                 raise UsageError(f"{name}: expected {' or '.join(known)}, got {getattr(self, name)!r}")
         check_bands(self.front_end, self.encoder.n_mels)
-        if self.n_pieces < 2:
-            raise UsageError(f"n_pieces: expected at least 2, got {self.n_pieces}")
+        check_least(self, 2, "n_pieces")
         if self.lexicon is not None and self.units != "phones":
             raise UsageError(f"lexicon: has no effect with units {self.units}; use --model.units phones")
         if not 0 <= self.tail_s <= 5:

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from mambakit.core.config_checks import check_least, check_shares
 from mambakit.core.errors import DataError, UsageError
 from mambakit.domains.speech.audio import Audio, resample
 from mambakit.domains.speech.recognize.alignment import forced_alignment
@@ -47,10 +48,8 @@ class DecodeConfig:
     """With an attention decoder: how much CTC counts beside it, 0 to 1."""
 
     def __post_init__(self) -> None:
-        if self.beam < 1:
-            raise UsageError(f"beam: expected at least 1, got {self.beam}")
-        if not 0 <= self.ctc_weight <= 1:
-            raise UsageError(f"ctc_weight: expected a share from 0 to 1, got {self.ctc_weight}")
+        check_least(self, 1, "beam")
+        check_shares(self, "ctc_weight")
         if self.beam == 1 and (self.lm is not None or self.hotwords or self.word_bonus):
             raise UsageError("lm, hotwords, word_bonus: have no effect with --decode.beam 1; try 16")
         for name, of in (("lm_weight", "lm"), ("hotword_boost", "hotwords")):

@@ -6,12 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from mambakit.core.training import FitResult, Report, RunFolder
-from mambakit.core.training.curves import Panel, learning_figure
+from mambakit.core.training.curves import Panel, add_training
 from mambakit.domains.speech.recognize.evaluation import COLUMNS
 from mambakit.domains.speech.recognize.model import Recognizer
 from mambakit.domains.speech.recognize.training import RecordingParts
-
-_MOST_LEFT_OUT = 50
 
 
 def write(
@@ -57,20 +55,16 @@ def write(
         report.add_metrics({name: round(value, 4) for name, value in times.items()})
     for note in parts.notes:
         report.add_text(note)
-    if parts.left_out:
-        report.add_text(f"{len(parts.left_out)} recordings are left out.")
-        report.add_table([{"file": name, "why": why} for name, why in parts.left_out[:_MOST_LEFT_OUT]])
-    report.add_heading("Training")
-    panels = (
-        Panel("loss a symbol", ("train/loss", "val/loss"), "min"),
-        Panel("word error rate of validation", ("val/wer",), "min"),
-    )
-    figure = learning_figure(run.metrics_path, panels)
-    run.save_picture(figure, "learning_curve")
-    report.add_figure(figure)
-    report.add_text(
-        f"Stopped by: {result.stopped}, after {result.epochs} epochs and {result.steps} steps. The weights "
-        f"kept are those of the least validation loss, {result.best_score:.4f}. Test was measured at the end."
+    report.add_left_out(parts.left_out, "recordings")
+    add_training(
+        report,
+        run,
+        result,
+        (
+            Panel("loss a symbol", ("train/loss", "val/loss"), "min"),
+            Panel("word error rate of validation", ("val/wer",), "min"),
+        ),
+        f"the least validation loss, {result.best_score:.4f}. Test was measured at the end.",
     )
     report.add_code(run.config_path.read_text(encoding="utf-8"))
     report.write(run.report_path)

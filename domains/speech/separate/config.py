@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from mambakit.core.config_checks import check_least
 from mambakit.core.errors import UsageError
 from mambakit.core.training import TrainConfig
 from mambakit.domains.speech.blocks import check_block
@@ -36,11 +37,8 @@ class SeparateConfig:
     """Name of the speech it learned from."""
 
     def __post_init__(self) -> None:
-        for name in ("rate_hz", "n_filters", "kernel", "d_model", "n_layers"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name}: expected at least 1, got {getattr(self, name)}")
-        if self.n_sources < 2:
-            raise UsageError(f"n_sources: expected at least 2, got {self.n_sources}")
+        check_least(self, 1, "rate_hz", "n_filters", "kernel", "d_model", "n_layers")
+        check_least(self, 2, "n_sources")
         if self.kernel % 2:
             raise UsageError(f"kernel: expected an even number, got {self.kernel}")
         check_block(self.block, self.block_options)
@@ -66,11 +64,8 @@ class PairConfig:
     def __post_init__(self) -> None:
         if not self.segment_s > 0:
             raise UsageError(f"segment_s: expected more than 0, got {self.segment_s}")
-        if not self.level_db >= 0:
-            raise UsageError(f"level_db: expected at least 0, got {self.level_db}")
-        for name in ("steps_per_epoch", "validation_mixtures", "test_mixtures"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        check_least(self, 0, "level_db")
+        check_least(self, 1, "steps_per_epoch", "validation_mixtures", "test_mixtures")
         if self.unseen and len(set(self.unseen)) != 2:
             raise UsageError(f"unseen: expected two speakers, got {', '.join(self.unseen)}")
 
@@ -78,12 +73,5 @@ class PairConfig:
 PRESET_SEPARATE = SeparateConfig()
 PRESET_PAIRS = PairConfig()
 PRESET_SEPARATE_TRAIN = TrainConfig(
-    max_epochs=40,
-    batch_size=4,
-    lr=2e-3,
-    weight_decay=0.01,
-    warmup_fraction=0.05,
-    patience=10,
-    gradient_clip=5.0,
-    precision="32-true",
+    max_epochs=40, batch_size=4, lr=2e-3, patience=10, gradient_clip=5.0, precision="32-true"
 )

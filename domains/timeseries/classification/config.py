@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
+from mambakit.core.config_checks import check_least, check_shares
 from mambakit.core.errors import UsageError
 from mambakit.core.training import TrainConfig
 
@@ -37,14 +38,10 @@ class ClassifierModelConfig:
     """Probability that the loss spreads over all classes."""
 
     def __post_init__(self) -> None:
-        for name in ("members", "d_model", "d_state", "head_dim"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        check_least(self, 1, "members", "d_model", "d_state", "head_dim")
         if self.pool not in get_args(Pool):
             raise UsageError(f"pool: expected one of {', '.join(get_args(Pool))}, got {self.pool!r}")
-        for name in ("dropout", "label_smoothing"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UsageError(f"{name}: expected at least 0 and less than 1, got {getattr(self, name)}")
+        check_shares(self, "dropout", "label_smoothing", below_one=True)
 
 
 @dataclass(frozen=True)
@@ -96,9 +93,7 @@ class AugmentConfig:
         for name, most in (("speed", 0.9), ("crop", 0.9), ("missing", 0.9)):
             if not 0 <= getattr(self, name) <= most:
                 raise UsageError(f"{name}: expected 0 to {most}, got {getattr(self, name)}")
-        for name in ("jitter", "scale", "shift", "mixup"):
-            if not getattr(self, name) >= 0:
-                raise UsageError(f"{name}: expected at least 0, got {getattr(self, name)}")
+        check_least(self, 0, "jitter", "scale", "shift", "mixup")
 
 
 @dataclass(frozen=True)
@@ -115,10 +110,8 @@ class SelectionConfig:
     """The sets of classes may miss the right one so often."""
 
     def __post_init__(self) -> None:
-        if self.folds < 2:
-            raise UsageError(f"folds: expected at least 2, got {self.folds}")
-        if self.least_steps < 0:
-            raise UsageError(f"least_steps: expected at least 0, got {self.least_steps}")
+        check_least(self, 2, "folds")
+        check_least(self, 0, "least_steps")
         if not 0 < self.alpha < 1:
             raise UsageError(f"alpha: expected a share inside (0, 1), got {self.alpha}")
 
@@ -130,7 +123,6 @@ PRESET_AUGMENT = AugmentConfig()
 PRESET_SELECTION = SelectionConfig()
 PRESET_CLASSIFIER_TRAIN = TrainConfig(
     max_epochs=24,
-    batch_size=32,
     lr=3e-3,
     weight_decay=0.05,
     warmup_fraction=0.1,

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from mambakit.domains.timeseries.data import as_is
 from mambakit.domains.timeseries.stream.network import StreamForecaster
 from mambakit.domains.timeseries.stream.parts import Origin, Read
 from mambakit.domains.timeseries.stream.rows import RowTokenizer, waves
 from mambakit.domains.timeseries.tables.table import Series
+from mambakit.domains.timeseries.window_data import as_is
 
 Bounds = tuple[int, int, int]
 # Rows of a piece when whole series are read, and series x steps x levels that are forecast at once.

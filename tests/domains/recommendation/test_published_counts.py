@@ -65,6 +65,7 @@ def beauty() -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["user", "item", "time"])
 
 
+SCORERS = {"popularity": Popularity, "bigram": Bigram, "item-knn": ItemKNN}
 READERS = {"ml-100k": movielens_100k, "ml-1m": movielens_1m, "amazon-beauty": beauty}
 
 
@@ -80,11 +81,7 @@ def leave_one_out(table: pd.DataFrame) -> tuple[Interactions, Split]:
 @pytest.mark.parametrize("name", MEASURED)
 def test_counting_baselines_reproduce_what_was_measured(name: str) -> None:
     interactions, split = leave_one_out(READERS[name]())
-    scorers = {
-        "popularity": Popularity(interactions, split),
-        "bigram": Bigram(interactions, split),
-        "item-knn": ItemKNN(interactions, split),
-    }
+    scorers = {scorer: SCORERS[scorer](interactions, split) for scorer in MEASURED[name]}
     found = evaluate(scorers, interactions, split)
     rows = {(row["scorer"], row["filter"]): row for row in found.rows}
     for scorer, expected in MEASURED[name].items():

@@ -10,9 +10,10 @@ import torch
 from mambakit.domains.timeseries.anchor import Anchor, seasonal_pattern
 from mambakit.domains.timeseries.baselines import linear
 from mambakit.domains.timeseries.config import ForecasterConfig, ModelConfig
-from mambakit.domains.timeseries.data import SeriesData, Values, Windows, split_series
+from mambakit.domains.timeseries.data import SeriesData, split_series
 from mambakit.domains.timeseries.tables.table import series_of
 from mambakit.domains.timeseries.training import fit_tokenizer, least_squares_of, make_values
+from mambakit.domains.timeseries.window_data import Values, Windows
 
 LOOKBACK, HORIZON = 12, 8
 

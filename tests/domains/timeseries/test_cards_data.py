@@ -9,8 +9,9 @@ import pytest
 
 from mambakit.core.data import load_card
 from mambakit.core.errors import DataError, UsageError
-from mambakit.domains.timeseries.data import Windows, load_data
+from mambakit.domains.timeseries.data import load_data
 from mambakit.domains.timeseries.tables.cards import load_labels
+from mambakit.domains.timeseries.window_data import Windows
 
 real = pytest.mark.skipif(not os.environ.get("MAMBAKIT_DATA_MIRROR"), reason="needs MAMBAKIT_DATA_MIRROR")
 

@@ -11,15 +11,11 @@ import torch
 
 from mambakit.core.errors import DataError, UsageError
 from mambakit.domains.timeseries import baselines
-from mambakit.domains.timeseries.data import (
-    Windows,
-    load_data,
-    require_windows,
-    split_series,
-)
+from mambakit.domains.timeseries.data import load_data, split_series
 from mambakit.domains.timeseries.evaluation import evaluate
 from mambakit.domains.timeseries.tables.table import Series, series_of
 from mambakit.domains.timeseries.training import fit_tokenizer, make_values
+from mambakit.domains.timeseries.window_data import Windows, require_windows
 
 COUNTS = {
     "ETTh1": (17420, (8640, 11520, 14400), (2785, 2689, 2545, 2161)),

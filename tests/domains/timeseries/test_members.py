@@ -15,13 +15,14 @@ from mambakit.core.errors import UsageError
 from mambakit.core.training import FitResult, GraphedLoss
 from mambakit.domains.timeseries.backtesting.backtest import backtest
 from mambakit.domains.timeseries.config import ForecasterConfig, LossConfig, ModelConfig
-from mambakit.domains.timeseries.data import SeriesData, Windows, series_in, split_series
+from mambakit.domains.timeseries.data import SeriesData, series_in, split_series
 from mambakit.domains.timeseries.evaluation import evaluate
 from mambakit.domains.timeseries.forecasting import forecast, to_frame
 from mambakit.domains.timeseries.tables.table import series_of
 from mambakit.domains.timeseries.task import ForecastLoss
 from mambakit.domains.timeseries.training import make_values
 from mambakit.domains.timeseries.window import WindowForecaster
+from mambakit.domains.timeseries.window_data import Windows
 
 
 @pytest.fixture(scope="module")

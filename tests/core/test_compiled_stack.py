@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
 from typing import Any
 
 import numpy as np
@@ -10,7 +12,7 @@ import torch
 from torch import nn
 
 from mambakit.core.backbone import Backbone, BackboneConfig
-from mambakit.core.whole_step import WholeStep
+from mambakit.core.compiled_stack import WholeStep
 
 PLAIN = {"d_state": 8, "head_dim": 8}
 OPTIONS: list[tuple[str, dict[str, Any]]] = [
@@ -75,3 +77,64 @@ def test_leaves_what_is_out_of_the_usual() -> None:
     assert WholeStep.of(first, two, last) is None
     assert WholeStep.of(nn.Identity(), backbone, last) is None
     assert WholeStep.of(first, backbone.double(), last) is None
+
+
+@pytest.mark.parametrize(("kind", "options"), OPTIONS)
+@torch.no_grad()
+def test_short_pieces_are_as_long_ones(kind: str, options: dict[str, Any]) -> None:
+    _, backbone, _ = built(kind, options)
+    x = torch.randn(1, 23, 16)
+    with torch.enable_grad():  # gradients go op by op
+        whole, last = backbone(x)
+    state, pieces = None, []
+    for piece in x.split([1, 5, 0, 9, 8], dim=1):
+        before = None if state is None else {name: one.clone() for name, one in state.tensors()}
+        y, following = backbone(piece, state)
+        if state is not None and before is not None:
+            assert all(torch.equal(one, before[name]) for name, one in state.tensors())
+        state = following
+        pieces.append(y)
+    torch.testing.assert_close(torch.cat(pieces, 1), whole.detach(), rtol=0, atol=3e-5)
+    assert state is not None
+    for (name, one), (_, other) in zip(state.tensors(), last.tensors(), strict=True):
+        torch.testing.assert_close(one, other.detach(), rtol=0, atol=3e-5, msg=name)
+
+
+@torch.no_grad()
+def test_a_short_piece_reads_weights_as_they_are() -> None:
+    _, backbone, _ = built("mamba2", PLAIN)
+    x = torch.randn(1, 3, 16)
+
+    def checked() -> torch.Tensor:
+        with torch.enable_grad():
+            wanted = backbone(x)[0].detach()
+        torch.testing.assert_close(backbone(x)[0], wanted, rtol=0, atol=2e-5)
+        return wanted
+
+    found = [checked()]
+    backbone.blocks[0].in_proj.weight.mul_(0.5)  # in place
+    found.append(checked())
+    backbone.blocks[1].out_proj.weight.data = 2 * backbone.blocks[1].out_proj.weight  # other memory
+    found.append(checked())
+    backbone.blocks[2].out_proj.weight = nn.Parameter(torch.randn(16, 32))  # another parameter
+    found.append(checked())
+    backbone.final_norm = nn.Identity()  # another module
+    found.append(checked())
+    copied = copy.deepcopy(backbone)
+    backbone.blocks[2].out_proj.weight.neg_()
+    torch.testing.assert_close(copied(x)[0], found[-1], rtol=0, atol=2e-5)
+    found.append(checked())
+    for one, other in itertools.pairwise(found):
+        assert not torch.allclose(one, other, atol=1e-3)
+
+
+@torch.no_grad()
+def test_hooks_see_short_pieces() -> None:
+    _, backbone, _ = built("mamba2", PLAIN)
+    x, seen = torch.randn(1, 3, 16), []
+    backbone(x)
+    handle = backbone.blocks[1].register_forward_hook(lambda module, given, made: seen.append(module))
+    backbone(x)
+    handle.remove()
+    backbone(x)
+    assert seen == [backbone.blocks[1]]

@@ -1,4 +1,4 @@
-"""What the benchmarks of speech share: presets that are changed for a trial, and where runs are kept."""
+"""What benchmarks that train share: presets that are changed for a trial, where runs are kept, their rows."""
 
 from __future__ import annotations
 
@@ -13,25 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from processes import add_flags, run_all
-
-
-def add_long_flag(parser: argparse.ArgumentParser) -> None:
-    """``--long``, of benchmarks whose preset is meant for a CPU."""
-    parser.add_argument(
-        "--long",
-        type=int,
-        metavar="EPOCHS",
-        help="train as a GPU can: so many epochs of 200 batches of 16, instead of the preset for a CPU",
-    )
-
-
-def lengthened(configs: dict[str, Any], epochs: int | None, mixtures: str) -> dict[str, Any]:
-    """Configs as ``--long`` has them; ``mixtures`` names the one that says how many are made."""
-    if epochs is None:
-        return configs
-    changes = {"train.max_epochs": epochs, "train.batch_size": 16, "train.patience": 0}
-    made = {f"{mixtures}.steps_per_epoch": 200, f"{mixtures}.validation_mixtures": 100}
-    return changed(configs, {**changes, **made})
 
 
 def add_trial_flags(parser: argparse.ArgumentParser) -> None:
@@ -58,6 +39,10 @@ def measured(
     jobs: list[dict[str, Any]],
     arguments: argparse.Namespace,
     rows_of: Callable[[list[dict[str, Any]], str], list[dict[str, Any]]],
+    results: str,
+    *,
+    tell: Callable[[dict[str, Any], float], None] = tell,
+    raw: Path | None = None,
 ) -> int:
     """Runs the jobs and writes the rows that are whole, unless it was a trial; the exit status.
 
@@ -66,21 +51,35 @@ def measured(
         jobs: What to run.
         arguments: Of ``add_trial_flags``, and ``validation_only``.
         rows_of: From the runs that are done and the command to rows.
+        results: Name of the file of rows.
+        tell: Called with each run that ended, and the seconds since the beginning.
+        raw: Where what came of the runs is written too.
     """
     limits = {"seconds": arguments.seconds, "stop_after": arguments.stop_after}
     found = run_all(run_job, jobs, arguments.jobs, tell=tell, gpus=arguments.gpus, **limits)
     done = [one for one in found if "error" not in one]
-    if not (arguments.changes or arguments.limit or arguments.validation_only):
-        from rows import write_rows
-
-        made = rows_of(done, "python " + " ".join(sys.argv))
-        if made:
-            print(f"{len(made)} rows written to {write_rows('speech', made)}")
-        for one in made:
-            print(one["what"], one["value"], "+-", one["spread"], one["peers"])
+    if raw is not None:
+        raw.write_text(json.dumps(done, indent=1))
+    if not is_trial(arguments):
+        publish(results, rows_of(done, "python " + " ".join(sys.argv)))
     if len(done) < len(jobs):
         print(f"{len(jobs) - len(done)} of {len(jobs)} runs failed or are not done", file=sys.stderr)
     return 1 if len(done) < len(found) else 0
+
+
+def is_trial(arguments: argparse.Namespace) -> bool:
+    """Whether these are no full runs, so that their rows are not written."""
+    return bool(arguments.changes or arguments.limit or arguments.validation_only)
+
+
+def publish(results: str, rows: Sequence[dict[str, Any]]) -> None:
+    """Writes rows, where there are any, and shows them."""
+    if rows:
+        from rows import write_rows
+
+        print(f"{len(rows)} rows written to {write_rows(results, rows)}")
+    for one in rows:
+        print(one["what"], one["value"], "+-", one["spread"], one["peers"])
 
 
 def changed(configs: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,27 @@
+"""What the benchmarks of speech that learn from mixtures share: ``--long``, for what a GPU can do."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from trials import changed
+
+
+def add_long_flag(parser: argparse.ArgumentParser) -> None:
+    """``--long``, of benchmarks whose preset is meant for a CPU."""
+    parser.add_argument(
+        "--long",
+        type=int,
+        metavar="EPOCHS",
+        help="train as a GPU can: so many epochs of 200 batches of 16, instead of the preset for a CPU",
+    )
+
+
+def lengthened(configs: dict[str, Any], epochs: int | None, mixtures: str) -> dict[str, Any]:
+    """Configs as ``--long`` has them; ``mixtures`` names the one that says how many are made."""
+    if epochs is None:
+        return configs
+    changes = {"train.max_epochs": epochs, "train.batch_size": 16, "train.patience": 0}
+    made = {f"{mixtures}.steps_per_epoch": 200, f"{mixtures}.validation_mixtures": 100}
+    return changed(configs, {**changes, **made})

@@ -1,0 +1,282 @@
+"""Tokens through a small stack of Mamba blocks on the CPU as one compiled call.
+
+``WholeStep`` is a control loop's step, with a linear map before and behind; ``ShortPieces`` is what a
+backbone takes for a stream's next few tokens, which op by op cost several times their arithmetic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from mambakit.core.blocks import Block, Mamba2, Mamba3, RMSNorm
+from mambakit.core.blocks.base import plain_linear, plain_parameters, watched
+from mambakit.core.state import State
+from mambakit.kernels.arrays import HAS_NUMBA, usual_addresses
+from mambakit.kernels.backend import choose_backend
+from mambakit.kernels.token_step import dt_bounds
+
+if TYPE_CHECKING:
+    from mambakit.core.backbone import Backbone
+
+# beyond so many weights of a projection torch's threads are worth their overhead, as in kernels.token_step
+_MOST_WEIGHTS = 1 << 20
+# of a layer's weights and tokens: beyond, products of matrices make up for calls op by op
+_MOST_PRODUCTS = 1 << 22
+
+
+class _Kind(NamedTuple):
+    """What the compiled stack of a kind of block is told."""
+
+    name: str
+    weights: Callable[[Any], tuple[Tensor | None, ...]]
+    """Between in_proj's and out_proj's."""
+    sizes: Callable[[Any], tuple[Any, ...]]
+    """Behind d_model; blocks of one stack have the same."""
+    room: Callable[[Any], int]
+    """Numbers to work in."""
+
+
+def _mamba3_room(block: Mamba3) -> int:
+    from mambakit.kernels.mamba3_scan.cpu_step import work_room
+
+    return block.in_proj.out_features + block.d_inner + work_room(*_mamba3_sizes(block)[:6])
+
+
+def _mamba3_sizes(block: Mamba3) -> tuple[Any, ...]:
+    shape = (block.n_heads, block.head_dim, block.d_state, block.mimo_rank, block.n_groups, block.n_angles)
+    return (*shape, block.decay == "heavy_tail", block.A_floor, block.norm_eps)
+
+
+_KINDS: dict[type[Block], _Kind] = {
+    Mamba2: _Kind(
+        "mamba2",
+        weights=lambda block: (
+            block.conv_weight, block.conv_bias, block.dt_bias, block.A_log, block.D, block.norm_weight,
+        ),
+        sizes=lambda block: (
+            block.n_heads, block.head_dim, block.d_state, block.n_groups, block.d_conv,
+            block.D.shape[1] if block.D.dim() == 2 else 1, block.norm_before_gate, block.norm_eps,
+        ),
+        room=lambda block: 3 * block.d_inner + 2 * len(block.conv_weight) + 3 * block.n_heads,
+    ),
+    Mamba3: _Kind(
+        "mamba3",
+        weights=lambda block: (
+            block.dt_bias, block.A_bias, block.B_norm.weight, block.C_norm.weight, block.B_bias, block.C_bias,
+            block.mimo_x, block.mimo_z, block.mimo_o, block.D,
+            None if block.norm is None else block.norm.weight,
+        ),
+        sizes=_mamba3_sizes,
+        room=_mamba3_room,
+    ),
+}  # fmt: skip
+
+
+class _Stack:
+    """What the compiled call is told of a stack: everything but tokens, states and room to work in.
+
+    Args:
+        backbone: Of Mamba-2 or of Mamba-3 blocks alone, all of one shape, as ``can_compile`` says.
+        first, last: Linear maps before and behind, if any.
+    """
+
+    def __init__(
+        self, backbone: Backbone, first: nn.Linear | None = None, last: nn.Linear | None = None
+    ) -> None:
+        from mambakit.kernels import cpu_stack
+
+        blocks: list[Any] = list(backbone.blocks)
+        kind = _KINDS[type(blocks[0])]
+        self._compiled = getattr(cpu_stack, f"{kind.name}_stack")
+        self.layers = np.zeros((len(blocks), cpu_stack.N_ADDRESSES[kind.name]), dtype=np.int64)
+        for i, (norm, block) in enumerate(zip(backbone.norms, blocks, strict=True)):
+            projections = (block.in_proj, block.out_proj)
+            (*into, out_weight, out_bias) = (one for p in projections for one in (p.weight, p.bias))
+            weights = (norm.weight, *into, *kind.weights(block), out_weight, out_bias)
+            self.layers[i, : len(weights)] = [_address(weight) for weight in weights]
+        self.names = [str(i) for i in range(len(blocks))]
+        self.states: list[str] = list(blocks[0].state_shapes())
+        self.shapes = list(blocks[0].state_shapes().values())
+        d_model = blocks[0].d_model
+        self.weight = sum(p.weight.numel() for p in (blocks[0].in_proj, blocks[0].out_proj))
+        self.room = 3 * d_model + kind.room(blocks[0])
+        self._begin = [0, 0] if first is None else [_address(first.weight), _address(first.bias)]
+        end = [0, 0] if last is None else [_address(last.weight), _address(last.bias)]
+        self._end = [_address(backbone.final_norm.weight), *end]
+        self._sizes: list[Any] = [
+            len(blocks), first.in_features if first else d_model, last.out_features if last else d_model,
+            backbone.config.norm_eps, d_model, *kind.sizes(blocks[0]), *dt_bounds(blocks[0].dt_limit),
+        ]  # fmt: skip
+
+    def run(
+        self, layers: NDArray[np.int64], x_at: int, added_at: int, y_at: int, work: Tensor, n_tokens: int
+    ) -> None:
+        """Tokens at ``x_at`` to outputs at ``y_at``; ``layers`` has the addresses of states, too."""
+        self._compiled(
+            layers, x_at, *self._begin, added_at, *self._end, y_at, work.data_ptr(), n_tokens, *self._sizes
+        )
+
+
+def can_compile(backbone: Backbone, *ends: nn.Module) -> bool:
+    """Whether a backbone, and linear maps before or behind it, are as the compiled stack wants them."""
+    blocks: list[Any] = list(backbone.blocks)
+    kind = _KINDS.get(type(blocks[0])) if blocks else None
+    if not HAS_NUMBA or kind is None or any(type(block) is not type(blocks[0]) for block in blocks):
+        return False
+    named = {str(i): end for i, end in enumerate(ends)}
+    unchanged = plain_linear(named, *named) is not None and all(
+        plain_linear(block._modules, "in_proj", "out_proj") is not None for block in blocks
+    )
+    norms = {"final": backbone.final_norm, **dict(backbone.norms.named_children())}
+    unchanged = unchanged and plain_parameters(norms, RMSNorm, {"weight"}, *norms) is not None
+    tensors = [parameter for module in (backbone, *ends) for parameter in module.parameters()]
+    plain = all(
+        one.dtype == torch.float32 and one.is_cpu and one.is_contiguous() and one.numel() <= _MOST_WEIGHTS
+        for one in tensors
+    )
+    alike = len({(kind.sizes(block), block.dt_limit) for block in blocks}) == 1
+    config = backbone.config
+    unscaled = all(config.scale_of(layer) == 1.0 for layer in config.layers)
+    if not (unchanged and plain and alike and unscaled) or config.learn_initial_state:
+        return False
+    return choose_backend("ssd", None, torch.device("cpu")) == "portable"
+
+
+class WholeStep:
+    """``last(backbone.step(first(x) + added))`` for one row in float32, a control loop's step.
+
+    Weights are read where they lie: change them in place, or make another one of these. Make it by ``of``,
+    which says whether a model is as it must be.
+
+    Args:
+        first: ``(n_in)`` to ``(d_model)``.
+        backbone: Of Mamba-2 or of Mamba-3 blocks alone, all of one shape.
+        last: ``(d_model)`` to ``(n_out)``.
+    """
+
+    def __init__(self, first: nn.Linear, backbone: Backbone, last: nn.Linear) -> None:
+        self._kept = (first, backbone, last)
+        self.n_in = first.in_features
+        self._stack = _Stack(backbone, first, last)
+        self._work = torch.empty(self._stack.room, dtype=torch.float32)
+        self._y = np.empty(last.out_features, dtype=np.float32)
+        self._state: State | None = None
+
+    @classmethod
+    def of(cls, first: nn.Module, backbone: Backbone, last: nn.Module) -> WholeStep | None:
+        """The step, or None where a model or this machine is out of the usual."""
+        if not can_compile(backbone, first, last):
+            return None
+        return cls(first, backbone, last)  # type: ignore[arg-type]
+
+    def run(self, x: NDArray[np.float32], added: Tensor | None, state: State) -> NDArray[np.float32]:
+        """The last map's output, ``(n_out,)``, which the next call overwrites.
+
+        Args:
+            x: ``(n_in,)`` contiguous float32.
+            added: ``(1, d_model)`` contiguous float32, added to what ``first`` makes of ``x``.
+            state: Of one row, contiguous; overwritten by the next state.
+        """
+        stack = self._stack
+        if state is not self._state:
+            for i, name in enumerate(stack.names):
+                of_layer = state[name]
+                stack.layers[i, -len(stack.states) :] = [of_layer[one].data_ptr() for one in stack.states]
+            self._state = state
+        told = 0 if added is None else added.data_ptr()
+        stack.run(stack.layers, x.ctypes.data, told, self._y.ctypes.data, self._work, 1)
+        return self._y
+
+
+class ShortPieces:
+    """A few tokens of one row through a backbone whose weights may change, or be replaced, between calls.
+
+    What was found out about a backbone is kept as long as its modules, parameters and their memory are the
+    same ones. A copy of this knows nothing.
+    """
+
+    def __init__(self) -> None:
+        self._known: tuple[list[_Part], _Stack | None] | None = None
+
+    def __reduce__(self) -> tuple[type[ShortPieces], tuple[()]]:
+        return ShortPieces, ()
+
+    def run(self, backbone: Backbone, x: Tensor, state: State | None) -> tuple[Tensor, State] | None:
+        """As ``backbone(x, state)`` gives it, or None wherever anything is out of the usual.
+
+        Args:
+            backbone: The same one at every call; in evaluation mode.
+            x: ``(1, length, d_model)``.
+            state: What came before; it is left as it is.
+        """
+        if (
+            torch.is_grad_enabled()
+            or torch.is_autocast_enabled("cpu")
+            or torch.jit.is_tracing()
+            or usual_addresses(torch.float32, (x, (1, x.shape[1], backbone.d_model))) is None
+            or choose_backend("ssd", None, x.device) != "portable"
+        ):
+            return None
+        known = self._known
+        if known is None or not all(part.unchanged() for part in known[0]):
+            known = self._known = (_parts_of(backbone), _Stack(backbone) if can_compile(backbone) else None)
+        parts, stack = known
+        if stack is None or x.shape[1] * stack.weight > _MOST_PRODUCTS:
+            return None
+        if watched(part.module for part in parts[1:]):  # who watches the backbone itself sees it called
+            return None
+        states = {}
+        layers = stack.layers.copy()  # another thread has states of its own
+        for i, name in enumerate(stack.names):
+            if state is None:
+                copies = [torch.zeros(1, *shape) for shape in stack.shapes]
+            else:
+                past = list(state[name].items())
+                if [one for one, _ in past] != stack.states:  # compressed ones, or another block's
+                    return None
+                wanted = ((one, (1, *shape)) for (_, one), shape in zip(past, stack.shapes, strict=True))
+                if usual_addresses(torch.float32, *wanted) is None:
+                    return None
+                copies = [one.clone() for _, one in past]
+            layers[i, -len(copies) :] = [one.data_ptr() for one in copies]
+            states[name] = State.of(**dict(zip(stack.states, copies, strict=True)))
+        y, work = torch.empty_like(x), torch.empty(stack.room)
+        stack.run(layers, x.data_ptr(), 0, y.data_ptr(), work, x.shape[1])
+        return y, State.of(**states)
+
+
+class _Part(NamedTuple):
+    """A module or parameter, and what it was when it was looked at."""
+
+    module: nn.Module
+    tensors: tuple[tuple[str, Tensor | None, int], ...]
+    children: tuple[nn.Module | None, ...]
+
+    def unchanged(self) -> bool:
+        own = self.module._parameters
+        for name, tensor, at in self.tensors:
+            if own.get(name) is not tensor or (tensor is not None and tensor.data_ptr() != at):
+                return False
+        return tuple(self.module._modules.values()) == self.children
+
+
+def _parts_of(backbone: Backbone) -> list[_Part]:
+    """Of the backbone, and of all below it."""
+    return [
+        _Part(
+            module,
+            tuple((name, one, _address(one)) for name, one in module._parameters.items()),
+            tuple(module._modules.values()),
+        )
+        for module in backbone.modules()
+    ]
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
