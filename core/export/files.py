@@ -90,7 +90,12 @@ def load_step(path: Path) -> Step:
         called = torch._inductor.aoti_load_package(str(path))
     else:
         called = torch.export.load(path).module()
-    return lambda x, state, more=None: called(x, dict(state), dict(more or {}))
+    return lambda x, state, more=None: called(x.contiguous(), _dense(state), _dense(more or {}))
+
+
+def _dense(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A package does not look at strides."""
+    return {name: tensor.contiguous() for name, tensor in tensors.items()}
 
 
 def _write_program(program: ExportedProgram, path: Path, *names: Sequence[str] | None) -> None:

@@ -26,8 +26,8 @@ class StateLayout:
 
     @staticmethod
     def pack(state: State) -> dict[str, Tensor]:
-        """The state's tensors by name."""
-        return dict(state.tensors())
+        """The state's tensors by name, each contiguous: a package is compiled for the strides it was shown."""
+        return {name: tensor.contiguous() for name, tensor in state.tensors()}
 
     def unpack(self, tensors: Mapping[str, Tensor]) -> State:
         """The inverse of ``pack``."""
