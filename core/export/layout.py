@@ -26,7 +26,7 @@ class StateLayout:
 
     @staticmethod
     def pack(state: State) -> dict[str, Tensor]:
-        """The state's tensors by name, each contiguous: a package is compiled for the strides it was shown."""
+        """The state's tensors by name, each contiguous: packages go by the strides they were shown."""
         return {name: tensor.contiguous() for name, tensor in state.tensors()}
 
     def unpack(self, tensors: Mapping[str, Tensor]) -> State:
