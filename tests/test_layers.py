@@ -97,6 +97,21 @@ assert not torch.cuda.is_initialized(), "the GPU was woken"
     assert not list((tmp_path / "numba").rglob("*.nb?")), "a kernel was compiled at import"
 
 
+def test_only_what_trains_imports_lightning() -> None:
+    """Lightning takes seconds to import: predictions, evaluations and reports come without it."""
+    trains = {"task", "callbacks", "averaging", "carried", "testing"}
+    names = [name for package in ("core", "domains", "apps") for name in modules(package)]
+    names = [name for name in names if name.rpartition(".")[2] not in trains]
+    code = f"""
+import importlib, sys
+for name in {names!r}:
+    importlib.import_module(name)
+    assert "lightning" not in sys.modules, name
+"""
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-500:]
+
+
 def test_extras_stay_where_they_belong() -> None:
     """Only the domain that an extra is for imports it, anywhere in a file."""
     seen = 0

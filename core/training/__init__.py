@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from mambakit.core.training.config import TrainConfig, parse_duration
 from mambakit.core.training.report import Report
+from mambakit.core.training.result import FitResult
 from mambakit.core.training.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from mambakit.core.training.callbacks import AveragedWeights, DivergedError
     from mambakit.core.training.carried import CarriedState, begin_rows
     from mambakit.core.training.devices import choose_precision, resolve_device, seed_everything
-    from mambakit.core.training.fitting import FitResult, fit, load_weights
+    from mambakit.core.training.fitting import fit, load_weights
     from mambakit.core.training.graphs import GraphedLoss
     from mambakit.core.training.members import MemberTraining
     from mambakit.core.training.optim import configure_optimizer, parameter_groups, warmup_cosine
@@ -26,7 +27,6 @@ _LATER = {
     "CarriedState": "mambakit.core.training.carried",
     "DivergedError": "mambakit.core.training.callbacks",
     "DocumentStreams": "mambakit.core.training.streams",
-    "FitResult": "mambakit.core.training.fitting",
     "GraphedLoss": "mambakit.core.training.graphs",
     "MemberTraining": "mambakit.core.training.members",
     "Piece": "mambakit.core.training.streams",

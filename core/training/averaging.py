@@ -17,8 +17,6 @@ from torch import Tensor
 from mambakit.core.training.config import TrainConfig
 from mambakit.core.training.run_folder import RunFolder
 
-AVERAGED = "averaged.ckpt"
-
 
 class KeptCheckpoints(ModelCheckpoint):
     """The checkpoints that are averaged in the end.

@@ -15,7 +15,7 @@ from mambakit.core.training.report import Report
 from mambakit.core.training.run_folder import RunFolder
 
 if TYPE_CHECKING:
-    from mambakit.core.training.fitting import FitResult
+    from mambakit.core.training.result import FitResult
 
 _TRAIN, _KEPT = "#8a94a0", "#c2571a"
 _VALIDATION = ("#1668b8", "#4a8f3c", "#8a4fb0")

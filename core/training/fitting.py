@@ -11,43 +11,24 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from torch.utils.data import DataLoader
 
 from mambakit.core.errors import UserError
-from mambakit.core.training.averaging import AVERAGED, KeptCheckpoints, averaged_weights
-from mambakit.core.training.callbacks import AveragedWeights, EpochSeed, MetricsFile, Progress, StopOnNaN
 from mambakit.core.training.config import TrainConfig, parse_duration
 from mambakit.core.training.devices import choose_precision, resolve_device, seed_everything
+from mambakit.core.training.result import FitResult
 from mambakit.core.training.run_folder import RunFolder
 
+if TYPE_CHECKING:  # Lightning takes seconds to import, and not everybody who imports ``fit`` calls it
+    import lightning.pytorch as pl
+    from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
-@dataclass(frozen=True)
-class FitResult:
-    """What a run came to; the task holds the best checkpoint's weights."""
-
-    best_score: float
-    """The monitored metric of the weights kept."""
-    best_checkpoint: str
-    """Their checkpoint, relative to the run folder."""
-    epochs: int
-    """Epochs completed."""
-    steps: int
-    """Optimizer steps taken."""
-    seconds: float
-    """Wall-clock time of this call; a resumed run adds that of its earlier parts."""
-    stopped: Literal["epochs", "steps", "patience", "time"]
-    """What ended it."""
-    steps_to_best: int | None = None
-    """Optimizer steps until the weights kept; None of a run that an older version finished."""
-    seconds_to_best: float | None = None
-    """Wall-clock time until then, without validation, of all parts of a resumed run."""
+_AVERAGED = "averaged.ckpt"
 
 
 def fit(
@@ -79,6 +60,18 @@ def fit(
         UserError: If the loss is no longer a number, the device is not there, there is nothing to train
             on, or the folder holds another run.
     """
+    import lightning.pytorch as pl
+    from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+
+    from mambakit.core.training.averaging import KeptCheckpoints
+    from mambakit.core.training.callbacks import (
+        AveragedWeights,
+        EpochSeed,
+        MetricsFile,
+        Progress,
+        StopOnNaN,
+    )
+
     if not run.started:
         run.start(config, seed=config.seed)
     _refuse_empty(train_loader, val_loader)
@@ -144,7 +137,7 @@ def fit(
                 file=sys.stderr,
             )
             if better:
-                score, checkpoint = of_average, f"checkpoints/{AVERAGED}"
+                score, checkpoint = of_average, f"checkpoints/{_AVERAGED}"
             else:
                 load_weights(task, run.path / checkpoint)
     task.eval()
@@ -198,8 +191,10 @@ def _try_average(
     run: RunFolder,
 ) -> float:
     """Load the average of checkpoints, and what it scores."""
+    from mambakit.core.training.averaging import averaged_weights
+
     weights = averaged_weights(checkpoints)
-    torch.save({"state_dict": weights}, run.checkpoints / AVERAGED)
+    torch.save({"state_dict": weights}, run.checkpoints / _AVERAGED)
     task.load_state_dict(weights)
     return float(trainer.validate(task, val_loader, verbose=False)[0][monitor])
 

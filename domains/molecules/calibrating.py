@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from mambakit.core.calibration import Calibrator, ConformalSets, SplitConformal, TemperatureScaling
 from mambakit.domains.molecules.inputs import MoleculeInputs
-from mambakit.domains.molecules.model import PropertyModel
+from mambakit.domains.molecules.model import PropertyModel, combined
 from mambakit.domains.molecules.prediction import (
     INTERVAL,
     SETS,
@@ -22,7 +22,6 @@ from mambakit.domains.molecules.prediction import (
     scale_of,
     tasks_by_kind,
 )
-from mambakit.domains.molecules.task import combined
 
 
 def calibrate(model: PropertyModel, inputs: MoleculeInputs, labels: NDArray[np.float64]) -> None:

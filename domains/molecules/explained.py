@@ -15,9 +15,8 @@ from mambakit.core.attribution import coefficients_held
 from mambakit.core.attribution.embedded import output_of
 from mambakit.domains.molecules.atoms import fragment_shares, without_atoms
 from mambakit.domains.molecules.inputs import MoleculeInputs
-from mambakit.domains.molecules.model import Batch, Network, Output, PropertyModel
+from mambakit.domains.molecules.model import Batch, Network, Output, PropertyModel, combined
 from mambakit.domains.molecules.prediction import TEMPERATURE
-from mambakit.domains.molecules.task import combined
 
 _TOKENS_AT_ONCE = 1 << 13
 

@@ -271,3 +271,12 @@ class PropertyModel(nn.Module, HubModel):
         self.trained = TrainingSet.load(folder)
         if self.config.has_forest:
             self.forest = Trees.load(folder)
+
+
+def combined(output: Output, is_class: Tensor) -> Tensor:
+    """The members as one, ``(batch, n_tasks)``: mean value, or the logit of the mean probability."""
+    mean = output.value.mean(0)
+    if len(output.value) == 1:
+        return mean
+    p = output.value.cpu().double().sigmoid().mean(0)  # mps has no float64
+    return torch.where(is_class, torch.logit(p, eps=1e-12).to(mean), mean)

@@ -13,9 +13,8 @@ from mambakit.core.calibration import ConformalSets, SplitConformal, Temperature
 from mambakit.core.errors import DataError
 from mambakit.domains.molecules.components import form_of, in_words
 from mambakit.domains.molecules.inputs import MoleculeInputs
-from mambakit.domains.molecules.model import Output, PropertyModel
+from mambakit.domains.molecules.model import Output, PropertyModel, combined
 from mambakit.domains.molecules.structures import canonical, kept_component, shown
-from mambakit.domains.molecules.task import combined
 from mambakit.domains.molecules.tokenizer import SmilesTokenizer
 
 INTERVAL, TEMPERATURE, SETS = "interval", "temperature-{}", "sets-{}"

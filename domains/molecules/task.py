@@ -20,7 +20,7 @@ from mambakit.core.training.optim import configure_optimizer
 from mambakit.domains.molecules.config import LossConfig
 from mambakit.domains.molecules.graph import GraphBatch
 from mambakit.domains.molecules.inputs import MoleculeInputs
-from mambakit.domains.molecules.model import Batch, Network, Output, PropertyModel
+from mambakit.domains.molecules.model import Batch, Network, PropertyModel, combined
 
 # Batches that are sorted together: the more, the less padding, and the less chance in who is with whom.
 _STRETCH = 8
@@ -217,12 +217,3 @@ def losses_of(value: Tensor, target: Tensor, is_class: Tensor) -> Tensor:
     known = torch.where(there, target, 0.0)
     entropy = F.binary_cross_entropy_with_logits(value, known.clamp(0, 1), reduction="none")
     return torch.where(there, torch.where(is_class, entropy, (value - known).square()), 0.0)
-
-
-def combined(output: Output, is_class: Tensor) -> Tensor:
-    """The members as one, ``(batch, n_tasks)``: mean value, or the logit of the mean probability."""
-    mean = output.value.mean(0)
-    if len(output.value) == 1:
-        return mean
-    p = output.value.cpu().double().sigmoid().mean(0)  # mps has no float64
-    return torch.where(is_class, torch.logit(p, eps=1e-12).to(mean), mean)

@@ -31,7 +31,6 @@ from mambakit.domains.molecules.notations import (
 )
 from mambakit.domains.molecules.prediction import inputs_of
 from mambakit.domains.molecules.pretrained import begin, both_ways, load_language_model
-from mambakit.domains.molecules.task import MemberBatches, PropertyTask
 from mambakit.domains.molecules.tokenizer import SmilesTokenizer
 from mambakit.domains.molecules.trees import Trees
 
@@ -67,6 +66,8 @@ def train_properties(
         UsageError: If the language model reads structures otherwise.
         UserError: If training fails, or the run folder holds another run.
     """
+    from mambakit.domains.molecules.task import MemberBatches, PropertyTask
+
     check_parts(molecules, split)
     language = load_language_model(pretrained) if pretrained is not None else None
     notation = notation_of(tokenizer, language)

@@ -15,7 +15,6 @@ from mambakit.domains.recommendation.counting import item_counts, training_event
 from mambakit.domains.recommendation.histories import Histories
 from mambakit.domains.recommendation.interactions import Interactions, Split
 from mambakit.domains.recommendation.model import Recommender, in_chunks, seen_before
-from mambakit.domains.recommendation.task import RecommenderTask
 from mambakit.domains.recommendation.tokenizer import EventTokenizer
 
 # Validation events that training looks at after each epoch, and that the repeat shift is fitted on.
@@ -49,6 +48,8 @@ def train_recommender(
         DataError: If there is nothing to learn from, or nothing to watch it by.
         UserError: If training fails, or the run folder holds another run.
     """
+    from mambakit.domains.recommendation.task import RecommenderTask
+
     if not (split.train_end > interactions.offsets[:-1]).any():
         raise DataError("there is no event to learn from: every user's events are for validation or test")
     if not len(split.validation):

@@ -21,7 +21,6 @@ from mambakit.domains.timeseries.config import (
     ModelConfig,
 )
 from mambakit.domains.timeseries.data import SeriesData, phases
-from mambakit.domains.timeseries.task import ForecastTask
 from mambakit.domains.timeseries.tokenizer import PatchTokenizer, Window
 from mambakit.domains.timeseries.window import WindowForecaster
 from mambakit.domains.timeseries.window_data import Values, Windows, require_windows
@@ -109,6 +108,8 @@ def train_forecaster(
         UserError: If training fails, or the run folder holds another run.
         UsageError: On an option that can't work.
     """
+    from mambakit.domains.timeseries.task import ForecastTask
+
     too_short = require_windows(data, lookback=lookback, horizon=horizon)
     if too_short:
         shown = ", ".join(too_short[:5]) + (", ..." if len(too_short) > 5 else "")

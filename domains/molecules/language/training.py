@@ -13,7 +13,6 @@ from mambakit.domains.molecules.language.corpus import Corpus
 from mambakit.domains.molecules.language.model import MoleculeModel
 from mambakit.domains.molecules.language.ngram import NGram
 from mambakit.domains.molecules.language.reference import Reference, hashes
-from mambakit.domains.molecules.language.task import MoleculeTask
 
 _BASELINE_ORDER = 6
 
@@ -44,6 +43,8 @@ def train_language_model(
     Raises:
         UserError: If training fails, or the run folder holds another run.
     """
+    from mambakit.domains.molecules.language.task import MoleculeTask
+
     seed_everything(train_config.seed)
     if start is None:
         model = MoleculeModel(LanguageModelConfig(corpus.tokenizer.n_ids, model_config.backbone()))

@@ -19,7 +19,6 @@ from mambakit.domains.robotics.policy.advantages import Critics
 from mambakit.domains.robotics.policy.config import PolicyConfig, SavedPolicyConfig, Spaces
 from mambakit.domains.robotics.policy.data import measuring_loader, training_loader
 from mambakit.domains.robotics.policy.model import Policy
-from mambakit.domains.robotics.policy.task import PolicyTask
 
 LAST = "last"
 """Folder, inside a run's, of the policy with the last weights; the run's own has the best."""
@@ -108,6 +107,8 @@ def train_policy(
     Returns:
         The policy with the best weights in evaluation mode on the CPU, and how training went.
     """
+    from mambakit.domains.robotics.policy.task import PolicyTask
+
     seed_everything(train.seed)
     policy = build_policy(episodes, parts.train, config)
     device = resolve_device(train.device)

@@ -19,7 +19,6 @@ from mambakit.domains.speech.classify.data import (
     training_loader,
 )
 from mambakit.domains.speech.classify.model import Classifier
-from mambakit.domains.speech.classify.task import ClassifyTask
 from mambakit.domains.speech.utterances import Split, Utterances
 
 
@@ -75,6 +74,8 @@ def train_classifier(
     Returns:
         The model in evaluation mode on the CPU, and how training went.
     """
+    from mambakit.domains.speech.classify.task import ClassifyTask
+
     seed_everything(train_config.seed)
     model = Classifier(ClassifyConfig(parts.classes, name, model_config))
     model.front_end.fit(parts.train.samples)

@@ -10,7 +10,6 @@ import numpy as np
 from mambakit.core.training import FitResult, RunFolder, TrainConfig, fit, seed_everything
 from mambakit.domains.speech.enhance.config import EnhanceConfig, EnhanceLoss, MixConfig
 from mambakit.domains.speech.enhance.model import Enhancer
-from mambakit.domains.speech.enhance.task import EnhanceTask
 from mambakit.domains.speech.mixtures import NoisyMixer, SpeechPool, kept, made_anew, measuring_loader
 from mambakit.domains.speech.noises import Signal
 
@@ -42,6 +41,8 @@ def train_enhancer(
     Returns:
         The model in evaluation mode on the CPU, and how the training went.
     """
+    from mambakit.domains.speech.enhance.task import EnhanceTask
+
     seed_everything(train_config.seed)
     model = Enhancer(dataclasses.replace(model_config, trained_on=name))
     batch = train_config.batch_size

@@ -11,7 +11,6 @@ from mambakit.core.training.curves import Panel, add_training
 from mambakit.domains.speech.language.config import TextModelConfig
 from mambakit.domains.speech.language.data import Texts, text_loader
 from mambakit.domains.speech.language.model import CharacterScores, TextModel
-from mambakit.domains.speech.language.task import TextTask
 from mambakit.domains.speech.recognize.ngram import NgramModel
 from mambakit.domains.speech.recognize.tokenizer import CharacterTokenizer
 
@@ -32,6 +31,8 @@ def train_text_model(
     Returns:
         The model in evaluation mode on the CPU, and how training went.
     """
+    from mambakit.domains.speech.language.task import TextTask
+
     seed_everything(train_config.seed)
     tokenizer = CharacterTokenizer().fit(texts.train)
     model = TextModel(LanguageModelConfig(tokenizer.n_ids, model_config.backbone()))

@@ -23,7 +23,6 @@ from mambakit.domains.speech.recognize.recordings import (
     read_recordings,
     training_loader,
 )
-from mambakit.domains.speech.recognize.task import RecognizeTask
 from mambakit.domains.speech.recognize.tokenizer import TextTokenizer
 from mambakit.domains.speech.recognize.units import fit_tokenizer
 from mambakit.domains.speech.utterances import Split, Utterances
@@ -121,6 +120,8 @@ def train_recognizer(
     Returns:
         The model in evaluation mode on the CPU, and how training went.
     """
+    from mambakit.domains.speech.recognize.task import RecognizeTask
+
     seed_everything(train_config.seed)
     model = Recognizer(RecognizerConfig(parts.tokenizer.n_ids, name, model_config))
     model.tokenizer = parts.tokenizer

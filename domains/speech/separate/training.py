@@ -26,7 +26,6 @@ from mambakit.domains.speech.separate.baselines import ConvTasNet
 from mambakit.domains.speech.separate.config import PairConfig, SeparateConfig
 from mambakit.domains.speech.separate.metrics import si_snr_gain
 from mambakit.domains.speech.separate.model import Separator
-from mambakit.domains.speech.separate.task import SeparateTask
 
 _SEED = 20_240_6
 _MEASURED_AT_ONCE = 20
@@ -147,6 +146,8 @@ class Given(Dataset[tuple[Tensor, Tensor]], Sequence[tuple[Tensor, Tensor]]):
 def _fit(
     model: nn.Module, pools: Pools, run: RunFolder, pair_config: PairConfig, train_config: TrainConfig
 ) -> FitResult:
+    from mambakit.domains.speech.separate.task import SeparateTask
+
     config, batch, rate = pair_config, train_config.batch_size, pools.train.rate_hz
     training = TwoSpeakerMixer(pools.train, config.segment_s, config.level_db)
     if pools.given and pools.given.get("validation"):

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -33,8 +33,10 @@ from mambakit.domains.timeseries.classification.config import (
     SelectionConfig,
 )
 from mambakit.domains.timeseries.classification.network import SETS, TEMPERATURE, SeriesClassifier, scale_of
-from mambakit.domains.timeseries.classification.task import ClassifierTask, MemberBatches, held_out_logits
 from mambakit.domains.timeseries.tables.labelled import LabelledData, require_labels
+
+if TYPE_CHECKING:
+    from mambakit.domains.timeseries.classification.task import ClassifierTask
 
 _VALIDATION_BATCH = 256
 
@@ -78,6 +80,8 @@ def train_classifier(
         DataError: If a series has no label, there are fewer than two classes, or none has two series.
         UserError: If training fails, or the run folder holds another run.
     """
+    from mambakit.domains.timeseries.classification.task import MemberBatches
+
     labels = torch.from_numpy(require_labels(data))
     n_classes_there = len(labels.unique())
     if n_classes_there < 2:
@@ -154,6 +158,8 @@ def _fit(
     train_config: TrainConfig,
     monitor: str,
 ) -> tuple[ClassifierTask, FitResult]:
+    from mambakit.domains.timeseries.classification.task import ClassifierTask, MemberBatches
+
     seed_everything(train_config.seed)
     model = SeriesClassifier(config)
     task = ClassifierTask(model, model.pad(data.series), labels, held_out, train_config, augment_config)
@@ -167,6 +173,8 @@ def _fit(
 @torch.no_grad()
 def _held_out_predictions(task: ClassifierTask) -> tuple[Tensor, Tensor]:
     """Log-probabilities of the series that were held out, and their classes."""
+    from mambakit.domains.timeseries.classification.task import held_out_logits
+
     task = task.cpu()
     rows = task.held_out.any(0).nonzero()[:, 0]
     made = []

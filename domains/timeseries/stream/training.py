@@ -26,7 +26,6 @@ from mambakit.domains.timeseries.stream.data import Bounds, Pieces, Store, cut, 
 from mambakit.domains.timeseries.stream.neighbours import Neighbours
 from mambakit.domains.timeseries.stream.network import StreamForecaster, linear_covariates
 from mambakit.domains.timeseries.stream.rows import RowTokenizer
-from mambakit.domains.timeseries.stream.task import StreamTask
 from mambakit.domains.timeseries.tables.table import Series
 
 # Forecasts that least squares learns from at most; beyond, evenly chosen ones.
@@ -102,6 +101,8 @@ def train_stream(
         DataError: If nothing can be learned from the series, or mixed ones differ in their stamps.
         UserError: If training fails, or the run folder holds another run.
     """
+    from mambakit.domains.timeseries.stream.task import StreamTask
+
     if mixed:
         require_aligned(series)
     tokenizer, store = laid_out or lay_out(series, bounds, season_length)
