@@ -6,6 +6,7 @@ mambakit molecules explain --model runs/esol --smiles "CC(=O)Oc1ccccc1C(=O)O" --
 mambakit molecules evaluate --model runs/esol --data esol --json
 mambakit molecules pretrain --data zinc250k --output runs/lm
 mambakit molecules generate --model runs/lm --n 1000 --output new.smi --grid new.png
+mambakit molecules export --model runs/lm --output step.onnx
 mambakit molecules optimize --model runs/lm --objective objective.yaml --output runs/design
 """
 
@@ -16,6 +17,7 @@ from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 
 from mambakit.apps.molecules_explain import explain
+from mambakit.apps.molecules_export import export
 from mambakit.apps.molecules_optimize import optimize
 from mambakit.apps.molecules_pretrain import generate, pretrain
 from mambakit.apps.molecules_train import evaluate, predict, train
@@ -28,6 +30,7 @@ VERBS: dict[str, Callable[..., object]] = {
     "evaluate": evaluate,
     "pretrain": pretrain,
     "generate": generate,
+    "export": export,
     "optimize": optimize,
 }
 _NEEDED = {"rdkit": "RDKit", "sklearn": "scikit-learn", "selfies": "selfies"}

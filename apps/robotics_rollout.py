@@ -40,8 +40,8 @@ def rollout(
         video: MP4 file.
         output: NPZ or CSV file of the episode's actions and rewards (NPZ: observations too).
         plot: PNG, PDF or SVG of the return and the actions over time.
-        export: Writes the step as a program that runs without mambakit, .pt2 (torch.export) or .onnx; no
-            environment is needed for that.
+        export: Writes the step as a program that runs without mambakit: .pt2 (torch.export), .aoti.pt2
+            (compiled for this machine) or .onnx (mambakit[onnx]); no environment is needed for that.
         weights: best on the validation episodes, or last.
         target_return: What a policy that is told it is asked for; by default what an evaluation chose, else
             a high return of its data.

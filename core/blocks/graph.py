@@ -71,7 +71,7 @@ class GraphMix(Block):
         if context is None or context.edges is None:
             raise ValueError("edges: a graph layer needs them, (n_edges, 3) int64 of (row, source, target)")
         edges = check_edges(context.edges, x.shape[0], x.shape[1], seq_idx, lengths)
-        features = self._features(context.edge_features, len(edges))
+        features = self._features(context.edge_features, edges.shape[0])
         source, target = (edges[:, 0] * x.shape[1] + edges[:, end] for end in (1, 2))
         own, passed, *gates = self.in_proj(x).flatten(0, 1).split(self.d_model, dim=-1)  # [b * l, d]
         messages = passed[source]
@@ -101,7 +101,7 @@ class GraphMix(Block):
 
 def _sum_at(messages: Tensor, target: Tensor, like: Tensor) -> Tensor:
     """Sums of the messages to each token, ``(batch * length, channels)``."""
-    total = messages.new_zeros(len(like), messages.shape[1])
+    total = messages.new_zeros(like.shape[0], messages.shape[1])
     return total.index_add(0, target, messages)
 
 

@@ -146,7 +146,7 @@ class MoE(Block):
         gates, chosen = self._choose(self._logits(x))
         if x.device.type == "cpu" and not torch.compiler.is_compiling():
             y = self._mix_slices(x, chosen.T.flatten(), gates)
-        elif chosen.numel() <= self.n_experts:
+        elif not torch.compiler.is_exporting() and chosen.numel() <= self.n_experts:  # else: of any batch
             y = self._mix_gathered(x, chosen, gates)
         else:
             y = self._mix_densely(x, chosen.T.flatten(), gates)
@@ -184,7 +184,7 @@ class MoE(Block):
         ordered, order = torch.sort(expert, stable=True)
         counts = _counts(expert, self.n_experts)
         starts = counts.cumsum(0) - counts
-        rank = torch.arange(len(expert), device=expert.device) - starts[ordered]
+        rank = torch.arange(expert.shape[0], device=expert.device) - starts[ordered]
         choices = counts[:-1].sum()
         capacity = torch.ceil(self.capacity_factor * choices.double() / self.n_experts)
         kept = torch.where(rank < capacity, ordered, self.n_experts)
@@ -216,7 +216,7 @@ class MoE(Block):
         return (gates.unsqueeze(-1) * y).sum(1).to(y.dtype)
 
     def _mix_densely(self, tokens: Tensor, expert: Tensor, gates: Tensor) -> Tensor:
-        chosen = F.one_hot(expert, self.n_experts + 1)[:, :-1].unflatten(0, (self.top_k, len(tokens)))
+        chosen = F.one_hot(expert, self.n_experts + 1)[:, :-1].unflatten(0, (self.top_k, tokens.shape[0]))
         weight = (chosen * gates.T.unsqueeze(-1)).sum(0)  # [t, e]
         gate, up = torch.einsum("td,ehd->teh", tokens, self.in_proj.weight).chunk(2, dim=-1)
         y = torch.einsum("teh,edh->ted", self.activation(gate) * up, self.out_proj.weight)

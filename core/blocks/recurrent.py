@@ -3,7 +3,8 @@
 
 The recurrence is torch's own, cuDNN's on a GPU. Padded and packed rows go in as the sequences they hold,
 ordered by time and without padding (torch's ``PackedSequence``): each begins from a state of its own. The
-recurrence stays in the parameters' precision under autocast. ``torch.compile`` breaks its graph there.
+recurrence stays in the parameters' precision under autocast. ``torch.compile`` and ``torch.export`` take a
+sequence's recurrence as one op (``recurrent_op``).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from mambakit.core.blocks import recurrent_op
 from mambakit.core.blocks.base import Block
 from mambakit.core.blocks.packed import Packed
 from mambakit.core.blocks.ragged import time_major
@@ -27,8 +29,8 @@ class _Recurrent(Block):
 
     projections = ("out_proj",)
 
-    # torch's: the module that holds the weights, a sequence's recurrence, a token's
-    _network: ClassVar[type[nn.GRU] | type[nn.LSTM]]
+    # torch's: the name of its weights' layout, a sequence's recurrence, a token's
+    _kind: ClassVar[str]
     _sequence: ClassVar[Callable[..., Any]]
     _cell: ClassVar[Callable[..., Any]]
 
@@ -40,7 +42,8 @@ class _Recurrent(Block):
         self.d_model = d_model
         self.d_hidden = d_hidden
         self._shapes = dict.fromkeys(self.learnable_state, (d_hidden,))
-        self.rnn = self._network(d_model, d_hidden, bias=bias, batch_first=True)
+        # one run of memory, as cuDNN wants the weights; dynamo refuses nn.GRU and nn.LSTM, not their base
+        self.rnn = nn.RNNBase(self._kind, d_model, d_hidden, bias=bias, batch_first=True)
         self.out_proj = nn.Linear(d_hidden, d_model, bias=bias)
 
     def state_shapes(self) -> dict[str, tuple[int | None, ...]]:
@@ -101,12 +104,14 @@ class _Recurrent(Block):
     ) -> tuple[Tensor, list[Tensor]]:
         """Hidden states of rows ``(batch, length, d_model)``, or of a ``PackedSequence``'s data."""
         with torch.autocast(x.device.type, enabled=False):
-            weights = list(self.rnn.parameters())
+            weights: list[Tensor] = list(self.rnn.parameters())
             dtype = weights[0].dtype
             carried = [one.to(dtype)[None].contiguous() for one in past]  # cuDNN insists
             # cuDNN keeps what gradients need only if it is told so, and they are wanted of eval mode too
             shared = (weights, self.rnn.bias, 1, 0.0, torch.is_grad_enabled(), False)
-            if batch_sizes is None:
+            if batch_sizes is None and torch.compiler.is_compiling():
+                y, *final = recurrent_op.forward(self._kind, x.to(dtype), carried, weights, self.rnn.bias)
+            elif batch_sizes is None:
                 y, *final = self._sequence(x.to(dtype), _as_torch(carried), *shared, True)
             else:
                 y, *final = self._sequence(x.to(dtype), batch_sizes, _as_torch(carried), *shared)
@@ -136,7 +141,7 @@ class GRU(_Recurrent):
     """
 
     learnable_state = ("hidden",)
-    _network = nn.GRU
+    _kind = "GRU"
     _sequence = staticmethod(torch.gru)
     _cell = staticmethod(torch.gru_cell)
 
@@ -155,6 +160,6 @@ class LSTM(_Recurrent):
     """
 
     learnable_state = ("hidden", "cell")
-    _network = nn.LSTM
+    _kind = "LSTM"
     _sequence = staticmethod(torch.lstm)
     _cell = staticmethod(torch.lstm_cell)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from mambakit.core.blocks.base import Block, Context, padding_mask
@@ -108,4 +107,5 @@ class SequenceScan(Block):
 
 def _numbered(key: Tensor) -> Tensor:
     """0, 1, ... for the runs of equal values in each row, int32: keys of long rows would not fit into it."""
-    return F.pad((key.diff(dim=1) != 0).cumsum(1), (1, 0)).int()
+    changes = (key != key.roll(1, 1)).cumsum(1)  # of any length when traced, as differences are not
+    return (changes - changes[:, :1]).int()

@@ -47,18 +47,25 @@ def attend_sliding(
     """
     batch, length = q.shape[:2]
     gqa = q.shape[2] != k.shape[2]
-    all_seen = state is None and seq_idx is None and length <= window
+    traced = torch.compiler.is_compiling()  # then no choice depends on the length: one graph serves all
+    all_seen = state is None and seq_idx is None and not traced and length <= window
     if all_seen and (causal or lengths is None):  # right padding is after every real token
         q, k, v = (tensor.transpose(1, 2) for tensor in (q, k, v))
         y = F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale, enable_gqa=gqa)
         return y.transpose(1, 2)
     before, after = window - 1, 0 if causal else window - 1
-    block = min(length, max(window, _LEAST_BLOCK))
-    n_blocks = -(-length // block)
+    block = max(window, _LEAST_BLOCK)
+    if torch.compiler.is_exporting():  # sizes are to be proved for every length: one block
+        block, n_blocks = length, 1
+    elif traced:
+        n_blocks = torch.sym_max(2, length // block + 1)  # one block would be a graph of its own
+    else:
+        block = min(length, block)
+        n_blocks = -(-length // block)
     spare = n_blocks * block - length
     past_k, past_v = (None, None) if state is None else _unroll(state, window)
     keys, values = (
-        _slices(_extend(tensor, past, before, after + spare), block, before + after)
+        _slices(_extend(tensor, past, before, after + spare), block, before + after, n_blocks)
         for tensor, past in ((k, past_k), (v, past_v))
     )  # [b * c, g, before + q + after, p]
     queries = F.pad(q, (0, 0, 0, 0, 0, spare)).unflatten(1, (n_blocks, block)).flatten(0, 1)
@@ -76,8 +83,10 @@ def _extend(x: Tensor, past: Tensor | None, before: int, after: int) -> Tensor:
     return F.pad(torch.cat([past.to(x.dtype), x], dim=1), (0, 0, 0, 0, 0, after))
 
 
-def _slices(x: Tensor, block: int, more: int) -> Tensor:
+def _slices(x: Tensor, block: int, more: int, n_blocks: int) -> Tensor:
     """The keys each block of queries may see, ``(batch * n_blocks, n_heads, block + more, head_dim)``."""
+    if n_blocks == 1:
+        return x.transpose(1, 2)
     return x.unfold(1, block + more, block).transpose(-1, -2).flatten(0, 1)
 
 

@@ -21,11 +21,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
-from mambakit.core.blocks import Block
 from mambakit.core.errors import UsageError
+from mambakit.core.export import StateLayout, growing_block, save_program, traced
 from mambakit.core.folders import listing, replaced
 from mambakit.core.state import State
 from mambakit.domains.recommendation.interactions import Interactions
@@ -39,7 +38,6 @@ from mambakit.domains.recommendation.search import (
     has_faiss,
 )
 from mambakit.domains.recommendation.tokenizer import N_GAP_BINS
-from mambakit.kernels.backend import use_backend
 
 FORMAT = 1
 _TUNED_K = 10
@@ -58,7 +56,7 @@ class _Step(nn.Module):
         self.gaps, self.backbone, self.scale = model.gaps, model.backbone, model.config.model.d_model**0.5
         drives = model.config.model.time in ("dt", "both")
         self.register_buffer("elapsed_of", model.elapsed_of if drives else None)
-        self.names, self.spec = [name for name, _ in like.tensors()], pytree.tree_structure(like)
+        self.layout = StateLayout(like)
 
     def forward(
         self, item: Tensor, gap: Tensor, state: Mapping[str, Tensor]
@@ -67,9 +65,8 @@ class _Step(nn.Module):
         if self.gaps is not None:
             x = x + self.gaps(gap)
         elapsed = None if self.elapsed_of is None else self.elapsed_of[gap]
-        before = pytree.tree_unflatten([state[name] for name in self.names], self.spec)
-        hidden, after = self.backbone.step(x * self.scale, before, elapsed=elapsed)
-        return hidden, dict(after.tensors())
+        hidden, after = self.backbone.step(x * self.scale, self.layout.unpack(state), elapsed=elapsed)
+        return hidden, self.layout.pack(after)
 
 
 @torch.no_grad()
@@ -82,26 +79,16 @@ def step_program(model: Recommender) -> torch.export.ExportedProgram:
     Raises:
         UsageError: If the model's state grows with the history, as that of attention does.
     """
-    growing = [
-        type(block).__name__
-        for block in model.backbone.modules()
-        if isinstance(block, Block) and any(None in shape for shape in block.state_shapes().values())
-    ]
-    if growing:
+    growing = growing_block(model.backbone)
+    if growing is not None:
         raise UsageError(
-            f"model: its blocks {model.config.model.blocks} hold {growing[0]}, whose state grows with the "
+            f"model: its blocks {model.config.model.blocks} hold {growing}, whose state grows with the "
             "history; a step of fixed size needs recurrent blocks, such as mamba2"
         )
     like = model.init_state(2)
-    step, state = _Step(model, like), dict(like.tensors())
-    batch = {0: torch.export.Dim("batch", min=1)}
-    with use_backend("reference"):
-        return torch.export.export(
-            step,
-            (torch.zeros(2, dtype=torch.int64), torch.zeros(2, dtype=torch.int64), state),
-            dynamic_shapes=(batch, batch, dict.fromkeys(state, batch)),
-            strict=False,
-        )
+    state, batch = StateLayout.pack(like), {0: torch.export.Dim("batch", min=1)}
+    item, gap = torch.zeros(2, 2, dtype=torch.int64)  # two tensors: one twice would be one input
+    return traced(_Step(model, like), (item, gap, state), (batch, batch, dict.fromkeys(state, batch)))
 
 
 def export_recommender(model: Recommender, folder: Path) -> dict[str, Any]:
@@ -122,7 +109,7 @@ def export_recommender(model: Recommender, folder: Path) -> dict[str, Any]:
         raise UsageError(f"output: {folder} is not empty (it holds {listing(folder)}); name a new folder")
     program = step_program(model.eval())
     with replaced(folder, {}) as staging:
-        torch.export.save(program, staging / "step.pt2")
+        save_program(program, staging / "step.pt2")
         pq.write_table(item_table(model), staging / "items.parquet")
         index = _save_index(model, staging / "items.faiss") if has_faiss() else None
         said = described(model, index)

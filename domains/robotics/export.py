@@ -3,14 +3,13 @@
 Inputs by name: ``state`` (n_envs, d), and where the policy reads them ``goal``, ``to_go`` (n_envs,),
 ``previous`` (the action before), ``told`` (n_envs, d_model; ``Policy.embed.told`` of the instruction) and
 ``image``; ``began`` (n_envs,) bool, True at an episode's first step; and ``memory_0``, ... . Outputs: the
-action, and the next memories in the same order, which begin as ``initial_memory`` gives them. Chunks are
+``action``, and ``next_memory_0``, ... , which begin as ``initial_memory`` gives them. Chunks are
 not ensembled in it: the action is the newest.
 """
 
 from __future__ import annotations
 
 import copy
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +17,9 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
-from mambakit.core.errors import UserError
+from mambakit.core.export import save_program, traced
 from mambakit.domains.robotics.policy.model import Policy
 from mambakit.domains.robotics.policy.seen import Seen
-from mambakit.kernels.backend import use_backend
 
 
 class StepProgram(nn.Module):
@@ -79,31 +77,25 @@ def export_step(policy: Policy, path: Path, n_envs: int = 1) -> str:
 
     Args:
         policy: Trained; on the CPU.
-        path: ``.pt2`` for ``torch.export.load``, ``.onnx`` for any ONNX runtime.
+        path: ``.pt2`` for ``torch.export.load``, ``.aoti.pt2`` compiled for this machine, ``.onnx`` for any
+            ONNX runtime.
         n_envs: Robots a step.
 
     Returns:
         A few words on what was written.
 
     Raises:
-        UserError: If ONNX is asked for and its packages are not installed.
+        UserError: If what the file needs, ONNX's packages or a C++ compiler, is not installed.
     """
-    is_onnx = path.suffix.lower() == ".onnx"
-    missing = [name for name in ("onnx", "onnxscript") if is_onnx and find_spec(name) is None]
-    if missing:
-        raise UserError(
-            f"export: {path.name} needs {' and '.join(missing)}, not installed here; "
-            "pip install onnx onnxscript, or export a .pt2 file"
-        )
     program = exported(policy, n_envs)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.stem}.part{path.suffix}")
-    if is_onnx:
-        torch.onnx.export(program, (), partial, dynamo=True)
-    else:
-        torch.export.save(program, partial)
-    partial.replace(path)
-    kind = "ONNX" if is_onnx else "torch.export"
+    (inputs, memory), _ = program.example_inputs
+    places = range(len(memory))
+    kind = save_program(
+        program,
+        path,
+        input_names=[*inputs, *(f"memory_{i}" for i in places)],
+        output_names=["action", *(f"next_memory_{i}" for i in places)],
+    )
     return f"{kind}, {n_envs} robot{'s' if n_envs > 1 else ''}, {path.stat().st_size / 1024:.0f} KiB"
 
 
@@ -111,6 +103,4 @@ def exported(policy: Policy, n_envs: int = 1) -> torch.export.ExportedProgram:
     """The step as torch's own operations."""
     step = StepProgram(copy.deepcopy(policy).cpu().eval().requires_grad_(False))
     arguments: tuple[Any, ...] = (example_inputs(policy, n_envs), initial_memory(step.policy, n_envs))
-    # our compiled operations would tie the program to this package
-    with use_backend("reference"), torch.no_grad():
-        return torch.export.export(step, arguments, strict=False)
+    return traced(step, arguments)

@@ -163,7 +163,7 @@ def causal_conv1d_step(
         y = y + bias.to(dtype)
     if activation == "silu":
         y = F.silu(y)
-    new_state = window[..., 1:]
+    new_state = window[..., 1:].contiguous()  # other strides would have a compiled step compiled again
     if inplace:
         state.copy_(new_state)
         new_state = state

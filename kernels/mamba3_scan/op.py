@@ -104,7 +104,8 @@ def mamba3_scan(
         past = None if initial_state is None else initial_state.to(dtype)
 
         near = (1 - trap) * dt
-        following = F.pad(near[:, 1:], (0, 0, 0, 1))
+        # not padded behind near[:, 1:]: a traced length would have to differ from 2
+        following = F.pad(near, (0, 0, 0, 1))[:, 1:]
         if seq_idx is not None:
             closes = F.pad(seq_idx[:, 1:] != seq_idx[:, :-1], (0, 1))
             following = following.masked_fill(closes[..., None], 0.0)

@@ -33,7 +33,11 @@ def selective_scan_fwd(
     needs_grad: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """``(y, final_state, chunk_states)``; see ``scan_forward``. ``backend`` is "portable" or "triton"."""
+    """``(y, final_state, chunk_states)``; see ``scan_forward``. ``backend`` is "portable" or "triton".
+
+    ``chunk_states`` are flattened to ``(batch, n_chunks * d_state, d_inner)``: a size that can be 1, as
+    that of ``n_chunks``, would have torch.compile compile short and long sequences apart.
+    """
     given = (x, dt, A, B, C, D, z, dt_bias, initial_state, seq_idx)
     limit = (dt_low, dt_high)
     if backend == "triton":
@@ -44,8 +48,9 @@ def selective_scan_fwd(
         )
         if states is None:
             states = final.new_empty((x.shape[0], 0, A.shape[1], x.shape[2]))
-        return y, final, states
-    return scan_forward(*given, dt_softplus, limit, needs_grad)
+    else:
+        y, final, states = scan_forward(*given, dt_softplus, limit, needs_grad)
+    return y, final, states.flatten(1, 2)
 
 
 @selective_scan_fwd.register_fake
@@ -74,7 +79,7 @@ def _(
     return (
         x.new_empty(x.shape),
         x.new_empty((batch, d_inner, d_state), dtype=dtype),
-        x.new_empty((batch, n_saved, d_state, d_inner), dtype=dtype),
+        x.new_empty((batch, n_saved * d_state, d_inner), dtype=dtype),
     )
 
 
@@ -100,6 +105,7 @@ def selective_scan_bwd(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """See ``scan_backward``; an empty tensor stands for the gradient of what was not given."""
     given = (x, dt, A, B, C, D, z, dt_bias, initial_state)
+    chunk_states = chunk_states.unflatten(1, (-1, A.shape[1]))
     if backend == "triton":
         from mambakit.kernels.selective_scan.gpu import scan_backward_gpu
 

@@ -87,6 +87,24 @@ def test_unique_ones_of_a_scaffold(model: Path, tmp_path: Path) -> None:
     assert all(Chem.MolFromSmiles(name).HasSubstructMatch(phenyl) for name in names)
 
 
+def test_the_exported_step_reads_a_molecule_as_the_model(model: Path, tmp_path: Path, capsys) -> None:
+    path = tmp_path / "step.pt2"
+    assert main(["export", "--model", str(model), "--output", str(path), "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    network = MoleculeModel.from_pretrained(model).eval()
+    ids = network.tokenizer.encode("CC(=O)O").values
+    assert [said["tokens"]["start"], said["tokens"]["end"]] == [ids[0], ids[-1]]
+    step = torch.export.load(path).module()
+    state = {name: torch.zeros(1, *shape) for name, shape in said["state"].items()}
+    with torch.no_grad():
+        expected, _ = network(ids[None])
+        for t, token in enumerate(ids):
+            logits, state = step(token[None], state, {})
+            torch.testing.assert_close(logits, expected[:, t], atol=1e-5, rtol=0)
+    assert main(["export", "--model", str(model), "--output", "step.bin"]) == 2
+    assert "ends in .pt2 or .onnx" in capsys.readouterr().err
+
+
 def test_training_goes_on_with_a_larger_vocabulary(model: Path, tmp_path: Path, capsys) -> None:
     data = tmp_path / "tin.smi"
     data.write_text("\n".join("C" * n + "[Lu]" for n in range(1, 30)) + "\n")

@@ -66,7 +66,7 @@ def test_wrong_calls_say_what_would_help(pendulum: Path, capsys: pytest.CaptureF
     model = str(pendulum / "run")
     assert main(["evaluate", "--model", model, "--env", "Reacher-v5", "--episodes", "1"]) == 2
     assert "Reacher-v5 takes actions of 2 numbers" in capsys.readouterr().err
-    assert main(["rollout", "--model", model, "--export", "step.onnx"]) in (0, 1)
+    assert main(["rollout", "--model", model, "--export", str(pendulum / "step.onnx")]) in (0, 1)
     assert main(["rollout", "--model", model, "--video", "film.avi"]) == 2
     assert "a name that ends in .mp4" in capsys.readouterr().err
     assert main(["rollout", "--model", model, "--max-steps", "3", "--target-return", "9e9"]) == 0

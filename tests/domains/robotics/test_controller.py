@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from mambakit.core.errors import DataError, UsageError
 from mambakit.domains.robotics.controller import Controller
 from mambakit.domains.robotics.deadlines import deadline_report
 from mambakit.domains.robotics.episodes import Episode, Episodes
-from mambakit.domains.robotics.export import example_inputs, exported, initial_memory
+from mambakit.domains.robotics.export import example_inputs, export_step, exported, initial_memory
 from mambakit.domains.robotics.policy.data import measuring_loader
 from mambakit.domains.robotics.policy.model import Policy
 from mambakit.domains.robotics.policy.testing import ASKED, made_episodes, small_policy
@@ -282,6 +283,25 @@ def test_the_exported_step_acts_alike_with_torch_alone(options: dict[str, Any]) 
         if "previous" in inputs:
             inputs["previous"] = action
         inputs["to_go"] = inputs["to_go"] - 0.5
+
+
+def test_onnx_steps_alike_under_the_names_it_is_documented_with(tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    policy = small_policy(made_episodes(1, steps=(8, 9)))
+    assert export_step(policy, tmp_path / "step.onnx").startswith("ONNX, 1 robot, ")
+    session = onnxruntime.InferenceSession(str(tmp_path / "step.onnx"))
+    memory, inputs = initial_memory(policy), example_inputs(policy)
+    for _ in range(3):
+        inputs = {name: torch.randn_like(x) if x.is_floating_point() else x for name, x in inputs.items()}
+        given = {**inputs, **{f"memory_{i}": one for i, one in enumerate(memory)}}
+        expected, memory = exported(policy).module()(inputs, memory)
+        found = session.run(
+            ["action", *(f"next_memory_{i}" for i in range(len(memory)))],
+            {name: one.numpy() for name, one in given.items()},
+        )
+        for actual, one in zip(found, [expected, *memory], strict=True):
+            np.testing.assert_allclose(actual, one.numpy(), rtol=0, atol=1e-5)
 
 
 @pytest.mark.gpu

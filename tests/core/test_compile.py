@@ -1,0 +1,144 @@
+"""torch.compile: every block is one graph, in training and in a step too, and no new length is another."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+
+from mambakit.core.backbone import Backbone, BackboneConfig
+from mambakit.core.blocks import BLOCKS, Block, build_block
+from mambakit.core.state import State
+
+SMALL = {
+    "mamba1": {"d_state": 4},
+    "mamba2": {"head_dim": 8, "d_state": 6},
+    "mamba3": {"head_dim": 8, "d_state": 6, "mimo_rank": 2, "norm": True},
+    "attention": {"n_heads": 2},
+    "mlp": {},
+    "bidirectional": {"inner": "mamba1"},
+    "sliding_attention": {"n_heads": 2, "window": 3},
+    "conv_attention": {"n_heads": 2, "d_conv": 3},
+    "moe": {"n_experts": 3},
+    "gru": {"d_hidden": 12},
+    "lstm": {},
+    "conv": {"width": 3},
+    "zamba": {"n_heads": 2},
+    "sequence_scan": {"inner": "mamba1", "size": 3},
+}
+CAUSAL = [kind for kind in SMALL if BLOCKS[kind].causal]
+# the first is compiled for itself, the second for any: none after it may be compiled anew, whatever chunks
+# and windows (of 32 and 64 tokens) it fills
+LENGTHS = (7, 13, 40, 128, 130, 2)
+
+
+def kinds(fast: Iterable[str]) -> list[object]:
+    return [kind if kind in fast else pytest.param(kind, marks=pytest.mark.slow) for kind in SMALL]
+
+
+def small(kind: str) -> Block:
+    torch.manual_seed(0)
+    return build_block(kind, 16, SMALL[kind])
+
+
+@pytest.fixture(autouse=True)
+def _fresh() -> Iterator[None]:
+    torch.compiler.reset()  # the limit of graphs is the process's
+    counters.clear()
+    yield
+    torch.compiler.reset()
+
+
+def graphs() -> int:
+    assert not counters["graph_break"]
+    return counters["stats"]["unique_graphs"]
+
+
+def test_every_block_is_here():
+    # a grid has one length, and its test is with it; the other is below
+    assert set(SMALL) | {"graph", "grid_scan"} == set(BLOCKS)
+
+
+@pytest.mark.parametrize("kind", kinds(set(SMALL) - {"mamba3", "sliding_attention", "zamba"}))
+def test_forward(kind):
+    block = small(kind).eval()
+    compiled = torch.compile(block, backend="eager", fullgraph=True)
+    with torch.no_grad():
+        for length in LENGTHS:
+            x = torch.randn(2, length, 16)
+            torch.testing.assert_close(compiled(x)[0], block(x)[0])
+    assert graphs() == 2
+
+
+@pytest.mark.parametrize("kind", kinds(("mamba1", "mlp", "moe", "gru", "lstm")))
+def test_training_step(kind):
+    block = small(kind).train()
+    compiled = torch.compile(block, backend="aot_eager", fullgraph=True)
+    for length in LENGTHS[:-1]:
+        x = torch.randn(2, length, 16, requires_grad=True)
+        wanted = [x, *block.parameters()]
+        for actual, expected in zip(
+            *(torch.autograd.grad(module(x)[0].square().sum(), wanted) for module in (compiled, block)),
+            strict=True,
+        ):
+            scale = float(expected.abs().max())
+            torch.testing.assert_close(actual, expected, atol=1e-5 * max(1.0, scale), rtol=0)
+    assert graphs() == 2
+
+
+@pytest.mark.parametrize("kind", CAUSAL)
+def test_decode_step(kind):
+    """A growing cache is compiled empty, of one token, and of any number; what keeps its size once."""
+    block = small(kind).eval()
+    compiled = torch.compile(block.step, backend="eager", fullgraph=True)
+    grows = any(None in shape for shape in block.state_shapes().values())
+    with torch.no_grad():
+        state = other = block.init_state(2)
+        for _ in range(6):
+            x = torch.randn(2, 16)
+            y, state = compiled(x, state)
+            expected, other = block.step(x, other)
+            torch.testing.assert_close(y, expected)
+    assert graphs() == (3 if grows else 1)
+
+
+@pytest.mark.parametrize("gated", [True, False])
+def test_neighbourhoods_of_any_number_of_edges(gated):
+    torch.manual_seed(0)
+    options = {"graph": {"gated": gated}}
+    backbone = Backbone(BackboneConfig(d_model=16, layers=["graph"], block_options=options))
+    compiled = torch.compile(backbone, backend="aot_eager", fullgraph=True)
+    for length, n_edges in ((7, 5), (9, 11), (12, 30), (3, 2)):
+        x = torch.randn(2, length, 16, requires_grad=True)
+        edges = torch.cat([torch.randint(2, (n_edges, 1)), torch.randint(length, (n_edges, 2))], dim=1)
+        actual, expected = compiled(x, edges=edges)[0], backbone(x, edges=edges)[0]
+        torch.testing.assert_close(actual, expected)
+        torch.testing.assert_close(
+            *(torch.autograd.grad(y.square().sum(), x)[0] for y in (actual, expected)), atol=1e-5, rtol=1e-4
+        )
+    assert graphs() == 2
+
+
+@pytest.mark.parametrize("kind", ["gru", "lstm"])
+def test_gradients_from_and_to_the_states_of_a_recurrent_network(kind):
+    block = small(kind).double()
+    compiled = torch.compile(block, backend="aot_eager", fullgraph=True)
+    x = torch.randn(2, 5, 16, dtype=torch.float64, requires_grad=True)
+    start = block.init_state(2).map(lambda one: torch.randn_like(one).requires_grad_())
+    wanted = [x, *(one for _, one in start.tensors()), *block.rnn.parameters()]
+
+    def gradients(module: Block) -> tuple[torch.Tensor, ...]:
+        y, state = module(x, State.of(**dict(start.items())))
+        loss = y.square().sum() + sum(one.sin().sum() for _, one in state.tensors())
+        return torch.autograd.grad(loss, wanted)
+
+    for actual, expected in zip(gradients(compiled), gradients(block), strict=True):
+        torch.testing.assert_close(actual, expected, atol=1e-12, rtol=0)
+    weights = list(block.rnn.parameters())
+    past = [one[None] for _, one in start.tensors()]
+    torch.library.opcheck(
+        torch.ops.mambakit.recurrent_fwd.default, (block._kind, x, past, weights, True),
+        test_utils=("test_schema", "test_faketensor", "test_autograd_registration"),
+    )  # fmt: skip
