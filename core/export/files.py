@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -117,10 +118,12 @@ def _write_onnx(
 ) -> None:
     _need("onnx", "onnxscript")
     arguments, results = _names(program) or (None, None)
-    torch.onnx.export(
-        program, (), path, dynamo=True, verbose=False, external_data=False,
-        input_names=inputs or arguments, output_names=outputs or results,
-    )  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch's, about itself
+        torch.onnx.export(
+            program, (), path, dynamo=True, verbose=False, external_data=False,
+            input_names=inputs or arguments, output_names=outputs or results,
+        )  # fmt: skip
 
 
 def _need(*packages: str) -> None:
