@@ -226,7 +226,8 @@ class Backbone(nn.Module):
         if self.prefix is not None and state is None:
             state = self.init_state(batch, x.device)
         told = (seq_idx, lengths, edges, edge_features, elapsed, keep)
-        if not (self.training or torch.compiler.is_compiling() or any(one is not None for one in told)):
+        eager = x.is_cpu and not (self.training or torch.compiler.is_compiling())
+        if eager and all(one is None for one in told):
             found = self._short.run(self, x, state)
             if found is not None:
                 return found

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +19,24 @@ from mambakit.core.blocks import Block
 from mambakit.core.state import State
 
 Sequential = Block | Backbone
+
+SMALL_BLOCKS: dict[str, dict[str, Any]] = {
+    "mamba1": {"d_state": 4},
+    "mamba2": {"head_dim": 8, "d_state": 6},
+    "mamba3": {"head_dim": 8, "d_state": 6, "mimo_rank": 2, "norm": True},
+    "attention": {"n_heads": 2},
+    "mlp": {},
+    "bidirectional": {"inner": "mamba1"},
+    "sliding_attention": {"n_heads": 2, "window": 3},
+    "conv_attention": {"n_heads": 2, "d_conv": 3},
+    "moe": {"n_experts": 3},
+    "gru": {"d_hidden": 12},
+    "lstm": {},
+    "conv": {"width": 3},
+    "zamba": {"n_heads": 2},
+    "sequence_scan": {"inner": "mamba1", "size": 3},
+}
+"""Options that make a block of every kind small; a grid and a graph want more than a sequence."""
 
 
 def run_by_steps(module: Sequential, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:

@@ -27,24 +27,8 @@ from mambakit.core.blocks import (
     register_block,
 )
 from mambakit.core.state import State
-from mambakit.core.testing import assert_states_close
+from mambakit.core.testing import SMALL_BLOCKS, assert_states_close
 
-SMALL = {
-    "mamba1": {"d_state": 4},
-    "mamba2": {"head_dim": 8, "d_state": 6},
-    "mamba3": {"head_dim": 8, "d_state": 6, "mimo_rank": 2, "norm": True},
-    "attention": {"n_heads": 2},
-    "mlp": {},
-    "bidirectional": {"inner": "mamba1"},
-    "sliding_attention": {"n_heads": 2, "window": 3},
-    "conv_attention": {"n_heads": 2, "d_conv": 3},
-    "moe": {"n_experts": 3},
-    "gru": {"d_hidden": 12},
-    "lstm": {},
-    "conv": {"width": 3},
-    "zamba": {"n_heads": 2},
-    "sequence_scan": {"inner": "mamba1", "size": 3},
-}
 CAUSAL = [
     "mamba1",
     "mamba2",
@@ -63,7 +47,7 @@ CAUSAL = [
 
 def small(kind: str) -> Block:
     torch.manual_seed(0)
-    return build_block(kind, 16, SMALL[kind]).double()
+    return build_block(kind, 16, SMALL_BLOCKS[kind]).double()
 
 
 def sample(batch: int = 2, length: int = 5, d_model: int = 16) -> torch.Tensor:
@@ -104,7 +88,7 @@ def test_unknown_kind_lists_the_known():
         build_block("mamba9", 16)
 
 
-@pytest.mark.parametrize("kind", SMALL)
+@pytest.mark.parametrize("kind", SMALL_BLOCKS)
 def test_unknown_option_lists_the_valid(kind):
     with pytest.raises(ValueError, match=f"options of {kind}: it has no option 'd_stat'; valid options are"):
         build_block(kind, 16, {"d_stat": 3})
@@ -166,7 +150,7 @@ def test_bad_options(kind, options, message):
 # --- the boundary
 
 
-@pytest.mark.parametrize("kind", SMALL)
+@pytest.mark.parametrize("kind", SMALL_BLOCKS)
 def test_wrong_inputs(kind):
     block = small(kind)
     with pytest.raises(ValueError, match=r"x: expected shape \(batch, length, d_model=16\), got \(2, 5, 8\)"):
@@ -238,10 +222,10 @@ def test_the_first_state_is_that_of_no_tokens(kind):
 # --- training and tracing
 
 
-@pytest.mark.parametrize("kind", SMALL)
+@pytest.mark.parametrize("kind", SMALL_BLOCKS)
 def test_learns_a_batch_by_heart(kind):
     torch.manual_seed(0)
-    block = build_block(kind, 16, SMALL[kind])
+    block = build_block(kind, 16, SMALL_BLOCKS[kind])
     x, target = sample(length=8).float(), sample(length=8).float().flip(0, 2)
     optimizer = torch.optim.Adam(block.parameters(), lr=2e-2)
     losses = []
@@ -254,7 +238,7 @@ def test_learns_a_batch_by_heart(kind):
     assert losses[-1] < 0.1 * losses[0]
 
 
-@pytest.mark.parametrize("kind", SMALL)
+@pytest.mark.parametrize("kind", SMALL_BLOCKS)
 def test_every_parameter_has_a_gradient(kind):
     block = small(kind)
     block(sample())[0].square().sum().backward()
@@ -263,10 +247,10 @@ def test_every_parameter_has_a_gradient(kind):
         assert parameter.grad.abs().sum() > 0, name
 
 
-@pytest.mark.parametrize("kind", SMALL)
+@pytest.mark.parametrize("kind", SMALL_BLOCKS)
 def test_autocast(kind):
     torch.manual_seed(0)
-    block = build_block(kind, 16, SMALL[kind])
+    block = build_block(kind, 16, SMALL_BLOCKS[kind])
     x = sample().float()
     expected, _ = block(x)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -284,7 +268,7 @@ def test_autocast(kind):
 def test_dynamo_traces_it_in_one_graph(kind):
     torch.manual_seed(0)
     torch._dynamo.reset()  # graphs of one function are counted over all blocks
-    block = build_block(kind, 16, SMALL[kind])
+    block = build_block(kind, 16, SMALL_BLOCKS[kind])
     x = sample().float()
     compiled = torch.compile(block, backend="eager", fullgraph=True)
     y, state = compiled(x)

@@ -11,36 +11,21 @@ from torch._dynamo.utils import counters
 from mambakit.core.backbone import Backbone, BackboneConfig
 from mambakit.core.blocks import BLOCKS, Block, build_block
 from mambakit.core.state import State
+from mambakit.core.testing import SMALL_BLOCKS
 
-SMALL = {
-    "mamba1": {"d_state": 4},
-    "mamba2": {"head_dim": 8, "d_state": 6},
-    "mamba3": {"head_dim": 8, "d_state": 6, "mimo_rank": 2, "norm": True},
-    "attention": {"n_heads": 2},
-    "mlp": {},
-    "bidirectional": {"inner": "mamba1"},
-    "sliding_attention": {"n_heads": 2, "window": 3},
-    "conv_attention": {"n_heads": 2, "d_conv": 3},
-    "moe": {"n_experts": 3},
-    "gru": {"d_hidden": 12},
-    "lstm": {},
-    "conv": {"width": 3},
-    "zamba": {"n_heads": 2},
-    "sequence_scan": {"inner": "mamba1", "size": 3},
-}
-CAUSAL = [kind for kind in SMALL if BLOCKS[kind].causal]
+CAUSAL = [kind for kind in SMALL_BLOCKS if BLOCKS[kind].causal]
 # the first is compiled for itself, the second for any: none after it may be compiled anew, whatever chunks
 # and windows (of 32 and 64 tokens) it fills
 LENGTHS = (7, 13, 40, 128, 130, 2)
 
 
 def kinds(fast: Iterable[str]) -> list[object]:
-    return [kind if kind in fast else pytest.param(kind, marks=pytest.mark.slow) for kind in SMALL]
+    return [kind if kind in fast else pytest.param(kind, marks=pytest.mark.slow) for kind in SMALL_BLOCKS]
 
 
 def small(kind: str) -> Block:
     torch.manual_seed(0)
-    return build_block(kind, 16, SMALL[kind])
+    return build_block(kind, 16, SMALL_BLOCKS[kind])
 
 
 @pytest.fixture(autouse=True)
@@ -58,10 +43,10 @@ def graphs() -> int:
 
 def test_every_block_is_here():
     # a grid has one length, and its test is with it; the other is below
-    assert set(SMALL) | {"graph", "grid_scan"} == set(BLOCKS)
+    assert set(SMALL_BLOCKS) | {"graph", "grid_scan"} == set(BLOCKS)
 
 
-@pytest.mark.parametrize("kind", kinds(set(SMALL) - {"mamba3", "sliding_attention", "zamba"}))
+@pytest.mark.parametrize("kind", kinds(set(SMALL_BLOCKS) - {"mamba3", "sliding_attention", "zamba"}))
 def test_forward(kind):
     block = small(kind).eval()
     compiled = torch.compile(block, backend="eager", fullgraph=True)

@@ -15,24 +15,9 @@ from mambakit.core.blocks import BLOCKS, Block, build_block
 from mambakit.core.errors import DataError, UsageError, UserError
 from mambakit.core.export import StateLayout, export_forward, export_step, load_step, save_program
 from mambakit.core.language_model import LanguageModel, LanguageModelConfig
+from mambakit.core.testing import SMALL_BLOCKS
 
-SMALL = {
-    "mamba1": {"d_state": 4},
-    "mamba2": {"head_dim": 8, "d_state": 6},
-    "mamba3": {"head_dim": 8, "d_state": 6, "mimo_rank": 2, "norm": True},
-    "attention": {"n_heads": 2},
-    "mlp": {},
-    "bidirectional": {"inner": "mamba1"},
-    "sliding_attention": {"n_heads": 2, "window": 3},
-    "conv_attention": {"n_heads": 2, "d_conv": 3},
-    "moe": {"n_experts": 3},
-    "gru": {"d_hidden": 12},
-    "lstm": {},
-    "conv": {"width": 3},
-    "zamba": {"n_heads": 2},
-    "sequence_scan": {"inner": "mamba1", "size": 3},
-}
-CAUSAL = [kind for kind in SMALL if BLOCKS[kind].causal]
+CAUSAL = [kind for kind in SMALL_BLOCKS if BLOCKS[kind].causal]
 Run = Callable[..., tuple[torch.Tensor, dict[str, torch.Tensor]]]
 
 needs_onnx = pytest.mark.skipif(
@@ -47,12 +32,12 @@ def kinds(every: list[str], fast: tuple[str, ...]) -> list[object]:
 
 def small(kind: str) -> Block:
     torch.manual_seed(0)
-    return build_block(kind, 16, SMALL[kind]).eval()
+    return build_block(kind, 16, SMALL_BLOCKS[kind]).eval()
 
 
 def hybrid(*layers: str) -> BackboneConfig:
     return BackboneConfig(
-        d_model=16, layers=list(layers), block_options={kind: SMALL[kind] for kind in layers}
+        d_model=16, layers=list(layers), block_options={kind: SMALL_BLOCKS[kind] for kind in layers}
     )
 
 
@@ -78,7 +63,7 @@ def vectors(batch: int) -> torch.Tensor:
     return torch.randn(batch, 16)
 
 
-@pytest.mark.parametrize("kind", kinds(list(SMALL), ("mamba1", "attention", "moe", "lstm")))
+@pytest.mark.parametrize("kind", kinds(list(SMALL_BLOCKS), ("mamba1", "attention", "moe", "lstm")))
 def test_forward_of_any_batch_and_length(kind):
     block = small(kind)
     run = export_forward(block).module()
