@@ -24,7 +24,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from robotics_trials import Job, Stages, complete, flags, folder_of, read_data, tag, train_job
+from robotics_trials import Job, Stages, complete, flags, read_data, tag, train_job
+from trials import device_here, folder_of
 
 SETS = ("widowx", "adroit-door-human")
 KINDS = ("bc", "bc-mlp", "decision-transformer")
@@ -35,7 +36,6 @@ SETTINGS: dict[str, dict[str, Any]] = {"widowx": {}, "adroit-door-human": {}}
 
 def error_job(job: Job) -> Job:
     """Trains, and measures the actions' error on held-out episodes."""
-    from trials import device_here
 
     from mambakit.core.training.run_folder import write_atomically
     from mambakit.domains.robotics.policy.model import Policy

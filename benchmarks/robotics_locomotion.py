@@ -32,12 +32,12 @@ from robotics_trials import (
     complete,
     data_at,
     flags,
-    folder_of,
     measure_job,
     search_job,
     tag,
     train_job,
 )
+from trials import folder_of
 
 ENVS = ("Hopper-v5", "HalfCheetah-v5", "Walker2d-v5")
 EPISODES = {"medium": 200, "medium-replay": 400, "medium-expert": 200}

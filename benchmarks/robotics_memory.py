@@ -23,7 +23,8 @@ from typing import Any
 
 import numpy as np
 from robotics_locomotion import ENVS, collect_all, policy_jobs, short
-from robotics_trials import Job, Stages, complete, flags, folder_of, measure_job, tag, train_job
+from robotics_trials import Job, Stages, complete, flags, measure_job, tag, train_job
+from trials import folder_of
 
 TASKS: dict[str, dict[str, Any]] = {
     "masked": {"mask": "velocities"},

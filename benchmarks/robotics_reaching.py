@@ -29,11 +29,11 @@ from robotics_trials import (
     complete,
     data_at,
     flags,
-    folder_of,
     measure_job,
     tag,
     train_job,
 )
+from trials import folder_of
 
 ENV = "mambakit/ColouredReach-v0"
 SHARDS, EPISODES_EACH, PIXELS = 40, 50, 64

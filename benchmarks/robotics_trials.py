@@ -9,14 +9,12 @@ may run on different machines, and benchmarks share their data.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import hashlib
 import json
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -45,16 +43,6 @@ def flags(description: str | None, seeds: Sequence[int] = (0, 1, 2)) -> argparse
         "--validation-only", action="store_true", help="measure on validation seeds or episodes instead"
     )
     return parser
-
-
-@contextlib.contextmanager
-def folder_of(keep: Path | None) -> Iterator[Path]:
-    """Where everything lies: ``keep``, or a folder that is gone afterwards."""
-    if keep is not None:
-        yield keep
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        yield Path(folder)
 
 
 class Stages:
@@ -136,13 +124,8 @@ def is_collected(folder: Path) -> bool:
 
 def search_job(job: Job) -> Job:
     """Finds the expert of an environment, or the one found before."""
-    from mambakit.domains.robotics.experts.ars import preset
-
-    ars = preset(job["env"])
-    if job["limit"]:
-        ars = dataclasses.replace(ars, steps=8_000)
     began = time.time()
-    cast = _cast(job, ars)
+    cast = _cast(job)
     said = {} if cast.search is None else {"return": round(cast.search.best()[1], 1)}
     return {**job, "said": {**said, "seconds": round(time.time() - began, 1)}}
 
@@ -153,25 +136,25 @@ def collect_job(job: Job) -> Job:
 
     from mambakit.domains.robotics.cards import load_episodes
     from mambakit.domains.robotics.collection import CollectConfig, collect
-    from mambakit.domains.robotics.experts.ars import preset
 
     folder, began = Path(job["folder"]), time.time()
     if not is_collected(folder):
-        ars = preset(job["env"])
-        if job["limit"]:
-            ars = dataclasses.replace(ars, steps=8_000)
         options = {name: job[name] for name in ("image_size", "noise") if name in job}
         config = CollectConfig(job["env"], job["level"], job["episodes"], job["seed"], **options)
-        collect(config, _cast(job, ars), folder)
+        collect(config, _cast(job), folder)
     totals = load_episodes(folder).totals
     said = {"episodes": len(totals), "mean": float(np.mean(totals)), "best": float(np.max(totals))}
     return {**job, "said": {**said, "seconds": round(time.time() - began, 1)}}
 
 
-def _cast(job: Job, ars: Any) -> Any:
+def _cast(job: Job) -> Any:
     from mambakit.domains.robotics.collection import CollectConfig, find_cast
+    from mambakit.domains.robotics.experts.ars import preset
     from mambakit.domains.robotics.experts.scripted import scripted
 
+    ars = preset(job["env"])
+    if job["limit"]:
+        ars = dataclasses.replace(ars, steps=8_000)
     wanted = None if scripted(job["env"]) is not None else ars
     cache = Path(job["root"]) / "experts"
     return find_cast(CollectConfig(job["env"], "expert"), wanted, cache=cache, workers=job.get("workers", 1))

@@ -97,14 +97,21 @@ def changed(configs: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
+def folder_of(keep: Path | None) -> Iterator[Path]:
+    """Where runs lie: ``keep``, or a folder that is gone afterwards."""
+    if keep is not None:
+        yield keep
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
+@contextlib.contextmanager
 def run_at(keep: str | None, *names: object) -> Iterator[Path]:
     """A folder for one run: below ``keep``, or one that is gone afterwards."""
     name = "-".join(str(one).replace(" ", "-") for one in names)
-    if keep is not None:
-        yield Path(keep) / name
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        yield Path(folder) / name
+    with folder_of(None if keep is None else Path(keep)) as folder:
+        yield folder / name
 
 
 def device_here() -> str:
