@@ -206,8 +206,7 @@ def room_responses(rate_hz: int, decay_s: Tensor, most_s: float, chance: Chance)
 
 def reverberate(samples: Tensor, response: Tensor) -> Tensor:
     """``samples`` ``(..., n)`` in the rooms ``(..., m)``, as long as before."""
-    n = samples.shape[-1] + response.shape[-1] - 1
-    n_fft = 1 << (n - 1).bit_length()  # lengths with large prime factors are slow
+    n_fft = fft_size(samples.shape[-1] + response.shape[-1] - 1)
     spectrum = torch.fft.rfft(samples, n_fft) * torch.fft.rfft(response, n_fft)
     return torch.fft.irfft(spectrum, n_fft)[..., : samples.shape[-1]]
 
@@ -219,10 +218,20 @@ def coloured_noise(n: int, exponent: float, generator: torch.Generator) -> Tenso
 
 def coloured_noises(n: int, exponents: Tensor, chance: Chance) -> Tensor:
     """Noise ``(batch, n)`` whose power falls with frequency to these exponents: 0 white, 1 pink, 2 brown."""
-    spectrum = torch.fft.rfft(chance.normal(len(exponents), n))
+    spectrum = torch.fft.rfft(chance.normal(len(exponents), fft_size(n)))
     frequency = torch.arange(1, spectrum.shape[1] + 1, device=spectrum.device)
-    noise = torch.fft.irfft(spectrum * frequency ** (-exponents[:, None] / 2), n)
+    noise = torch.fft.irfft(spectrum * frequency ** (-exponents[:, None] / 2), fft_size(n))[:, :n]
     return noise / noise.square().mean(-1, keepdim=True).sqrt().clamp(min=1e-9)
+
+
+def fft_size(n: int) -> int:
+    """The next power of two: lengths with large primes are slow, and a GPU keeps tables of every length."""
+    return 1 << max(0, n - 1).bit_length()
+
+
+def of_few_lengths(samples: Tensor, rate_hz: int) -> Tensor:
+    """``(batch, n)``, on a GPU filled up to half seconds: its tables, memory and graphs then serve again."""
+    return F.pad(samples, (0, -samples.shape[1] % (rate_hz // 2))) if samples.is_cuda else samples
 
 
 def stretch(noise: Tensor, n: int, generator: torch.Generator) -> Tensor:

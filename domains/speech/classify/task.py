@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mambakit.core.auxiliary import auxiliary_loss
 from mambakit.core.training import GraphedLoss, TrainConfig
 from mambakit.core.training.optim import configure_optimizer
-from mambakit.domains.speech.augment import Augmenter
+from mambakit.domains.speech.augment import Augmenter, of_few_lengths
 from mambakit.domains.speech.classify.config import ClassifyLossConfig
 from mambakit.domains.speech.classify.data import ClipBatch
 from mambakit.domains.speech.classify.model import Classifier
@@ -67,9 +67,7 @@ class ClassifyTask(pl.LightningModule):
     def training_step(self, batch: ClipBatch, batch_idx: int) -> Tensor:
         """The loss of a batch."""
         samples, lengths = self.augmenter(batch.samples, batch.lengths)
-        if samples.is_cuda:  # of a few lengths, so that a GPU's work on them can be recorded
-            half_a_second = self.model.config.model.front_end.rate_hz // 2
-            samples = F.pad(samples, (0, -samples.shape[1] % half_a_second))
+        samples = of_few_lengths(samples, self.model.config.model.front_end.rate_hz)
         loss = self._loss(samples, lengths, batch.labels)
         self.log("train/loss", loss.detach(), on_step=False, on_epoch=True, batch_size=len(samples))
         return loss

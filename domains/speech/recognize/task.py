@@ -11,7 +11,7 @@ from torch import Tensor
 from mambakit.core.auxiliary import auxiliary_loss
 from mambakit.core.training import TrainConfig
 from mambakit.core.training.optim import configure_optimizer
-from mambakit.domains.speech.augment import Augmenter
+from mambakit.domains.speech.augment import Augmenter, of_few_lengths
 from mambakit.domains.speech.frontend import spec_augment
 from mambakit.domains.speech.recognize.alignment import frames_needed_each
 from mambakit.domains.speech.recognize.config import RecognizeLossConfig
@@ -42,6 +42,7 @@ class RecognizeTask(pl.LightningModule):
         """The loss of a batch."""
         least = self.model.frame_samples * frames_needed_each(batch.ids, batch.id_lengths)
         samples, lengths = self.augmenter(batch.samples, batch.lengths, least=least)
+        samples = of_few_lengths(samples, self.model.rate_hz)
         frames, lengths = self.model.front_end(*self.model.with_tail(samples, lengths))
         frames = spec_augment(frames, lengths, self.loss_config)
         vectors, lengths = self.model.encoder(frames, lengths)
