@@ -58,7 +58,8 @@ def train_classify(
 
     Args:
         data: A card's name (`mambakit data list`), a manifest (CSV or JSON lines: path, label, speaker,
-            start, end), or a folder with a folder of recordings for each label.
+            start, end), or a folder with a folder of recordings for each label. Of several between commas
+            the first is split and measured; the others teach too.
         task: What to learn.
         output: Folder for the run and the model; a killed run continues in it.
         split: official, the parts that the data name; random; or speaker, one of whom is held out for test.

@@ -9,8 +9,8 @@ two recordings that all strings have behind them at 15 to 30 dB: a noise that tr
 network that streams also in chunks of 320 ms. Rows go into results/speech.json as
 ``speech/connected-digits/wer/unseen`` and ``.../unseen-snr10``: the mean over seeds (of the mean over
 speakers) and their deviation; ``.../streaming`` says what chunks cost. ``--set`` changes the presets for a
-trial: such runs, and those with ``--validation-only``, measure the speaker who chooses and write no rows;
-nor do those with ``--limit``.
+trial, and ``--data connected-digits,spoken-digits`` lets more voices teach: such runs, and those with
+``--validation-only``, measure the speaker who chooses and write no rows; nor do those with ``--limit``.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from trials import add_trial_flags, changed, device_here, measured, read_changes
 SPEAKERS = ("george", "jackson", "lucas", "nicolas", "theo", "yweweler")
 SNR_DB = (20.0, 10.0, 0.0)
 CHUNK_S = 0.32
+DATA = "connected-digits"
 NETWORKS = ("mamba", "mamba-streaming", "bigru", "transformer")
 NAMES = {
     "mamba": "mambakit",
@@ -70,7 +71,7 @@ def run_job(job: dict[str, Any]) -> dict[str, Any]:
         job["changes"],
     )
     shape = network_of(job["network"], configs["model"])
-    utterances = load_utterances("connected-digits", "recognize")
+    utterances = load_utterances(job["data"], "recognize")
     chooser = SPEAKERS[SPEAKERS.index(job["speaker"]) - 1]
     split = split_utterances(utterances, "speaker", test_speaker=job["speaker"], validation_speaker=chooser)
     if not job["test"]:  # its recordings are not even read
@@ -156,21 +157,24 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--speakers", nargs="+", default=list(SPEAKERS), choices=SPEAKERS)
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=NETWORKS)
+    parser.add_argument("--data", default=DATA, help="what teaches, connected-digits first")
     parser.add_argument(
         "--validation-only", action="store_true", help="measure the speaker who chooses instead"
     )
     add_trial_flags(parser)
     arguments = parser.parse_args()
     changes = read_changes(arguments.changes)
+    arguments.validation_only |= arguments.data != DATA
 
     from mambakit.domains.speech.cards import load_utterances
 
-    load_utterances("connected-digits")  # made once, before the processes ask for it together
+    load_utterances(arguments.data, "recognize")  # made once, before the processes ask for it together
     jobs = [
         {
             "speaker": speaker,
             "seed": seed,
             "network": network,
+            "data": arguments.data,
             "changes": changes,
             "limit": arguments.limit,
             "test": not (arguments.validation_only or changes),

@@ -12,8 +12,9 @@ one is held out; test recordings are measured once, also in white noise at 20, 1
 for which no speaker and no network is missing, go into results/speech.json as
 ``speech/fsdd/accuracy/official``, ``.../leave-one-speaker-out`` and ``.../leave-one-speaker-out-snr10``: the
 mean over seeds (of the mean over speakers), and their standard deviation. ``--set`` changes the preset for a
-trial; such runs, and those with ``--validation-only``, touch no test take and write no rows: with speaker,
-one who is held out of training validates, by takes 5 to 49 alone. Runs with ``--limit`` write none either.
+trial, and ``--data fsdd,spoken-digits`` lets more voices teach; such runs, and those with
+``--validation-only``, touch no test take and write no rows: with speaker, one who is held out of training
+validates, by takes 5 to 49 alone. Runs with ``--limit`` write none either.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from trials import add_trial_flags, changed, device_here, measured, read_changes
 SPEAKERS = ("george", "jackson", "lucas", "nicolas", "theo", "yweweler")
 PROTOCOLS = ("official", "speaker")
 SNRS = (20, 10, 0)
+DATA = "fsdd"
 NETWORKS = ("mambakit", "CNN", "transformer")
 
 
@@ -98,20 +100,14 @@ def split_of(job: dict[str, Any]) -> tuple[Any, Any]:
     from mambakit.domains.speech.cards import load_utterances
     from mambakit.domains.speech.utterances import Split, split_utterances
 
-    found = load_utterances("fsdd", "classify")
+    found = load_utterances(job["data"], "classify")
     if job.get("limit"):  # every speaker and digit stays, and some takes of each part
         alike = [found.table["speaker"], found.table["label"], found.parts]
-        keep = (found.table.groupby(alike).cumcount() < job["limit"]).to_numpy()
-        found = dataclasses.replace(
-            found, table=found.table[keep].reset_index(drop=True), parts=found.parts[keep]
-        )
+        found = found.rows((found.table.groupby(alike).cumcount() < job["limit"]).to_numpy())
     if job["test"]:
         options = {} if job["protocol"] == "official" else {"test_speaker": job["speaker"]}
         return found, split_utterances(found, job["protocol"], **options)
-    keep = found.parts != "test"
-    found = dataclasses.replace(
-        found, table=found.table[keep].reset_index(drop=True), parts=found.parts[keep]
-    )
+    found = found.rows(found.parts != "test")
     if job["protocol"] == "official":
         return found, split_utterances(found, "official")
     places, is_speaker = np.arange(len(found)), found.table["speaker"].to_numpy() == job["speaker"]
@@ -208,6 +204,7 @@ def main() -> int:
     parser.add_argument("--protocols", nargs="+", default=list(PROTOCOLS), choices=PROTOCOLS)
     parser.add_argument("--speakers", nargs="+", default=list(SPEAKERS), choices=SPEAKERS)
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=NETWORKS)
+    parser.add_argument("--data", default=DATA, help="what teaches, fsdd first")
     parser.add_argument(
         "--validation-only", action="store_true", help="measure validation recordings instead"
     )
@@ -215,11 +212,12 @@ def main() -> int:
     add_trial_flags(parser)
     arguments = parser.parse_args()
     changes = read_changes(arguments.changes)
+    arguments.validation_only |= arguments.data != DATA
     test = not (arguments.validation_only or changes)
 
     from mambakit.domains.speech.cards import load_utterances
 
-    load_utterances("fsdd")  # once, before the processes ask for it together
+    load_utterances(arguments.data)  # once, before the processes ask for it together
     load_utterances("noise")
     jobs = [
         {
@@ -227,6 +225,7 @@ def main() -> int:
             "speaker": speaker,
             "seed": seed,
             "network": network,
+            "data": arguments.data,
             "changes": changes,
             "limit": arguments.limit,
             "test": test,

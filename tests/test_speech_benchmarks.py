@@ -46,7 +46,7 @@ def test_rows_are_means_over_speakers_where_none_is_missing(digits: Any) -> None
 @pytest.mark.parametrize("protocol", ["official", "speaker"])
 def test_trials_touch_no_test_take(digits: Any, protocol: str) -> None:
     pytest.importorskip("soundfile")
-    job = {"protocol": protocol, "speaker": "theo", "test": False}
+    job = {"data": "fsdd", "protocol": protocol, "speaker": "theo", "test": False}
     found, split = digits.split_of(job)
     takes = found.table["path"].map(lambda path: int(Path(path).stem.rsplit("_", 1)[1]))
     assert takes.min() == 5

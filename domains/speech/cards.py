@@ -13,7 +13,13 @@ from mambakit.core.data import Card, card_names, fetch, fetch_pack, load_card
 from mambakit.core.errors import DataError, UsageError
 from mambakit.domains.speech import made
 from mambakit.domains.speech.layouts import published
-from mambakit.domains.speech.utterances import Utterances, read_folder, read_manifest, utterance_table
+from mambakit.domains.speech.utterances import (
+    Utterances,
+    joined,
+    read_folder,
+    read_manifest,
+    utterance_table,
+)
 
 Task = Literal["classify", "recognize", "language", "enhance", "separate"]
 # What each task learns from, of an utterance.
@@ -36,7 +42,8 @@ def load_utterances(source: Path | str, task: Task | None = None) -> Utterances:
 
     Args:
         source: A card's name, or a path; a card where both have that name. A folder that is laid out like a
-            published corpus is read as that (``layouts``).
+            published corpus is read as that (``layouts``). Of several, between commas, the first is split and
+            measured, and the others are learned from too (``joined``).
         task: What they are for: rows that lack what it learns from are left out and listed. spoken-digits
             has strings of digits for recognize and language.
 
@@ -45,6 +52,8 @@ def load_utterances(source: Path | str, task: Task | None = None) -> Utterances:
         DataError: If files can't be fetched or read.
     """
     text = str(source)
+    if "," in text and not Path(source).exists():
+        return joined(*(load_utterances(one.strip(), task) for one in text.split(",")))
     if text.lower() in {name.lower() for name in card_names()} and "/" not in text:
         card = load_card(text)
         if card.domain != "speech":
@@ -130,9 +139,4 @@ def _serving(found: Utterances, task: Task | None) -> Utterances:
     if there.all():
         return found
     lost = [(str(found.table["path"].iloc[i]), f"has no {needed}") for i in np.flatnonzero(~there)]
-    return dataclasses.replace(
-        found,
-        table=found.table[there].reset_index(drop=True),
-        parts=None if found.parts is None else found.parts[there],
-        left_out=[*found.left_out, *lost],
-    )
+    return dataclasses.replace(found.rows(there), left_out=[*found.left_out, *lost])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -36,9 +36,20 @@ class Utterances:
     """Rows that are not in the table: which, and why."""
     notes: list[str] = field(default_factory=list)
     """What a person should know."""
+    only_taught: NDArray[np.bool_] | None = None
+    """Rows that are learned from whatever the split, and are in no other part; None for none."""
 
     def __len__(self) -> int:
         return len(self.table)
+
+    def rows(self, keep: NDArray[np.bool_]) -> Utterances:
+        """Those rows alone."""
+        return replace(
+            self,
+            table=self.table[keep].reset_index(drop=True),
+            parts=None if self.parts is None else self.parts[keep],
+            only_taught=None if self.only_taught is None else self.only_taught[keep],
+        )
 
     def audio(self, row: int, *, rate_hz: int | None = None) -> Audio:
         """One row's sound. Raises DataError as ``read_audio`` does."""
@@ -84,6 +95,27 @@ def utterance_table(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
             [None if pd.isna(value) else str(value) for value in table[name]], index=table.index, dtype=object
         )
     return table[[*COLUMNS, *(name for name in table if name not in COLUMNS)]]
+
+
+def joined(measured: Utterances, *taught: Utterances) -> Utterances:
+    """Several sources as one: the first is split and measured; of the others the part for training teaches too.
+
+    Where a source names no parts, all of it teaches.
+    """
+    if not taught:
+        return measured
+    more = [one if one.parts is None else one.rows(one.parts == "train") for one in taught]
+    found = [measured, *more]
+    return Utterances(
+        ",".join(one.name for one in found),
+        pd.concat([one.table for one in found], ignore_index=True),
+        None
+        if measured.parts is None
+        else np.concatenate([measured.parts, *(np.full(len(one), "train") for one in more)]),
+        [bad for one in found for bad in one.left_out],
+        [note for one in found for note in one.notes],
+        np.repeat([False, True], [len(measured), sum(map(len, more))]),
+    )
 
 
 def read_manifest(path: Path | str) -> Utterances:
@@ -166,6 +198,8 @@ def split_utterances(
 ) -> Split:
     """Which utterances are trained on, which choose, and which measure.
 
+    Rows that are ``only_taught`` are trained on in every split.
+
     Args:
         utterances: All of them.
         protocol: official, the parts that the data name; random; or speaker, where ``test_speaker`` is heard
@@ -184,6 +218,19 @@ def split_utterances(
         raise UsageError(f"split: expected {', '.join(get_args(Protocol))}, got {protocol!r}")
     if protocol != "speaker" and (test_speaker or validation_speaker):
         raise UsageError(f"test_speaker, validation_speaker: these go with split speaker, not {protocol}")
+    if utterances.only_taught is not None:
+        measured, taught = (np.flatnonzero(utterances.only_taught == flag) for flag in (False, True))
+        split = split_utterances(
+            replace(utterances.rows(~utterances.only_taught), only_taught=None),
+            protocol,
+            seed=seed,
+            test_speaker=test_speaker,
+            validation_speaker=validation_speaker,
+            validation_share=validation_share,
+            test_share=test_share,
+        )
+        train, validation, test = (measured[getattr(split, part)] for part in _PARTS)
+        return Split(split.name, np.concatenate([train, taught]), validation, test)
     places, order = np.arange(len(utterances)), np.random.default_rng(seed).permutation(len(utterances))
     if protocol == "official":
         if utterances.parts is None:

@@ -15,6 +15,7 @@ from mambakit.domains.speech.audio import Audio, write_audio
 from mambakit.domains.speech.cards import load_utterances
 from mambakit.domains.speech.utterances import (
     Utterances,
+    joined,
     read_folder,
     read_manifest,
     split_utterances,
@@ -167,3 +168,37 @@ def test_json_lines_may_begin_with_a_mark_and_must_be_utf_8(tmp_path: Path) -> N
     (tmp_path / "m.jsonl").write_bytes('{"path": "é.wav"}'.encode("latin-1"))
     with pytest.raises(DataError, match="is not UTF-8"):
         read_manifest(tmp_path / "m.jsonl")
+
+
+def _of_speakers(name: str, speakers: str, parts: list[str] | None) -> Utterances:
+    table = utterance_table(
+        [{"path": f"{name}{i}.wav", "label": "1", "speaker": one} for i, one in enumerate(speakers)]
+    )
+    return Utterances(name, table, None if parts is None else np.array(parts), [(name, "bad")])
+
+
+@pytest.mark.parametrize("protocol", ["official", "random", "speaker"])
+def test_further_sources_teach_and_measure_nothing(protocol: str) -> None:
+    measured = _of_speakers("a", "xxyyzz", ["train", "test", "train", "validation", "train", "test"])
+    voices = _of_speakers("b", "pqrs", ["train", "validation", "train", "test"])
+    whole = _of_speakers("c", "xt", None)
+    found = joined(measured, voices, whole)
+    assert found.left_out == [("a", "bad"), ("b", "bad"), ("c", "bad")]
+    split = split_utterances(found, protocol, test_speaker="z" if protocol == "speaker" else None)  # type: ignore[arg-type]
+    alone = split_utterances(measured, protocol, test_speaker="z" if protocol == "speaker" else None)  # type: ignore[arg-type]
+    paths = found.table["path"].to_numpy()
+    for part in ("validation", "test"):
+        assert set(paths[getattr(split, part)]) == set(measured.table["path"].iloc[getattr(alone, part)])
+    taught = set(paths[split.train]) - set(measured.table["path"].iloc[alone.train])
+    assert taught == {"b0.wav", "b2.wav", "c0.wav", "c1.wav"}
+
+
+@real
+def test_cards_between_commas_are_one() -> None:
+    found = load_utterances("fsdd,spoken-digits", "classify")
+    assert (found.name, len(found)) == ("fsdd,spoken-digits", 3000 + 640)
+    split = split_utterances(found, "speaker", test_speaker="theo")
+    speakers = found.table["speaker"].to_numpy()
+    assert set(speakers[split.test]) == {"theo"}
+    assert not any("+" in one for one in speakers[split.validation])
+    assert sum("+" in one for one in speakers[split.train]) == 640
