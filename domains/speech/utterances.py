@@ -98,7 +98,7 @@ def utterance_table(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
 
 
 def joined(measured: Utterances, *taught: Utterances) -> Utterances:
-    """Several sources as one: the first is split and measured; the others teach alone, by their training part.
+    """Several sources as one: the first is split and measured; of the others the part for training teaches.
 
     Where a source names no parts, all of it teaches.
     """
