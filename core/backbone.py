@@ -15,9 +15,7 @@ from mambakit.core.blocks import (
     Context,
     GraphMix,
     RMSNorm,
-    block_class,
-    block_options,
-    build_block,
+    build_layer,
     check_edges,
     kind_of,
 )
@@ -365,7 +363,8 @@ def _build_all(config: BackboneConfig, layers: list[str]) -> list[Block]:
         if first is not None and first.shared_parts is None:
             blocks.append(first)
             continue
-        block = _build(config, layer)
+        options = config.options_of(layer)
+        block = build_layer(kind_of(layer), config.d_model, options, both_ways=config.bidirectional)
         if first is not None:
             for part in first.shared_parts or ():
                 setattr(block, part, getattr(first, part))
@@ -381,15 +380,3 @@ def _moved(edges: Tensor | None, by: Tensor) -> Tensor | None:
         return edges
     row = edges[:, 0]
     return torch.cat([edges[:, :1], edges[:, 1:] + by[row.clamp(0, len(by) - 1)][:, None]], dim=1)
-
-
-def _build(config: BackboneConfig, layer: str) -> Block:
-    """One block, made to look both ways if the config says so and the kind can."""
-    kind = kind_of(layer)
-    cls = block_class(kind)
-    options = config.options_of(layer)
-    if not config.bidirectional or not cls.mixes_time or not cls.causal:
-        return build_block(kind, config.d_model, options)
-    if "causal" in block_options(kind):
-        return build_block(kind, config.d_model, {**options, "causal": False})
-    return build_block("bidirectional", config.d_model, {"inner": kind, "inner_options": options})

@@ -240,17 +240,21 @@ class Block(nn.Module):
         """``forward`` of packed rows with every sequence a row of its own, so that each has a start."""
         elapsed = None if context is None else context.elapsed
         packed = Packed(seq_idx)
-        starts = self.init_state(packed.count, device=x.device, dtype=x.dtype)
-        if state is not None:
+        starts = self.init_state(packed.count, device=x.device, dtype=x.dtype) if self.causal else None
+        if starts is not None and state is not None:
             starts = starts.put_rows(packed.first, state)
-        outputs, finals = [], []
+        outputs, finals, losses = [], [], []
         for members in packed.groups():
             lengths, rows, gaps = packed.take(members, x, elapsed)
-            told = None if gaps is None else Context(elapsed=gaps)
-            y, final = self.forward(rows, starts.index_select(members), lengths=lengths, context=told)
+            told = None if context is None else Context(elapsed=gaps)
+            begin = None if starts is None else starts.index_select(members)
+            y, final = self.forward(rows, begin, lengths=lengths, context=told)
             outputs.append(y)
             finals.append(final)
-        return packed.join(outputs), packed.last_of(State.cat(finals))
+            losses += told.losses[:1] and [torch.stack(told.losses).sum()] if told is not None else []
+        if context is not None and losses:
+            context.losses.append(torch.stack(losses).mean())
+        return packed.join(outputs), packed.last_of(State.cat(finals)) if self.causal else State.of()
 
     def check_state(self, state: State, batch: int) -> None:
         """Raise unless ``state`` is one of this block's for ``batch`` rows.
