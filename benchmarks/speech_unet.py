@@ -3,8 +3,8 @@
     python benchmarks/speech_unet.py --minutes 2 --seeds 0 1          # as many minutes a network and seed
 
 Both stream. The U is a pair of blocks over time and frequency, one at half the frames and patches, and one
-again at the full rate; the straight stack has three in a row and a larger state, which makes up for the weights
-of the U's resampling. They learn from the same mixtures of synthetic voices in synthetic noise, at a constant
+again at the full rate; the straight stack has three in a row and a larger state, which makes up for what the
+U's resampling weighs. They learn from the same mixtures of synthetic voices in synthetic noise, at a constant
 learning rate, and are measured on the same mixtures of other voices. Rows go into results/speech.json as
 ``speech/enhance-unet/...``. So short a run says which learns faster, and no more.
 """

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mambakit.core import init
 from mambakit.core.blocks.base import Block, Context
+from mambakit.core.blocks.dense import Hidden, with_earlier
 from mambakit.core.blocks.linear import plain_linear
 from mambakit.core.blocks.norm import RMSNorm
 from mambakit.core.blocks.ragged import finished_dt, last_inputs
@@ -126,10 +127,26 @@ class Mamba1(Block):
         arguments, next_conv = self.scan_arguments(
             u, conv_state, seq_idx, lengths, None if context is None else context.elapsed
         )
+        hidden = None if context is None else context.hidden
         y, next_ssm = selective_scan(
-            **arguments, z=z, initial_state=ssm_state, seq_idx=seq_idx, return_final_state=True
+            **arguments,
+            z=z if hidden is None else None,
+            initial_state=ssm_state,
+            seq_idx=seq_idx,
+            return_final_state=True,
         )
+        if hidden is not None:
+
+            def read(C: Tensor) -> Tensor:
+                told = {**arguments, "C": C, "D": None}
+                return selective_scan(**told, initial_state=ssm_state, seq_idx=seq_idx)  # type: ignore[return-value]
+
+            mine = Hidden(self.hidden_key(), read)
+            y = with_earlier(self.dense_reads, hidden, mine, x, arguments["C"], y) * F.silu(z)
         return self.out_proj(y), State.of(conv=next_conv, ssm=next_ssm)
+
+    def hidden_key(self) -> tuple[object, ...]:
+        return ("mamba1", self.d_inner, self.d_state)
 
     def project_in(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """What is convolved and the gate z, both ``(batch, length, d_inner)``."""
@@ -187,8 +204,9 @@ class Mamba1(Block):
         # a module's attributes are slow to find
         own: dict[str, Any] = self._parameters
         elapsed = None if context is None else context.elapsed
+        hidden = None if context is None else context.hidden
         projections = None
-        if self.inner_norm is None:  # the compiled token knows of no norms
+        if self.inner_norm is None and hidden is None:  # the compiled token knows of no norms
             projections = plain_linear(self._modules, "in_proj", "x_proj", "dt_proj", "out_proj")
         if projections is not None and own.keys() == self._own:
             in_proj, x_proj, dt_proj, out_proj = projections
@@ -230,13 +248,20 @@ class Mamba1(Block):
             B.unsqueeze(1),
             C.unsqueeze(1),
             D=self.D,
-            z=z,
+            z=z if hidden is None else None,
             dt_bias=None if finished else self.dt_proj.bias,
             dt_softplus=not finished,
             dt_limit=(0.0, math.inf) if finished else self.dt_limit,
             A_is_log=True,
             inplace=inplace,
         )
+        if hidden is not None:
+
+            def read(C: Tensor) -> Tensor:
+                return (next_ssm * C.to(next_ssm.dtype)).sum(-1)
+
+            mine = Hidden(self.hidden_key(), read)
+            y = with_earlier(self.dense_reads, hidden, mine, x, C.unsqueeze(1), y) * F.silu(z)
         return self.out_proj(y), State.of(conv=next_conv, ssm=next_ssm)
 
     def _project_dt(self, dt: Tensor) -> Tensor:

@@ -7,11 +7,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mambakit.core import init
 from mambakit.core.blocks.base import Block, Context, count_heads
+from mambakit.core.blocks.dense import Hidden, with_earlier
 from mambakit.core.blocks.linear import plain_linear
 from mambakit.core.blocks.ragged import finished_dt, last_inputs
 from mambakit.core.blocks.registry import register_block
@@ -127,6 +129,8 @@ class Mamba2(Block):
     ) -> tuple[Tensor, State]:
         conv_state, ssm_state = (None, None) if state is None else (state["conv"], state["ssm"])
         z, inputs, dt = self.project_in(x)
+        if context is not None and context.hidden is not None:
+            return self._mix_dense(x, z, inputs, dt, conv_state, ssm_state, seq_idx, lengths, context)
         y, next_conv, next_ssm = self._keep_inputs_of(
             self._recurrence,
             inputs,
@@ -139,6 +143,38 @@ class Mamba2(Block):
             None if context is None else context.elapsed,
         )
         return self._keep_inputs_of(self.project_out, y, z), State.of(conv=next_conv, ssm=next_ssm)
+
+    def hidden_key(self) -> tuple[object, ...]:
+        return ("mamba2", *self._heads, *self._groups)
+
+    def _mix_dense(
+        self,
+        x: Tensor,
+        z: Tensor,
+        inputs: Tensor,
+        dt: Tensor,
+        conv_state: Tensor | None,
+        ssm_state: Tensor | None,
+        seq_idx: Tensor | None,
+        lengths: Tensor | None,
+        context: Context,
+    ) -> tuple[Tensor, State]:
+        """``mix`` with the hidden states of layers below; nothing is forgotten until backward."""
+        assert context.hidden is not None
+        arguments, next_conv = self.scan_arguments(inputs, dt, conv_state, seq_idx, lengths, context.elapsed)
+        carried = {"initial_state": ssm_state, "seq_idx": seq_idx, "chunk_size": self.chunk_size}
+        y, next_ssm = ssd(**arguments, **carried, return_final_state=True)
+
+        def read(C: Tensor) -> Tensor:
+            return ssd(**{**arguments, "C": C, "D": None}, **carried).flatten(-2)  # type: ignore[union-attr]
+
+        mine = Hidden(self.hidden_key(), read)
+        y = with_earlier(self.dense_reads, context.hidden, mine, x, arguments["C"], y.flatten(-2))
+        return self._project_dense(y, z), State.of(conv=next_conv, ssm=next_ssm)
+
+    def _project_dense(self, y: Tensor, z: Tensor) -> Tensor:
+        """``(batch, length, d_inner)`` that no gate has seen yet, to the block's output."""
+        return self.out_proj(y * F.silu(z) if self.norm_weight is None else self._normalize(y, z))
 
     def _keep_inputs_of(self, function: Callable[..., Any], *inputs: Tensor | None) -> Any:
         """``function(*inputs)``, all but its inputs forgotten until backward, with ``recompute``."""
@@ -231,7 +267,8 @@ class Mamba2(Block):
         # a module's attributes are slow to find
         own: dict[str, Any] = self._parameters
         elapsed = None if context is None else context.elapsed
-        plain = own.keys() == self._own
+        hidden = None if context is None else context.hidden
+        plain = own.keys() == self._own and hidden is None
         options: dict[str, Any] = {}
         if plain:
             options = {name: own.get(name) for name in _OF_A_STEP}
@@ -279,13 +316,22 @@ class Mamba2(Block):
             B.view(batch, *self._groups),
             C.view(batch, *self._groups),
             D=self.D,
-            z=z.view(batch, *self._heads) if self.norm_weight is None else None,
+            z=z.view(batch, *self._heads) if self.norm_weight is None and hidden is None else None,
             dt_bias=None if finished else self.dt_bias,
             dt_softplus=not finished,
             dt_limit=(0.0, math.inf) if finished else self.dt_limit,
             A_is_log=True,
             inplace=inplace,
         )
+        if hidden is not None:
+
+            def read(C: Tensor) -> Tensor:
+                of_heads = C.to(next_ssm.dtype).repeat_interleave(self.n_heads // self._groups[0], 1)
+                return (next_ssm * of_heads[:, :, None]).sum(-1).flatten(1)
+
+            mine = Hidden(self.hidden_key(), read)
+            y = with_earlier(self.dense_reads, hidden, mine, x, C.view(batch, *self._groups), y.flatten(1))
+            return self._project_dense(y, z), State.of(conv=next_conv, ssm=next_ssm)
         y = self._normalize(y.flatten(1), z)
         return self.out_proj(y), State.of(conv=next_conv, ssm=next_ssm)
 

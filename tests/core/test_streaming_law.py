@@ -175,6 +175,7 @@ STACKS = {
     "stack-shared": (["zamba@a", "moe", "attention@b", "attention@b", "zamba@a"], 1, False),
     "stack-recurrent": (["gru", "mlp", "lstm"], 1, False),
     "stack-unet": (["mamba1", "unet", "moe"], 1, False),
+    "stack-dense": (["mamba2", "mlp", "mamba1"], 3, False),
     "stack-both-ways": (["mamba2", "attention", "mlp"], 1, True),
     "stack-unet-both-ways": (["mamba1", "unet", "mlp"], 1, True),
     "stack-everything-both-ways": (["conv", "sliding_attention", "moe", "zamba"], 1, True),
@@ -199,6 +200,7 @@ def build(name: str, dtype: torch.dtype = torch.float64) -> Sequential:
                 repeat=repeat,
                 block_options=options,
                 bidirectional=bidirectional,
+                dense=2 if name == "stack-dense" else 0,
             )
         )
     # larger dt than at the start of training, so that states forget within a few tokens
@@ -206,6 +208,8 @@ def build(name: str, dtype: torch.dtype = torch.float64) -> Sequential:
         for parameter_name, parameter in module.named_parameters():
             if parameter_name.endswith(("dt_bias", "dt_proj.bias")):
                 parameter.add_(3.0)
+            if ".dense." in parameter_name:  # gates begin at zero
+                parameter.add_(0.5 * torch.randn_like(parameter))
     return module.to(dtype).eval()
 
 
