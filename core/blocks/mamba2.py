@@ -36,6 +36,9 @@ class Mamba2(Block):
         expand: ``d_inner = expand * d_model``.
         head_dim: Channels per head; divides ``d_inner``.
         n_groups: Groups of heads that share B and C; divides the number of heads.
+        A_init: How the heads' decays start, of which each has one: ``"uniform"`` in ``A_init_range``, as
+            published; ``"random"``: log-uniform in it; ``"s4d-real"``: ``-1 ... -n_heads``. They are real, so
+            S4D-Lin, S4D-Inv and S4D-LegS are starts of mamba3.
         A_init_range: Each head's decay starts uniform in it.
         dt_min, dt_max: Range of dt at the start.
         dt_floor: Least dt at the start.
@@ -51,7 +54,7 @@ class Mamba2(Block):
             a training step takes an eighth less memory, and longer: a quarter for 130M parameters on a GPU.
 
     Raises:
-        ValueError: On a size below 1, or sizes that do not divide as above.
+        ValueError: On a size below 1, sizes that do not divide as above, or another ``A_init``.
     """
 
     uses_elapsed = True
@@ -67,6 +70,7 @@ class Mamba2(Block):
         expand: float = 2,
         head_dim: int = 64,
         n_groups: int = 1,
+        A_init: str = "uniform",
         A_init_range: tuple[float, float] = (1.0, 16.0),
         dt_min: float = 0.001,
         dt_max: float = 0.1,
@@ -92,6 +96,9 @@ class Mamba2(Block):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
         self.n_heads = count_heads(self.d_inner, head_dim, n_groups)
+        if A_init not in ("uniform", "s4d-real", "random"):
+            hint = "; A is real here, and mamba3 holds complex ones" if A_init in init.COMPLEX_STARTS else ""
+            raise ValueError(f"A_init: expected 'uniform', 's4d-real' or 'random', got {A_init!r}{hint}")
         self.norm_before_gate = norm_before_gate
         self.norm_eps = norm_eps
         self.chunk_size = chunk_size
@@ -109,7 +116,13 @@ class Mamba2(Block):
         self.conv_weight = nn.Parameter(torch.empty(d_conv_in, d_conv))
         self.conv_bias = nn.Parameter(torch.empty(d_conv_in)) if conv_bias else None
         self.dt_bias = nn.Parameter(init.dt_bias(self.n_heads, dt_min, dt_max, dt_floor))
-        self.A_log = nn.Parameter(torch.log(-init.uniform_decay(self.n_heads, *A_init_range)))
+        if A_init == "s4d-real":
+            A = init.s4d_real(1, self.n_heads)[0]
+        elif A_init == "random":
+            A = init.log_uniform_decay(*A_init_range, self.n_heads)
+        else:
+            A = init.uniform_decay(self.n_heads, *A_init_range)
+        self.A_log = nn.Parameter(torch.log(-A))
         self.D = nn.Parameter(torch.ones(self._heads if D_per_channel else self.n_heads))
         self.norm_weight = nn.Parameter(torch.ones(self.d_inner)) if norm else None
         self.out_proj = nn.Linear(self.d_inner, d_model, bias=bias)
