@@ -1,7 +1,7 @@
 """How a state starts, on a task of long memory: give back a signal as it was some time ago.
 
-    python benchmarks/memory_init.py --seeds 0 1 --steps 300            # some CPU minutes
-    python benchmarks/memory_init.py --device cuda --delay 1000 --length 4000 --steps 20000 --seeds 0 1 2 3 4
+    python benchmarks/memory_init.py                                    # ten minutes of one core
+    python benchmarks/memory_init.py --device cuda --delay 1000 --length 4000 --band 60 --steps 20000
 
 The input is white noise without its fast part (frequencies up to ``--band`` cycles in ``--length`` steps),
 the target the input ``--delay`` steps before, as in HiPPO's and S4D's studies of starts (Gu et al. 2020,
@@ -98,12 +98,12 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--kinds", nargs="+", choices=list(STARTS), default=list(STARTS))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--length", type=int, default=256)
-    parser.add_argument("--delay", type=int, default=64)
-    parser.add_argument("--band", type=int, default=16)
-    parser.add_argument("--lr", type=float, default=4e-3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--length", type=int, default=128)
+    parser.add_argument("--delay", type=int, default=24)
+    parser.add_argument("--band", type=int, default=6)
+    parser.add_argument("--lr", type=float, default=1e-2)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--trial", action="store_true", help="write no rows")
     arguments = parser.parse_args()
