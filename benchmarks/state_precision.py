@@ -1,4 +1,4 @@
-"""What is lost when states are stored in bfloat16, int8 or low rank: small character models on Python's pages.
+"""What is lost when states are stored in bfloat16, int8 or low rank: character models on Python's own manual.
 
     python benchmarks/state_precision.py --write                  # about five minutes on two cores
     python benchmarks/state_precision.py --write --models mamba2 --stores rank-2 rank-4 rank-8 rank-8-int8
