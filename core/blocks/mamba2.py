@@ -175,11 +175,13 @@ class Mamba2(Block):
         """``mix`` with the hidden states of layers below; nothing is forgotten until backward."""
         assert context.hidden is not None
         arguments, next_conv = self.scan_arguments(inputs, dt, conv_state, seq_idx, lengths, context.elapsed)
-        carried = {"initial_state": ssm_state, "seq_idx": seq_idx, "chunk_size": self.chunk_size}
+        carried: dict[str, Any] = {"initial_state": ssm_state, "seq_idx": seq_idx}
+        carried["chunk_size"] = self.chunk_size
         y, next_ssm = ssd(**arguments, **carried, return_final_state=True)
 
         def read(C: Tensor) -> Tensor:
-            return ssd(**{**arguments, "C": C, "D": None}, **carried).flatten(-2)  # type: ignore[union-attr]
+            told = {**arguments, "C": C, "D": None}
+            return ssd(**told, **carried).flatten(-2)  # type: ignore[union-attr]
 
         mine = Hidden(self.hidden_key(), read)
         y = with_earlier(self.dense_reads, context.hidden, mine, x, arguments["C"], y.flatten(-2))

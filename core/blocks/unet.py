@@ -247,7 +247,7 @@ class _Level(nn.Module):
     ) -> tuple[Tensor, State]:
         if x.shape[1] == 0 and state is not None:  # a piece that ends no window of this level
             return x, state
-        past = state or {}
+        past: Any = state or {}
         x, before = self.before(x, past.get("before"), lengths, context)
         if self.inner is None or self.after is None:
             return x, State.of(before=before)
@@ -312,8 +312,8 @@ class _Level(nn.Module):
             if rows is not None:
                 of_rows, mean = window[rows], None if mean is None else mean[rows]
             told = context and Context(elapsed=mean, losses=context.losses)
-            coarse = self.sample.down_proj(of_rows.flatten(1))  # type: ignore[union-attr,operator]
-            y, state = self.inner.step(coarse, state, inplace, told)  # type: ignore[union-attr,operator]
+            coarse = self.sample.down_proj(of_rows.flatten(1))  # type: ignore[union-attr]
+            y, state = self.inner.step(coarse, state, inplace, told)  # type: ignore[union-attr]
             return y.to(held.dtype), state
 
         if due.is_cuda or torch.compiler.is_compiling():

@@ -49,7 +49,8 @@ class Pairs(nn.ModuleList):
 
     def init_state(self, batch: int, n_patches: int) -> State:
         """Before the first frame; of a causal model."""
-        return State.of(**{str(i): pair.time.init_state(batch * n_patches) for i, pair in enumerate(self)})
+        states = (pair.time.init_state(batch * n_patches) for pair in self)  # type: ignore[union-attr,operator]
+        return State.of(**{str(i): state for i, state in enumerate(states)})
 
     def forward(self, x: Tensor, state: State | None, lengths: Tensor | None = None) -> tuple[Tensor, State]:
         """As ``Pair``'s."""
