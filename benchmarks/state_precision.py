@@ -1,6 +1,7 @@
-"""What is lost when states are stored in bfloat16 or int8: small character models on Python's own manual.
+"""What is lost when states are stored in bfloat16, int8 or low rank: character models on Python's own manual.
 
     python benchmarks/state_precision.py --write                  # about five minutes on two cores
+    python benchmarks/state_precision.py --write --models mamba2 --stores rank-2 rank-4 rank-8 rank-8-int8
 
 Each model is trained on three quarters of the pages of ``pydoc_data.topics``, which every Python brings, as
 streams with a carried state. On the other pages, one a row, the state is stored and restored once, before the
@@ -23,6 +24,7 @@ from torch import Tensor
 from mambakit.core.backbone import BackboneConfig
 from mambakit.core.language_model import LanguageModel, LanguageModelConfig
 from mambakit.core.state import State
+from mambakit.core.state_low_rank import low_rank
 from mambakit.core.state_storage import SCALES, compress, decompress
 from mambakit.core.training import DocumentStreams, begin_rows, configure_optimizer
 from mambakit.core.training.config import TrainConfig
@@ -41,6 +43,10 @@ MODELS = {
 STORES: dict[str, Callable[[State], State]] = {"bfloat16": lambda state: compress(state, "bfloat16")}
 for _scale in SCALES:
     STORES[f"int8-{_scale}"] = lambda state, scale=_scale: compress(state, "int8", scale)  # type: ignore[misc]
+for _rank in (2, 4, 8):
+    STORES[f"rank-{_rank}"] = lambda state, rank=_rank: low_rank(state, rank)  # type: ignore[misc]
+STORES["rank-8-int8"] = lambda state: compress(low_rank(state, 8), "int8")
+WHEN: dict[str, int | None] = {"once": None, "every-64": 64, "every-16": 16, "every-1": 1}
 
 
 def corpus() -> tuple[list[Tensor], Tensor, int]:
@@ -100,8 +106,10 @@ def log_probabilities(
     return torch.cat(found, 1)
 
 
-def measure(model: LanguageModel, rows: Tensor) -> tuple[float, dict[str, dict[str, float]]]:
-    """Cross-entropy of the model itself, and ``{what: {kl, change, most}}``."""
+def measure(
+    model: LanguageModel, rows: Tensor, stores: list[str]
+) -> tuple[float, dict[str, dict[str, float]]]:
+    """Cross-entropy of the model itself, and ``{what: {kl, change}}``; low rank not after every character."""
     ids, targets = rows[:, :LENGTH], rows[:, AFTER + 1 : LENGTH + 1]
 
     def cross_entropy(logp: Tensor) -> float:
@@ -112,9 +120,12 @@ def measure(model: LanguageModel, rows: Tensor) -> tuple[float, dict[str, dict[s
     with torch.inference_mode():
         _, state = model(ids[:, :AFTER])
     found["float32"] = {"bytes": state.nbytes / len(ids)}
-    for name, store in STORES.items():
+    for name in stores:
+        store = STORES[name]
         found[name] = {"bytes": store(state).nbytes / len(ids)}
-        for when, every in {"once": None, "every-64": 64, "every-16": 16, "every-1": 1}.items():
+        for when, every in WHEN.items():
+            if every == 1 and name.startswith("rank"):
+                continue
             logp = log_probabilities(model, ids, store, every)
             divergence = F.kl_div(logp, exact, reduction="none", log_target=True).sum(-1)
             found[f"{name}/{when}"] = {
@@ -155,6 +166,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
+    parser.add_argument("--stores", nargs="+", default=list(STORES), choices=list(STORES))
     parser.add_argument("--steps", type=int, default=200, help="of training")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument(
@@ -165,7 +177,9 @@ def main() -> None:
     print(machine())
     print(f"{sum(map(len, documents))} characters to train on, {len(rows)} held-out rows of {LENGTH}")
     for kind in args.models:
-        results = [measure(train(kind, documents, n_ids, args.steps, seed), rows) for seed in args.seeds]
+        results = [
+            measure(train(kind, documents, n_ids, args.steps, seed), rows, args.stores) for seed in args.seeds
+        ]
         made = table(kind, results, args.seeds)
         if args.write:
             print(f"wrote {write_rows('state-precision', made)}")

@@ -15,13 +15,12 @@ from mambakit.core.blocks import (
     Context,
     GraphMix,
     RMSNorm,
-    block_class,
-    block_options,
-    build_block,
+    build_layer,
     check_edges,
     kind_of,
 )
 from mambakit.core.blocks.base import check_input, check_lengths, padding_mask
+from mambakit.core.blocks.dense import DenseReads, Hidden
 from mambakit.core.blocks.gaps import check_elapsed, check_gaps
 from mambakit.core.blocks.packed import Packed
 from mambakit.core.blocks.ragged import left_padding_index, take
@@ -76,12 +75,35 @@ class Backbone(nn.Module):
             if block.mixes_time or isinstance(block, GraphMix)
         ]
         self._last_mixing = mixing[-1] if mixing else ""
+        if config.dense:
+            self._connect(config.dense)
         self._uses_context = any(block.uses_context for block in self._blocks())
         self.uses_elapsed = any(block.uses_elapsed for block in self._blocks())
         self._uses_edges = any(isinstance(block, GraphMix) for block in self._blocks())
         init.rescale_output_projections_(self.blocks, len(layers))
         if config.learn_initial_state:
             self.learn_initial_state()
+
+    def _connect(self, most: int) -> None:
+        """Let layers read the hidden states of up to ``most`` layers below them whose states are alike."""
+        seen: dict[tuple[object, ...], int] = {}
+        for block in self._blocks():
+            key = block.hidden_key()
+            if key is None:
+                continue
+            d_inner, d_state = block.d_inner, block.d_state
+            assert isinstance(d_inner, int)
+            assert isinstance(d_state, int)
+            n_earlier = min(seen.get(key, 0), most)
+            if n_earlier:
+                block.dense = DenseReads(self.d_model, d_inner, d_state, n_earlier)
+            block.uses_context = True
+            seen[key] = seen.get(key, 0) + 1
+        if max(seen.values(), default=0) < 2:
+            raise ValueError(
+                "dense: no two layers have hidden states alike; it joins mamba1 layers, or mamba2 layers, of "
+                "the same sizes"
+            )
 
     @property
     def causal(self) -> bool:
@@ -221,7 +243,8 @@ class Backbone(nn.Module):
             raise ValueError("keep: only of whole rows; leave lengths and seq_idx out")
         self._check_state(state)
         self._check_elapsed(elapsed, x)
-        if self.prefix is not None and seq_idx is not None and batch and length:
+        begun = self.prefix is not None or (self.config.dense and self.learns_initial_state)
+        if begun and seq_idx is not None and batch and length:
             return self._forward_apart(x, state, seq_idx, lengths, edges, elapsed)
         if self.prefix is not None and state is None:
             state = self.init_state(batch, x.device)
@@ -277,7 +300,7 @@ class Backbone(nn.Module):
         if elapsed is not None or self._uses_context:
             self._check_elapsed(elapsed, x)
             check_gaps(elapsed)
-            context = Context(inputs=x, elapsed=elapsed)
+            context = Context(inputs=x, elapsed=elapsed, hidden=[] if self.config.dense else None)
         states: dict[str, Any] = {}
         layers = zip(self._names, self.norms, self._blocks(), self._scales, strict=True)
         for name, norm, block, scale in layers:
@@ -297,7 +320,10 @@ class Backbone(nn.Module):
         """``forward`` of packed rows with every sequence a row of its own, read after the prefix."""
         check_seq_idx(seq_idx, batch=x.shape[0], length=x.shape[1])
         if lengths is not None or edges is not None:
-            raise ValueError("seq_idx: with a learned prefix, neither lengths nor edges go with packed rows")
+            raise ValueError(
+                "seq_idx: with a learned prefix, or dense layers that learn where they begin, "
+                "neither lengths nor edges go with packed rows"
+            )
         packed = Packed(seq_idx)
         starts = self.init_state(packed.count, x.device)
         if state is not None:
@@ -327,10 +353,11 @@ class Backbone(nn.Module):
             raise ValueError("edges: no layer of this backbone looks at them; one called graph does")
         if elapsed is None and not self._uses_context:
             return None
+        hidden: list[Hidden] | None = [] if self.config.dense else None
         if edges is not None:
             check_edges(edges, x.shape[0], x.shape[1], seq_idx, lengths, synchronize=True)
         check_gaps(elapsed)
-        return Context(inputs=x, edges=edges, edge_features=features, elapsed=elapsed)
+        return Context(inputs=x, edges=edges, edge_features=features, elapsed=elapsed, hidden=hidden)
 
     def _check_elapsed(self, elapsed: Tensor | None, x: Tensor) -> None:
         if elapsed is None:
@@ -365,7 +392,8 @@ def _build_all(config: BackboneConfig, layers: list[str]) -> list[Block]:
         if first is not None and first.shared_parts is None:
             blocks.append(first)
             continue
-        block = _build(config, layer)
+        options = config.options_of(layer)
+        block = build_layer(kind_of(layer), config.d_model, options, both_ways=config.bidirectional)
         if first is not None:
             for part in first.shared_parts or ():
                 setattr(block, part, getattr(first, part))
@@ -381,15 +409,3 @@ def _moved(edges: Tensor | None, by: Tensor) -> Tensor | None:
         return edges
     row = edges[:, 0]
     return torch.cat([edges[:, :1], edges[:, 1:] + by[row.clamp(0, len(by) - 1)][:, None]], dim=1)
-
-
-def _build(config: BackboneConfig, layer: str) -> Block:
-    """One block, made to look both ways if the config says so and the kind can."""
-    kind = kind_of(layer)
-    cls = block_class(kind)
-    options = config.options_of(layer)
-    if not config.bidirectional or not cls.mixes_time or not cls.causal:
-        return build_block(kind, config.d_model, options)
-    if "causal" in block_options(kind):
-        return build_block(kind, config.d_model, {**options, "causal": False})
-    return build_block("bidirectional", config.d_model, {"inner": kind, "inner_options": options})

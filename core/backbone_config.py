@@ -39,6 +39,9 @@ class BackboneConfig:
     """Added to the mean square in the norms."""
     learn_initial_state: bool = False
     """Begin every sequence from learned states instead of zeros; an attention's cache begins empty anyway."""
+    dense: int = 0
+    """How many layers of its kind below it every Mamba-1 or Mamba-2 layer also reads the hidden states of
+    (DenseSSM, arXiv:2403.00818); each costs a scan."""
 
     def __post_init__(self) -> None:
         for name in ("block_options", "residual_scale"):
@@ -52,7 +55,7 @@ class BackboneConfig:
                 f"got {self.layers!r}"
             )
         kinds = [kind_of(layer) for layer in self.layers]
-        for name in ("d_model", "repeat"):
+        for name in ("d_model", "repeat", "dense"):
             if not isinstance(getattr(self, name), Integral):
                 raise TypeError(f"{name}: expected a whole number, got {getattr(self, name)!r}")
         if self.d_model < 1:
@@ -60,6 +63,13 @@ class BackboneConfig:
         if not self.layers or self.repeat < 1:
             raise ValueError(
                 f"layers, repeat: expected at least one layer, got {list(self.layers)} x {self.repeat}"
+            )
+        if self.dense < 0:
+            raise ValueError(f"dense: expected a number of layers, at least 0, got {self.dense}")
+        if self.dense and (self.bidirectional or any("@" in layer for layer in self.layers)):
+            raise ValueError(
+                "dense: states of layers that read both ways, or share weights, cannot be read by others; "
+                "leave bidirectional off and labels out"
             )
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"dropout: expected 0 <= dropout < 1, got {self.dropout}")

@@ -143,7 +143,7 @@ def can_compile(backbone: Backbone, *ends: nn.Module) -> bool:
     alike = len({(kind.sizes(block), block.dt_limit) for block in blocks}) == 1
     config = backbone.config
     unscaled = all(config.scale_of(layer) == 1.0 for layer in config.layers)
-    if not (unchanged and plain and alike and unscaled) or backbone.learns_initial_state:
+    if not (unchanged and plain and alike and unscaled) or backbone.learns_initial_state or config.dense:
         return False
     return choose_backend("ssd", None, torch.device("cpu")) == "portable"
 

@@ -5,7 +5,9 @@
     state = decompress(State.load("user-17.safetensors"))
 
 A compressed state is a ``State`` too: its rows can be selected, joined, moved and saved. Only what goes on
-computing needs it decompressed. ``benchmarks/state_precision.py`` measures what is lost.
+computing needs it decompressed. ``benchmarks/state_precision.py`` measures what is lost. Matrices of few
+directions become still smaller by ``mambakit.core.state_low_rank`` before: ``compress(low_rank(state, 4),
+"int8")``; ``decompress`` undoes both.
 """
 
 from __future__ import annotations
@@ -16,12 +18,12 @@ import torch
 from torch import Tensor
 
 from mambakit.core.state import State
+from mambakit.core.state_low_rank import LEFT, LIKE, product
 
 PRECISIONS = ("bfloat16", "int8")
 SCALES = ("channel", "head", "row")
 
 # A compressed tensor is a nested state: values, with int8 their scales, and an empty tensor of the old dtype.
-_LIKE = "like"
 
 
 def compress(state: State, precision: str, scale: str = "channel") -> State:
@@ -44,11 +46,12 @@ def compress(state: State, precision: str, scale: str = "channel") -> State:
         raise ValueError(f"precision: expected one of {', '.join(PRECISIONS)}, got {precision!r}")
     if scale not in SCALES:
         raise ValueError(f"scale: expected one of {', '.join(SCALES)}, got {scale!r}")
+    least = 2 if precision == "bfloat16" else 1
     items: dict[str, Any] = {}
     for name, item in state.items():
         if isinstance(item, State):
             items[name] = compress(item, precision, scale)
-        elif not item.is_floating_point() or item.element_size() <= (2 if precision == "bfloat16" else 1):
+        elif name == LIKE or not item.is_floating_point() or item.element_size() <= least:
             items[name] = item
         else:
             values = item.detach()
@@ -57,17 +60,19 @@ def compress(state: State, precision: str, scale: str = "channel") -> State:
                 if precision == "bfloat16"
                 else _int8(name, values, scale)
             )
-            items[name] = State({**kept, _LIKE: values.new_empty(len(values), 0)})
+            items[name] = State({**kept, LIKE: values.new_empty(len(values), 0)})
     return State(items)
 
 
 def decompress(state: State) -> State:
-    """The inverse of ``compress``, in the dtypes the state had; anything else is left as it is."""
+    """The inverse of ``compress`` and ``low_rank``, in the dtypes the state had; anything else stays."""
     items: dict[str, Any] = {}
     for name, item in state.items():
         if not isinstance(item, State):
             items[name] = item
-        elif _LIKE in item:
+        elif LEFT in item:
+            items[name] = product(decompress(item))
+        elif LIKE in item:
             items[name] = _restored(item)
         else:
             items[name] = decompress(item)
@@ -90,7 +95,7 @@ def _int8(name: str, values: Tensor, scale: str) -> dict[str, Tensor]:
 
 
 def _restored(item: State) -> Tensor:
-    dtype = item[_LIKE].dtype
+    dtype = item[LIKE].dtype
     if "bfloat16" in item:
         return item["bfloat16"].to(dtype)
     return (item["int8"].to(torch.promote_types(dtype, torch.float32)) * item["scale"]).to(dtype)

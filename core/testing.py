@@ -35,6 +35,7 @@ SMALL_BLOCKS: dict[str, dict[str, Any]] = {
     "conv": {"width": 3},
     "zamba": {"n_heads": 2},
     "sequence_scan": {"inner": "mamba1", "size": 3},
+    "unet": {"levels": [["mamba1"], ["mamba1", "mlp"]], "inner_options": {"mamba1": {"d_state": 4}}},
 }
 """Options that make a block of every kind small; a grid and a graph want more than a sequence."""
 

@@ -24,6 +24,11 @@ def n_heads_of(block: nn.Module) -> int:
     """
     if isinstance(block, Bidirectional):
         return n_heads_of(block.ahead)
+    if isinstance(block, Block) and block.dense_reads is not None:
+        raise ValueError(
+            f"block: this {type(block).__name__} also reads the hidden states of layers below it (dense), "
+            "so that no matrix of its own says what it does"
+        )
     if isinstance(block, Mamba1):
         return block.d_inner
     if isinstance(block, (Mamba2, Attention)):
@@ -38,6 +43,8 @@ def has_hidden_attention(block: nn.Module) -> bool:
     """Whether ``hidden_attention`` takes the block."""
     if isinstance(block, Bidirectional):
         return has_hidden_attention(block.ahead)
+    if isinstance(block, Block) and block.dense_reads is not None:
+        return False
     return isinstance(block, (Mamba1, Mamba2, Attention))
 
 

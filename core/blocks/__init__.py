@@ -7,6 +7,7 @@ from mambakit.core.blocks.conv import ConvModule
 from mambakit.core.blocks.conv_attention import ConvAttention
 from mambakit.core.blocks.graph import GraphMix, check_edges
 from mambakit.core.blocks.grid_scan import GridScan
+from mambakit.core.blocks.layers import build_layer
 from mambakit.core.blocks.mamba1 import Mamba1
 from mambakit.core.blocks.mamba2 import Mamba2
 from mambakit.core.blocks.mamba3 import Mamba3
@@ -23,6 +24,7 @@ from mambakit.core.blocks.registry import (
     register_block,
 )
 from mambakit.core.blocks.sequence_scan import SequenceScan
+from mambakit.core.blocks.unet import UNet
 from mambakit.core.blocks.zamba import Zamba
 
 __all__ = [
@@ -45,10 +47,12 @@ __all__ = [
     "RMSNorm",
     "SequenceScan",
     "SlidingAttention",
+    "UNet",
     "Zamba",
     "block_class",
     "block_options",
     "build_block",
+    "build_layer",
     "check_edges",
     "kind_of",
     "register_block",

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
+from mambakit.core.blocks.dense import DenseReads, Hidden
 from mambakit.core.blocks.packed import Packed
 from mambakit.core.state import State
 from mambakit.kernels.checks import check_seq_idx
@@ -26,6 +27,7 @@ class Context:
         elapsed: Time since the token read before, in ordinary gaps: ``(batch, length)``, ``(batch,)`` in a
             step. Blocks with a step size multiply it by this.
         losses: Layers append to it what training is to minimise besides its own loss.
+        hidden: With dense connections, what the layers below show of their hidden states; a layer appends.
     """
 
     inputs: Tensor | None = None
@@ -33,6 +35,7 @@ class Context:
     edge_features: Tensor | None = None
     elapsed: Tensor | None = None
     losses: list[Tensor] = field(default_factory=list)
+    hidden: list[Hidden] | None = None
 
     def reordered(self, move: Callable[[Tensor], Tensor], gaps: Callable[[Tensor], Tensor]) -> Context:
         """For a block inside another, which reads the tokens as ``move`` puts them; edges stay outside.
@@ -74,6 +77,15 @@ class Block(nn.Module):
     shared_parts: tuple[str, ...] | None = None
     learnable_state: tuple[str, ...] = ()
     projections: tuple[str, ...] = ()
+
+    @property
+    def dense_reads(self) -> DenseReads | None:
+        """How it reads the hidden states of layers below it, if a backbone has connected them."""
+        return self._modules.get("dense")  # type: ignore[return-value]
+
+    def hidden_key(self) -> tuple[object, ...] | None:
+        """What hidden states must have alike for one layer to read another's; None if none can be read."""
+        return None
 
     def state_shapes(self) -> dict[str, tuple[int | None, ...]]:
         """Names and shapes (after the batch) of the state; None stands for a size that grows."""
@@ -240,17 +252,21 @@ class Block(nn.Module):
         """``forward`` of packed rows with every sequence a row of its own, so that each has a start."""
         elapsed = None if context is None else context.elapsed
         packed = Packed(seq_idx)
-        starts = self.init_state(packed.count, device=x.device, dtype=x.dtype)
-        if state is not None:
+        starts = self.init_state(packed.count, device=x.device, dtype=x.dtype) if self.causal else None
+        if starts is not None and state is not None:
             starts = starts.put_rows(packed.first, state)
-        outputs, finals = [], []
+        outputs, finals, losses = [], [], []
         for members in packed.groups():
             lengths, rows, gaps = packed.take(members, x, elapsed)
-            told = None if gaps is None else Context(elapsed=gaps)
-            y, final = self.forward(rows, starts.index_select(members), lengths=lengths, context=told)
+            told = None if context is None else Context(elapsed=gaps)
+            begin = None if starts is None else starts.index_select(members)
+            y, final = self.forward(rows, begin, lengths=lengths, context=told)
             outputs.append(y)
             finals.append(final)
-        return packed.join(outputs), packed.last_of(State.cat(finals))
+            losses += told.losses[:1] and [torch.stack(told.losses).sum()] if told is not None else []
+        if context is not None and losses:
+            context.losses.append(torch.stack(losses).mean())
+        return packed.join(outputs), packed.last_of(State.cat(finals)) if self.causal else State.of()
 
     def check_state(self, state: State, batch: int) -> None:
         """Raise unless ``state`` is one of this block's for ``batch`` rows.

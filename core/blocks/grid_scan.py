@@ -100,7 +100,7 @@ class GridScan(Block):
         context: Context | None = None,
     ) -> tuple[Tensor, State]:
         batch, length, _ = x.shape
-        self._check_whole_grids(length, seq_idx, lengths)
+        check_whole_grids(self.grid, length, seq_idx, lengths)
         if lengths is not None:
             x = x[:, : self.n_cells]
         n_tokens = x.shape[1]
@@ -148,22 +148,26 @@ class GridScan(Block):
             )
         return [y.index_select(1, order) for y, order in zip(outputs, inverses, strict=True)]
 
-    def _check_whole_grids(self, length: int, seq_idx: Tensor | None, lengths: Tensor | None) -> None:
-        n = self.n_cells
-        wanted = f"one whole grid {self.grid} of {n} cells"
-        if lengths is not None:
-            if _readable(lengths) and not bool(((lengths == n) | (lengths == 0)).all()):
-                raise ValueError(f"lengths: each row must hold {wanted}, or nothing, got {lengths.tolist()}")
-            if length < n:
-                raise ValueError(f"x: each row must hold {wanted}, got a length of {length}")
-        elif seq_idx is None:
-            if length != n:
-                raise ValueError(
-                    f"x: each row must be {wanted}, got a length of {length}; "
-                    "give seq_idx for several grids in a row"
-                )
-        elif length % n or (_readable(seq_idx) and not _is_whole(seq_idx.unflatten(1, (-1, n)))):
-            raise ValueError(f"seq_idx: each packed sequence must be {wanted}, got others (length {length})")
+
+def check_whole_grids(
+    grid: Sequence[int], length: int, seq_idx: Tensor | None, lengths: Tensor | None
+) -> None:
+    """Raise a ValueError unless each sequence of rows of ``length`` tokens is one whole grid, or nothing."""
+    n = math.prod(grid)
+    wanted = f"one whole grid {tuple(grid)} of {n} cells"
+    if lengths is not None:
+        if _readable(lengths) and not bool(((lengths == n) | (lengths == 0)).all()):
+            raise ValueError(f"lengths: each row must hold {wanted}, or nothing, got {lengths.tolist()}")
+        if length < n:
+            raise ValueError(f"x: each row must hold {wanted}, got a length of {length}")
+    elif seq_idx is None:
+        if length != n:
+            raise ValueError(
+                f"x: each row must be {wanted}, got a length of {length}; "
+                "give seq_idx for several grids in a row"
+            )
+    elif length % n or (_readable(seq_idx) and not _is_whole(seq_idx.unflatten(1, (-1, n)))):
+        raise ValueError(f"seq_idx: each packed sequence must be {wanted}, got others (length {length})")
 
 
 def _readable(values: Tensor) -> bool:

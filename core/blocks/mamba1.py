@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mambakit.core import init
 from mambakit.core.blocks.base import Block, Context
+from mambakit.core.blocks.dense import Hidden, with_earlier
 from mambakit.core.blocks.linear import plain_linear
 from mambakit.core.blocks.norm import RMSNorm
 from mambakit.core.blocks.ragged import finished_dt, last_inputs
@@ -34,6 +35,10 @@ class Mamba1(Block):
         dt_floor: Least dt at the start.
         dt_init: How dt's projection starts, ``"random"`` or ``"constant"``.
         dt_scale: Scales the start of dt's projection.
+        A_init: How A starts: ``"s4d-real"``, ``-1 ... -d_state`` for every channel, as published, which are
+            HiPPO-LegS's diagonal and its eigenvalues; ``"hippo-legs"``: so, and what makes B weighed by
+            HiPPO-LegS's ``sqrt(2n+1)``; ``"random"``: ``-A`` log-uniform in ``[1, d_state]``. A is real, so
+            S4D-Lin, S4D-Inv and S4D-LegS, whose decays are all alike, are starts of mamba3.
         dt_limit: Clamp on dt after softplus.
         inner_norm: RMSNorm of the low-rank dt, of B and of C, before they are used: ``"learned"`` (Jamba:
             Lieber et al. 2024, arXiv:2403.19887, section 6.4) or ``"plain"``, without weights (Falcon Mamba:
@@ -43,7 +48,8 @@ class Mamba1(Block):
         bias: Biases of in_proj and out_proj.
 
     Raises:
-        ValueError: On a size below 1, another ``inner_norm``, or starts that make no sense.
+        ValueError: On a size below 1, another ``inner_norm`` or ``A_init``, or starts that make no
+            sense.
     """
 
     uses_elapsed = True
@@ -63,6 +69,7 @@ class Mamba1(Block):
         dt_floor: float = 1e-4,
         dt_init: str = "random",
         dt_scale: float = 1.0,
+        A_init: str = "s4d-real",
         dt_limit: tuple[float, float] = (0.0, math.inf),
         inner_norm: str | None = None,
         inner_norm_eps: float = 1e-6,
@@ -82,6 +89,9 @@ class Mamba1(Block):
         for name in ("d_model", "d_inner", "d_state", "d_conv", "dt_rank"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        if A_init not in ("s4d-real", "hippo-legs", "random"):
+            hint = "; A is real here, and mamba3 holds complex ones" if A_init in init.COMPLEX_STARTS else ""
+            raise ValueError(f"A_init: expected 's4d-real', 'hippo-legs' or 'random', got {A_init!r}{hint}")
         if inner_norm not in (None, "learned", "plain"):
             raise ValueError(f"inner_norm: expected 'learned', 'plain' or None, got {inner_norm!r}")
         self.inner_norm = inner_norm
@@ -99,13 +109,18 @@ class Mamba1(Block):
             self.B_norm = RMSNorm(d_state, inner_norm_eps)
             self.C_norm = RMSNorm(d_state, inner_norm_eps)
         self.dt_proj = nn.Linear(dt_rank, self.d_inner)
-        self.A_log = nn.Parameter(torch.log(-init.s4d_real(self.d_inner, d_state)))
+        A = init.s4d_real(self.d_inner, d_state)
+        if A_init == "random":
+            A = init.log_uniform_decay(1.0, d_state, self.d_inner, d_state)
+        self.A_log = nn.Parameter(torch.log(-A))
         self.D = nn.Parameter(torch.ones(self.d_inner))
         self.out_proj = nn.Linear(self.d_inner, d_model, bias=bias)
 
         self._own = set(self._parameters)
 
         init.convolution_(self.conv_weight, self.conv_bias)
+        if A_init == "hippo-legs":
+            init.hippo_legs_inputs_(self.x_proj.weight[dt_rank : dt_rank + d_state])
         init.dt_projection_(self.dt_proj.weight, scale=dt_scale, mode=dt_init)
         with torch.no_grad():
             self.dt_proj.bias.copy_(init.dt_bias(self.d_inner, dt_min, dt_max, dt_floor))
@@ -126,10 +141,26 @@ class Mamba1(Block):
         arguments, next_conv = self.scan_arguments(
             u, conv_state, seq_idx, lengths, None if context is None else context.elapsed
         )
+        hidden = None if context is None else context.hidden
         y, next_ssm = selective_scan(
-            **arguments, z=z, initial_state=ssm_state, seq_idx=seq_idx, return_final_state=True
+            **arguments,
+            z=z if hidden is None else None,
+            initial_state=ssm_state,
+            seq_idx=seq_idx,
+            return_final_state=True,
         )
+        if hidden is not None:
+
+            def read(C: Tensor) -> Tensor:
+                told = {**arguments, "C": C, "D": None}
+                return selective_scan(**told, initial_state=ssm_state, seq_idx=seq_idx)  # type: ignore[return-value]
+
+            mine = Hidden(self.hidden_key(), read)
+            y = with_earlier(self.dense_reads, hidden, mine, x, arguments["C"], y) * F.silu(z)
         return self.out_proj(y), State.of(conv=next_conv, ssm=next_ssm)
+
+    def hidden_key(self) -> tuple[object, ...]:
+        return ("mamba1", self.d_inner, self.d_state)
 
     def project_in(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """What is convolved and the gate z, both ``(batch, length, d_inner)``."""
@@ -187,8 +218,9 @@ class Mamba1(Block):
         # a module's attributes are slow to find
         own: dict[str, Any] = self._parameters
         elapsed = None if context is None else context.elapsed
+        hidden = None if context is None else context.hidden
         projections = None
-        if self.inner_norm is None:  # the compiled token knows of no norms
+        if self.inner_norm is None and hidden is None:  # the compiled token knows of no norms
             projections = plain_linear(self._modules, "in_proj", "x_proj", "dt_proj", "out_proj")
         if projections is not None and own.keys() == self._own:
             in_proj, x_proj, dt_proj, out_proj = projections
@@ -230,13 +262,20 @@ class Mamba1(Block):
             B.unsqueeze(1),
             C.unsqueeze(1),
             D=self.D,
-            z=z,
+            z=z if hidden is None else None,
             dt_bias=None if finished else self.dt_proj.bias,
             dt_softplus=not finished,
             dt_limit=(0.0, math.inf) if finished else self.dt_limit,
             A_is_log=True,
             inplace=inplace,
         )
+        if hidden is not None:
+
+            def read(C: Tensor) -> Tensor:
+                return (next_ssm * C.to(next_ssm.dtype)).sum(-1)
+
+            mine = Hidden(self.hidden_key(), read)
+            y = with_earlier(self.dense_reads, hidden, mine, x, C.unsqueeze(1), y) * F.silu(z)
         return self.out_proj(y), State.of(conv=next_conv, ssm=next_ssm)
 
     def _project_dt(self, dt: Tensor) -> Tensor:

@@ -7,11 +7,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mambakit.core import init
 from mambakit.core.blocks.base import Block, Context, count_heads
+from mambakit.core.blocks.dense import Hidden, with_earlier
 from mambakit.core.blocks.linear import plain_linear
 from mambakit.core.blocks.ragged import finished_dt, last_inputs
 from mambakit.core.blocks.registry import register_block
@@ -34,6 +36,9 @@ class Mamba2(Block):
         expand: ``d_inner = expand * d_model``.
         head_dim: Channels per head; divides ``d_inner``.
         n_groups: Groups of heads that share B and C; divides the number of heads.
+        A_init: How the heads' decays start, of which each has one: ``"uniform"`` in ``A_init_range``, as
+            published; ``"random"``: log-uniform in it; ``"s4d-real"``: ``-1 ... -n_heads``. They are real, so
+            S4D-Lin, S4D-Inv and S4D-LegS are starts of mamba3.
         A_init_range: Each head's decay starts uniform in it.
         dt_min, dt_max: Range of dt at the start.
         dt_floor: Least dt at the start.
@@ -49,7 +54,7 @@ class Mamba2(Block):
             a training step takes an eighth less memory, and longer: a quarter for 130M parameters on a GPU.
 
     Raises:
-        ValueError: On a size below 1, or sizes that do not divide as above.
+        ValueError: On a size below 1, sizes that do not divide as above, or another ``A_init``.
     """
 
     uses_elapsed = True
@@ -65,6 +70,7 @@ class Mamba2(Block):
         expand: float = 2,
         head_dim: int = 64,
         n_groups: int = 1,
+        A_init: str = "uniform",
         A_init_range: tuple[float, float] = (1.0, 16.0),
         dt_min: float = 0.001,
         dt_max: float = 0.1,
@@ -90,6 +96,9 @@ class Mamba2(Block):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
         self.n_heads = count_heads(self.d_inner, head_dim, n_groups)
+        if A_init not in ("uniform", "s4d-real", "random"):
+            hint = "; A is real here, and mamba3 holds complex ones" if A_init in init.COMPLEX_STARTS else ""
+            raise ValueError(f"A_init: expected 'uniform', 's4d-real' or 'random', got {A_init!r}{hint}")
         self.norm_before_gate = norm_before_gate
         self.norm_eps = norm_eps
         self.chunk_size = chunk_size
@@ -107,7 +116,13 @@ class Mamba2(Block):
         self.conv_weight = nn.Parameter(torch.empty(d_conv_in, d_conv))
         self.conv_bias = nn.Parameter(torch.empty(d_conv_in)) if conv_bias else None
         self.dt_bias = nn.Parameter(init.dt_bias(self.n_heads, dt_min, dt_max, dt_floor))
-        self.A_log = nn.Parameter(torch.log(-init.uniform_decay(self.n_heads, *A_init_range)))
+        if A_init == "s4d-real":
+            A = init.s4d_real(1, self.n_heads)[0]
+        elif A_init == "random":
+            A = init.log_uniform_decay(*A_init_range, self.n_heads)
+        else:
+            A = init.uniform_decay(self.n_heads, *A_init_range)
+        self.A_log = nn.Parameter(torch.log(-A))
         self.D = nn.Parameter(torch.ones(self._heads if D_per_channel else self.n_heads))
         self.norm_weight = nn.Parameter(torch.ones(self.d_inner)) if norm else None
         self.out_proj = nn.Linear(self.d_inner, d_model, bias=bias)
@@ -127,6 +142,8 @@ class Mamba2(Block):
     ) -> tuple[Tensor, State]:
         conv_state, ssm_state = (None, None) if state is None else (state["conv"], state["ssm"])
         z, inputs, dt = self.project_in(x)
+        if context is not None and context.hidden is not None:
+            return self._mix_dense(x, z, inputs, dt, conv_state, ssm_state, seq_idx, lengths, context)
         y, next_conv, next_ssm = self._keep_inputs_of(
             self._recurrence,
             inputs,
@@ -139,6 +156,40 @@ class Mamba2(Block):
             None if context is None else context.elapsed,
         )
         return self._keep_inputs_of(self.project_out, y, z), State.of(conv=next_conv, ssm=next_ssm)
+
+    def hidden_key(self) -> tuple[object, ...]:
+        return ("mamba2", *self._heads, *self._groups)
+
+    def _mix_dense(
+        self,
+        x: Tensor,
+        z: Tensor,
+        inputs: Tensor,
+        dt: Tensor,
+        conv_state: Tensor | None,
+        ssm_state: Tensor | None,
+        seq_idx: Tensor | None,
+        lengths: Tensor | None,
+        context: Context,
+    ) -> tuple[Tensor, State]:
+        """``mix`` with the hidden states of layers below; nothing is forgotten until backward."""
+        assert context.hidden is not None
+        arguments, next_conv = self.scan_arguments(inputs, dt, conv_state, seq_idx, lengths, context.elapsed)
+        carried: dict[str, Any] = {"initial_state": ssm_state, "seq_idx": seq_idx}
+        carried["chunk_size"] = self.chunk_size
+        y, next_ssm = ssd(**arguments, **carried, return_final_state=True)
+
+        def read(C: Tensor) -> Tensor:
+            told = {**arguments, "C": C, "D": None}
+            return ssd(**told, **carried).flatten(-2)  # type: ignore[union-attr]
+
+        mine = Hidden(self.hidden_key(), read)
+        y = with_earlier(self.dense_reads, context.hidden, mine, x, arguments["C"], y.flatten(-2))
+        return self._project_dense(y, z), State.of(conv=next_conv, ssm=next_ssm)
+
+    def _project_dense(self, y: Tensor, z: Tensor) -> Tensor:
+        """``(batch, length, d_inner)`` that no gate has seen yet, to the block's output."""
+        return self.out_proj(y * F.silu(z) if self.norm_weight is None else self._normalize(y, z))
 
     def _keep_inputs_of(self, function: Callable[..., Any], *inputs: Tensor | None) -> Any:
         """``function(*inputs)``, all but its inputs forgotten until backward, with ``recompute``."""
@@ -231,7 +282,8 @@ class Mamba2(Block):
         # a module's attributes are slow to find
         own: dict[str, Any] = self._parameters
         elapsed = None if context is None else context.elapsed
-        plain = own.keys() == self._own
+        hidden = None if context is None else context.hidden
+        plain = own.keys() == self._own and hidden is None
         options: dict[str, Any] = {}
         if plain:
             options = {name: own.get(name) for name in _OF_A_STEP}
@@ -279,13 +331,22 @@ class Mamba2(Block):
             B.view(batch, *self._groups),
             C.view(batch, *self._groups),
             D=self.D,
-            z=z.view(batch, *self._heads) if self.norm_weight is None else None,
+            z=z.view(batch, *self._heads) if self.norm_weight is None and hidden is None else None,
             dt_bias=None if finished else self.dt_bias,
             dt_softplus=not finished,
             dt_limit=(0.0, math.inf) if finished else self.dt_limit,
             A_is_log=True,
             inplace=inplace,
         )
+        if hidden is not None:
+
+            def read(C: Tensor) -> Tensor:
+                of_heads = C.to(next_ssm.dtype).repeat_interleave(self.n_heads // self._groups[0], 1)
+                return (next_ssm * of_heads[:, :, None]).sum(-1).flatten(1)
+
+            mine = Hidden(self.hidden_key(), read)
+            y = with_earlier(self.dense_reads, hidden, mine, x, C.view(batch, *self._groups), y.flatten(1))
+            return self._project_dense(y, z), State.of(conv=next_conv, ssm=next_ssm)
         y = self._normalize(y.flatten(1), z)
         return self.out_proj(y), State.of(conv=next_conv, ssm=next_ssm)
 

@@ -45,6 +45,14 @@ class Mamba3(Block):
         A_floor: Least ``-A``.
         A_init_range: Each head's decay starts uniform in it, by a bias ``A_bias``; None for no bias, as
             published: every head then starts about -1.
+        A_init: How the state starts as a complex diagonal one, for a token whose projection is nothing. A
+            pair of channels that turns is a complex number and its conjugate, and every head has all
+            frequencies: ``"s4d-lin"``, ``"s4d-inv"``, ``"s4d-legs"`` (Gu et al. 2022, arXiv:2206.11893) or
+            ``"random"``, for ``2 * n_angles`` channels; all decay by 1/2, those that do not turn too. What
+            they want beyond the pi that a state can turn in a unit of time is had by a shorter unit
+            (``init.turning``): dt starts longer than asked, A and B smaller, with the same products. The
+            frequencies and the decay are biases of ``in_proj``, which then has biases. ``"s4d-real"``: the
+            heads' decays are 1 ... n_heads, and the frequencies as published. None: as published.
         dt_min, dt_max: Range of dt at the start.
         dt_floor: Least dt at the start.
         dt_limit: Clamp on dt after softplus.
@@ -54,7 +62,8 @@ class Mamba3(Block):
         chunk_size: Chunk of the scan; the kernel's choice if None.
 
     Raises:
-        ValueError: On a size below 1, sizes that do not divide as above, or another ``decay``.
+        ValueError: On a size below 1, sizes that do not divide as above, another ``decay`` or ``A_init``, or
+            starts that make no sense together.
     """
 
     uses_elapsed = True
@@ -74,6 +83,7 @@ class Mamba3(Block):
         decay: str = "heavy_tail",
         A_floor: float = 1e-4,
         A_init_range: tuple[float, float] | None = None,
+        A_init: str | None = None,
         dt_min: float = 0.001,
         dt_max: float = 0.1,
         dt_floor: float = 1e-4,
@@ -99,6 +109,13 @@ class Mamba3(Block):
         if decay not in ("heavy_tail", "softplus"):
             raise ValueError(f"decay: expected 'heavy_tail' or 'softplus', got {decay!r}")
         self.n_angles = int(d_state * rope_fraction) // 2
+        if A_init not in (None, "s4d-real", *init.COMPLEX_STARTS):
+            known = ", ".join(("s4d-real", *init.COMPLEX_STARTS))
+            raise ValueError(f"A_init: expected one of {known} or None, got {A_init!r}")
+        if A_init is not None and A_init_range is not None:
+            raise ValueError("A_init, A_init_range: both say where the decays start; give one")
+        if A_init in init.COMPLEX_STARTS and not self.n_angles:
+            raise ValueError(f"A_init: {A_init} turns, but rope_fraction={rope_fraction} leaves no pair to")
         self.decay = decay
         self.A_floor = A_floor
         self.dt_limit = (float(dt_limit[0]), float(dt_limit[1]))
@@ -116,13 +133,13 @@ class Mamba3(Block):
             "value": (n_heads, head_dim),
         }
 
-        self.in_proj = nn.Linear(d_model, sum(self._split_in), bias=bias)
+        begins = A_init is not None
+        self.in_proj = nn.Linear(d_model, sum(self._split_in), bias=bias or begins)
         self.dt_bias = nn.Parameter(init.dt_bias(n_heads, dt_min, dt_max, dt_floor))
         self.A_bias = None
         if A_init_range is not None:
-            A = -init.uniform_decay(n_heads, *A_init_range)
-            heavy = torch.where(A >= 1, A - 1, 1 - 1 / A)
-            self.A_bias = nn.Parameter(heavy if decay == "heavy_tail" else init.inverse_softplus(A))
+            rates = -init.uniform_decay(n_heads, *A_init_range)
+            self.A_bias = nn.Parameter(self._projected_decay(rates))
         self.B_norm = RMSNorm(d_state, norm_eps)
         self.C_norm = RMSNorm(d_state, norm_eps)
         self.B_bias = nn.Parameter(torch.ones(n_heads, mimo_rank, d_state))
@@ -137,9 +154,33 @@ class Mamba3(Block):
         self.D = nn.Parameter(torch.ones(n_heads))
         self.norm = RMSNorm(self.d_inner, norm_eps) if norm else None
         self.out_proj = nn.Linear(self.d_inner, d_model, bias=bias)
+        if A_init is not None:
+            self._begin(A_init)
         # of a block whose parameters are parametrized some are missing, and others are there
         self._own = set(self._parameters)
         self._norms = ("B_norm", "C_norm", "norm") if norm else ("B_norm", "C_norm")
+
+    @torch.no_grad()
+    def _begin(self, A_init: str) -> None:
+        """Start the state as ``A_init`` says."""
+        self.in_proj.bias.zero_()
+        *_, dd_A, _, angles = self.in_proj.bias.split(self._split_in)
+        if A_init == "s4d-real":
+            dd_A.copy_(self._projected_decay(-init.s4d_real(1, self.n_heads)[0]))
+            return
+        start = init.turning(A_init, self.n_angles)
+        dd_A.copy_(self._projected_decay(torch.full_like(dd_A, start.decay)))
+        angles.copy_(torch.atanh(start.turns))
+        dt = F.softplus(self.dt_bias.double()) * start.unit
+        self.dt_bias.copy_(init.inverse_softplus(dt))
+        for parameter in (self.B_norm.weight, self.B_bias):
+            parameter.div_(start.unit)
+
+    def _projected_decay(self, rate: Tensor) -> Tensor:
+        """What ``_decay_rate`` makes ``-rate`` of."""
+        if self.decay == "softplus":
+            return init.inverse_softplus(rate)
+        return torch.where(rate >= 1, rate - 1, 1 - 1 / rate)
 
     def state_shapes(self) -> dict[str, tuple[int | None, ...]]:
         return self._shapes  # type: ignore[return-value]

@@ -48,6 +48,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "moe": {"n_experts": 3, "d_hidden": 8, "d_shared": 8},
     "sequence_scan": {"inner": "mamba2", "inner_options": SSD},
     "sliding_attention": {"n_heads": 2, "window": 3},
+    "unet": {"levels": [["mamba2"], ["mlp"]], "skip": "concat", "inner_options": {"mamba2": SSD}},
     "zamba": {"n_heads": 2, "d_hidden": 8, "inner_options": {"d_state": 4}},
 }
 # linear maps that choose, and are no projections

@@ -21,6 +21,7 @@ from mambakit.core.blocks import (
     MoE,
     SequenceScan,
     SlidingAttention,
+    UNet,
     Zamba,
     block_options,
     build_block,
@@ -76,6 +77,7 @@ def test_kinds_and_classes():
         "zamba": Zamba,
         "grid_scan": GridScan,
         "sequence_scan": SequenceScan,
+        "unet": UNet,
     } == BLOCKS
     assert "d_model" not in block_options("mamba1")
     assert block_options("mamba1")["d_state"].default == 16

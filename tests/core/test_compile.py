@@ -54,7 +54,7 @@ def test_forward(kind):
         for length in LENGTHS:
             x = torch.randn(2, length, 16)
             torch.testing.assert_close(compiled(x)[0], block(x)[0])
-    assert graphs() == 2
+    assert graphs() == (3 if kind == "unet" else 2)  # at its lower rate two tokens are one, which is special
 
 
 @pytest.mark.parametrize("kind", kinds(("mamba1", "mlp", "moe", "gru", "lstm")))

@@ -17,6 +17,7 @@ from mambakit.core.export import StateLayout, export_forward, export_step, load_
 from mambakit.core.language_model import LanguageModel, LanguageModelConfig
 from mambakit.core.testing import SMALL_BLOCKS
 
+ANY_LENGTH = [kind for kind in SMALL_BLOCKS if kind != "unet"]
 CAUSAL = [kind for kind in SMALL_BLOCKS if BLOCKS[kind].causal]
 Run = Callable[..., tuple[torch.Tensor, dict[str, torch.Tensor]]]
 
@@ -63,13 +64,27 @@ def vectors(batch: int) -> torch.Tensor:
     return torch.randn(batch, 16)
 
 
-@pytest.mark.parametrize("kind", kinds(list(SMALL_BLOCKS), ("mamba1", "attention", "moe", "lstm")))
+@pytest.mark.parametrize("kind", kinds([*ANY_LENGTH], ("mamba1", "attention", "moe", "lstm")))
 def test_forward_of_any_batch_and_length(kind):
     block = small(kind)
     run = export_forward(block).module()
     with torch.no_grad():
         for batch, length in ((1, 1), (2, 5), (1, 63), (3, 64), (2, 130)):
             x = torch.randn(batch, length, 16)
+            y, state = run(x, {})
+            expected, after = block(x)
+            torch.testing.assert_close(y, expected, atol=1e-5, rtol=0)
+            torch.testing.assert_close(state, StateLayout.pack(after), atol=1e-5, rtol=0)
+
+
+def test_a_stack_of_several_rates_is_a_program_of_one_length():
+    block = small("unet")
+    with pytest.raises(UserError, match="with fixed_length it may be"):
+        export_forward(block)
+    run = export_forward(block, fixed_length=7).module()
+    with torch.no_grad():
+        for batch in (1, 3):
+            x = torch.randn(batch, 7, 16)
             y, state = run(x, {})
             expected, after = block(x)
             torch.testing.assert_close(y, expected, atol=1e-5, rtol=0)

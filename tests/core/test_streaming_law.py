@@ -124,6 +124,30 @@ CASES = {
         {"size": 2, "inner": "bidirectional", "inner_options": {"inner": "mamba1"}},
     ),
     "bidirectional-gru": ("bidirectional", {"inner": "gru", "merge": "concat"}),
+    "unet": (
+        "unet",
+        {"levels": [["mamba1"], ["mamba1", "mlp"]], "inner_options": {"mamba1": {"d_state": 4}}},
+    ),
+    "unet-deep": (
+        "unet",
+        {
+            "levels": [["mlp"], ["mamba2"], ["attention", "gru"]],
+            "factor": [2, 3],
+            "widths": [D_MODEL, 24, 32],
+            "skip": "concat",
+            "inner_options": {"mamba2": {"head_dim": 8, "d_state": 4}, "attention": {"n_heads": 2}},
+        },
+    ),
+    "unet-bare": ("unet", {"levels": [[], ["conv"]], "factor": 4, "inner_options": {"conv": {"width": 3}}}),
+    "unet-both-ways": (
+        "unet",
+        {
+            "levels": [["mamba1"], ["moe"], ["attention"]],
+            "causal": False,
+            "factor": [3, 2],
+            "inner_options": {"moe": {"n_experts": 3, "d_hidden": 8}, "attention": {"n_heads": 2}},
+        },
+    ),
 }
 LOCAL = {"sequence-windows", "sequence-dilated"}  # their first token does not see the last one
 # nothing here is a whole grid, and a graph's edges lie in a sequence
@@ -137,6 +161,11 @@ SMALL = {
     "moe": {"n_experts": 3, "d_hidden": 8},
     "conv": {"width": 3},
     "zamba": {"n_heads": 2, "d_hidden": 16, "inner_options": {"d_state": 4}},
+    "unet": {
+        "levels": [["mamba1"], ["zamba", "moe"]],
+        "factor": 3,
+        "inner_options": {"mamba1": {"d_state": 4}, "zamba": {"n_heads": 2}, "moe": {"n_experts": 3}},
+    },
 }
 STACKS = {
     "stack-mamba1": (["mamba1"], 2, False),
@@ -145,7 +174,10 @@ STACKS = {
     "stack-hybrid": (["mamba1", "mlp", "attention", "mamba2"], 1, False),
     "stack-shared": (["zamba@a", "moe", "attention@b", "attention@b", "zamba@a"], 1, False),
     "stack-recurrent": (["gru", "mlp", "lstm"], 1, False),
+    "stack-unet": (["mamba1", "unet", "moe"], 1, False),
+    "stack-dense": (["mamba2", "mlp", "mamba1"], 3, False),
     "stack-both-ways": (["mamba2", "attention", "mlp"], 1, True),
+    "stack-unet-both-ways": (["mamba1", "unet", "mlp"], 1, True),
     "stack-everything-both-ways": (["conv", "sliding_attention", "moe", "zamba"], 1, True),
 }
 NAMES = [*CASES, *STACKS]
@@ -168,6 +200,7 @@ def build(name: str, dtype: torch.dtype = torch.float64) -> Sequential:
                 repeat=repeat,
                 block_options=options,
                 bidirectional=bidirectional,
+                dense=2 if name == "stack-dense" else 0,
             )
         )
     # larger dt than at the start of training, so that states forget within a few tokens
@@ -175,6 +208,8 @@ def build(name: str, dtype: torch.dtype = torch.float64) -> Sequential:
         for parameter_name, parameter in module.named_parameters():
             if parameter_name.endswith(("dt_bias", "dt_proj.bias")):
                 parameter.add_(3.0)
+            if ".dense." in parameter_name:  # gates begin at zero
+                parameter.add_(0.5 * torch.randn_like(parameter))
     return module.to(dtype).eval()
 
 

@@ -3,7 +3,8 @@
 In the spirit of SEMamba (Chao et al. 2024, arXiv:2405.06573): magnitudes compressed by a power, blocks that
 read each frequency along time and each frame along frequency, and a mask for the magnitude. Other than there,
 a patch of bins is one token, the phase is changed by a complex term that is added after the mask, and one
-form of the model is causal and streams.
+form of the model is causal and streams. With ``levels`` the blocks stand in a U over time and frequency, as
+Mamba-SEUNet has it (Wang et al. 2024, arXiv:2412.16626).
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mambakit.core.blocks import RMSNorm, build_block
+from mambakit.core.blocks import RMSNorm
 from mambakit.core.errors import UsageError
 from mambakit.core.hub import HubModel
 from mambakit.core.state import State
 from mambakit.domains.speech.enhance.config import EnhanceConfig
+from mambakit.domains.speech.enhance.pairs import Pairs, Scales
 from mambakit.domains.speech.enhance.stft import CausalSTFT, compress, expand
 from mambakit.domains.speech.stitching import stitched
 
@@ -40,31 +42,6 @@ class EnhanceState(NamedTuple):
     """Of the blocks over time."""
 
 
-class Pair(nn.Module):
-    """A block over time and one over frequency, each ``x + block(norm(x))``."""
-
-    def __init__(self, config: EnhanceConfig) -> None:
-        super().__init__()
-        both = {"inner": config.block, "inner_options": config.block_options}
-        self.time_norm, self.frequency_norm = RMSNorm(config.d_model), RMSNorm(config.d_model)
-        self.time = (
-            build_block(config.block, config.d_model, config.block_options)
-            if config.causal
-            else build_block("bidirectional", config.d_model, both)
-        )
-        self.frequency = build_block("bidirectional", config.d_model, both)
-
-    def forward(self, x: Tensor, state: State | None) -> tuple[Tensor, State]:
-        """``(batch, n_frames, n_patches, d_model)`` to the same, and the state after the last frame."""
-        batch, n_frames, n_patches, width = x.shape
-        along = x.transpose(1, 2).reshape(batch * n_patches, n_frames, width)
-        y, state = self.time(self.time_norm(along), state)
-        x = (along + y).view(batch, n_patches, n_frames, width).transpose(1, 2)
-        across = x.reshape(batch * n_frames, n_patches, width)
-        y, _ = self.frequency(self.frequency_norm(across))
-        return (across + y).view(batch, n_frames, n_patches, width), state
-
-
 class Enhancer(nn.Module, HubModel):
     """Removes noise; one channel at ``config.rate_hz``.
 
@@ -79,7 +56,7 @@ class Enhancer(nn.Module, HubModel):
         self.n_patches = -(-config.n_bins // config.patch)
         self.embed = nn.Linear(_CHANNELS * config.patch, config.d_model)
         self.place = nn.Parameter(0.02 * torch.randn(self.n_patches, config.d_model))
-        self.pairs = nn.ModuleList(Pair(config) for _ in range(config.n_layers))
+        self.pairs = Pairs(config) if config.levels == 1 else Scales(config, config.levels)
         self.norm = RMSNorm(config.d_model)
         self.readout = nn.Linear(config.d_model, _CHANNELS * config.patch)
         nn.init.zeros_(self.readout.weight)  # begins as the identity: a mask of 1, and nothing added
@@ -138,12 +115,9 @@ class Enhancer(nn.Module, HubModel):
             raise UsageError("this model reads time both ways and cannot stream; train one with causal true")
         device = self.place.device
         silence = torch.zeros(batch, self.stft.overlap, device=device)
-        blocks = {
-            str(i): pair.time.init_state(batch * self.n_patches)  # type: ignore[union-attr,operator]
-            for i, pair in enumerate(self.pairs)
-        }
+        blocks = self.pairs.init_state(batch, self.n_patches)
         level = torch.zeros(batch, 2, dtype=torch.float64, device=device)
-        return EnhanceState(silence, silence.clone(), level, State.of(**blocks))
+        return EnhanceState(silence, silence.clone(), level, blocks)
 
     def step(self, samples: Tensor, state: EnhanceState) -> tuple[Tensor, EnhanceState]:
         """The next samples of streams.
@@ -219,10 +193,8 @@ class Enhancer(nn.Module, HubModel):
         short = self.n_patches * config.patch - config.n_bins
         patches = F.pad(seen, (0, 0, 0, short)).unflatten(2, (self.n_patches, config.patch)).flatten(3)
         x = self.embed(patches) + self.place
-        states = {}
-        for i, pair in enumerate(self.pairs):
-            x, states[str(i)] = pair(x, None if state is None else state[str(i)])
+        x, state = self.pairs(x, state)
         said = self.readout(self.norm(x)).unflatten(-1, (config.patch, _CHANNELS)).flatten(2, 3)
         said = said[:, :, : config.n_bins]
         mask = 2 * torch.sigmoid(said[..., :1])
-        return mask * noisy + said[..., 1:], State.of(**states)
+        return mask * noisy + said[..., 1:], state

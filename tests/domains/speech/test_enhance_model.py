@@ -123,3 +123,55 @@ def test_models_that_read_both_ways_do_not_stream() -> None:
 def test_configs_that_cannot_work_are_refused(options: dict[str, object], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         EnhanceConfig(**options)  # type: ignore[arg-type]
+
+
+U_SHAPED = {"levels": 3, "n_layers": 1, "patch": 4, "n_fft": 56}  # 29 bins in 8 patches, then 4 and 2
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("time_factor", [1, 2, 3])
+@pytest.mark.parametrize("pieces", [[0], [1] * 40, [63], [90, 1, 0, 77, 5], [16, 32, 64, 7, 200]])
+def test_a_stream_through_a_u_equals_the_whole(time_factor: int, pieces: list[int]) -> None:
+    model = small(**{**U_SHAPED, "hop": 14, "time_factor": time_factor}).double()
+    x = torch.randn(2, sum(pieces), generator=torch.Generator().manual_seed(3)).double()
+    state, outputs = model.init_state(2), []
+    for piece in x.split(pieces, 1):
+        y, state = model.step(piece, state)
+        outputs.append(y)
+    streamed = torch.cat([*outputs, model.finish(state)], 1)[:, model.stft.overlap :]
+    torch.testing.assert_close(streamed, model(x), rtol=1e-9, atol=1e-10)
+
+
+@torch.no_grad()
+def test_coarse_levels_of_a_u_are_heard() -> None:
+    for causal in (True, False):
+        model = small(**{**U_SHAPED, "hop": 14, "time_factor": 2, "causal": causal})
+        x = torch.randn(1, 300)
+        said = model(x)
+        model.pairs.below.frequency.up_proj.weight.zero_()
+        assert (model(x) - said).abs().max() > 1e-4
+
+
+def test_a_u_learns_to_remove_noise() -> None:
+    model = small(levels=2, n_layers=1, time_factor=2).train()
+    torch.nn.init.zeros_(model.readout.weight)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    generator, t = torch.Generator().manual_seed(0), torch.arange(800) / 64
+    found = []
+    for _ in range(25):
+        pitch = 1 + 6 * torch.rand(4, 1, generator=generator)
+        clean = torch.sin(2 * torch.pi * pitch * t)
+        noisy = clean + 0.5 * torch.randn(4, 800, generator=generator)
+        loss = (model(noisy) - clean).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        found.append(loss.item())
+    assert sum(found[-5:]) < 0.6 * sum(found[:5])
+
+
+def test_a_u_that_cannot_be_is_refused() -> None:
+    with pytest.raises(UsageError, match="levels: 33 patches of 8 bins cannot be halved 7 times"):
+        EnhanceConfig(levels=8)
+    with pytest.raises(UsageError, match="time_factor: a straight stack"):
+        EnhanceConfig(time_factor=2)
