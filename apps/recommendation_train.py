@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 SplitKind = Literal["leave-one-out", "time"]
 _SPLIT_FILE = "split.json"
 _BASELINES = "baselines"
+OURS = "mambakit"
 
 
 def train(
@@ -127,7 +128,7 @@ def train(
         recommender, result = train_recommender(
             interactions, parts, run, model_config=network, loss_config=loss, train_config=config
         )
-        recommender.save_pretrained(run.path)
+        run.save(recommender)
         (run.path / _SPLIT_FILE).write_text(jsonlib.dumps(spec, indent=2) + "\n", "utf-8")
         return run, recommender, result
 
@@ -139,6 +140,7 @@ def train(
         elif overwrite:  # one of the run that was here
             shutil.rmtree(output / _BASELINES / peer, ignore_errors=True)
     evaluation = measure(recommender, interactions, parts, device, load_peers(output, device))
+    run.measured(recommender, evaluation.rows, data=data, ours={"scorer": OURS})
     report.write(run, recommender, interactions, result, evaluation, data)
     if json:
         print_json(
@@ -294,7 +296,7 @@ def measure(
 
     model = model.to(resolve_device(device)).eval()
     scorers: dict[str, Scorer] = {
-        "mambakit": model,
+        OURS: model,
         **peers,
         "item neighbours": ItemKNN(interactions, split),
         "bigram": Bigram(interactions, split),

@@ -165,6 +165,7 @@ def fit(
         stopped=_why_stopped(trainer, stopping, config),
         steps_to_best=to_best[0],
         seconds_to_best=to_best[1],
+        monitor=monitor,
     )
     run.finish(asdict(result))
     for path in kept[0].paths if kept else ():

@@ -26,3 +26,5 @@ class FitResult:
     """Optimizer steps until the weights kept; None of a run that an older version finished."""
     seconds_to_best: float | None = None
     """Wall-clock time until then, without validation, of all parts of a resumed run."""
+    monitor: str | None = None
+    """The monitored metric's name; None of a run that an older version finished."""

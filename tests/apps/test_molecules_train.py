@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -60,6 +61,12 @@ def test_run_folder_is_whole(folder: Path) -> None:
     for said in ("random forest", "training mean", "test molecules", "unclosed ring", "<td>K</td>"):
         assert said in report
     assert Report("").render()[:15] == report[:15]
+
+
+def test_the_card_says_what_was_measured(folder: Path, check_card: Callable[[Path], str]) -> None:
+    text = check_card(folder / "run")
+    assert "random forest" in text
+    assert str(folder) not in text
 
 
 def test_predicts_every_row_in_its_order(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -40,6 +40,10 @@ def test_a_run_leaves_a_report_and_a_model(model: Path) -> None:
         assert (model / name).exists()
 
 
+def test_the_card_says_what_was_measured(model: Path, check_card: Callable[[Path], str]) -> None:
+    assert "| ndcg@10 |" in check_card(model)
+
+
 def test_evaluates_beside_the_baselines(
     model: Path, shop_table: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,13 @@ def test_from_collecting_to_a_rollout(
     acted = run(capsys, "rollout", "--model", model, "--output", tmp_path / "e.npz", "--max-steps", 5)
     assert acted["target_return"] == kept["target_return"]
     assert acted["return"] == pytest.approx(np.load(tmp_path / "e.npz")["rewards"].sum())
+
+
+def test_the_cards_say_what_was_measured(pendulum: Path, check_card: Callable[[Path], str]) -> None:
+    assert "decision-mamba" in check_card(pendulum / "run")
+    last = (pendulum / "run/last/README.md").read_text()
+    assert "Nothing was measured" in last
+    assert "val/" not in last
 
 
 def test_wrong_calls_say_what_would_help(pendulum: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -54,6 +55,10 @@ def test_train_leaves_a_run_and_its_loss_falls(trained: Path) -> None:
     losses = pd.read_csv(trained / "metrics.csv")["val/loss"].dropna().tolist()
     assert losses[-1] < losses[0]
     assert (trained / "cnn/model.safetensors").is_file()
+
+
+def test_the_card_says_what_was_measured(trained: Path, check_card: Callable[[Path], str]) -> None:
+    assert "spoken-digits" in check_card(trained)
 
 
 def test_a_folder_with_bad_files(trained: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -66,6 +67,12 @@ def test_train_leaves_a_run_and_a_model(model: Path):
         "forecast",
         "learning_curve",
     }
+
+
+def test_the_card_says_what_was_measured(model: Path, check_card: Callable[[Path], str]):
+    text = check_card(model)
+    assert "sha256 of my.csv" in text
+    assert "horizon 12" in text
 
 
 def test_evaluate_prints_the_baselines_beside(model: Path, table: Path, capsys: pytest.CaptureFixture[str]):

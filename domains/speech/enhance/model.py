@@ -18,6 +18,7 @@ from mambakit.core.blocks import RMSNorm, build_block
 from mambakit.core.errors import UsageError
 from mambakit.core.hub import HubModel
 from mambakit.core.state import State
+from mambakit.domains.speech.about import ENHANCER
 from mambakit.domains.speech.enhance.config import EnhanceConfig
 from mambakit.domains.speech.enhance.stft import CausalSTFT, compress, expand
 from mambakit.domains.speech.stitching import stitched
@@ -71,6 +72,8 @@ class Enhancer(nn.Module, HubModel):
     Args:
         config: The network.
     """
+
+    about = ENHANCER
 
     def __init__(self, config: EnhanceConfig) -> None:
         super().__init__()
