@@ -179,6 +179,29 @@ def evaluate(
     Examples:
         mambakit recommendation evaluate --model runs/ml --data ml-latest-small --json
     """
+    recommender, interactions, split, peers = opened(
+        model, data, device, columns, item_features=item_features, user_features=user_features
+    )
+    evaluation = measure(recommender, interactions, split, device, peers)
+    if json:
+        print_json({"data": data, "model": model, **evaluation.to_dict()})
+    else:
+        print(evaluation.text())
+
+
+def opened(
+    model: Path,
+    data: str,
+    device: str,
+    columns: Columns,
+    *,
+    item_features: Path | None,
+    user_features: Path | None,
+) -> tuple[Recommender, Interactions, Split, dict[str, Recommender]]:
+    """A saved model and its data as it was trained on, with the networks that were trained beside it.
+
+    What differs from the training's data is told.
+    """
     from mambakit.domains.recommendation.counting import training_events
     from mambakit.domains.recommendation.new_items import with_new_items
 
@@ -204,11 +227,7 @@ def evaluate(
             "and popularity, bigram and item neighbours count those",
             file=sys.stderr,
         )
-    evaluation = measure(recommender, interactions, split, device, peers)
-    if json:
-        print_json({"data": data, "model": model, **evaluation.to_dict()})
-    else:
-        print(evaluation.text())
+    return recommender, interactions, split, peers
 
 
 def read(data: str, columns: Columns, **options: Any) -> Interactions:

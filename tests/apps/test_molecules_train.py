@@ -69,6 +69,33 @@ def test_the_card_says_what_was_measured(folder: Path, check_card: Callable[[Pat
     assert str(folder) not in text
 
 
+def test_spoilt_tokens_change_the_error(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [
+        "probe",
+        "--model",
+        str(folder / "run"),
+        *("--device", "cpu"),
+        "--output",
+        str(tmp_path / "p.csv"),
+    ]
+    assert main([*words, "--plot", str(tmp_path / "p.png"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    rows = {(row["perturbation"], row["level"]): row[found["metric"]] for row in found["results"]}
+    assert {name for name, _ in rows} == {"clean", "drop", "replace", "shuffle", "dt"}
+    table = pd.read_csv(tmp_path / "p.csv")
+    assert table[found["metric"]].tolist() == pytest.approx(
+        [row[found["metric"]] for row in found["results"]]
+    )
+    assert (tmp_path / "p.png").stat().st_size > 5000
+    assert main(["evaluate", "--model", str(folder / "run"), "--device", "cpu", "--json"]) == 0
+    evaluated = json.loads(capsys.readouterr().out)["results"]
+    ours = next(row for row in evaluated if row["model"] == "mambakit" and row["task"] == "boils")
+    assert rows["clean", None] == pytest.approx(ours["rmse"], rel=1e-6)
+    assert rows["drop", 0.2] != rows["clean", None]
+
+
 def test_predicts_every_row_in_its_order(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     call = ["predict", "--model", str(folder / "run"), "--input", str(folder / "data.csv")]
     outputs = ["--output", str(folder / "out.csv"), "--embeddings", str(folder / "vectors.parquet")]

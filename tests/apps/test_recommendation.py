@@ -44,6 +44,34 @@ def test_the_card_says_what_was_measured(model: Path, check_card: Callable[[Path
     assert "| ndcg@10 |" in check_card(model)
 
 
+def test_spoilt_histories_foretell_less(
+    model: Path, shop_table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [
+        "probe",
+        "--model",
+        str(model),
+        *("--data", str(shop_table), "--device", "cpu"),
+        "--output",
+        str(tmp_path / "p.csv"),
+    ]
+    assert main([*words, "--plot", str(tmp_path / "p.png"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    rows = {(row["perturbation"], row["level"]): row[found["metric"]] for row in found["results"]}
+    assert {name for name, _ in rows} == {"clean", "drop", "replace", "shuffle", "dt"}
+    table = pd.read_csv(tmp_path / "p.csv")
+    assert table[found["metric"]].tolist() == pytest.approx(
+        [row[found["metric"]] for row in found["results"]]
+    )
+    assert (tmp_path / "p.png").stat().st_size > 5000
+    assert (
+        main(["evaluate", "--model", str(model), "--data", str(shop_table), "--device", "cpu", "--json"]) == 0
+    )
+    evaluated = json.loads(capsys.readouterr().out)["results"][0]
+    assert rows["clean", None] == pytest.approx(evaluated["ndcg@10"], abs=1e-6)
+    assert rows["replace", 0.6] < rows["clean", None]  # the shop's next item follows the last one
+
+
 def test_evaluates_beside_the_baselines(
     model: Path, shop_table: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

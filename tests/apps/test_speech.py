@@ -61,6 +61,31 @@ def test_the_card_says_what_was_measured(trained: Path, check_card: Callable[[Pa
     assert "spoken-digits" in check_card(trained)
 
 
+def test_digits_in_noise_are_taken_for_others(
+    trained: Path,
+    folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MAMBAKIT_DATA", str(folder / "cache"))
+    monkeypatch.setattr(made, "VOICES", ("en-us+m1",))
+    words = ["probe", "--model", str(trained), *("--device", "cpu"), "--output", str(tmp_path / "p.csv")]
+    assert speech([*words, "--plot", str(tmp_path / "p.png"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    rows = {(row["perturbation"], row["level"]): row[found["metric"]] for row in found["results"]}
+    assert {name for name, _ in rows} == {"clean", "noise", "drop", "shuffle", "dt"}
+    table = pd.read_csv(tmp_path / "p.csv")
+    assert table[found["metric"]].tolist() == pytest.approx(
+        [row[found["metric"]] for row in found["results"]]
+    )
+    assert (tmp_path / "p.png").stat().st_size > 5000
+    assert speech(["evaluate", "--model", str(trained), "--device", "cpu", "--json"]) == 0
+    evaluated = json.loads(capsys.readouterr().out)["results"][0]
+    assert rows["clean", None] == pytest.approx(evaluated["accuracy"])
+    assert rows["noise", -10.0] <= rows["clean", None]
+
+
 def test_a_folder_with_bad_files(trained: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     inputs = folder / "in"
     (inputs / "deep").mkdir(parents=True)

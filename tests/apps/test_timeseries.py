@@ -75,6 +75,25 @@ def test_the_card_says_what_was_measured(model: Path, check_card: Callable[[Path
     assert "horizon 12" in text
 
 
+def test_spoilt_windows_are_forecast_worse(
+    model: Path, table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    words = ["probe", "--model", str(model), *("--data", str(table)), "--output", str(tmp_path / "p.csv")]
+    assert main([*words, "--plot", str(tmp_path / "p.png"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    rows = {(row["perturbation"], row["level"]): row[found["metric"]] for row in found["results"]}
+    assert {name for name, _ in rows} == {"clean", "noise", "missing", "shuffle", "dt"}
+    written = pd.read_csv(tmp_path / "p.csv")
+    assert written[found["metric"]].tolist() == pytest.approx(
+        [row[found["metric"]] for row in found["results"]]
+    )
+    assert (tmp_path / "p.png").stat().st_size > 5000
+    assert main(["evaluate", "--model", str(model), "--data", str(table), "--json"]) == 0
+    evaluated = json.loads(capsys.readouterr().out)["results"][0]
+    assert rows["clean", None] == pytest.approx(evaluated["mse"], rel=1e-5)
+    assert rows["clean", None] < rows["noise", 0.3] < rows["noise", 1.0]
+
+
 def test_evaluate_prints_the_baselines_beside(model: Path, table: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["evaluate", "--model", str(model), "--data", str(table), "--device", "cpu", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)

@@ -1,0 +1,79 @@
+"""Probing a forecaster or a classifier of series: what `mambakit timeseries probe` does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mambakit.apps.probing import check_outputs, show_probe
+from mambakit.apps.timeseries_evaluate import measure, opened
+from mambakit.domains.timeseries.tables.series import Columns, Missing
+
+
+def probe(
+    *,
+    model: Path,
+    data: str,
+    columns: Columns = Columns(),  # noqa: B008  (frozen)
+    static_table: Path | None = None,
+    irregular: bool = False,
+    missing: Missing = "mask",
+    only: list[str] = [],  # noqa: B006  (only read)
+    output: Path | None = None,
+    plot: Path | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    json: bool = False,
+) -> None:
+    """Measures how the error of forecasts grows, or accuracy falls, as what a model reads is spoilt.
+
+    Targets, and the scales of errors, stay as they were. dt times 1/8 to 8 makes every
+    state-space block step as if all happened slower or faster than in training.
+
+    Args:
+        model: Folder of the saved model.
+        data: The card or file that a forecaster was trained on; for a classifier labelled series.
+        columns: Which column is what, as in training.
+        static_table: CSV or Parquet with a row a series.
+        irregular: Take stamps as they are.
+        missing: What to do about gaps and missing values in a file.
+        only: Some of the perturbations: noise, missing, shuffle, dt; all by default.
+        output: CSV or Parquet with a row a level.
+        plot: PNG, PDF or SVG with a panel a perturbation.
+        seed: Of what is drawn; the same seed spoils alike.
+        device: auto, cpu, cuda or mps.
+        json: Print JSON for machines.
+
+    Examples:
+        mambakit timeseries probe --model runs/etth1 --data ETTh1 --plot probe.png
+        mambakit timeseries probe --model runs/vowels --data JapaneseVowels --only missing dt --json
+    """
+    from mambakit.core.training import resolve_device
+    from mambakit.domains.timeseries.classification.evaluation import evaluate_classifier
+    from mambakit.domains.timeseries.classification.network import SeriesClassifier
+    from mambakit.domains.timeseries.evaluation import OURS
+    from mambakit.domains.timeseries.model import kind_of
+    from mambakit.domains.timeseries.probing import classifying_subject, forecasting_subject
+    from mambakit.domains.timeseries.tables.labelled import load_labelled
+
+    check_outputs(output, plot)
+    if kind_of(model) is SeriesClassifier:
+        classifier = SeriesClassifier.from_pretrained(model, map_location=resolve_device(device))
+        asked = load_labelled(data, "test")
+
+        def right() -> dict[str, float]:
+            row = evaluate_classifier(classifier, asked).rows[0]
+            return {name: row[name] for name in ("accuracy", "macro_f1", "log_loss")}  # type: ignore[misc]
+
+        probed = classifying_subject(classifier, right, f"{asked.name}, {len(asked.series)} series")
+    else:
+        forecaster, loaded = opened(
+            model, data, columns=columns, static_table=static_table, irregular=irregular, missing=missing
+        )
+
+        def errors() -> dict[str, float]:
+            rows = measure(forecaster, loaded, device).rows
+            row = next(row for row in rows if row["forecaster"] == OURS)
+            return {name: row[name] for name in ("mse", "mae", "wql") if name in row}  # type: ignore[misc]
+
+        probed = forecasting_subject(forecaster, errors, f"{loaded.name}, test windows")
+    show_probe(probed, only=only, seed=seed, output=output, plot=plot, json=json)
