@@ -83,6 +83,28 @@ def test_evaluates_beside_the_baselines(
     assert {name for name, _ in rows} == COUNTED
 
 
+def test_slices_go_to_json_csv_and_report(
+    model: Path, shop_table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["evaluate", "--model", str(model), "--data", str(shop_table), "--device", "cpu"]
+    files = ["--output", str(tmp_path / "s.csv"), "--report", str(tmp_path / "r.html")]
+    assert main([*given, "--slices", "activity,popularity", *files, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    table = pd.read_csv(tmp_path / "s.csv")
+    groups = found["slices"]["groups"]
+    assert table["ndcg@10"].tolist() == pytest.approx([row["ndcg@10"] for row in groups])
+    whole = {(row["scorer"], row["filter"]): row["ndcg@10"] for row in found["results"]}
+    for (_, scorer, column), own in table.groupby(["slice", "scorer", "filter"]):
+        mean = (own["ndcg@10"] * own["cases"]).sum() / own["cases"].sum()
+        assert mean == pytest.approx(whole[scorer, column])
+    assert "By slice" in (tmp_path / "r.html").read_text("utf-8")
+    assert "By slice" in (model / "report.html").read_text("utf-8")
+    assert main([*given, "--slices", "gender"]) == 2
+    assert "no column 'gender' of users" in capsys.readouterr().err
+    assert main([*given, *files]) == 2
+    assert "name them" in capsys.readouterr().err
+
+
 def test_networks_of_others_are_added_to_a_finished_run(
     model: Path, shop_table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
