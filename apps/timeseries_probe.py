@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mambakit.apps.probing import check_outputs, show_probe
+from mambakit.apps.probing import Attack, check_attack, check_outputs, show_membership, show_probe
 from mambakit.apps.timeseries_evaluate import measure, opened
 from mambakit.domains.timeseries.tables.series import Columns, Missing
 
@@ -17,7 +17,9 @@ def probe(
     static_table: Path | None = None,
     irregular: bool = False,
     missing: Missing = "mask",
+    attack: Attack = "perturb",
     only: list[str] = [],  # noqa: B006  (only read)
+    reference: Path | None = None,
     output: Path | None = None,
     plot: Path | None = None,
     seed: int = 0,
@@ -36,9 +38,11 @@ def probe(
         static_table: CSV or Parquet with a row a series.
         irregular: Take stamps as they are.
         missing: What to do about gaps and missing values in a file.
+        attack: perturb, or membership: can the training's cases be told from others by their loss?
         only: Some of the perturbations: noise, missing, shuffle, dt; all by default.
-        output: CSV or Parquet with a row a level.
-        plot: PNG, PDF or SVG with a panel a perturbation.
+        reference: For membership, folder of a model trained without these cases: losses are judged by its.
+        output: CSV or Parquet with a row a level, or an attack.
+        plot: PNG, PDF or SVG with a panel a perturbation, or hits over false alarms.
         seed: Of what is drawn; the same seed spoils alike.
         device: auto, cpu, cuda or mps.
         json: Print JSON for machines.
@@ -46,19 +50,31 @@ def probe(
     Examples:
         mambakit timeseries probe --model runs/etth1 --data ETTh1 --plot probe.png
         mambakit timeseries probe --model runs/vowels --data JapaneseVowels --only missing dt --json
+        mambakit timeseries probe --model runs/etth1 --data ETTh1 --attack membership --plot roc.png
     """
     from mambakit.core.training import resolve_device
     from mambakit.domains.timeseries.classification.evaluation import evaluate_classifier
     from mambakit.domains.timeseries.classification.network import SeriesClassifier
     from mambakit.domains.timeseries.evaluation import OURS
+    from mambakit.domains.timeseries.membership import attacked_series, attacked_windows
     from mambakit.domains.timeseries.model import kind_of
     from mambakit.domains.timeseries.probing import classifying_subject, forecasting_subject
     from mambakit.domains.timeseries.tables.labelled import load_labelled
 
     check_outputs(output, plot)
+    check_attack(attack, only, reference)
     if kind_of(model) is SeriesClassifier:
         classifier = SeriesClassifier.from_pretrained(model, map_location=resolve_device(device))
         asked = load_labelled(data, "test")
+        if attack == "membership":
+            known = load_labelled(data, "train")
+            of_model = attacked_series(classifier, known, asked)
+            beside = None
+            if reference is not None:
+                other = SeriesClassifier.from_pretrained(reference, map_location=resolve_device(device))
+                beside = attacked_series(other, known, asked)
+            show_membership(of_model, beside, name=data, seed=seed, output=output, plot=plot, json=json)
+            return
 
         def right() -> dict[str, float]:
             row = evaluate_classifier(classifier, asked).rows[0]
@@ -69,6 +85,19 @@ def probe(
         forecaster, loaded = opened(
             model, data, columns=columns, static_table=static_table, irregular=irregular, missing=missing
         )
+        if attack == "membership":
+            of_model = attacked_windows(forecaster, loaded)
+            beside = None
+            if reference is not None:
+                other, same = opened(
+                    reference, data, columns=columns, static_table=static_table, irregular=irregular,
+                    missing=missing,
+                )  # fmt: skip
+                beside = attacked_windows(other, same)
+            show_membership(
+                of_model, beside, name=loaded.name, seed=seed, output=output, plot=plot, json=json
+            )
+            return
 
         def errors() -> dict[str, float]:
             rows = measure(forecaster, loaded, device).rows

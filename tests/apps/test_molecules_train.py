@@ -96,6 +96,20 @@ def test_spoilt_tokens_change_the_error(
     assert rows["drop", 0.2] != rows["clean", None]
 
 
+def test_a_membership_probe_tells_molecules_that_were_learned(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["probe", "--model", str(folder / "run"), "--device", "cpu", "--attack", "membership"]
+    assert main([*words, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    (row,) = found["results"]
+    assert row["members"] + row["others"] < 48  # validation is neither
+    assert row["auc-lo"] <= row["auc"] <= row["auc-hi"]
+    assert found["notes"] == []  # a random split
+    assert main([*words, "--data", "esol"]) == 2
+    assert "membership is of the training's data" in capsys.readouterr().err
+
+
 def test_predicts_every_row_in_its_order(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     call = ["predict", "--model", str(folder / "run"), "--input", str(folder / "data.csv")]
     outputs = ["--output", str(folder / "out.csv"), "--embeddings", str(folder / "vectors.parquet")]

@@ -105,6 +105,24 @@ def test_slices_go_to_json_csv_and_report(
     assert "name them" in capsys.readouterr().err
 
 
+def test_a_membership_probe_reads_the_models_own_losses(
+    model: Path, shop_table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["probe", "--model", str(model), "--data", str(shop_table), "--device", "cpu"]
+    words += ["--attack", "membership", "--reference", str(model)]
+    assert (
+        main([*words, "--plot", str(tmp_path / "r.png"), "--output", str(tmp_path / "r.csv"), "--json"]) == 0
+    )
+    row, beside = json.loads(capsys.readouterr().out)["results"]
+    assert 0 < row["auc-lo"] <= row["auc"] <= row["auc-hi"] <= 1
+    assert beside["auc"] == 0.5  # by itself, nothing is left of a loss
+    assert (row["members"], row["others"]) == (60, 60)
+    assert pd.read_csv(tmp_path / "r.csv")["auc"][0] == pytest.approx(row["auc"])
+    assert (tmp_path / "r.png").exists()
+    assert main([*words, "--only", "drop"]) == 2
+    assert "of --attack perturb" in capsys.readouterr().err
+
+
 def test_networks_of_others_are_added_to_a_finished_run(
     model: Path, shop_table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -94,6 +94,14 @@ def test_spoilt_windows_are_forecast_worse(
     assert rows["clean", None] < rows["noise", 0.3] < rows["noise", 1.0]
 
 
+def test_a_membership_probe_of_windows(model: Path, table: Path, capsys: pytest.CaptureFixture[str]):
+    words = ["probe", "--model", str(model), "--data", str(table), "--attack", "membership", "--json"]
+    assert main(words) == 0
+    (row,) = json.loads(capsys.readouterr().out)["results"]
+    assert row["members"] > row["others"] > 10
+    assert row["auc-lo"] <= row["auc"] <= row["auc-hi"]
+
+
 def test_evaluate_prints_the_baselines_beside(model: Path, table: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["evaluate", "--model", str(model), "--data", str(table), "--device", "cpu", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
