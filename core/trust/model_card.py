@@ -221,6 +221,14 @@ def _training(run: RunFacts | None) -> str:
             f"- {run.result['steps']:,} optimizer steps in {run.result['epochs']} epochs, "
             f"{run.result['seconds']:.0f} s; ended by {run.result['stopped']}"
         )
+    if run.result is not None and (private := run.result.get("privacy")):
+        lines.append(
+            f"- differential privacy of the gradient steps: epsilon {private['epsilon']:.4g} at delta "
+            f"{private['delta']:g} for {private['unit']}, by noise of {private['noise_multiplier']:g} times "
+            f"the clipping norm in {private['steps']} steps at a sampling rate of "
+            f"{private['sample_rate']:.4g}; not covered: the choice of weights on validation data"
+            + (f", {private['not_covered']}" if private["not_covered"] else "")
+        )
     train = run.config.get("train")
     if train:
         lines += ["", "```yaml", yaml.safe_dump({"train": train}, sort_keys=False).strip(), "```"]

@@ -86,6 +86,22 @@ def test_digits_in_noise_are_taken_for_others(
     assert rows["noise", -10.0] <= rows["clean", None]
 
 
+def test_a_private_classifier_says_what_it_spent(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("opacus")
+    monkeypatch.setenv("MAMBAKIT_DATA", str(folder / "cache"))
+    monkeypatch.setattr(made, "VOICES", ("en-us+m1",))
+    words = ["train", "--data", "spoken-digits", "--output", str(tmp_path / "run"), "--device", "cpu", *_TINY]
+    words += ["--train.max_steps", "2", "--train.private.noise_multiplier", "2", "--train.batch_size", "8"]
+    assert speech(words) == 0
+    spent = json.loads((tmp_path / "run/result.json").read_text())["privacy"]
+    assert (spent["steps"], spent["unit"]) == (2, "a recording")
+    card = (tmp_path / "run/README.md").read_text()
+    assert f"epsilon {spent['epsilon']:.4g}" in card
+    assert "the scales of the front end" in card
+
+
 def test_a_folder_with_bad_files(trained: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     inputs = folder / "in"
     (inputs / "deep").mkdir(parents=True)
