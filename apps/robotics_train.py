@@ -124,8 +124,8 @@ def train(
             ours = run, made, result
     assert ours is not None
     run, made, result = ours
-    own = [{name: value for name, value in row.items() if name not in _OF_TRAINING} for row in rows]
-    run.measured(made, own, data=episodes.name, ours={"policy": policy})
+    figures = [{name: value for name, value in row.items() if name not in _OF_TRAINING} for row in rows]
+    run.measured(made, figures, data=episodes.name, ours={"policy": policy})
     report.write(run, made, episodes, parts, result, rows)
     if json:
         print_json(

@@ -89,11 +89,11 @@ def probe(
             of_model = attacked_windows(forecaster, loaded)
             beside = None
             if reference is not None:
-                other, same = opened(
+                beside_it, same = opened(
                     reference, data, columns=columns, static_table=static_table, irregular=irregular,
                     missing=missing,
                 )  # fmt: skip
-                beside = attacked_windows(other, same)
+                beside = attacked_windows(beside_it, same)
             show_membership(
                 of_model, beside, name=loaded.name, seed=seed, output=output, plot=plot, json=json
             )

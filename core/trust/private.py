@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -96,7 +96,7 @@ class PrivateTraining:
             if device not in generators:
                 generators[device] = torch.Generator(device).manual_seed(secrets.randbits(63))
             parameters = [one for one in self.task.parameters() if one.requires_grad]
-            losses = (step(case, batch_idx) for case in cases)
+            losses = (cast(Tensor, step(case, batch_idx)) for case in cases)
             return private_loss(
                 losses, parameters, self.config, batch_size=self.batch_size, generator=generators[device]
             )

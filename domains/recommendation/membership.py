@@ -46,7 +46,8 @@ def attacked(
     notes = [
         "training events come before test events of the same users: that tastes move on tells them apart too"
     ]
-    return Attacked(*(_losses(model, interactions, one) for one in kinds), "an event", notes)
+    members, others = (_losses(model, interactions, one) for one in kinds)
+    return Attacked(members, others, "an event", notes)
 
 
 def _losses(model: Recommender, interactions: Interactions, events: NDArray[np.int64]) -> NDArray[np.float64]:

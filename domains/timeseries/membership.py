@@ -41,7 +41,7 @@ def attacked_windows(model: Forecasting, data: SeriesData, *, most: int = 2000) 
         losses = [_of_windows(model, data, part, most) for part in ("train", "test")]
     if not all(map(len, losses)):
         raise DataError(f"{data.name}: there is no window of the training, or none of the test rows")
-    return Attacked(*losses, "a window", [_LATER])
+    return Attacked(losses[0], losses[1], "a window", [_LATER])
 
 
 def attacked_series(
