@@ -20,6 +20,7 @@ from mambakit.apps.molecules_explain import explain
 from mambakit.apps.molecules_export import export
 from mambakit.apps.molecules_optimize import optimize
 from mambakit.apps.molecules_pretrain import generate, pretrain
+from mambakit.apps.molecules_probe import probe
 from mambakit.apps.molecules_train import evaluate, predict, train
 from mambakit.core.cli import run_app
 
@@ -32,6 +33,7 @@ VERBS: dict[str, Callable[..., object]] = {
     "generate": generate,
     "export": export,
     "optimize": optimize,
+    "probe": probe,
 }
 _NEEDED = {"rdkit": "RDKit", "sklearn": "scikit-learn", "selfies": "selfies"}
 

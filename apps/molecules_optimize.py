@@ -105,7 +105,7 @@ def optimize(
         watch = _Watch(run, budget)
         designed = made.run(max_time_s=seconds, after_step=watch)
         result = report.write(run, wanted, designed, budget, f"Design towards {objective}")
-        agent.model.save_pretrained(run.path / "model")
+        run.save(agent.model, "model", of_result=False)
     finally:
         wanted.close()
     if json:

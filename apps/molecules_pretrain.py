@@ -81,6 +81,7 @@ def pretrain(
     from mambakit.domains.molecules.cards import load_molecules
     from mambakit.domains.molecules.language import report
     from mambakit.domains.molecules.language.corpus import make_corpus
+    from mambakit.domains.molecules.language.quality import SAMPLES
     from mambakit.domains.molecules.language.training import train_language_model
     from mambakit.domains.molecules.unseen import unseen_sentence
 
@@ -123,10 +124,13 @@ def pretrain(
     network, result = train_language_model(
         parts, run, model_config=model, corpus_config=corpus, train_config=config, start=before
     )
-    network.save_pretrained(run.path)
+    run.save(network)
     quality = None
     if samples and corpus.n_reference:
         quality = _of_fresh_samples(network, samples, config.seed, config.device)
+        run.measured(
+            network, quality.rows, data=f"{samples} samples", split="drawn", ours={"molecules": SAMPLES}
+        )
     report.write_run(run, network, parts, result, quality)
     bits = result.best_score / math.log(2)
     if json:

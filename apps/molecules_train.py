@@ -98,6 +98,7 @@ def train(
     from mambakit.core.training import RunFolder
     from mambakit.domains.molecules import data as sources
     from mambakit.domains.molecules import report
+    from mambakit.domains.molecules.evaluation import OURS
     from mambakit.domains.molecules.notations import notation_of
     from mambakit.domains.molecules.pretrained import load_language_model
     from mambakit.domains.molecules.training import train_properties, usable
@@ -135,13 +136,14 @@ def train(
         pretrained=pretrained,
         tokenizer=notation,
     )
-    trained.save_pretrained(run.path)
+    run.save(trained)
     sources.save(run.path, spec, molecules, parts)
     asked = sorted([*parts.validation.tolist(), *parts.test.tolist()])
     notes = [*molecules.notes, *left_out, *say_unseen(trained, molecules, asked)]
     evaluation = None
     if len(parts.test):
         evaluation = measure(trained, run.path, molecules, parts.test, device, alpha)
+        run.measured(trained, evaluation.rows, data=molecules.name, ours={"model": OURS})
         notes += evaluation.notes
     report.write(run, trained, molecules, parts, result, evaluation, leak, notes)
     if json:

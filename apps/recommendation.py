@@ -17,6 +17,7 @@ from typing import Literal
 
 from mambakit.apps.recommendation_explain import explain
 from mambakit.apps.recommendation_export import export
+from mambakit.apps.recommendation_probe import probe
 from mambakit.apps.recommendation_train import evaluate, load_model, read, tell_of_missing, train
 from mambakit.apps.recommendation_update import update
 from mambakit.apps.shared import check_suffix, in_plain_torch, words_of, write_table
@@ -134,6 +135,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "explain": explain,
         "update": update,
         "export": export,
+        "probe": probe,
     }
     text = __doc__ or ""
     description, _, examples = text.partition("\n\n")

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from mambakit.apps.shared import tell, train_config
+from mambakit.apps.shared import check_suffix, tell, train_config, words_of, write_table
 from mambakit.core.cli import print_json
 from mambakit.core.errors import UsageError
 from mambakit.core.folders import read_json_object
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 SplitKind = Literal["leave-one-out", "time"]
 _SPLIT_FILE = "split.json"
 _BASELINES = "baselines"
+OURS = "mambakit"
 
 
 def train(
@@ -99,6 +100,7 @@ def train(
     from mambakit.domains.recommendation import report
     from mambakit.domains.recommendation.model import check_network
     from mambakit.domains.recommendation.peers import PEERS, peer_config
+    from mambakit.domains.recommendation.slices import slices_of
     from mambakit.domains.recommendation.training import train_recommender
 
     source = {"item_features": item_features, "user_features": user_features}
@@ -127,7 +129,7 @@ def train(
         recommender, result = train_recommender(
             interactions, parts, run, model_config=network, loss_config=loss, train_config=config
         )
-        recommender.save_pretrained(run.path)
+        run.save(recommender)
         (run.path / _SPLIT_FILE).write_text(jsonlib.dumps(spec, indent=2) + "\n", "utf-8")
         return run, recommender, result
 
@@ -139,7 +141,9 @@ def train(
         elif overwrite:  # one of the run that was here
             shutil.rmtree(output / _BASELINES / peer, ignore_errors=True)
     evaluation = measure(recommender, interactions, parts, device, load_peers(output, device))
-    report.write(run, recommender, interactions, result, evaluation, data)
+    run.measured(recommender, evaluation.rows, data=data, ours={"scorer": OURS})
+    slices = slices_of(evaluation, interactions, parts)
+    report.write(run, recommender, interactions, result, evaluation, data, slices)
     if json:
         print_json(
             {"data": data, "validation_ndcg@10": result.best_score, "model": run.path, **evaluation.to_dict()}
@@ -156,6 +160,9 @@ def evaluate(
     columns: Columns = Columns(),  # noqa: B008  (frozen)
     item_features: Path | None = None,
     user_features: Path | None = None,
+    slices: str | None = None,
+    output: Path | None = None,
+    report: Path | None = None,
     device: str = "auto",
     json: bool = False,
 ) -> None:
@@ -171,11 +178,55 @@ def evaluate(
         columns: Which column is what, as in training.
         item_features: As in training.
         user_features: As in training.
+        slices: Whom it serves worse, between commas: activity (thirds of users), popularity (head, middle
+            and long tail of targets), and columns of the users' features, such as gender,age.
+        output: CSV or Parquet with the slices, a row a group, scorer and filter.
+        report: HTML file with tables and pictures of all that was measured.
         device: auto, cpu, cuda or mps.
         json: Print JSON for machines.
 
     Examples:
         mambakit recommendation evaluate --model runs/ml --data ml-latest-small --json
+        mambakit recommendation evaluate --model runs/ml --data ml-1m --slices activity,popularity,gender,age
+    """
+    from mambakit.domains.recommendation import report as reports
+    from mambakit.domains.recommendation.slices import slices_of
+
+    check_suffix("output", output, (".csv", ".parquet"))
+    check_suffix("report", report, (".html",))
+    wanted = words_of(slices or "")
+    if output is not None and not wanted:
+        raise UsageError("output: what is written there is the slices; name them, such as --slices activity")
+    recommender, interactions, split, peers = opened(
+        model, data, device, columns, item_features=item_features, user_features=user_features
+    )
+    evaluation = measure(recommender, interactions, split, device, peers)
+    found = slices_of(evaluation, interactions, split, wanted) if wanted else None
+    if output is not None and found is not None:
+        write_table(found.rows, output)
+    if report is not None:
+        reports.write_evaluation(report, evaluation, data, found)
+    if json:
+        more = {} if found is None else {"slices": found.to_dict()}
+        print_json({"data": data, "model": model, **evaluation.to_dict(), **more})
+        return
+    print(evaluation.text())
+    if found is not None:
+        print(found.text(OURS))
+
+
+def opened(
+    model: Path,
+    data: str,
+    device: str,
+    columns: Columns,
+    *,
+    item_features: Path | None,
+    user_features: Path | None,
+) -> tuple[Recommender, Interactions, Split, dict[str, Recommender]]:
+    """A saved model and its data as it was trained on, with the networks that were trained beside it.
+
+    What differs from the training's data is told.
     """
     from mambakit.domains.recommendation.counting import training_events
     from mambakit.domains.recommendation.new_items import with_new_items
@@ -202,11 +253,7 @@ def evaluate(
             "and popularity, bigram and item neighbours count those",
             file=sys.stderr,
         )
-    evaluation = measure(recommender, interactions, split, device, peers)
-    if json:
-        print_json({"data": data, "model": model, **evaluation.to_dict()})
-    else:
-        print(evaluation.text())
+    return recommender, interactions, split, peers
 
 
 def read(data: str, columns: Columns, **options: Any) -> Interactions:
@@ -294,7 +341,7 @@ def measure(
 
     model = model.to(resolve_device(device)).eval()
     scorers: dict[str, Scorer] = {
-        "mambakit": model,
+        OURS: model,
         **peers,
         "item neighbours": ItemKNN(interactions, split),
         "bigram": Bigram(interactions, split),

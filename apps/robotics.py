@@ -16,6 +16,7 @@ from importlib.util import find_spec
 
 from mambakit.apps.robotics_collect import collect
 from mambakit.apps.robotics_evaluate import evaluate
+from mambakit.apps.robotics_probe import probe
 from mambakit.apps.robotics_record import record
 from mambakit.apps.robotics_rollout import rollout
 from mambakit.apps.robotics_train import train
@@ -27,6 +28,7 @@ VERBS: dict[str, Callable[..., object]] = {
     "train": train,
     "evaluate": evaluate,
     "rollout": rollout,
+    "probe": probe,
 }
 _NEEDED = ("gymnasium", "mujoco", "minari")
 

@@ -229,7 +229,7 @@ def _on_recorded(runs: dict[Path, dict[str, Any]], data: str, json: bool) -> Non
     together = None if data == "held-out" else load_episodes(data)
     rows: list[dict[str, Any]] = []
     for folder, policies in runs.items():
-        loaded, chosen = _held_out(folder) if together is None else (together, together.episodes)
+        loaded, chosen = held_out(folder) if together is None else (together, together.episodes)
         for weights, one in policies.items():
             check_episodes(one.config, loaded)
             named = {"run": str(folder)} if len(runs) > 1 else {}
@@ -244,7 +244,7 @@ def _on_recorded(runs: dict[Path, dict[str, Any]], data: str, json: bool) -> Non
     print(format_table(rows))
 
 
-def _held_out(folder: Path) -> tuple[Any, list[Any]]:
+def held_out(folder: Path) -> tuple[Any, list[Any]]:
     """The data that a run learned from, and of it the episodes that it was not shown."""
     from mambakit.domains.robotics.cards import load_episodes
     from mambakit.domains.robotics.policy.training import read_parts

@@ -19,6 +19,8 @@ from mambakit.domains.robotics.policy.config import (
     Tokens,
 )
 
+_OF_TRAINING = ("validation", "parameters", "seconds")  # beside what is measured on test episodes
+
 
 def train(
     *,
@@ -122,6 +124,8 @@ def train(
             ours = run, made, result
     assert ours is not None
     run, made, result = ours
+    figures = [{name: value for name, value in row.items() if name not in _OF_TRAINING} for row in rows]
+    run.measured(made, figures, data=episodes.name, ours={"policy": policy})
     report.write(run, made, episodes, parts, result, rows)
     if json:
         print_json(

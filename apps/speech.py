@@ -23,6 +23,7 @@ from importlib.util import find_spec
 from mambakit.apps.speech_align import align
 from mambakit.apps.speech_classify import classify
 from mambakit.apps.speech_enhance import enhance
+from mambakit.apps.speech_probe import probe
 from mambakit.apps.speech_separate import separate
 from mambakit.apps.speech_stream import stream
 from mambakit.apps.speech_train import evaluator, trainer
@@ -37,6 +38,7 @@ VERBS: dict[str, Callable[..., object]] = {
     "align": align,
     "enhance": enhance,
     "separate": separate,
+    "probe": probe,
 }
 _NEEDED = ("torchaudio", "soundfile")
 

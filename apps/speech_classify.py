@@ -89,7 +89,7 @@ def train_classify(
     from mambakit.core.training import resolve_device
     from mambakit.domains.speech.cards import noise_recordings
     from mambakit.domains.speech.classify import report, training
-    from mambakit.domains.speech.classify.evaluation import evaluate
+    from mambakit.domains.speech.classify.evaluation import OURS, evaluate
     from mambakit.domains.speech.saved import DataSpec
 
     config = train_config(train, seed, device, max_time)
@@ -124,6 +124,7 @@ def train_classify(
             train=parts.train if "nearest-mean" in baselines else None,
             cnn=None if cnn is None else cnn.to(place),
         )
+        run.measured(classifier, evaluation.rows, data=utterances.name, ours={"classifier": OURS})
     report.write(run, classifier, parts, chosen.name, result, evaluation, utterances.notes)
     if json:
         rows = [] if evaluation is None else evaluation.rows

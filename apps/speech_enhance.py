@@ -67,7 +67,7 @@ def train_enhance(
     from mambakit.core.training import RunFolder
     from mambakit.domains.speech.enhance import report
     from mambakit.domains.speech.enhance.data import load_noises, load_pools, save_source
-    from mambakit.domains.speech.enhance.evaluation import evaluate
+    from mambakit.domains.speech.enhance.evaluation import OURS, evaluate
     from mambakit.domains.speech.enhance.training import test_mixtures, train_enhancer
 
     config = train_config(train, seed, device, max_time)
@@ -88,11 +88,12 @@ def train_enhance(
         pools.train, pools.validation, noises, run,
         model_config=model, mix_config=mix, loss_config=loss, train_config=config, name=data,
     )  # fmt: skip
-    trained.save_pretrained(run.path)
+    run.save(trained)
     save_source(run.path, "enhance", data, config.seed)
     mixtures = test_mixtures(pools.test, noises, mix, mix.test_mixtures)
     named = [(f"mixture-{i + 1}", noisy, clean) for i, (noisy, clean) in enumerate(mixtures)]
     evaluation = evaluate(trained, named)
+    run.measured(trained, evaluation.means(), data=data, ours={"model": OURS})
     notes = pools.notes
     if noises:
         notes.append("the recordings of noise are the same in training and test, their cuts are not")

@@ -56,9 +56,11 @@ def train_language(
     settings = dataclasses.asdict(spec.resolved())
     run.start({**settings, "model": model, "train": config}, seed=config.seed)
     made, result = training.train_text_model(texts, run, model_config=model, train_config=config)
-    made.save_pretrained(run.path)
+    run.save(made)
     save_spec(run.path, spec)
     rows = training.perplexities(made, texts.train, texts.test) if texts.test else []
+    if rows:
+        run.measured(made, rows, data=data, ours={"model": "mambakit"})
     training.write_report(run, texts.name, result, rows)
     if json:
         print_json({**settings, "validation_loss": result.best_score, "results": rows, "model": run.path})

@@ -121,6 +121,7 @@ def train_recognize(
     if len(parts.test):
         models = {name: one.to(place) for name, one in models.items()}
         rows = evaluation.measured(models, parts.test, utterances, snr_db=snr_db or [], noises=noises)
+        run.measured(recognizer, rows, data=utterances.name, ours={"model": evaluation.OURS})
         few = parts.test.take(range(min(_N_EXAMPLES, len(parts.test))))
         written = evaluation.transcripts(recognizer, few.samples)
         examples = [(said, one.text) for said, one in zip(few.texts, written, strict=True)]

@@ -44,6 +44,6 @@ def trained(
     options = {"model": shape, "loss": loss, "augment": augment, "train": train}
     run.start({**settings, **options}, seed=train.seed)
     made, result = learn(run, **{f"{name}_config": value for name, value in options.items()})
-    made.save_pretrained(run.path)
+    run.save(made)
     save_spec(run.path, spec)
     return made, result, run

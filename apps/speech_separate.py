@@ -78,7 +78,7 @@ def train_separate(
     run.start({"task": task, "data": data, "model": model, "pairs": pairs, "train": config}, seed=config.seed)
     mixtures = test_mixtures(pools, pairs, pairs.test_mixtures)
     trained, result = train_separator(pools, run, model_config=model, pair_config=pairs, train_config=config)
-    trained.save_pretrained(run.path)
+    run.save(trained)
     save_source(run.path, "separate", data, config.seed, pairs.unseen)
     nets = {"this model": trained}
     if baseline:
@@ -99,6 +99,7 @@ def train_separate(
         }
         for name, net in nets.items()
     ]
+    run.measured(trained, rows, data=data, ours={"model": "this model"})
     if json:
         print_json(
             {"data": data, "validation_loss": result.best_score, "model": run.path, "results": rows}

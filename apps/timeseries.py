@@ -27,6 +27,7 @@ from mambakit.apps.timeseries_embed import embed
 from mambakit.apps.timeseries_evaluate import evaluate
 from mambakit.apps.timeseries_impute import impute
 from mambakit.apps.timeseries_output import input_of
+from mambakit.apps.timeseries_probe import probe
 from mambakit.apps.timeseries_stream import stream
 from mambakit.apps.timeseries_train import train
 from mambakit.core.cli import print_json, run_app
@@ -135,6 +136,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "anomalies": anomalies,
         "classify": classify,
         "embed": embed,
+        "probe": probe,
     }
     text = __doc__ or ""
     description, _, examples = text.partition("\n\n")

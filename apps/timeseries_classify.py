@@ -108,7 +108,11 @@ def train_classify(
     """
     from mambakit.core.training import RunFolder
     from mambakit.domains.timeseries.classification import report as classification_report
-    from mambakit.domains.timeseries.classification.evaluation import check_same_channels, evaluate_classifier
+    from mambakit.domains.timeseries.classification.evaluation import (
+        OURS,
+        check_same_channels,
+        evaluate_classifier,
+    )
     from mambakit.domains.timeseries.classification.training import train_classifier
     from mambakit.domains.timeseries.tables.labelled import load_labelled, require_labels
 
@@ -128,10 +132,11 @@ def train_classify(
         run,
         **{f"{name}_config": value for name, value in options.items()},  # type: ignore[arg-type]
     )
-    classifier.save_pretrained(output)
+    run.save(classifier, of_result=not selection.refit)
     evaluation = None
     if asked is not None:
         evaluation = evaluate_classifier(classifier, asked, train=known, alpha=selection.alpha)
+        run.measured(classifier, evaluation.rows, data=asked.name, ours={"classifier": OURS})
     classification_report.write(run, classifier, known, result, evaluation)
     if json:
         rows = evaluation.rows if evaluation is not None else []

@@ -59,9 +59,7 @@ def evaluate(
     """
     given = dict(locals())
     from mambakit.domains.timeseries.classification.network import SeriesClassifier
-    from mambakit.domains.timeseries.data import load_data, require_aligned
-    from mambakit.domains.timeseries.model import kind_of, load_forecaster
-    from mambakit.domains.timeseries.window import WindowForecaster
+    from mambakit.domains.timeseries.model import kind_of
 
     if kind_of(model) is SeriesClassifier:
         from mambakit.apps.timeseries_classify import evaluate_classify
@@ -73,6 +71,34 @@ def evaluate(
     refuse_given(
         evaluate, given, ("train", "alpha"), f"{model} holds a forecaster, and this is a classifier's"
     )
+    forecaster, loaded = opened(
+        model, data, columns=columns, static_table=static_table, irregular=irregular, missing=missing
+    )
+    evaluation = measure(forecaster, loaded, device)
+    if json:
+        print_json({"data": data, "horizon": forecaster.config.horizon, **results_of(evaluation)})
+    else:
+        print_table(evaluation, loaded.name, forecaster.config.horizon)
+
+
+def opened(
+    model: Path,
+    data: str,
+    *,
+    columns: Columns,
+    static_table: Path | None,
+    irregular: bool,
+    missing: Missing,
+) -> tuple[Forecasting, SeriesData]:
+    """A saved forecaster and the series that it was trained on.
+
+    Raises:
+        DataError: If the data hold other series.
+    """
+    from mambakit.domains.timeseries.data import load_data, require_aligned
+    from mambakit.domains.timeseries.model import load_forecaster
+    from mambakit.domains.timeseries.window import WindowForecaster
+
     forecaster = load_forecaster(model)
     config = forecaster.config
     mixed = isinstance(forecaster, WindowForecaster) and forecaster.config.mix_series
@@ -94,11 +120,7 @@ def evaluate(
     loaded = loaded.in_order(list(forecaster.tokenizer.ids))
     if not isinstance(forecaster, WindowForecaster) and forecaster.config.n_mixed > 1:
         require_aligned(loaded.series)
-    evaluation = measure(forecaster, loaded, device)
-    if json:
-        print_json({"data": data, "horizon": config.horizon, **results_of(evaluation)})
-    else:
-        print_table(evaluation, loaded.name, config.horizon)
+    return forecaster, loaded
 
 
 def measure(forecaster: Forecasting, data: SeriesData, device: str, store: Store | None = None) -> Evaluation:

@@ -256,6 +256,7 @@ def _finish(
     """Calibrate, save, measure on the test rows, report; a network that reads row by row needs its store."""
     from mambakit.domains.timeseries import report
     from mambakit.domains.timeseries.calibration import calibrate_model, calibrate_stream, validation_rows
+    from mambakit.domains.timeseries.evaluation import OURS
     from mambakit.domains.timeseries.stream.network import StreamForecaster
 
     try:
@@ -268,8 +269,10 @@ def _finish(
             calibrate_model(forecaster, held_out, horizon=settings["horizon"], **rows)
     except DataError as error:
         print(f"note: the intervals are not calibrated: {error}", file=sys.stderr)
-    forecaster.save_pretrained(run.path)
+    run.save(forecaster)
     evaluation = measure(forecaster, data, device, store)
+    if evaluation.n_windows:
+        run.measured(forecaster, evaluation.rows, data=data.name, ours={"forecaster": OURS})
     report.write(run, forecaster, data, result, evaluation)
     if json:
         made = {"validation_score": result.best_score, "model": run.path}

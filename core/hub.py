@@ -17,10 +17,10 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self, cast, get_type_hints
+from typing import Any, ClassVar, Self, cast, get_type_hints
 
 import torch
-from huggingface_hub import PyTorchModelHubMixin, snapshot_download
+from huggingface_hub import ModelCard, PyTorchModelHubMixin, snapshot_download
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_model
 from torch import Tensor, nn
@@ -33,6 +33,8 @@ from mambakit.core.calibration.files import Calibrator, load_calibration, save_c
 from mambakit.core.errors import DataError, UsageError
 from mambakit.core.folders import listing, read_json_object, replaced, some
 from mambakit.core.from_json import from_json
+from mambakit.core.trust.about import About
+from mambakit.core.trust.model_card import RunFacts, is_written, model_card
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -43,15 +45,10 @@ _PLACES = "_adapted"
 _ADAPTER = "adapter"
 _NEVER_FETCHED = ["*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle", "*.joblib", "*.npy", "*.npz"]
 
-_CARD = """---
-{{ card_data }}
----
-
-A mambakit model. Load it with the `from_pretrained` of the class that saved it.
-"""
+CARD_FILE = "README.md"
 
 
-class HubModel(PyTorchModelHubMixin, library_name="mambakit", model_card_template=_CARD):
+class HubModel(PyTorchModelHubMixin, library_name="mambakit"):
     """Mixin for an ``nn.Module`` whose constructor takes ``config`` (a dataclass) or JSON-able arguments.
 
     Differs from huggingface_hub's own mixin: loading is strict and says what is wrong, a folder that
@@ -62,7 +59,12 @@ class HubModel(PyTorchModelHubMixin, library_name="mambakit", model_card_templat
     SplitConformal().fit(...)``. A subclass that keeps more beside the weights (a tokenizer) overrides
     ``save_extra`` and ``load_extra``. Where the constructor takes ``config``, only that is saved: hand
     further arguments to ``from_pretrained`` again.
+
+    Attributes:
+        about: What the card of every model of the class says: what it is for, and its limits.
     """
+
+    about: ClassVar[About] = About()
 
     @property
     def calibrators(self) -> dict[str, Any]:
@@ -95,11 +97,11 @@ class HubModel(PyTorchModelHubMixin, library_name="mambakit", model_card_templat
         model_card_kwargs: dict[str, Any] | None = None,
         **push_to_hub_kwargs: Any,
     ) -> str | None:
-        """Write ``config.json``, ``model.safetensors``, a ``README.md`` where there is none, and extras.
+        """Write ``config.json``, ``model.safetensors``, the model's card ``README.md``, and extras.
 
         Those are the ``calibrators``, and what ``save_extra`` writes. Calibrators that lie in the folder are
         of the model that was there, and go with it. Of a model that was adapted, and merged, the difference
-        to its base is in a folder ``adapter`` besides.
+        to its base is in a folder ``adapter`` besides. A ``README.md`` that a person wrote stays.
 
         Everything is written into a hidden folder first, then moved in: a save that is killed while
         it writes leaves the old model whole. One that is killed between the moves of an overwritten
@@ -110,7 +112,8 @@ class HubModel(PyTorchModelHubMixin, library_name="mambakit", model_card_templat
             config: Takes the place of the constructor's arguments in ``config.json``.
             repo_id: Name on the hub, with ``push_to_hub``; the folder's name by default.
             push_to_hub: Uploads the folder too.
-            model_card_kwargs: Further fields for the model card.
+            model_card_kwargs: What ``generate_model_card`` takes: ``run``, the run that trained it
+                (``RunFolder.save`` gives it).
             push_to_hub_kwargs: Passed on to ``push_to_hub``.
 
         Returns:
@@ -136,14 +139,29 @@ class HubModel(PyTorchModelHubMixin, library_name="mambakit", model_card_templat
         with replaced(folder, {WEIGHTS_FILE: 0, CONFIG_FILE: 2}) as staging:
             if self.calibrators or (folder / CALIBRATION_FILE).exists():
                 save_calibration(staging, self.calibrators)
+            card = folder / CARD_FILE
             self._write_all(
-                staging, content, with_card=not (folder / "README.md").exists(), card=model_card_kwargs
+                staging, content, with_card=not card.exists() or is_written(card), card=model_card_kwargs
             )
         if push_to_hub:
             return self.push_to_hub(
                 repo_id or folder.name, model_card_kwargs=model_card_kwargs, **push_to_hub_kwargs
             )
         return None
+
+    def generate_model_card(self, *args: Any, run: RunFacts | None = None, **kwargs: Any) -> ModelCard:
+        """The card of this model; see ``core.trust.model_card``.
+
+        Args:
+            args, kwargs: None; huggingface_hub's own mixin declares them.
+            run: What is known of the run that trained it.
+
+        Raises:
+            TypeError: On an argument beside it.
+        """
+        if args or kwargs:
+            raise TypeError(f"model_card_kwargs: expected run alone, got {', '.join(kwargs) or args}")
+        return model_card(cast(nn.Module, self), self.about, run)
 
     @classmethod
     def from_pretrained(
@@ -226,7 +244,7 @@ class HubModel(PyTorchModelHubMixin, library_name="mambakit", model_card_templat
         (folder / CONFIG_FILE).write_text(content + "\n", encoding="utf-8")
         save_model(module, str(folder / WEIGHTS_FILE), {"format": "pt", _SAVE_ID: save_id})
         if with_card:
-            self.generate_model_card(**(card or {})).save(folder / "README.md")
+            self.generate_model_card(**(card or {})).save(folder / CARD_FILE)
 
 
 def load_weights(model: nn.Module, path: Path, *, save_id: str | None = None) -> None:

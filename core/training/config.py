@@ -9,6 +9,7 @@ from typing import Literal
 from mambakit.core.adaptation.config import AdaptConfig
 from mambakit.core.config_checks import check_least
 from mambakit.core.errors import UsageError
+from mambakit.core.trust.private_config import PrivateConfig
 
 Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed", "64-true"]
 
@@ -62,6 +63,8 @@ class TrainConfig:
     """Processes that load data; 0 loads in this one, null as many as suit the device."""
     adapt: AdaptConfig = AdaptConfig()  # noqa: RUF009  (frozen)
     """Train few parameters of a saved model instead of all of a new one."""
+    private: PrivateConfig = PrivateConfig()  # noqa: RUF009  (frozen)
+    """Clip the gradients of single cases and add noise, so that no case shows in the weights."""
 
     def __post_init__(self) -> None:
         at_least = {

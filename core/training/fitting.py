@@ -31,6 +31,8 @@ if TYPE_CHECKING:  # Lightning takes seconds to import, and not everybody who im
     import lightning.pytorch as pl
     from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
+    from mambakit.core.trust.private import PrivateTraining
+
 _AVERAGED = "averaged.ckpt"
 
 
@@ -91,6 +93,12 @@ def fit(
         return result
     if run.result is not None:
         return _take_up_finished(task, run)
+    private: PrivateTraining | None = None
+    if config.private.noise_multiplier:
+        from mambakit.core.trust.private import PrivateTraining
+
+        private = PrivateTraining(task, train_loader, config.private)
+        train_loader = private.loader
     seed_everything(config.seed)
     device = resolve_device(config.device)
     best = ModelCheckpoint(
@@ -137,7 +145,7 @@ def fit(
         if resume_from is not None:
             print(f"continuing from {resume_from}", file=sys.stderr)
         began = time.monotonic()
-        with _interruptible():
+        with _interruptible(), private or contextlib.nullcontext():
             trainer.fit(task, train_loader, val_loader, ckpt_path=resume_from, weights_only=True)
         seconds = time.monotonic() - began
         score, checkpoint = _keep_best(task, trainer, best, val_loader, monitor, run)
@@ -165,6 +173,8 @@ def fit(
         stopped=_why_stopped(trainer, stopping, config),
         steps_to_best=to_best[0],
         seconds_to_best=to_best[1],
+        monitor=monitor,
+        privacy=private.spent(trainer.global_step) if private is not None else None,
     )
     run.finish(asdict(result))
     for path in kept[0].paths if kept else ():

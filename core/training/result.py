@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -26,3 +26,7 @@ class FitResult:
     """Optimizer steps until the weights kept; None of a run that an older version finished."""
     seconds_to_best: float | None = None
     """Wall-clock time until then, without validation, of all parts of a resumed run."""
+    monitor: str | None = None
+    """The monitored metric's name; None of a run that an older version finished."""
+    privacy: dict[str, Any] | None = None
+    """What private training has spent: epsilon, delta, and what they follow from; None without it."""

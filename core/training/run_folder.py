@@ -1,32 +1,38 @@
 """The folder that a training run leaves behind.
 
-config.yaml, environment.json, metrics.csv, checkpoints/, pictures/, report.html, and result.json once the
-run has finished.
+config.yaml, environment.json, metrics.csv, checkpoints/, pictures/, report.html, result.json once the run has
+finished, and evaluation.json once its model was measured.
 """
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import datetime
 import json
+import math
 import os
 import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from mambakit.core.errors import UserError
 
+if TYPE_CHECKING:
+    from mambakit.core.hub import HubModel
+    from mambakit.core.trust.model_card import RunFacts
+
 _PACKAGES = ("mambakit", "torch", "lightning", "numpy", "triton", "numba")
 _OWN = (
-    *("config.yaml", "environment.json", "metrics.csv", "result.json", "report.html"),
-    *("checkpoints", "pictures"),
+    *("config.yaml", "environment.json", "metrics.csv", "result.json", "evaluation.json"),
+    *("report.html", "checkpoints", "pictures"),
 )
 
 
@@ -112,6 +118,70 @@ class RunFolder:
         """Marks the run as finished and stores its result."""
         write_atomically(self.path / "result.json", json.dumps(_plain(result), indent=2) + "\n")
 
+    def save(self, model: HubModel, name: str = "", *, of_result: bool = True) -> None:
+        """Saves a model that this run trained, with a card that says so.
+
+        Args:
+            model: What to save.
+            name: A folder inside the run's, for further models.
+            of_result: Whether ``result.json`` is of these very weights.
+        """
+        model.save_pretrained(self.path / name, model_card_kwargs={"run": self._facts(of_result)})
+
+    def measured(
+        self,
+        model: HubModel,
+        rows: Sequence[Mapping[str, Any]],
+        *,
+        data: str,
+        ours: Mapping[str, Any],
+        split: str = "test",
+        name: str = "",
+    ) -> None:
+        """Writes what was measured of the saved model into ``evaluation.json`` and into its card.
+
+        Args:
+            model: That was measured.
+            rows: A mapping a model, or a model and condition.
+            data: The name of what it was measured on.
+            ours: What the rows of ``model`` hold, such as ``{"model": "mambakit"}``.
+            split: The part of the data.
+            name: The model's folder inside the run's.
+        """
+        from mambakit.core.hub import CARD_FILE
+        from mambakit.core.trust.model_card import Measured, add_measured
+
+        plain = _finite(_plain(rows))
+        found = {"data": data, "split": split, "ours": _plain(ours), "results": plain}
+        folder = self.path / name
+        write_atomically(folder / "evaluation.json", json.dumps(found, indent=2) + "\n")
+        add_measured(folder / CARD_FILE, Measured(Path(data).name, split, plain, ours), model.about)
+
+    def _facts(self, of_result: bool) -> RunFacts:
+        from mambakit.core.trust.model_card import RunFacts
+
+        config = yaml.safe_load(self.config_path.read_text(encoding="utf-8"))
+        environment = json.loads((self.path / "environment.json").read_text(encoding="utf-8"))
+        result = self.result if of_result else None
+        return RunFacts(config, environment, result, {} if result is None else self._validation(result))
+
+    def _validation(self, result: Mapping[str, Any]) -> dict[str, float]:
+        """The kept checkpoint's validation figures: of its row in ``metrics.csv``, if it is one's."""
+        monitor, score = result.get("monitor"), result.get("best_score")
+        if monitor is None or score is None:
+            return {}
+        found = {monitor: score}
+        if self.metrics_path.exists():
+            with self.metrics_path.open(newline="", encoding="utf-8") as stream:
+                for row in csv.DictReader(stream):
+                    # the average of checkpoints has no row, and the file has eight digits
+                    if row["step"] == str(result.get("steps_to_best")) and math.isclose(
+                        float(row.get(monitor) or "nan"), score, rel_tol=1e-6
+                    ):
+                        figures = {key: text for key, text in row.items() if key.startswith("val/") and text}
+                        found = {**{key: float(text) for key, text in figures.items()}, **found}
+        return {key: value for key, value in found.items() if math.isfinite(value)}
+
     def save_picture(self, figure: Any, name: str) -> Path:
         """Saves a matplotlib figure as ``pictures/<name>.png``."""
         self.pictures.mkdir(parents=True, exist_ok=True)
@@ -189,6 +259,15 @@ def _plain(value: Any) -> Any:
     if hasattr(value, "item"):  # a numpy or torch scalar
         return value.item()
     return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
+
+
+def _finite(value: Any) -> Any:
+    """NaN and infinity, which JSON lacks, as None."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _differences(old: Any, new: Any, at: str = "") -> list[str]:

@@ -28,6 +28,7 @@ from mambakit.core.backbone import Backbone
 from mambakit.core.distributions import DistributionHead, forecast_head
 from mambakit.core.heads import QuantileHead, pool_tokens
 from mambakit.core.hub import HubModel
+from mambakit.domains.molecules.about import PROPERTIES
 from mambakit.domains.molecules.config import PropertyConfig
 from mambakit.domains.molecules.graph import GraphBatch
 from mambakit.domains.molecules.neighbourhood import Neighbourhood
@@ -221,6 +222,8 @@ class PropertyModel(nn.Module, HubModel):
     Args:
         config: The network and the properties it is for.
     """
+
+    about = PROPERTIES
 
     members: Sequence[Network]
     tokenizer: PropertyTokenizer

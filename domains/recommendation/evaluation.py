@@ -39,6 +39,7 @@ class Evaluation:
             history), ``group``, ``cases``.
         cases: A row a case: ``event``, ``user``, ``item`` (indices), and its groups by gap, target, history.
         ranks: The ranks of the cases' targets by scorer and filter, ``(n_cases,)`` each.
+        lists: The first items by scorer and filter, ``(n_cases, list_length)`` each, -1 behind shorter lists.
         left_out: Events that were not ranked: why, and how many.
         which: ``validation`` or ``test``.
         ks: The lengths of lists that accuracies are of.
@@ -50,6 +51,7 @@ class Evaluation:
     groups: pd.DataFrame
     cases: pd.DataFrame
     ranks: dict[tuple[str, str], NDArray[np.float64]]
+    lists: dict[tuple[str, str], NDArray[np.int64]]
     left_out: dict[str, int]
     which: str
     ks: tuple[int, ...]
@@ -164,6 +166,7 @@ def evaluate(
     rows: list[dict[str, object]] = []
     groups: list[pd.DataFrame] = []
     ranks: dict[tuple[str, str], NDArray[np.float64]] = {}
+    top: dict[tuple[str, str], NDArray[np.int64]] = {}
     for name, scorer in scorers.items():
         found = ranked(
             name,
@@ -178,6 +181,7 @@ def evaluate(
         )
         for column in FILTERS:
             own = ranks[name, column] = found.ranks[column]
+            top[name, column] = found.lists[column]
             label: dict[str, object] = {"scorer": name, "filter": column}
             row = {**label, **_accuracies(own, cases.user, ks, settings)}
             for (n, kind), sampled_ranks in found.sampled[column].items():
@@ -192,6 +196,7 @@ def evaluate(
         groups=table[first + [name for name in table if name not in first]],
         cases=cases.frame(),
         ranks=ranks,
+        lists=top,
         left_out=cases.left_out,
         which=which,
         ks=tuple(ks),

@@ -24,6 +24,7 @@ from mambakit.core.backbone import Backbone, BackboneConfig
 from mambakit.core.errors import DataError, UsageError
 from mambakit.core.hub import HubModel
 from mambakit.core.state import State
+from mambakit.domains.recommendation.about import RECOMMENDER
 from mambakit.domains.recommendation.config import ModelConfig, RecommenderConfig
 from mambakit.domains.recommendation.counting import events_before
 from mambakit.domains.recommendation.histories import context_batch
@@ -54,6 +55,8 @@ class Recommender(nn.Module, HubModel):
         popularity: ``(n_items,)`` int64, training events of each.
         cold: ``(n_items,)`` bool, items without a training event, whose own vectors were never learned.
     """
+
+    about = RECOMMENDER
 
     item_words: Tensor
     repeat_shift: Tensor

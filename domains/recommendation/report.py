@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pandas as pd
 
 from mambakit.core.training import FitResult, Report, RunFolder
@@ -10,6 +12,7 @@ from mambakit.domains.recommendation import plots
 from mambakit.domains.recommendation.evaluation import Evaluation, shown
 from mambakit.domains.recommendation.interactions import Interactions
 from mambakit.domains.recommendation.model import Recommender
+from mambakit.domains.recommendation.slices import Slices
 
 ACCURACY_NOTE = (
     "Every case is ranked among all items (unfiltered), and without the items that its user had before "
@@ -26,6 +29,12 @@ SAMPLED_NOTE = (
     "Ranked among sampled negatives, for comparison with older papers only: such numbers can turn the order "
     "of two recommenders round (Krichene & Rendle 2020)."
 )
+SLICES_NOTE = (
+    "activity: thirds of users by training events. popularity: of the target; head and long tail have a "
+    "fifth of the training events each. long-tail: share of list places that the long tail has. ± is half of "
+    "the bootstrap interval over users."
+)
+GAPS_NOTE = "A gap whose interval holds zero is none that these data show."
 _LISTS = ("coverage", "gini", "novelty", "popularity", "diversity", "feature-diversity")
 
 
@@ -36,6 +45,7 @@ def write(
     result: FitResult,
     evaluation: Evaluation,
     name: str,
+    slices: Slices | None = None,
 ) -> None:
     """Writes ``report.html`` and the pictures of a run.
 
@@ -46,6 +56,7 @@ def write(
         result: How training went.
         evaluation: What was measured on the test events.
         name: Of the data.
+        slices: The same by groups of users and items.
     """
     report = Report(f"Recommending from {name}")
     report.add_metrics(
@@ -60,6 +71,8 @@ def write(
         }
     )
     add_evaluation(report, evaluation)
+    if slices is not None:
+        add_slices(report, slices)
     add_training(
         report,
         run,
@@ -98,6 +111,36 @@ def add_evaluation(report: Report, evaluation: Evaluation) -> None:
     report.add_table(_group_table(evaluation), "cold: no training event has the target.")
     report.add_heading("What the lists are like")
     report.add_table(_table(evaluation, _is_of_lists), LISTS_NOTE)
+
+
+def write_evaluation(path: Path, evaluation: Evaluation, name: str, slices: Slices | None = None) -> None:
+    """Writes a report of an evaluation alone.
+
+    Args:
+        path: The HTML file.
+        evaluation: What was measured.
+        name: Of the data.
+        slices: The same by groups of users and items.
+    """
+    report = Report(f"Recommending from {name}, measured")
+    add_evaluation(report, evaluation)
+    if slices is not None:
+        add_slices(report, slices)
+    report.write(path)
+
+
+def add_slices(report: Report, slices: Slices) -> None:
+    """Adds whom the recommender serves worse to a report."""
+    report.add_heading("By slice")
+    ours = str(slices.rows.scorer.iloc[0])
+    for what, rows, label, note in (
+        ("groups", slices.rows, ("slice", "group", "users", "cases", "filter"), SLICES_NOTE),
+        ("gaps", slices.gaps, ("slice", "metric", "filter", "best", "worst"), GAPS_NOTE),
+    ):
+        if len(rows):
+            own = rows[rows.scorer == ours].drop(columns="scorer")
+            report.add_table(slices.table(own, label), f"{what} of {ours}. {note}")
+    report.add_text(f"The long tail is {slices.long_tail:.0%} of the catalogue.")
 
 
 def _is_accuracy(name: str) -> bool:

@@ -29,6 +29,7 @@ from mambakit.core.backbone import Backbone, BackboneConfig
 from mambakit.core.backbone_config import sizes_of_heads
 from mambakit.core.distributions import forecast_head
 from mambakit.core.hub import HubModel
+from mambakit.domains.timeseries.about import FORECASTER
 from mambakit.domains.timeseries.anchor import Anchor, Anchored
 from mambakit.domains.timeseries.config import ForecasterConfig
 from mambakit.domains.timeseries.tokenizer import PatchAdapter, PatchTokenizer
@@ -179,6 +180,8 @@ class WindowForecaster(nn.Module, HubModel):
     Args:
         config: The network and the data it is for.
     """
+
+    about = FORECASTER
 
     tokenizer: PatchTokenizer
     members: Sequence[Network]

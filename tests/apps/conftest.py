@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from huggingface_hub import ModelCard
 
 Events = Callable[..., pd.DataFrame]
 
@@ -35,3 +37,40 @@ def shop_table(shop_events: Events, tmp_path_factory: pytest.TempPathFactory) ->
     path = tmp_path_factory.mktemp("shop") / "events.csv"
     shop_events().to_csv(path, index=False)
     return path
+
+
+@pytest.fixture(scope="session")
+def check_card() -> Callable[[Path], str]:
+    """Compares the card of a run's model with the run's other files, and returns its text."""
+
+    def checked(folder: Path) -> str:
+        card = ModelCard.load(folder / "README.md")
+        assert card.data.library_name == "mambakit"
+        found = {"validation": {}, "measured": {}}  # type: ignore[var-annotated]
+        for one in card.data.eval_results or []:
+            place = "validation" if one.dataset_split == "validation" else "measured"
+            found[place][one.metric_name] = one.metric_value
+        result = json.loads((folder / "result.json").read_text())
+        assert found["validation"].get(result["monitor"]) in (result["best_score"], None)
+        saved = json.loads((folder / "evaluation.json").read_text())
+        ours, key = saved["ours"], set(saved["ours"])
+        of_us = [row for row in saved["results"] if ours.items() <= row.items()]
+        assert of_us
+        for row in of_us:
+            condition = ", ".join(
+                f"{name} {v}" for name, v in row.items() if isinstance(v, str) and name not in key
+            )
+            for name, value in row.items():
+                if isinstance(value, float) and not name.endswith(("-lo", "-hi")):
+                    assert found["measured"][f"{name} ({condition})" if condition else name] == value
+        for heading in ("Intended use", "Limits", "How to load it", "Size", "Data", "Training", "Measured"):
+            assert f"## {heading}\n" in card.text
+        assert "Not said by the author" not in card.text
+        loading = card.text.split("```python\n")[1].split("```")[0].replace("FOLDER", str(folder))
+        names: dict[str, object] = {}
+        exec(loading, names)  # what the card says works
+        n = sum(one.numel() for one in names["model"].parameters())  # type: ignore[attr-defined]
+        assert f"{n:,} parameters" in card.text
+        return card.text
+
+    return checked

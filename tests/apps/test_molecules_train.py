@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -60,6 +61,53 @@ def test_run_folder_is_whole(folder: Path) -> None:
     for said in ("random forest", "training mean", "test molecules", "unclosed ring", "<td>K</td>"):
         assert said in report
     assert Report("").render()[:15] == report[:15]
+
+
+def test_the_card_says_what_was_measured(folder: Path, check_card: Callable[[Path], str]) -> None:
+    text = check_card(folder / "run")
+    assert "random forest" in text
+    assert str(folder) not in text
+
+
+def test_spoilt_tokens_change_the_error(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [
+        "probe",
+        "--model",
+        str(folder / "run"),
+        *("--device", "cpu"),
+        "--output",
+        str(tmp_path / "p.csv"),
+    ]
+    assert main([*words, "--plot", str(tmp_path / "p.png"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    rows = {(row["perturbation"], row["level"]): row[found["metric"]] for row in found["results"]}
+    assert {name for name, _ in rows} == {"clean", "drop", "replace", "shuffle", "dt"}
+    table = pd.read_csv(tmp_path / "p.csv")
+    assert table[found["metric"]].tolist() == pytest.approx(
+        [row[found["metric"]] for row in found["results"]]
+    )
+    assert (tmp_path / "p.png").stat().st_size > 5000
+    assert main(["evaluate", "--model", str(folder / "run"), "--device", "cpu", "--json"]) == 0
+    evaluated = json.loads(capsys.readouterr().out)["results"]
+    ours = next(row for row in evaluated if row["model"] == "mambakit" and row["task"] == "boils")
+    assert rows["clean", None] == pytest.approx(ours["rmse"], rel=1e-6)
+    assert rows["drop", 0.2] != rows["clean", None]
+
+
+def test_a_membership_probe_tells_molecules_that_were_learned(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["probe", "--model", str(folder / "run"), "--device", "cpu", "--attack", "membership"]
+    assert main([*words, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    (row,) = found["results"]
+    assert row["members"] + row["others"] < 48  # validation is neither
+    assert row["auc-lo"] <= row["auc"] <= row["auc-hi"]
+    assert found["notes"] == []  # a random split
+    assert main([*words, "--data", "esol"]) == 2
+    assert "membership is of the training's data" in capsys.readouterr().err
 
 
 def test_predicts_every_row_in_its_order(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -40,6 +40,38 @@ def test_a_run_leaves_a_report_and_a_model(model: Path) -> None:
         assert (model / name).exists()
 
 
+def test_the_card_says_what_was_measured(model: Path, check_card: Callable[[Path], str]) -> None:
+    assert "| ndcg@10 |" in check_card(model)
+
+
+def test_spoilt_histories_foretell_less(
+    model: Path, shop_table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [
+        "probe",
+        "--model",
+        str(model),
+        *("--data", str(shop_table), "--device", "cpu"),
+        "--output",
+        str(tmp_path / "p.csv"),
+    ]
+    assert main([*words, "--plot", str(tmp_path / "p.png"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    rows = {(row["perturbation"], row["level"]): row[found["metric"]] for row in found["results"]}
+    assert {name for name, _ in rows} == {"clean", "drop", "replace", "shuffle", "dt"}
+    table = pd.read_csv(tmp_path / "p.csv")
+    assert table[found["metric"]].tolist() == pytest.approx(
+        [row[found["metric"]] for row in found["results"]]
+    )
+    assert (tmp_path / "p.png").stat().st_size > 5000
+    assert (
+        main(["evaluate", "--model", str(model), "--data", str(shop_table), "--device", "cpu", "--json"]) == 0
+    )
+    evaluated = json.loads(capsys.readouterr().out)["results"][0]
+    assert rows["clean", None] == pytest.approx(evaluated["ndcg@10"], abs=1e-6)
+    assert rows["replace", 0.6] < rows["clean", None]  # the shop's next item follows the last one
+
+
 def test_evaluates_beside_the_baselines(
     model: Path, shop_table: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -49,6 +81,46 @@ def test_evaluates_beside_the_baselines(
     rows = {(row["scorer"], row["filter"]): row for row in found["results"]}
     assert rows["mambakit", "unfiltered"]["ndcg@10"] > rows["popularity", "unfiltered"]["ndcg@10"]
     assert {name for name, _ in rows} == COUNTED
+
+
+def test_slices_go_to_json_csv_and_report(
+    model: Path, shop_table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["evaluate", "--model", str(model), "--data", str(shop_table), "--device", "cpu"]
+    files = ["--output", str(tmp_path / "s.csv"), "--report", str(tmp_path / "r.html")]
+    assert main([*given, "--slices", "activity,popularity", *files, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    table = pd.read_csv(tmp_path / "s.csv")
+    groups = found["slices"]["groups"]
+    assert table["ndcg@10"].tolist() == pytest.approx([row["ndcg@10"] for row in groups])
+    whole = {(row["scorer"], row["filter"]): row["ndcg@10"] for row in found["results"]}
+    for (_, scorer, column), own in table.groupby(["slice", "scorer", "filter"]):
+        mean = (own["ndcg@10"] * own["cases"]).sum() / own["cases"].sum()
+        assert mean == pytest.approx(whole[scorer, column])
+    assert "By slice" in (tmp_path / "r.html").read_text("utf-8")
+    assert "By slice" in (model / "report.html").read_text("utf-8")
+    assert main([*given, "--slices", "gender"]) == 2
+    assert "no column 'gender' of users" in capsys.readouterr().err
+    assert main([*given, *files]) == 2
+    assert "name them" in capsys.readouterr().err
+
+
+def test_a_membership_probe_reads_the_models_own_losses(
+    model: Path, shop_table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["probe", "--model", str(model), "--data", str(shop_table), "--device", "cpu"]
+    words += ["--attack", "membership", "--reference", str(model)]
+    assert (
+        main([*words, "--plot", str(tmp_path / "r.png"), "--output", str(tmp_path / "r.csv"), "--json"]) == 0
+    )
+    row, beside = json.loads(capsys.readouterr().out)["results"]
+    assert 0 < row["auc-lo"] <= row["auc"] <= row["auc-hi"] <= 1
+    assert beside["auc"] == 0.5  # by itself, nothing is left of a loss
+    assert (row["members"], row["others"]) == (60, 60)
+    assert pd.read_csv(tmp_path / "r.csv")["auc"][0] == pytest.approx(row["auc"])
+    assert (tmp_path / "r.png").exists()
+    assert main([*words, "--only", "drop"]) == 2
+    assert "of --attack perturb" in capsys.readouterr().err
 
 
 def test_networks_of_others_are_added_to_a_finished_run(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -60,6 +62,33 @@ def test_from_collecting_to_a_rollout(
     acted = run(capsys, "rollout", "--model", model, "--output", tmp_path / "e.npz", "--max-steps", 5)
     assert acted["target_return"] == kept["target_return"]
     assert acted["return"] == pytest.approx(np.load(tmp_path / "e.npz")["rewards"].sum())
+
+
+def test_the_cards_say_what_was_measured(pendulum: Path, check_card: Callable[[Path], str]) -> None:
+    assert "decision-mamba" in check_card(pendulum / "run")
+    last = (pendulum / "run/last/README.md").read_text()
+    assert "Nothing was measured" in last
+    assert "val/" not in last
+
+
+def test_a_policy_that_sees_noise_errs_more(
+    pendulum: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["probe", "--model", str(pendulum / "run"), *("--seed", "1"), "--output", str(tmp_path / "p.csv")]
+    assert main([*words, "--plot", str(tmp_path / "p.png"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    rows = {(row["perturbation"], row["level"]): row[found["metric"]] for row in found["results"]}
+    assert {name for name, _ in rows} == {"clean", "noise", "drop", "delay", "shuffle", "dt"}
+    table = pd.read_csv(tmp_path / "p.csv")
+    assert table[found["metric"]].tolist() == pytest.approx(
+        [row[found["metric"]] for row in found["results"]]
+    )
+    assert (tmp_path / "p.png").stat().st_size > 5000
+    evaluated = run(
+        capsys, "evaluate", "--model", pendulum / "run", "--data", "held-out", "--weights", "best"
+    )
+    assert rows["clean", None] == pytest.approx(evaluated["results"][0]["scaled_mse"], rel=1e-5)
+    assert rows["noise", 1.0] != rows["clean", None]
 
 
 def test_wrong_calls_say_what_would_help(pendulum: Path, capsys: pytest.CaptureFixture[str]) -> None:

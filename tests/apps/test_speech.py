@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -54,6 +55,51 @@ def test_train_leaves_a_run_and_its_loss_falls(trained: Path) -> None:
     losses = pd.read_csv(trained / "metrics.csv")["val/loss"].dropna().tolist()
     assert losses[-1] < losses[0]
     assert (trained / "cnn/model.safetensors").is_file()
+
+
+def test_the_card_says_what_was_measured(trained: Path, check_card: Callable[[Path], str]) -> None:
+    assert "spoken-digits" in check_card(trained)
+
+
+def test_digits_in_noise_are_taken_for_others(
+    trained: Path,
+    folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MAMBAKIT_DATA", str(folder / "cache"))
+    monkeypatch.setattr(made, "VOICES", ("en-us+m1",))
+    words = ["probe", "--model", str(trained), *("--device", "cpu"), "--output", str(tmp_path / "p.csv")]
+    assert speech([*words, "--plot", str(tmp_path / "p.png"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    rows = {(row["perturbation"], row["level"]): row[found["metric"]] for row in found["results"]}
+    assert {name for name, _ in rows} == {"clean", "noise", "drop", "shuffle", "dt"}
+    table = pd.read_csv(tmp_path / "p.csv")
+    assert table[found["metric"]].tolist() == pytest.approx(
+        [row[found["metric"]] for row in found["results"]]
+    )
+    assert (tmp_path / "p.png").stat().st_size > 5000
+    assert speech(["evaluate", "--model", str(trained), "--device", "cpu", "--json"]) == 0
+    evaluated = json.loads(capsys.readouterr().out)["results"][0]
+    assert rows["clean", None] == pytest.approx(evaluated["accuracy"])
+    assert rows["noise", -10.0] <= rows["clean", None]
+
+
+def test_a_private_classifier_says_what_it_spent(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("opacus")
+    monkeypatch.setenv("MAMBAKIT_DATA", str(folder / "cache"))
+    monkeypatch.setattr(made, "VOICES", ("en-us+m1",))
+    words = ["train", "--data", "spoken-digits", "--output", str(tmp_path / "run"), "--device", "cpu", *_TINY]
+    words += ["--train.max_steps", "2", "--train.private.noise_multiplier", "2", "--train.batch_size", "8"]
+    assert speech(words) == 0
+    spent = json.loads((tmp_path / "run/result.json").read_text())["privacy"]
+    assert (spent["steps"], spent["unit"]) == (2, "a recording")
+    card = (tmp_path / "run/README.md").read_text()
+    assert f"epsilon {spent['epsilon']:.4g}" in card
+    assert "the scales of the front end" in card
 
 
 def test_a_folder_with_bad_files(trained: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

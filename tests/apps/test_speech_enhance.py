@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from mambakit.apps.speech_enhance import enhance, evaluate_enhance, train_enhance
+from mambakit.apps.speech_probe import probe
 from mambakit.apps.speech_separate import evaluate_separate, separate, train_separate
 from mambakit.core.errors import DataError, UsageError
 from mambakit.core.training import TrainConfig
@@ -104,6 +105,17 @@ def test_pairs_are_measured_beside_log_mmse(
     assert signal["si_sdr"] == pytest.approx(float(expected), abs=0.3)
 
 
+def test_an_enhancer_is_probed_beside_its_clean_figure(
+    enhancer: Path, speech: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    probe(model=enhancer, only=["noise", "dt"], json=True)
+    found = json.loads(capsys.readouterr().out)
+    rows = {(row["perturbation"], row["level"]): row["si_sdr"] for row in found["results"]}
+    assert {name for name, _ in rows} == {"clean", "noise", "dt"}
+    assert rows["noise", -10.0] < rows["noise", 20.0]
+
+
 def test_two_speakers_are_separated_into_files(
     speech: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -118,6 +130,10 @@ def test_two_speakers_are_separated_into_files(
     write_audio(tmp_path / "mix.wav", Audio(one + two, RATE))
     separate(model=tmp_path / "run", input=tmp_path / "mix.wav", output=tmp_path / "apart")
     assert sorted(path.name for path in (tmp_path / "apart").iterdir()) == ["mix-1.wav", "mix-2.wav"]
+    capsys.readouterr()
+    probe(model=tmp_path / "run", only=["noise"], json=True)
+    probed = json.loads(capsys.readouterr().out)["results"]
+    assert probed[-1]["si_snr_db"] < probed[0]["si_snr_db"]  # ten decibels more noise than speech
     apart = [read_audio(tmp_path / f"apart/mix-{i}.wav").samples for i in (1, 2)]
     assert len(apart[0]) == len(one)
     mixture = read_audio(tmp_path / "mix.wav").samples

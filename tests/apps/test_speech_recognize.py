@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import sys
 from types import SimpleNamespace
 
@@ -16,6 +17,7 @@ from mambakit.domains.speech.encoder import EncoderConfig
 from mambakit.domains.speech.recognize.config import RecognizeModelConfig, RecognizerConfig
 from mambakit.domains.speech.recognize.model import Recognizer
 from mambakit.domains.speech.recognize.tokenizer import CharacterTokenizer
+from mambakit.domains.speech.saved import DataSpec, save_spec
 
 
 @pytest.fixture(scope="module")
@@ -247,3 +249,18 @@ def test_other_heads_and_units_are_trained_measured_and_used(tmp_path, capsys, h
     if units == "phones":
         assert main([*aligned, "seven"]) == 1
         assert "text: the model knows no 'seven'" in capsys.readouterr().err
+
+
+def test_a_recogniser_is_probed_by_its_word_error_rate(folder, tmp_path, capsys):
+    model = shutil.copytree(folder / "model", tmp_path / "model")
+    (tmp_path / "said.csv").write_text(f"path,text\n{folder / 'in' / 'a.wav'},one two\n")
+    save_spec(model, DataSpec("recognize", str(tmp_path / "said.csv")))
+    words = ["--model", str(model), "--data", str(tmp_path / "said.csv"), "--json"]
+    capsys.readouterr()
+    assert main(["probe", *words, "--only", "noise", "dt"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["metric"] == "wer"
+    assert {row["perturbation"] for row in found["results"]} == {"clean", "noise", "dt"}
+    assert main(["evaluate", *words]) == 0
+    measured = json.loads(capsys.readouterr().out)["results"][0]
+    assert found["results"][0]["cer"] == pytest.approx(measured["cer"])

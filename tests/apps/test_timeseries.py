@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -66,6 +67,39 @@ def test_train_leaves_a_run_and_a_model(model: Path):
         "forecast",
         "learning_curve",
     }
+
+
+def test_the_card_says_what_was_measured(model: Path, check_card: Callable[[Path], str]):
+    text = check_card(model)
+    assert "sha256 of my.csv" in text
+    assert "horizon 12" in text
+
+
+def test_spoilt_windows_are_forecast_worse(
+    model: Path, table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    words = ["probe", "--model", str(model), *("--data", str(table)), "--output", str(tmp_path / "p.csv")]
+    assert main([*words, "--plot", str(tmp_path / "p.png"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    rows = {(row["perturbation"], row["level"]): row[found["metric"]] for row in found["results"]}
+    assert {name for name, _ in rows} == {"clean", "noise", "missing", "shuffle", "dt"}
+    written = pd.read_csv(tmp_path / "p.csv")
+    assert written[found["metric"]].tolist() == pytest.approx(
+        [row[found["metric"]] for row in found["results"]]
+    )
+    assert (tmp_path / "p.png").stat().st_size > 5000
+    assert main(["evaluate", "--model", str(model), "--data", str(table), "--json"]) == 0
+    evaluated = json.loads(capsys.readouterr().out)["results"][0]
+    assert rows["clean", None] == pytest.approx(evaluated["mse"], rel=1e-5)
+    assert rows["clean", None] < rows["noise", 0.3] < rows["noise", 1.0]
+
+
+def test_a_membership_probe_of_windows(model: Path, table: Path, capsys: pytest.CaptureFixture[str]):
+    words = ["probe", "--model", str(model), "--data", str(table), "--attack", "membership", "--json"]
+    assert main(words) == 0
+    (row,) = json.loads(capsys.readouterr().out)["results"]
+    assert row["members"] > row["others"] > 10
+    assert row["auc-lo"] <= row["auc"] <= row["auc-hi"]
 
 
 def test_evaluate_prints_the_baselines_beside(model: Path, table: Path, capsys: pytest.CaptureFixture[str]):

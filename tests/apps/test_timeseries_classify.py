@@ -52,6 +52,22 @@ def test_flags_reach_the_training(folder: Path) -> None:
     assert config["train"]["batch_size"] == PRESET_CLASSIFIER_TRAIN.batch_size
 
 
+def test_a_classifier_is_probed_and_attacked(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["probe", "--model", str(folder / "model"), "--data", str(folder / "test.csv"), "--json"]
+    assert main(words) == 0
+    found = json.loads(capsys.readouterr().out)["results"]
+    rows = {(row["perturbation"], row["level"]): row["accuracy"] for row in found}
+    assert {name for name, _ in rows} == {"clean", "noise", "missing", "shuffle", "dt"}
+    assert (
+        main(["evaluate", "--model", str(folder / "model"), "--data", str(folder / "test.csv"), "--json"])
+        == 0
+    )
+    assert rows["clean", None] == json.loads(capsys.readouterr().out)["results"][0]["accuracy"]
+    assert main([*words, "--attack", "membership"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)["results"]
+    assert row["auc"] == 0.5  # a file has no parts: the same series on both sides
+
+
 def test_run_folder_is_whole(folder: Path) -> None:
     for name in ("config.yaml", "metrics.csv", "report.html", "pictures/confusion.png", "model.safetensors"):
         assert (folder / "model" / name).stat().st_size > 0

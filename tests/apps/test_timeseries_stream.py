@@ -58,6 +58,21 @@ def run(table: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_rows_that_are_noisy_or_missing_are_forecast_worse(
+    run: Path, table: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--model", str(run), "--data", str(table), "--columns.future", "[load]", "--json"]
+    capsys.readouterr()
+    assert main(["probe", *words, "--only", "noise", "missing", "dt"]) == 0
+    found = json.loads(capsys.readouterr().out)["results"]
+    rows = {(row["perturbation"], row["level"]): row["mse"] for row in found}
+    assert main(["evaluate", *words]) == 0
+    assert rows["clean", None] == pytest.approx(json.loads(capsys.readouterr().out)["results"][0]["mse"])
+    assert rows["noise", 1.0] != rows["clean", None]
+    assert rows["missing", 0.5] != rows["clean", None]
+    assert rows["dt", 8.0] != rows["clean", None]
+
+
 def test_training_leaves_a_folder_with_a_report(
     run: Path, capsys: pytest.CaptureFixture[str], table: Path
 ) -> None:

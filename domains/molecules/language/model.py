@@ -14,6 +14,7 @@ from mambakit.core.adapters import pad_batch
 from mambakit.core.adapters.vocabulary import N_SPECIAL
 from mambakit.core.generation import AllowedIds
 from mambakit.core.language_model import LanguageModel, LanguageModelConfig
+from mambakit.domains.molecules.about import LANGUAGE
 from mambakit.domains.molecules.language.reference import Reference
 from mambakit.domains.molecules.tokenizer import END, PAD, SmilesTokenizer, load_tokenizer
 
@@ -30,6 +31,8 @@ class MoleculeModel(LanguageModel):
         tokenizer: What its ids are; saved with it.
         reference: What it was trained on, to compare samples with; saved with it, None if not known.
     """
+
+    about = LANGUAGE
 
     def __init__(self, config: LanguageModelConfig) -> None:
         super().__init__(config)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from mambakit.core.backbone import Backbone
 from mambakit.core.hub import HubModel
 from mambakit.core.state import State
+from mambakit.domains.robotics.about import POLICY
 from mambakit.domains.robotics.policy.chunks import ensembled
 from mambakit.domains.robotics.policy.config import SavedPolicyConfig
 from mambakit.domains.robotics.policy.embedding import StepEmbedding
@@ -22,6 +23,8 @@ class Policy(nn.Module, HubModel):
     Args:
         config: The network, and what it reads and gives.
     """
+
+    about = POLICY
 
     def __init__(self, config: SavedPolicyConfig) -> None:
         super().__init__()

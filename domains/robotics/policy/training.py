@@ -125,11 +125,11 @@ def train_policy(
     untrained = copy.deepcopy(task)
     result = fit(task, loader, validation, train, run, monitor=chosen_by(policy.config))
     policy = policy.cpu().eval()
-    policy.save_pretrained(run.path)
+    run.save(policy)
     if run.last_checkpoint is not None:
         last = untrained.cpu()
         load_weights(last, run.last_checkpoint, train.adapt)
-        last.model.save_pretrained(run.path / LAST)
+        run.save(last.model, LAST, of_result=False)
     return policy, result
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from mambakit.core.blocks.base import padding_mask
 from mambakit.core.heads import ClassificationHead
 from mambakit.core.hub import HubModel
+from mambakit.domains.speech.about import CLASSIFIER
 from mambakit.domains.speech.classify.config import ClassifyConfig, ClassifyModelConfig
 from mambakit.domains.speech.encoder import Encoder
 from mambakit.domains.speech.frontend import FrontEnd
@@ -26,6 +27,8 @@ class Classifier(nn.Module, HubModel):
     Args:
         config: The network and its classes.
     """
+
+    about = CLASSIFIER
 
     def __init__(self, config: ClassifyConfig) -> None:
         super().__init__()

@@ -56,6 +56,9 @@ class ClassifyTask(pl.LightningModule):
         augmenter: Changes batches to train on.
     """
 
+    private_unit = "a recording"
+    private_leaves_out = "the scales of the front end, which are fitted to the training's recordings"
+
     def __init__(
         self, model: Classifier, train: TrainConfig, loss: ClassifyLossConfig, augmenter: Augmenter
     ) -> None:

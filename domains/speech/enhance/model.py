@@ -19,6 +19,7 @@ from mambakit.core.blocks import RMSNorm
 from mambakit.core.errors import UsageError
 from mambakit.core.hub import HubModel
 from mambakit.core.state import State
+from mambakit.domains.speech.about import ENHANCER
 from mambakit.domains.speech.enhance.config import EnhanceConfig
 from mambakit.domains.speech.enhance.pairs import Pairs, Scales
 from mambakit.domains.speech.enhance.stft import CausalSTFT, compress, expand
@@ -48,6 +49,8 @@ class Enhancer(nn.Module, HubModel):
     Args:
         config: The network.
     """
+
+    about = ENHANCER
 
     def __init__(self, config: EnhanceConfig) -> None:
         super().__init__()

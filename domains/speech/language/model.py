@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mambakit.core.language_model import LanguageModel
 from mambakit.core.state import State
+from mambakit.domains.speech.about import TEXT
 from mambakit.domains.speech.recognize.ngram import END
 from mambakit.domains.speech.recognize.tokenizer import CharacterTokenizer, normalised
 
@@ -22,6 +23,8 @@ _UNSEEN = math.log(1e-6)  # of a character that no training text has
 
 class TextModel(LanguageModel):
     """``LanguageModel`` of characters, and its tokenizer beside it in its folder."""
+
+    about = TEXT
 
     tokenizer: CharacterTokenizer
 

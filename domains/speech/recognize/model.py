@@ -17,6 +17,7 @@ from mambakit.core.blocks.base import padding_mask
 from mambakit.core.heads import CTCHead
 from mambakit.core.hub import HubModel
 from mambakit.core.state import State
+from mambakit.domains.speech.about import RECOGNIZER
 from mambakit.domains.speech.encoder import Encoder
 from mambakit.domains.speech.frontend import FrontEnd
 from mambakit.domains.speech.recognize.attention import AttentionDecoder
@@ -41,6 +42,8 @@ class Recognizer(nn.Module, HubModel):
         head: CTC, which every recogniser has: it aligns texts to the sound.
         decoder: What writes the text beside it; None where CTC does.
     """
+
+    about = RECOGNIZER
 
     tokenizer: TextTokenizer
 

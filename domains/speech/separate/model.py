@@ -17,6 +17,7 @@ from mambakit.core.blocks import RMSNorm
 from mambakit.core.errors import UsageError
 from mambakit.core.hub import HubModel
 from mambakit.core.state import State
+from mambakit.domains.speech.about import SEPARATOR
 from mambakit.domains.speech.separate.config import SeparateConfig
 from mambakit.domains.speech.stitching import stitched
 
@@ -40,6 +41,8 @@ class Separator(nn.Module, HubModel):
     Args:
         config: The network.
     """
+
+    about = SEPARATOR
 
     def __init__(self, config: SeparateConfig) -> None:
         super().__init__()

@@ -27,6 +27,7 @@ from mambakit.core.calibration import ConformalSets, TemperatureScaling
 from mambakit.core.errors import DataError
 from mambakit.core.heads import ClassificationHead, pool_tokens
 from mambakit.core.hub import HubModel
+from mambakit.domains.timeseries.about import CLASSIFIER
 from mambakit.domains.timeseries.classification.config import ClassifierConfig
 from mambakit.domains.timeseries.tables.labelled import LabelledSeries
 
@@ -92,6 +93,8 @@ class SeriesClassifier(nn.Module, HubModel):
     Args:
         config: The network and the series it is for.
     """
+
+    about = CLASSIFIER
 
     members: Sequence[Network]
 

@@ -22,6 +22,7 @@ from mambakit.core.backbone import Backbone
 from mambakit.core.distributions import forecast_head
 from mambakit.core.hub import HubModel
 from mambakit.core.state import State
+from mambakit.domains.timeseries.about import FORECASTER
 from mambakit.domains.timeseries.config import StreamConfig
 from mambakit.domains.timeseries.stream.imputer import ImputationHead
 from mambakit.domains.timeseries.stream.neighbours import Neighbours
@@ -144,6 +145,8 @@ class StreamForecaster(nn.Module, HubModel):
     Args:
         config: The network and the data it is for.
     """
+
+    about = FORECASTER
 
     tokenizer: RowTokenizer
     members: Sequence[RowNetwork]
