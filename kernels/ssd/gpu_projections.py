@@ -125,7 +125,7 @@ def projection_gradients(  # type: ignore[no-untyped-def]
     B, C, B_bias, C_bias, angles, d_head_B, d_head_C, dB, dC, dangles, dbias,
     B_b, B_l, B_g, C_b, C_l, C_g, length, n_heads, group_heads, n_chunks,
     D_STATE: tl.constexpr, BLOCK_N: tl.constexpr, CHUNK: tl.constexpr, N_ANGLES: tl.constexpr,
-    UNIT: tl.constexpr,
+    UNIT: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Gradients of one group's B and C in a chunk, and of its heads' angles and biases.
 
@@ -152,7 +152,7 @@ def projection_gradients(  # type: ignore[no-untyped-def]
     sum_C = tl.zeros((CHUNK, BLOCK_N), tl.float32)
     sin = tl.zeros((CHUNK, HALF), tl.float32)
     cos = sin
-    for h in range(g * group_heads, (g + 1) * group_heads):
+    for h in tl.range(g * group_heads, (g + 1) * group_heads, num_stages=STAGES):
         at = (token * n_heads + h) * D_STATE
         dBt = tile(d_head_B + at, n_heads * D_STATE, rows, ns, mask, D_STATE, BLOCK_N)
         dCt = tile(d_head_C + at, n_heads * D_STATE, rows, ns, mask, D_STATE, BLOCK_N)
