@@ -22,17 +22,17 @@ from mambakit.kernels.ssd.gpu_common import (
     store_tile,
     tile,
 )
-from mambakit.kernels.ssd.gpu_projections import turned
+from mambakit.kernels.ssd.gpu_projections import angle_gradient, turned
 
 
 @triton.jit(do_not_specialize=STRIDES + SIZES + ["dy_b", "dy_l", "dy_h"])
 def head_gradients(  # type: ignore[no-untyped-def]
     dy, x, cum, steps, own, B, C, skip, z, B_bias, C_bias, angles, seq, states, dstates,
-    dx, dcum, through_sums, dsteps, down, dskip, dB, dC, dz,
+    dx, dcum, through_sums, dsteps, down, dskip, dB, dC, dz, dangles,
     dy_b, dy_l, dy_h, x_b, x_l, x_h, B_b, B_l, B_g, C_b, C_l, C_g, z_b, z_l, z_h,
     length, n_heads, group_heads, n_chunks,
     HEAD_DIM: tl.constexpr, D_STATE: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr,
-    CHUNK: tl.constexpr, TRANSPOSED: tl.constexpr, N_ANGLES: tl.constexpr, WIDE: tl.constexpr,
+    CHUNK: tl.constexpr, TRANSPOSED: tl.constexpr, N_ANGLES: tl.constexpr, D_ANGLES: tl.constexpr, WIDE: tl.constexpr,
     UNIT: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """All gradients of one head's chunk, those of its B and C as they are turned.
@@ -41,6 +41,10 @@ def head_gradients(  # type: ignore[no-untyped-def]
     weight of each token in its own output, ``dskip``, ``own`` and ``down`` lie as ``steps``, and so do ``dcum``
     and ``dsteps``; ``through_sums`` is ``(batch, n_heads, n_chunks)``: all for ``step_gradients``. ``dx`` and
     ``dz`` are ``(batch, length, n_heads, head_dim)``, ``dB`` and ``dC`` ``(batch, length, n_heads, d_state)``.
+
+    ``dangles``, ``(batch, length, n_heads, D_ANGLES)``, is of the sums as they are, before they are rounded, and
+    of the operands of the products: what a pair of tokens gives to the two's angles then cancels in later sums
+    over the sequence, where a rounding of every token would grow with the length.
     """
     pid = tl.program_id(0)
     h = pid % n_heads
@@ -167,5 +171,12 @@ def head_gradients(  # type: ignore[no-untyped-def]
         store_tile(dz + out_base, dgate * y, n_heads * HEAD_DIM, rows, ps, mask, HEAD_DIM, BLOCK_P)
     bc_base = (token * n_heads + h) * D_STATE
     store_tile(dB + bc_base, dBt, n_heads * D_STATE, rows, ns, mask, D_STATE, BLOCK_N)
-    where = dC + bc_base + rows[None, :] * (n_heads * D_STATE) + ns[:, None]
-    tl.store(where, dCt.to(dC.dtype.element_ty), mask=mask[None, :] & (ns < D_STATE)[:, None])
+    dCt = tl.trans(dCt)
+    store_tile(dC + bc_base, dCt, n_heads * D_STATE, rows, ns, mask, D_STATE, BLOCK_N)
+    if dangles is not None:
+        dangle = angle_gradient(dBt, Bt, CHUNK, BLOCK_N) + angle_gradient(dCt, Ct, CHUNK, BLOCK_N)
+        ks = tl.arange(0, BLOCK_N // 2)
+        where = dangles + (token * n_heads + h) * D_ANGLES
+        where = where + rows[:, None] * (n_heads * D_ANGLES) + ks[None, :]
+        given = mask[:, None] & (ks < D_ANGLES)[None, :]
+        tl.store(where, dangle.to(dangles.dtype.element_ty), mask=given)

@@ -74,7 +74,9 @@ def run_backward_by_heads(
     for row in rows:
 
         def part(v: Tensor | None, row: slice = row) -> Tensor | None:
-            return v if v is None or len(rows) == 1 else tape.view(v[row], v)
+            if v is None or len(rows) == 1:
+                return v
+            return tape.view(v[row], v) if any(v is given for given in tape.tensors) else v[row]
 
         def first(v: Tensor, row: slice = row) -> Tensor:
             return v[: row.stop - row.start]
@@ -93,17 +95,15 @@ def run_backward_by_heads(
             (states, dstates) if states is None else (first(states), first(dstates)),
             (
                 part(dx), part(dcum), part(through), part(dsteps), part(down), part(dskip),
-                first(dhead_B), first(dhead_C), part(dz),
+                first(dhead_B), first(dhead_C), part(dz), part(dangles),
             ),
-            part(dinitial),
+            part(dinitial), n_angles_of(inputs),
         )  # fmt: skip
-        unit, strides = layout(given.B, given.C)
         tape.launch(
             projection_gradients, ((row.stop - row.start) * n_parts * n_groups,),
-            given.B, given.C, B_bias, C_bias, given.angles, first(dhead_B), first(dhead_C),
-            part(dB), part(dC), part(dangles), part(dbiases),
-            *strides, length, n_heads, n_heads // n_groups, n_parts,
-            d_state, sizes.block_n, config.tokens, n_angles_of(inputs), unit, config.back_stages,
+            given.angles, first(dhead_B), first(dhead_C), part(dB), part(dC), part(dbiases),
+            length, n_heads, n_heads // n_groups, n_parts,
+            d_state, sizes.block_n, config.tokens, n_angles_of(inputs), config.back_stages,
             num_warps=config.back_warps,
         )  # fmt: skip
     step_programs, heads = step_launch(inputs, n_chunks)
@@ -130,6 +130,7 @@ def _backward_rows(
     memory: tuple[Tensor | None, Tensor | None],
     gradients: tuple[Tensor | None, ...],
     dinitial: Tensor | None,
+    d_angles: int,
 ) -> None:
     """Write ``gradients``, in the kernel's order, of some rows; ``memory`` is for the states of chunks."""
     x, B, C, z, initial = inputs.x, inputs.B, inputs.C, inputs.z, inputs.initial_state
@@ -150,7 +151,7 @@ def _backward_rows(
         dy, x, *decays, own, B, C, skip, z, inputs.B_bias, inputs.C_bias, inputs.angles, inputs.seq_idx,
         initial if single else states, dfinal if single else dstates, *gradients,
         *strides, length, n_heads, n_heads // n_groups, n_chunks,
-        head_dim, d_state, sizes.block_p, sizes.block_n, config.chunk, single, n_angles_of(inputs),
+        head_dim, d_state, sizes.block_p, sizes.block_n, config.chunk, single, n_angles_of(inputs), d_angles,
         sizes.wide, unit, sizes.dot, sizes.precision,
         num_warps=config.head_warps, **register_limit(x, config.head_registers),
     )  # fmt: skip
