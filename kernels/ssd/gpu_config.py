@@ -141,6 +141,8 @@ def forward_configs(inputs: Inputs, sizes: Sizes, chunk_size: int | None) -> tup
         tiny = tall * sizes.block_p <= 256
         chunk_warps = 1 if tiny else 4 if sizes.block_p <= 64 else 8
         best = Forward(True, tall, block_p, 4, 3 if sizes.block_n <= 64 else 2, chunk_warps, 2)
+        if are_turned(inputs):
+            best = best._replace(copies=True)
     small = min(tall, 32)
     return (
         best,
@@ -150,10 +152,14 @@ def forward_configs(inputs: Inputs, sizes: Sizes, chunk_size: int | None) -> tup
     )
 
 
+def are_turned(inputs: Inputs) -> bool:
+    """Whether every head makes its own B and C of its group's."""
+    return any(v is not None for v in (inputs.B_bias, inputs.C_bias, inputs.angles))
+
+
 def is_by_heads(inputs: Inputs) -> bool:
-    """Whether heads have their own B and C, or a diagonal that is not their group's."""
-    own = (inputs.B_bias, inputs.C_bias, inputs.angles, inputs.own_scale)
-    return any(v is not None for v in own)
+    """Whether products of B and C, or what scales them, are a head's own."""
+    return are_turned(inputs) or inputs.own_scale is not None
 
 
 def backward_by_heads_configs(

@@ -61,8 +61,10 @@ def head_gradients(  # type: ignore[no-untyped-def]
     token = tl.cast(b, tl.int64) * length + t0
     at_step = (tl.cast(row, tl.int64) * n_chunks + c) * CHUNK + rows
     at_chunk = ((tl.cast(b, tl.int64) * n_chunks + c) * n_heads + h) * (HEAD_DIM * D_STATE)
-    Bt = tile(address(B, b, B_b, t0, B_l, g, B_g, UNIT), B_l * UNIT, rows, ns, mask, D_STATE, BLOCK_N)
-    Ct = tile(address(C, b, C_b, t0, C_l, g, C_g, UNIT), C_l * UNIT, rows, ns, mask, D_STATE, BLOCK_N)
+    B_ptr = address(B, b, B_b, t0, B_l, g, B_g, UNIT)
+    C_ptr = address(C, b, C_b, t0, C_l, g, C_g, UNIT)
+    Bt = tile(B_ptr, B_l * UNIT, rows, ns, mask, D_STATE, BLOCK_N)
+    Ct = tile(C_ptr, C_l * UNIT, rows, ns, mask, D_STATE, BLOCK_N)
     xt = tile(address(x, b, x_b, t0, x_l, h, x_h, UNIT), x_l * UNIT, rows, ps, mask, HEAD_DIM, BLOCK_P)
     dyt = tile(address(dy, b, dy_b, t0, dy_l, h, dy_h, UNIT), dy_l * UNIT, rows, ps, mask, HEAD_DIM, BLOCK_P)
     if B_bias is not None or C_bias is not None or angles is not None:
@@ -110,13 +112,14 @@ def head_gradients(  # type: ignore[no-untyped-def]
         dlog_decay = tl.sum(tl.where(rows[None, :] >= rows[:, None], pairs, 0.0), 1)
     else:
         dlog_decay = tl.sum(pairs, 0) - s * ds
-    dxt = tl.dot(M, dyd, input_precision=PRECISION)
     if z is not None:
         y = tl.trans(tl.dot(tl.trans(xd), M, input_precision=PRECISION))
+    out_base = (token * n_heads + h) * HEAD_DIM
+    bc_base = (token * n_heads + h) * D_STATE
+
+    # C first, then x, then B: each is written before the next takes its registers.
     # dC as [n, i], so that no product's result is transposed to enter another one
     dCt = tl.dot(tl.trans(Bt), dBC, input_precision=PRECISION)
-    dBt = tl.dot(dBC, Ct, input_precision=PRECISION)
-
     if states is not None:
         S = load_state(states + at_chunk, ns, ps, TRANSPOSED, HEAD_DIM, D_STATE, BLOCK_P, BLOCK_N).to(DOT)
         into = tl.exp2(cums).to(tl.float32)
@@ -129,6 +132,16 @@ def head_gradients(  # type: ignore[no-untyped-def]
         dCt = tl.dot(S, tl.trans(entering.to(DOT)), dCt, input_precision=PRECISION)
         if z is not None:
             y += carried * into[:, None]
+    dCt = tl.trans(dCt)
+    store_tile(dC + bc_base, dCt, n_heads * D_STATE, rows, ns, mask, D_STATE, BLOCK_N)
+    if dangles is not None:
+        if angles is None:  # it lies in the cache, and would hold registers all the while
+            value = tile(C_ptr, C_l * UNIT, rows, ns, mask, D_STATE, BLOCK_N).to(DOT)
+        else:
+            value = Ct
+        dangle = angle_gradient(dCt, value, CHUNK, BLOCK_N)
+
+    dxt = tl.dot(M, dyd, input_precision=PRECISION)
     if dstates is not None:
         dS = load_state(dstates + at_chunk, ns, ps, TRANSPOSED, HEAD_DIM, D_STATE, BLOCK_P, BLOCK_N).to(DOT)
         out = tl.exp2(last - cums).to(tl.float32)
@@ -144,22 +157,18 @@ def head_gradients(  # type: ignore[no-untyped-def]
         else:
             dlog_decay -= leaves
             passing += tl.sum(leaves, 0)
-        leaving = (xf * (s * out)[:, None]).to(DOT)
-        dBt = tl.dot(leaving, tl.trans(dS), dBt, input_precision=PRECISION)
         if states is not None:
             through = tl.exp2(last).to(tl.float32)
             if seq is not None:
                 through = tl.where(before == last_id, through, 0.0)
             product = tl.sum(S.to(tl.float32) * dS.to(tl.float32))
             passing += tl.where(through == 0.0, 0.0, through * product)
-
     if WIDE:
         dlog_decay += passing
     elif through_sums is not None:
         tl.store(through_sums + tl.cast(row, tl.int64) * n_chunks + c, passing)
     tl.store(dcum + at_step, dlog_decay)
     tl.store(dsteps + at_step, ds)
-    out_base = (token * n_heads + h) * HEAD_DIM
     if skip is not None:
         tl.store(dskip + at_step, tl.sum(dyf * xf, 1))
         weight_of_x = tl.load(skip + at_step)[:, None]
@@ -169,12 +178,18 @@ def head_gradients(  # type: ignore[no-untyped-def]
     store_tile(dx + out_base, dxt, n_heads * HEAD_DIM, rows, ps, mask, HEAD_DIM, BLOCK_P)
     if z is not None:
         store_tile(dz + out_base, dgate * y, n_heads * HEAD_DIM, rows, ps, mask, HEAD_DIM, BLOCK_P)
-    bc_base = (token * n_heads + h) * D_STATE
+
+    dBt = tl.dot(dBC, Ct, input_precision=PRECISION)
+    if dstates is not None:
+        leaving = (xf * (s * out)[:, None]).to(DOT)
+        dBt = tl.dot(leaving, tl.trans(dS), dBt, input_precision=PRECISION)
     store_tile(dB + bc_base, dBt, n_heads * D_STATE, rows, ns, mask, D_STATE, BLOCK_N)
-    dCt = tl.trans(dCt)
-    store_tile(dC + bc_base, dCt, n_heads * D_STATE, rows, ns, mask, D_STATE, BLOCK_N)
     if dangles is not None:
-        dangle = angle_gradient(dBt, Bt, CHUNK, BLOCK_N) + angle_gradient(dCt, Ct, CHUNK, BLOCK_N)
+        if angles is None:
+            value = tile(B_ptr, B_l * UNIT, rows, ns, mask, D_STATE, BLOCK_N).to(DOT)
+        else:
+            value = Bt
+        dangle += angle_gradient(dBt, value, CHUNK, BLOCK_N)
         ks = tl.arange(0, BLOCK_N // 2)
         where = dangles + (token * n_heads + h) * D_ANGLES
         where = where + rows[:, None] * (n_heads * D_ANGLES) + ks[None, :]

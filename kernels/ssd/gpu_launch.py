@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mambakit.kernels.launch import register_limit
-from mambakit.kernels.ssd.gpu_config import Backward, BackwardByHeads, Forward, Inputs, Sizes, is_by_heads
+from mambakit.kernels.ssd.gpu_config import Backward, BackwardByHeads, Forward, Inputs, Sizes, are_turned
 from mambakit.kernels.ssd.gpu_decays import chunk_decays
 from mambakit.kernels.ssd.gpu_forward import chunk_outputs, walk_outputs
 from mambakit.kernels.ssd.gpu_projections import head_projections
@@ -183,7 +183,7 @@ def limited(inputs: Inputs) -> bool:
 def run_forward(
     tape: Tape, inputs: Inputs, sizes: Sizes, config: Forward, return_final_state: bool
 ) -> tuple[Tensor, Tensor | None]:
-    if config.copies and is_by_heads(inputs):
+    if config.copies and are_turned(inputs):
         inputs = make_projections(tape, inputs, sizes)
     x, B, C, z = inputs.x, inputs.B, inputs.C, inputs.z
     initial, seq_idx = inputs.initial_state, inputs.seq_idx
