@@ -48,7 +48,7 @@ def turn_totals(  # type: ignore[no-untyped-def]
     dt, turn, seq, totals, length, n_heads, n_tiles,
     N_ANGLES: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """``totals``, ``(batch, n_tiles, n_heads, n_angles)``: what a tile's last sequence turns by in the tile."""
+    """``totals``, ``(batch, n_tiles, n_heads, n_angles)``: what a tile's last sequence turns by in it."""
     pid = tl.program_id(0)
     h = pid % n_heads
     c = (pid // n_heads) % n_tiles

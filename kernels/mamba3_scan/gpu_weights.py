@@ -15,7 +15,7 @@ _SIZES = ["length", "n_heads", "size"]
 
 @triton.jit
 def _place(length, n_heads, size, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Places in ``(batch, length, n_heads)``, which of them there are, and their tokens in the whole and row."""
+    """Places in ``(batch, length, n_heads)``, which there are, and their tokens, of all and in the row."""
     at = tl.cast(tl.program_id(0), tl.int64) * BLOCK + tl.arange(0, BLOCK)
     token = at // n_heads
     return at, at < size, token, token % length

@@ -43,7 +43,7 @@ N_TENSORS = Inputs._fields.index("seq_idx") + 1
 class Forward(NamedTuple):
     """How the forward pass runs: ``walk`` takes ``walk_outputs``, with a limit of ``registers`` a thread.
 
-    With ``copies`` the heads' own B and C are made in memory first, where heads have any.
+    A walk takes the heads' own B and C, where they have any, from memory; the other kernels make them.
     """
 
     walk: bool
@@ -54,7 +54,6 @@ class Forward(NamedTuple):
     chunk_warps: int = 4
     chunk_stages: int = 2
     registers: int | None = None
-    copies: bool = False
 
 
 class Backward(NamedTuple):
@@ -82,8 +81,8 @@ class Backward(NamedTuple):
 class BackwardByHeads(NamedTuple):
     """How the backward pass runs where every head has its own B and C.
 
-    Walks, then all of a head's chunk in one program of ``head_warps``, then the way back to the groups' B and C
-    over ``tokens`` at a time. With ``copies`` the heads' own lie in memory, else each kernel makes them.
+    Walks, then all of a head's chunk in one program of ``head_warps``, then the way back to the groups' B and
+    C, ``tokens`` at a time. The heads' own lie in memory.
     """
 
     chunk: int
@@ -94,9 +93,7 @@ class BackwardByHeads(NamedTuple):
     tokens: int = 32
     back_warps: int = 4
     back_stages: int = 1
-    copies: bool = True
     registers: int | None = None
-    head_registers: int | None = None
 
 
 class Sizes(NamedTuple):
@@ -141,8 +138,6 @@ def forward_configs(inputs: Inputs, sizes: Sizes, chunk_size: int | None) -> tup
         tiny = tall * sizes.block_p <= 256
         chunk_warps = 1 if tiny else 4 if sizes.block_p <= 64 else 8
         best = Forward(True, tall, block_p, 4, 3 if sizes.block_n <= 64 else 2, chunk_warps, 2)
-        if are_turned(inputs):
-            best = best._replace(copies=True)
     small = min(tall, 32)
     return (
         best,
@@ -171,7 +166,7 @@ def backward_by_heads_configs(
     block_p = min(sizes.block_p, 64 if sizes.block_n <= 128 else 32)
     tokens = min(32, tall)
     if half:
-        best = BackwardByHeads(chunk, min(block_p, 32), 4, 3, 8, tokens)
+        best = BackwardByHeads(chunk, min(block_p, 32), 4, 3, 8, tokens, back_stages=3)
     else:
         large = sizes.block_p * sizes.block_n > 8192
         best = BackwardByHeads(min(chunk, 16 if large else 32), min(block_p, 32), 4, 1, 8, tokens)

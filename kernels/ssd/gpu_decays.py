@@ -63,8 +63,8 @@ def chunk_decays(  # type: ignore[no-untyped-def]
 
     Both are ``(batch, n_heads, n_chunks, CHUNK)``; a token after the end decays nothing and adds nothing.
     ``cum`` is float64 if ``WIDE``. With ``A`` None, ``dt`` is the log-decay itself and ``scale`` the scale.
-    ``skip``, if given for every token and head, is laid out like ``steps`` too, in ``skips``; so is ``own``, a
-    token's scale in its own output, in ``owns``.
+    ``skip``, if given for every token and head, is laid out like ``steps`` too, in ``skips``; so is ``own``,
+    a token's scale in its own output, in ``owns``.
     """
     b, c, heads, t0, rows = _place(n_heads, n_chunks, CHUNK, HEADS)
     inside = (heads < n_heads)[:, None] & (t0 + rows < length)[None, :]

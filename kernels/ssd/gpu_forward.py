@@ -52,8 +52,8 @@ def _head_outputs(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     """The state after a chunk, if ``UPDATE`` (else ``S``), and the outputs, which are stored.
 
-    Pointers, ``own`` too, are at the chunk's first token. ``continues`` (tokens of the sequence before the chunk),
-    ``in_last`` (tokens of the chunk's last sequence) and ``goes_through`` are None if nothing is packed.
+    Pointers, ``own`` too, are at the chunk's first token. ``continues`` (tokens of the sequence before the
+    chunk), ``in_last`` (of the chunk's last sequence) and ``goes_through`` are None if nothing is packed.
 
     In a product a broken token reaches all tokens of the chunk, earlier ones too, as zero times infinity:
     with ``GUARD`` it does not.
@@ -98,11 +98,11 @@ def _head_outputs(  # type: ignore[no-untyped-def]
 
 @triton.jit(do_not_specialize=STRIDES + SIZES)
 def walk_outputs(  # type: ignore[no-untyped-def]
-    x, cum, steps, own, B, C, D, z, B_bias, C_bias, angles, seq, initial, y, final, broken,
+    x, cum, steps, own, B, C, D, z, seq, initial, y, final, broken,
     x_b, x_l, x_h, B_b, B_l, B_g, C_b, C_l, C_g, z_b, z_l, z_h,
     length, n_heads, group_heads, n_chunks, segment_chunks, n_segments,
     HEAD_DIM: tl.constexpr, D_STATE: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr,
-    CHUNK: tl.constexpr, D_COLUMNS: tl.constexpr, N_ANGLES: tl.constexpr, WIDE: tl.constexpr,
+    CHUNK: tl.constexpr, D_COLUMNS: tl.constexpr, WIDE: tl.constexpr,
     GUARD: tl.constexpr, UNIT: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Outputs of one head over one segment.
@@ -137,13 +137,6 @@ def walk_outputs(  # type: ignore[no-untyped-def]
         Bt = tile(address(B, b, B_b, t0, B_l, g, B_g, UNIT), B_l * UNIT, rows, ns, mask, D_STATE, BLOCK_N)
         Ct = tile(address(C, b, C_b, t0, C_l, g, C_g, UNIT), C_l * UNIT, rows, ns, mask, D_STATE, BLOCK_N)
         token = tl.cast(b, tl.int64) * length + t0
-        if B_bias is not None or C_bias is not None or angles is not None:
-            Bt = turned(
-                Bt, B_bias, angles, token, n_heads, h, rows, ns, mask, D_STATE, BLOCK_N, CHUNK, N_ANGLES
-            )
-            Ct = turned(
-                Ct, C_bias, angles, token, n_heads, h, rows, ns, mask, D_STATE, BLOCK_N, CHUNK, N_ANGLES
-            )
         Bt = Bt.to(DOT)
         Ct = Ct.to(DOT)
         CB = tl.dot(Ct, tl.trans(Bt), input_precision=PRECISION)

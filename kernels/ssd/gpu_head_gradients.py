@@ -1,7 +1,7 @@
 """The Triton kernel of ``ssd``'s backward pass where every head has its own B and C.
 
-The formulas are in ``gpu_backward``. With no sums over heads, a program takes a head's chunk whole, terms with
-a state and terms of pairs, and writes the gradients of its B and C in their own dtype.
+The formulas are in ``gpu_backward``. With no sums over heads, a program takes a head's chunk whole, terms
+with a state and terms of pairs, and writes the gradients of its B and C in their own dtype.
 """
 
 from __future__ import annotations
@@ -22,36 +22,36 @@ from mambakit.kernels.ssd.gpu_common import (
     store_tile,
     tile,
 )
-from mambakit.kernels.ssd.gpu_projections import angle_gradient, turned
+from mambakit.kernels.ssd.gpu_projections import angle_gradient
 
 
 @triton.jit(do_not_specialize=STRIDES + SIZES + ["dy_b", "dy_l", "dy_h"])
 def head_gradients(  # type: ignore[no-untyped-def]
-    dy, x, cum, steps, own, B, C, skip, z, B_bias, C_bias, angles, seq, states, dstates,
+    dy, x, cum, steps, own, B, C, skip, z, seq, states, dstates,
     dx, dcum, through_sums, dsteps, down, dskip, dB, dC, dz, dangles,
     dy_b, dy_l, dy_h, x_b, x_l, x_h, B_b, B_l, B_g, C_b, C_l, C_g, z_b, z_l, z_h,
-    length, n_heads, group_heads, n_chunks,
+    length, n_heads, n_chunks,
     HEAD_DIM: tl.constexpr, D_STATE: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr,
-    CHUNK: tl.constexpr, TRANSPOSED: tl.constexpr, N_ANGLES: tl.constexpr, D_ANGLES: tl.constexpr, WIDE: tl.constexpr,
+    CHUNK: tl.constexpr, TRANSPOSED: tl.constexpr, N_ANGLES: tl.constexpr, WIDE: tl.constexpr,
     UNIT: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """All gradients of one head's chunk, those of its B and C as they are turned.
+    """All gradients of one head's chunk.
 
-    ``states`` and ``dstates``, of which either may be None for zeros, as in ``state_gradients``; ``skip``, the
-    weight of each token in its own output, ``dskip``, ``own`` and ``down`` lie as ``steps``, and so do ``dcum``
-    and ``dsteps``; ``through_sums`` is ``(batch, n_heads, n_chunks)``: all for ``step_gradients``. ``dx`` and
-    ``dz`` are ``(batch, length, n_heads, head_dim)``, ``dB`` and ``dC`` ``(batch, length, n_heads, d_state)``.
+    ``B``, ``C`` and their gradients are ``(batch, length, n_heads, d_state)``, ``dx`` and ``dz`` ``(batch,
+    length, n_heads, head_dim)``. ``states`` and ``dstates``, of which either may be None for zeros, are as in
+    ``state_gradients``; ``skip``, the weight of each token in its own output, ``dskip``, ``own`` and ``down``
+    lie as ``steps``, and so do ``dcum`` and ``dsteps``; ``through_sums`` is ``(batch, n_heads, n_chunks)``:
+    all for ``step_gradients``.
 
-    ``dangles``, ``(batch, length, n_heads, D_ANGLES)``, is of the sums as they are, before they are rounded, and
-    of the operands of the products: what a pair of tokens gives to the two's angles then cancels in later sums
-    over the sequence, where a rounding of every token would grow with the length.
+    ``dangles``, ``(batch, length, n_heads, N_ANGLES)``, is that of what has turned B and C. It is of the sums
+    as they are, before they are rounded, and of the operands of the products: what a pair of tokens gives to
+    the angles of both then cancels in later sums over the sequence, where roundings would add up.
     """
     pid = tl.program_id(0)
     h = pid % n_heads
     pid = pid // n_heads
     c = pid % n_chunks
     b = pid // n_chunks
-    g = h // group_heads
     row = b * n_heads + h
     rows = tl.arange(0, CHUNK)
     ns = tl.arange(0, BLOCK_N)
@@ -61,15 +61,12 @@ def head_gradients(  # type: ignore[no-untyped-def]
     token = tl.cast(b, tl.int64) * length + t0
     at_step = (tl.cast(row, tl.int64) * n_chunks + c) * CHUNK + rows
     at_chunk = ((tl.cast(b, tl.int64) * n_chunks + c) * n_heads + h) * (HEAD_DIM * D_STATE)
-    B_ptr = address(B, b, B_b, t0, B_l, g, B_g, UNIT)
-    C_ptr = address(C, b, C_b, t0, C_l, g, C_g, UNIT)
+    B_ptr = address(B, b, B_b, t0, B_l, h, B_g, UNIT)
+    C_ptr = address(C, b, C_b, t0, C_l, h, C_g, UNIT)
     Bt = tile(B_ptr, B_l * UNIT, rows, ns, mask, D_STATE, BLOCK_N)
     Ct = tile(C_ptr, C_l * UNIT, rows, ns, mask, D_STATE, BLOCK_N)
     xt = tile(address(x, b, x_b, t0, x_l, h, x_h, UNIT), x_l * UNIT, rows, ps, mask, HEAD_DIM, BLOCK_P)
     dyt = tile(address(dy, b, dy_b, t0, dy_l, h, dy_h, UNIT), dy_l * UNIT, rows, ps, mask, HEAD_DIM, BLOCK_P)
-    if B_bias is not None or C_bias is not None or angles is not None:
-        Bt = turned(Bt, B_bias, angles, token, n_heads, h, rows, ns, mask, D_STATE, BLOCK_N, CHUNK, N_ANGLES)
-        Ct = turned(Ct, C_bias, angles, token, n_heads, h, rows, ns, mask, D_STATE, BLOCK_N, CHUNK, N_ANGLES)
     Bt = Bt.to(DOT)
     Ct = Ct.to(DOT)
     if z is not None:
@@ -135,10 +132,8 @@ def head_gradients(  # type: ignore[no-untyped-def]
     dCt = tl.trans(dCt)
     store_tile(dC + bc_base, dCt, n_heads * D_STATE, rows, ns, mask, D_STATE, BLOCK_N)
     if dangles is not None:
-        if angles is None:  # it lies in the cache, and would hold registers all the while
-            value = tile(C_ptr, C_l * UNIT, rows, ns, mask, D_STATE, BLOCK_N).to(DOT)
-        else:
-            value = Ct
+        # read again: it lies in the cache, and would hold registers all the while
+        value = tile(C_ptr, C_l * UNIT, rows, ns, mask, D_STATE, BLOCK_N).to(DOT)
         dangle = angle_gradient(dCt, value, CHUNK, BLOCK_N)
 
     dxt = tl.dot(M, dyd, input_precision=PRECISION)
@@ -185,13 +180,10 @@ def head_gradients(  # type: ignore[no-untyped-def]
         dBt = tl.dot(leaving, tl.trans(dS), dBt, input_precision=PRECISION)
     store_tile(dB + bc_base, dBt, n_heads * D_STATE, rows, ns, mask, D_STATE, BLOCK_N)
     if dangles is not None:
-        if angles is None:
-            value = tile(B_ptr, B_l * UNIT, rows, ns, mask, D_STATE, BLOCK_N).to(DOT)
-        else:
-            value = Bt
+        value = tile(B_ptr, B_l * UNIT, rows, ns, mask, D_STATE, BLOCK_N).to(DOT)
         dangle += angle_gradient(dBt, value, CHUNK, BLOCK_N)
         ks = tl.arange(0, BLOCK_N // 2)
-        where = dangles + (token * n_heads + h) * D_ANGLES
-        where = where + rows[:, None] * (n_heads * D_ANGLES) + ks[None, :]
-        given = mask[:, None] & (ks < D_ANGLES)[None, :]
+        where = dangles + (token * n_heads + h) * N_ANGLES
+        where = where + rows[:, None] * (n_heads * N_ANGLES) + ks[None, :]
+        given = mask[:, None] & (ks < N_ANGLES)[None, :]
         tl.store(where, dangle.to(dangles.dtype.element_ty), mask=given)

@@ -90,7 +90,8 @@ def take_decays(tape: Tape, inputs: Inputs, sizes: Sizes, chunk: int) -> tuple[D
     tape.launch(
         chunk_decays, (programs,),
         inputs.dt, inputs.scale, inputs.A, inputs.dt_bias, given, own, cum, steps, skips, owns,
-        *step_strides(inputs.dt, inputs.scale, given, own), length, n_heads, n_chunks, inputs.low, inputs.high,
+        *step_strides(inputs.dt, inputs.scale, given, own),
+        length, n_heads, n_chunks, inputs.low, inputs.high,
         chunk, heads, inputs.dt_softplus, limited(inputs), sizes.wide, num_warps=4,
     )  # fmt: skip
     if skips is not None:
@@ -183,23 +184,22 @@ def limited(inputs: Inputs) -> bool:
 def run_forward(
     tape: Tape, inputs: Inputs, sizes: Sizes, config: Forward, return_final_state: bool
 ) -> tuple[Tensor, Tensor | None]:
-    if config.copies and are_turned(inputs):
+    n_chunks = -(-inputs.x.shape[1] // config.chunk)
+    walks = n_chunks > 1 and config.walk
+    if walks and are_turned(inputs):
         inputs = make_projections(tape, inputs, sizes)
     x, B, C, z = inputs.x, inputs.B, inputs.C, inputs.z
     initial, seq_idx = inputs.initial_state, inputs.seq_idx
-    turn = (inputs.B_bias, inputs.C_bias, inputs.angles)
-    n_angles = n_angles_of(inputs)
     batch, length, n_heads, head_dim = x.shape
     n_groups, d_state = B.shape[2:]
     y = tape.empty(x.shape, dtype=x.dtype, device=x.device)
     final = None
     if return_final_state:
         final = tape.empty((batch, n_heads, head_dim, d_state), dtype=torch.float32, device=x.device)
-    n_chunks = -(-length // config.chunk)
     group_heads = n_heads // n_groups
     decays, skip, own = take_decays(tape, inputs, sizes, config.chunk)
     unit, strides = layout(x, B, C, z)
-    if n_chunks > 1 and config.walk:
+    if walks:
         walk = Walk(tape, inputs, x, B, None, decays, sizes, config, reverse=False)
         several = walk.n_segments > 1
         programs = walk.programs * walk.n_segments
@@ -208,9 +208,9 @@ def run_forward(
         for guard in (False, True):
             tape.launch(
                 walk_outputs, (programs,),
-                x, *decays, own, B, C, skip.D, z, *turn, seq_idx, starts, y, None if several else final, broken,
+                x, *decays, own, B, C, skip.D, z, seq_idx, starts, y, None if several else final, broken,
                 *strides, length, n_heads, group_heads, n_chunks, walk.segment_chunks, walk.n_segments,
-                head_dim, d_state, config.block_p, sizes.block_n, config.chunk, skip.columns, n_angles,
+                head_dim, d_state, config.block_p, sizes.block_n, config.chunk, skip.columns,
                 sizes.wide, guard, unit, sizes.dot, sizes.precision, 1 if guard else config.stages,
                 num_warps=config.warps, **register_limit(x, config.registers),
             )  # fmt: skip
@@ -227,10 +227,11 @@ def run_forward(
     blocks, block_heads = block_heads_of(group_heads, parts, x.device)
     tape.launch(
         chunk_outputs, (parts * blocks,),
-        x, *decays, own, B, C, skip.D, z, *turn, seq_idx, states, y, final if n_chunks == 1 else None,
+        x, *decays, own, B, C, skip.D, z, inputs.B_bias, inputs.C_bias, inputs.angles, seq_idx, states, y,
+        final if n_chunks == 1 else None,
         *strides, length, n_heads, group_heads, n_chunks, block_heads,
         head_dim, d_state, block_p, sizes.block_n, config.chunk, n_chunks == 1,
-        skip.columns, n_angles, sizes.wide, unit, sizes.dot, sizes.precision, config.chunk_stages,
+        skip.columns, n_angles_of(inputs), sizes.wide, unit, sizes.dot, sizes.precision, config.chunk_stages,
         num_warps=config.chunk_warps,
     )  # fmt: skip
     return y, final

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mambakit.kernels.launch import register_limit
 from mambakit.kernels.ssd.gpu_config import BackwardByHeads, Inputs, Sizes
 from mambakit.kernels.ssd.gpu_decays import step_gradients
 from mambakit.kernels.ssd.gpu_head_gradients import head_gradients
@@ -63,9 +62,7 @@ def run_backward_by_heads(
     of_heads = (most, length, n_heads, d_state)
     # taken once, for the slices to use one after the other
     dhead_B, dhead_C = (tape.empty(of_heads, dtype=v.dtype, device=device) for v in (B, C))
-    copies = None
-    if config.copies:
-        copies = tuple(tape.empty(of_heads, dtype=v.dtype, device=device) for v in (B, C))
+    copies = [tape.empty(of_heads, dtype=v.dtype, device=device) for v in (B, C)]
     states = dstates = None
     if n_chunks > 1:
         shape = (2, most, n_chunks, n_heads, d_state, head_dim)
@@ -85,12 +82,11 @@ def run_backward_by_heads(
             x=part(x), B=part(B), C=part(C), z=part(z), initial_state=part(initial), angles=part(angles),
             seq_idx=part(inputs.seq_idx),
         )  # fmt: skip
-        own_given = given
-        if copies is not None:
-            own_given = make_projections(tape, given, sizes, tuple(map(first, copies)), config.tokens)
+        own_B, own_C = map(first, copies)
+        by_heads = make_projections(tape, given, sizes, (own_B, own_C), config.tokens)
         part_dy, part_dfinal = part(dy), part(dfinal)
         _backward_rows(
-            tape, own_given, part_dy, part_dfinal, sizes, config, Decays(*map(part, decays)),
+            tape, by_heads, part_dy, part_dfinal, sizes, config, Decays(*map(part, decays)),
             (part(skip.D), part(own)),
             (states, dstates) if states is None else (first(states), first(dstates)),
             (
@@ -130,13 +126,13 @@ def _backward_rows(
     memory: tuple[Tensor | None, Tensor | None],
     gradients: tuple[Tensor | None, ...],
     dinitial: Tensor | None,
-    d_angles: int,
+    n_angles: int,
 ) -> None:
     """Write ``gradients``, in the kernel's order, of some rows; ``memory`` is for the states of chunks."""
     x, B, C, z, initial = inputs.x, inputs.B, inputs.C, inputs.z, inputs.initial_state
     skip, own = of_tokens
     batch, length, n_heads, head_dim = x.shape
-    n_groups, d_state = B.shape[2:]
+    d_state = B.shape[3]
     n_chunks = -(-length // config.chunk)
     states, dstates = memory
     if states is not None:
@@ -148,10 +144,10 @@ def _backward_rows(
     unit, strides = layout(dy, x, B, C, z)
     tape.launch(
         head_gradients, (batch * n_chunks * n_heads,),
-        dy, x, *decays, own, B, C, skip, z, inputs.B_bias, inputs.C_bias, inputs.angles, inputs.seq_idx,
+        dy, x, *decays, own, B, C, skip, z, inputs.seq_idx,
         initial if single else states, dfinal if single else dstates, *gradients,
-        *strides, length, n_heads, n_heads // n_groups, n_chunks,
-        head_dim, d_state, sizes.block_p, sizes.block_n, config.chunk, single, n_angles_of(inputs), d_angles,
+        *strides, length, n_heads, n_chunks,
+        head_dim, d_state, sizes.block_p, sizes.block_n, config.chunk, single, n_angles,
         sizes.wide, unit, sizes.dot, sizes.precision,
-        num_warps=config.head_warps, **register_limit(x, config.head_registers),
+        num_warps=config.head_warps,
     )  # fmt: skip

@@ -149,7 +149,7 @@ def ssd_core(
     The log-decay comes apart from the input's scale, every token and head may have a skip of its own, and
     every head may make its own B and C of its group's, ``rotate(B + B_bias)`` and ``rotate(C + C_bias)``:
     other discretisations run on the same kernels, such as Mamba-3's trapezoidal rule with rotations
-    (state-spaces/mamba, ``modules/mamba3.py``). Triton's forward kernels rotate as they load.
+    (state-spaces/mamba, ``modules/mamba3.py``).
 
     Args:
         x: Input, ``(batch, length, n_heads, head_dim)``.
@@ -173,7 +173,8 @@ def ssd_core(
         TypeError, ValueError, BackendUnavailableError: As ``ssd``.
     """
     tensors = (
-        x, log_decay, scale, None, B, C, skip, z, None, initial_state, B_bias, C_bias, angles, own_scale, seq_idx,
+        x, log_decay, scale, None, B, C, skip, z, None, initial_state, B_bias, C_bias, angles, own_scale,
+        seq_idx,
     )  # fmt: skip
     if asks_for_triton(x, backend):
         options = (False, (0.0, 1.0), chunk_size, return_final_state)
