@@ -20,10 +20,8 @@ from mambakit.kernels.ssd.gpu_config import (
     BackwardByHeads,
     Forward,
     Inputs,
-    backward_by_heads_configs,
     backward_configs,
     forward_configs,
-    is_by_heads,
     sizes_of,
 )
 from mambakit.kernels.ssd.gpu_launch import run_forward
@@ -134,11 +132,7 @@ def launch_backward(
 
     if config is not None:
         return launch(config)
-    configs: tuple[Backward | BackwardByHeads, ...]
-    if is_by_heads(inputs):
-        configs = backward_by_heads_configs(inputs, sizes, chunk_size)
-    else:
-        configs = backward_configs(inputs, sizes, chunk_size)
+    configs = backward_configs(inputs, sizes, chunk_size)
     key = ("ssd backward", x.device, sizes, x.dtype, inputs.D is None, inputs.z is None, configs)
     return first_that_fits(key, configs, launch)
 

@@ -157,7 +157,7 @@ def is_by_heads(inputs: Inputs) -> bool:
     return are_turned(inputs) or inputs.own_scale is not None
 
 
-def backward_by_heads_configs(
+def _backward_by_heads_configs(
     inputs: Inputs, sizes: Sizes, chunk_size: int | None
 ) -> tuple[BackwardByHeads, ...]:
     half = sizes.dot is tl.bfloat16
@@ -179,7 +179,11 @@ def backward_by_heads_configs(
     )
 
 
-def backward_configs(inputs: Inputs, sizes: Sizes, chunk_size: int | None) -> tuple[Backward, ...]:
+def backward_configs(
+    inputs: Inputs, sizes: Sizes, chunk_size: int | None
+) -> tuple[Backward | BackwardByHeads, ...]:
+    if is_by_heads(inputs):
+        return _backward_by_heads_configs(inputs, sizes, chunk_size)
     length = inputs.x.shape[1]
     half = sizes.dot is tl.bfloat16
     chunk = _chunk_of(chunk_size, 64)

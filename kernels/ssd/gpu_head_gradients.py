@@ -126,10 +126,15 @@ def head_gradients(  # type: ignore[no-untyped-def]
         carried = tl.dot(Ct, S, input_precision=PRECISION)
         enters = tl.sum(entering * carried, 1)
         dlog_decay += tl.cumsum(enters, 0, reverse=True) if WIDE else enters
-        dCt = tl.dot(S, tl.trans(entering.to(DOT)), dCt, input_precision=PRECISION)
+        if DOT == tl.float32:  # noqa: SIM300  a constant of the compiler's on the left
+            # so that a large state lies in shared memory once, for both of its products
+            dCt = tl.dot(entering, tl.trans(S), tl.trans(dCt), input_precision=PRECISION)
+        else:
+            dCt = tl.trans(tl.dot(S, tl.trans(entering.to(DOT)), dCt, input_precision=PRECISION))
         if z is not None:
             y += carried * into[:, None]
-    dCt = tl.trans(dCt)
+    else:
+        dCt = tl.trans(dCt)
     store_tile(dC + bc_base, dCt, n_heads * D_STATE, rows, ns, mask, D_STATE, BLOCK_N)
     if dangles is not None:
         # read again: it lies in the cache, and would hold registers all the while

@@ -70,13 +70,13 @@ def run_backward_by_heads(
 
     for row in rows:
 
-        def part(v: Tensor | None, row: slice = row) -> Tensor | None:
+        def part(v: Any, row: slice = row) -> Any:
             if v is None or len(rows) == 1:
                 return v
             return tape.view(v[row], v) if any(v is given for given in tape.tensors) else v[row]
 
-        def first(v: Tensor, row: slice = row) -> Tensor:
-            return v[: row.stop - row.start]
+        def first(v: Any, row: slice = row) -> Any:
+            return None if v is None else v[: row.stop - row.start]
 
         given = inputs._replace(
             x=part(x), B=part(B), C=part(C), z=part(z), initial_state=part(initial), angles=part(angles),
@@ -88,7 +88,7 @@ def run_backward_by_heads(
         _backward_rows(
             tape, by_heads, part_dy, part_dfinal, sizes, config, Decays(*map(part, decays)),
             (part(skip.D), part(own)),
-            (states, dstates) if states is None else (first(states), first(dstates)),
+            (first(states), first(dstates)),
             (
                 part(dx), part(dcum), part(through), part(dsteps), part(down), part(dskip),
                 first(dhead_B), first(dhead_C), part(dz), part(dangles),
