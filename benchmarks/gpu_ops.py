@@ -65,6 +65,7 @@ CASES = (
     Case("ssd", {"B": 8, "L": 4096, "H": 80, "N": 128}),
     Case("ssd", {"B": 8, "L": 256, "H": 24, "N": 128}),
     Case("ssd", {"B": 8, "L": 4096, "H": 24, "N": 64}),
+    Case("mamba3", {"B": 8, "L": 4096, "H": 80, "N": 128}),
     Case("selective_scan", {"B": 8, "L": 2048, "D": 1536, "N": 16}),
     Case("selective_scan", {"B": 8, "L": 8192, "D": 5120, "N": 16}),
     Case("ssd_step", {"B": 1, "H": 80, "N": 128}, ("eager", "graph")),

@@ -16,7 +16,15 @@ from torch import Tensor
 
 from gpu_candidates import Candidate, Index, Problem
 from gpu_timing import random
-from mambakit.kernels import causal_conv1d, gated_rms_norm, selective_scan, ssd, ssd_core, ssd_step
+from mambakit.kernels import (
+    causal_conv1d,
+    gated_rms_norm,
+    mamba3_scan,
+    selective_scan,
+    ssd,
+    ssd_core,
+    ssd_step,
+)
 
 CHUNK = 64
 WIDTH = 4
@@ -129,6 +137,47 @@ def _attention(sizes: Sizes, device: torch.device, dtype: torch.dtype, backend: 
     head: Index = (slice(0, 1), slice(0, 1))
     checked = sizes["L"] <= _LONGEST_ATTENTION_CHECK
     return Candidate(inputs, call, exact, dict.fromkeys([*inputs, "out0"], head) if checked else {})
+
+
+def _mamba3(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Problem:
+    """Mamba-3 with single input and output: everything between a block's projections and its gate."""
+    batch, length, n_heads, d_state = (sizes[k] for k in "BLHN")
+    head_dim = sizes.get("P", 64)
+    n_angles = d_state // 4  # half of the channels turn
+    per_token = (batch, length, n_heads)
+    dt = F.softplus(torch.randn(per_token, device=device) + _dt_bias(n_heads, device))
+    inputs = {
+        "x": random((*per_token, head_dim), device, dtype),
+        "dt": dt,
+        "log_decay": -dt * torch.empty(n_heads, device=device).uniform_(1, 16),
+        "trap": torch.randn(per_token, device=device).sigmoid(),
+        "B": random((batch, length, 1, 1, d_state), device, dtype),
+        "C": random((batch, length, 1, 1, d_state), device, dtype),
+        "turn": math.pi * torch.randn(batch, length, n_angles, device=device).tanh(),
+        "B_bias": 1 + 0.1 * torch.randn(n_heads, 1, d_state, device=device),
+        "C_bias": 1 + 0.1 * torch.randn(n_heads, 1, d_state, device=device),
+        "D": torch.ones(n_heads, device=device),
+    }
+    row, heads, all_ = slice(0, 1), slice(0, 2), slice(None)
+    part: dict[str, Index] = dict.fromkeys(("x", "dt", "log_decay", "trap"), (row, all_, heads))
+    part |= {"out0": (row, all_, all_, heads), **dict.fromkeys(("B_bias", "C_bias", "D"), (heads,))}
+    part |= dict.fromkeys(("B", "C", "turn"), (row,))
+
+    def exact(**given: Tensor) -> tuple[Tensor, ...]:
+        return (mamba3_scan(**given, backend="portable")[0],)
+
+    def mambakit() -> Candidate:
+        return Candidate(inputs, lambda **given: (mamba3_scan(**given)[0],), exact, part)
+
+    wide = n_heads * head_dim
+    tokens, size = batch * length, dtype.itemsize
+    forward = tokens * n_heads * (CHUNK * (head_dim + d_state) + 4 * d_state * head_dim)
+    numbers = 4 * (3 * n_heads + n_angles)  # float32: dt, decay, trap and turn
+    moved = tokens * (size * (2 * wide + 2 * d_state) + numbers)
+    both = moved + tokens * (size * (3 * wide + 4 * d_state) + 2 * numbers)
+    return Problem(
+        {"fwd": moved, "fwd+bwd": both}, {"fwd": forward, "fwd+bwd": 3 * forward}, {"mambakit": mambakit}
+    )
 
 
 def _selective_scan(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Problem:
@@ -315,6 +364,7 @@ def _ssd_step(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Problem
 
 PROBLEMS: dict[str, Callable[[Sizes, torch.device, torch.dtype], Problem]] = {
     "ssd": _ssd,
+    "mamba3": _mamba3,
     "selective_scan": _selective_scan,
     "causal_conv1d": _causal_conv1d,
     "gated_rms_norm": _gated_rms_norm,

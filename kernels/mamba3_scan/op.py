@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mambakit.kernels.backend import choose_backend
+from mambakit.kernels.launch import is_eager
 from mambakit.kernels.mamba3_scan.checks import check_scan
 from mambakit.kernels.mamba3_scan.reference import mamba3_scan_reference
 from mambakit.kernels.mamba3_scan.state import TURN, Mamba3State
@@ -103,22 +104,28 @@ def mamba3_scan(
         B_bias, C_bias = (None if v is None else v.to(dtype).transpose(0, 1) for v in (B_bias, C_bias))
         past = None if initial_state is None else initial_state.to(dtype)
 
-        near = (1 - trap) * dt
-        # not padded behind near[:, 1:]: a traced length would have to differ from 2
-        following = F.pad(near, (0, 0, 0, 1))[:, 1:]
-        if seq_idx is not None:
-            closes = F.pad(seq_idx[:, 1:] != seq_idx[:, :-1], (0, 1))
-            following = following.masked_fill(closes[..., None], 0.0)
-        scale = trap * dt + following
-        angles = None if turn is None else _angles(dt, turn, past, seq_idx)
+        begun = None if past is None else past.angles
+        chosen = choose_backend("ssd", backend, x.device, x.dtype)
+        if chosen == "triton" and is_eager(x, dt, trap, turn, begun) and dt.numel():
+            from mambakit.kernels.mamba3_scan import gpu
+
+            scale, own = gpu.weights(dt, trap, seq_idx)
+            if turn is None or turn.shape[-1] == 0:
+                angles = None if turn is None else dt.new_zeros(*dt.shape, 0)
+            else:
+                angles = gpu.angles(dt, turn, begun, seq_idx)
+        else:
+            scale, own = _weights(dt, trap, seq_idx)
+            angles = None if turn is None else _angles(dt, turn, begun, seq_idx)
         ssm = None
         if past is not None:
             before = past.value[:, None] if up is None else past.value[:, None] * up.to(dtype).transpose(0, 1)
             entering = torch.einsum("brhp,brhn->bhpn", before, past.key)
-            ssm = past.ssm + near[:, 0, :, None, None] * entering
+            near = ((1 - trap[:, 0]) * dt[:, 0])[..., None, None]
+            ssm = past.ssm + near * entering
 
         given = (
-            x, log_decay, scale, following, B, C, angles, B_bias, C_bias, D, z, ssm, seq_idx, chunk_size,
+            x, log_decay, scale, own, B, C, angles, B_bias, C_bias, D, z, ssm, seq_idx, chunk_size,
             backend,
         )  # fmt: skip
         y, ssm = _single(*given) if B.shape[2] == 1 and up is None else _multiple(*given, up)
@@ -129,7 +136,7 @@ def _single(
     x: Tensor,
     log_decay: Tensor,
     scale: Tensor,
-    following: Tensor,
+    own: Tensor,
     B: Tensor,
     C: Tensor,
     angles: Tensor | None,
@@ -142,32 +149,19 @@ def _single(
     chunk_size: int | None,
     backend: str | None,
 ) -> tuple[Tensor, Tensor]:
-    """``(y, ssm)`` of rank 1; ``log_decay``, ``scale`` and ``following`` are ``(batch, length, n_heads)``."""
-    n_heads, n_groups = x.shape[2], B.shape[3]
-    B, C = B.squeeze(2), C.squeeze(2)  # [b, l, g, n]
-    B_bias, C_bias = (None if v is None else v[0] for v in (B_bias, C_bias))
-
-    # (C + C_bias) . (B + B_bias) of every head without the heads' copies of B and C; turning leaves it alone
-    exact_B, exact_C = B.to(scale.dtype), C.to(scale.dtype)
-    dots = (exact_B * exact_C).sum(-1).repeat_interleave(n_heads // n_groups, dim=2)
-    for projection, bias in ((exact_C, B_bias), (exact_B, C_bias)):
-        if bias is not None:
-            of_groups = bias.unflatten(0, (n_groups, -1))  # [g, h/g, n]
-            dots = dots + torch.einsum("blgn,gkn->blgk", projection, of_groups).flatten(2)
-    if B_bias is not None and C_bias is not None:
-        dots = dots + (B_bias * C_bias).sum(-1)
-    skip = -following * dots if D is None else D.to(following.dtype) - following * dots
+    """``(y, ssm)`` of rank 1; ``log_decay``, ``scale`` and ``own`` are ``(batch, length, n_heads)``."""
     y, ssm = ssd_core(
         x,
         log_decay,
         scale,
-        B,
-        C,
-        skip=skip,
+        B.squeeze(2),
+        C.squeeze(2),
+        skip=None if D is None else D.to(scale.dtype).expand_as(scale),
         z=None if z is None else z.squeeze(2),
-        B_bias=B_bias,
-        C_bias=C_bias,
+        B_bias=None if B_bias is None else B_bias[0],
+        C_bias=None if C_bias is None else C_bias[0],
         angles=angles,
+        own_scale=own,
         initial_state=ssm,
         seq_idx=seq_idx,
         return_final_state=True,
@@ -181,7 +175,7 @@ def _multiple(
     x: Tensor,
     log_decay: Tensor,
     scale: Tensor,
-    following: Tensor,
+    own: Tensor,
     B: Tensor,
     C: Tensor,
     angles: Tensor | None,
@@ -222,7 +216,7 @@ def _multiple(
         backend=backend,
     )
     later = torch.ones(rank, rank, device=x.device, dtype=dtype).triu(1)
-    weight = scale[..., None, None] * later - following[..., None, None]  # [b, l, h, r, r]
+    weight = scale[..., None, None] * (later - 1) + own[..., None, None]  # [b, l, h, r, r]
     weight = torch.einsum("blrhn,blshn->blhrs", q, k) * weight
     if D is not None:
         weight = weight + D.to(dtype)[:, None, None] * torch.eye(rank, device=x.device, dtype=dtype)
@@ -232,7 +226,19 @@ def _multiple(
     return total.to(x.dtype), ssm
 
 
-def _angles(dt: Tensor, turn: Tensor, past: Mamba3State | None, seq_idx: Tensor | None) -> Tensor:
+def _weights(dt: Tensor, trap: Tensor, seq_idx: Tensor | None) -> tuple[Tensor, Tensor]:
+    """``(scale, own)``: what scales a token in later outputs, and in its own."""
+    near = (1 - trap) * dt
+    # not padded behind near[:, 1:]: a traced length would have to differ from 2
+    following = F.pad(near, (0, 0, 0, 1))[:, 1:]
+    if seq_idx is not None:
+        closes = F.pad(seq_idx[:, 1:] != seq_idx[:, :-1], (0, 1))
+        following = following.masked_fill(closes[..., None], 0.0)
+    own = trap * dt
+    return own + following, own
+
+
+def _angles(dt: Tensor, turn: Tensor, begun: Tensor | None, seq_idx: Tensor | None) -> Tensor:
     """How far channels have turned at each token, ``(batch, length, n_heads, n_angles)`` in [0, 2 pi).
 
     Summed in float64 where the device has it: a float32 sum is off by a tenth of a turn after a few million
@@ -247,8 +253,8 @@ def _angles(dt: Tensor, turn: Tensor, past: Mamba3State | None, seq_idx: Tensor 
         start = torch.where(opens, t, 0).cummax(dim=1).values
         index = start[..., None, None].expand(-1, -1, *angles.shape[2:])
         angles = angles - (angles - steps).gather(1, index)
-    if past is not None:
-        begun = past.angles.to(exact)[:, None]
+    if begun is not None:
+        begun = begun.to(exact)[:, None]
         angles = angles + (begun if seq_idx is None else begun * (start == 0)[..., None, None])
     return torch.remainder(angles, TURN).to(dt.dtype)
 

@@ -17,6 +17,7 @@ from mambakit.kernels.recording import Found, Options, Recordings
 from mambakit.kernels.ssd.gpu_config import (
     N_TENSORS,
     Backward,
+    BackwardByHeads,
     Forward,
     Inputs,
     backward_configs,
@@ -25,6 +26,7 @@ from mambakit.kernels.ssd.gpu_config import (
 )
 from mambakit.kernels.ssd.gpu_launch import run_forward
 from mambakit.kernels.ssd.gpu_launch_backward import finish_backward, run_backward
+from mambakit.kernels.ssd.gpu_launch_heads import run_backward_by_heads
 from mambakit.kernels.tape import Tape, Tensors
 from mambakit.kernels.tuning import first_that_fits
 
@@ -78,7 +80,7 @@ def forward(inputs: Inputs, chunk_size: int | None, return_final_state: bool) ->
 def backward(
     inputs: Inputs, dy: Tensor, dfinal: Tensor | None, chunk_size: int | None
 ) -> tuple[Tensor | None, ...]:
-    """The gradients of ``inputs.x`` to ``inputs.angles``; None where nothing was given."""
+    """The gradients of ``inputs.x`` to ``inputs.own_scale``; None where nothing was given."""
     softplus, low, high = inputs[N_TENSORS:]
     return _gradients(inputs[:N_TENSORS], (softplus, (low, high), chunk_size), dy, dfinal)
 
@@ -113,7 +115,7 @@ def launch_forward(
 
 
 def launch_backward(
-    tape: Tape, tensors: Tensors, options: Options, config: Backward | None = None
+    tape: Tape, tensors: Tensors, options: Options, config: Backward | BackwardByHeads | None = None
 ) -> tuple[Tensor | None, ...]:
     """For ``finish_backward``. ``config`` overrides the choice."""
     *given, dy, dfinal = tensors
@@ -122,8 +124,10 @@ def launch_backward(
     x = inputs.x
     sizes = sizes_of(x, inputs.B, inputs.C)
 
-    def launch(config: Backward) -> tuple[Tensor | None, ...]:
+    def launch(config: Backward | BackwardByHeads) -> tuple[Tensor | None, ...]:
         tape.restart()
+        if isinstance(config, BackwardByHeads):
+            return run_backward_by_heads(tape, inputs, dy, dfinal, sizes, config)
         return run_backward(tape, inputs, dy, dfinal, sizes, config)
 
     if config is not None:

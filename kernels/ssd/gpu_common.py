@@ -110,6 +110,25 @@ def decays(cum, steps, row, n_chunks, c, rows, CHUNK: tl.constexpr):  # type: ig
 
 
 @triton.jit
+def numbers_of(numbers, row, n_chunks, c, CHUNK: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Where a chunk's numbers are of what lies as steps, one a token; None of None."""
+    at = numbers
+    if numbers is not None:
+        at = numbers + (tl.cast(row, tl.int64) * n_chunks + c) * CHUNK
+    return at
+
+
+@triton.jit
+def own_or(own, s, rows, INPUTS_FIRST: tl.constexpr):  # type: ignore[no-untyped-def]
+    """What scales input j in output i, to be broadcast to ``[i, j]``, or ``[j, i]`` if ``INPUTS_FIRST``."""
+    weight = s[:, None] if INPUTS_FIRST else s[None, :]
+    if own is not None:
+        o = tl.load(own + rows)
+        weight = tl.where(rows[:, None] == rows[None, :], o[:, None] if INPUTS_FIRST else o[None, :], weight)
+    return weight
+
+
+@triton.jit
 def skip_of(D, row, h, n_chunks, c, D_COLUMNS: tl.constexpr, CHUNK: tl.constexpr):  # type: ignore[no-untyped-def]
     """Where a head's D is: one number, one a channel, or (``D_COLUMNS`` 0) one a token, laid out as steps."""
     at = D

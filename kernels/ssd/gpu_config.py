@@ -29,6 +29,7 @@ class Inputs(NamedTuple):
     B_bias: Tensor | None = None
     C_bias: Tensor | None = None
     angles: Tensor | None = None
+    own_scale: Tensor | None = None
     seq_idx: Tensor | None = None
     dt_softplus: bool = False
     low: float = 0.0
@@ -40,7 +41,10 @@ N_TENSORS = Inputs._fields.index("seq_idx") + 1
 
 
 class Forward(NamedTuple):
-    """How the forward pass runs: ``walk`` takes ``walk_outputs``, with a limit of ``registers`` a thread."""
+    """How the forward pass runs: ``walk`` takes ``walk_outputs``, with a limit of ``registers`` a thread.
+
+    A walk takes the heads' own B and C, where they have any, from memory; the other kernels make them.
+    """
 
     walk: bool
     chunk: int
@@ -72,6 +76,24 @@ class Backward(NamedTuple):
     registers: int | None = None
     state_registers: int | None = None
     chunk_registers: int | None = None
+
+
+class BackwardByHeads(NamedTuple):
+    """How the backward pass runs where every head has its own B and C.
+
+    Walks, then all of a head's chunk in one program of ``head_warps``, then the way back to the groups' B and
+    C, ``tokens`` at a time. The heads' own lie in memory.
+    """
+
+    chunk: int
+    block_p: int
+    warps: int
+    stages: int
+    head_warps: int = 8
+    tokens: int = 32
+    back_warps: int = 4
+    back_stages: int = 1
+    registers: int | None = None
 
 
 class Sizes(NamedTuple):
@@ -125,7 +147,43 @@ def forward_configs(inputs: Inputs, sizes: Sizes, chunk_size: int | None) -> tup
     )
 
 
-def backward_configs(inputs: Inputs, sizes: Sizes, chunk_size: int | None) -> tuple[Backward, ...]:
+def are_turned(inputs: Inputs) -> bool:
+    """Whether every head makes its own B and C of its group's."""
+    return any(v is not None for v in (inputs.B_bias, inputs.C_bias, inputs.angles))
+
+
+def is_by_heads(inputs: Inputs) -> bool:
+    """Whether products of B and C, or what scales them, are a head's own."""
+    return are_turned(inputs) or inputs.own_scale is not None
+
+
+def _backward_by_heads_configs(
+    inputs: Inputs, sizes: Sizes, chunk_size: int | None
+) -> tuple[BackwardByHeads, ...]:
+    half = sizes.dot is tl.bfloat16
+    tall = max(16, triton.next_power_of_2(inputs.x.shape[1]))
+    chunk = min(_chunk_of(chunk_size, 64), tall)
+    block_p = min(sizes.block_p, 64 if sizes.block_n <= 128 else 32)
+    tokens = min(32, tall)
+    if half:
+        best = BackwardByHeads(chunk, min(block_p, 32), 4, 3, 8, tokens, back_stages=3)
+    else:
+        large = sizes.block_p * sizes.block_n > 8192
+        best = BackwardByHeads(min(chunk, 16 if large else 32), min(block_p, 32), 4, 1, 8, tokens)
+    small = min(best.chunk, 32)
+    return (
+        best,
+        best._replace(stages=1, back_stages=1),
+        best._replace(chunk=small, stages=1, back_stages=1),
+        BackwardByHeads(16, min(block_p, 16), 4, 1, 8, 16),
+    )
+
+
+def backward_configs(
+    inputs: Inputs, sizes: Sizes, chunk_size: int | None
+) -> tuple[Backward | BackwardByHeads, ...]:
+    if is_by_heads(inputs):
+        return _backward_by_heads_configs(inputs, sizes, chunk_size)
     length = inputs.x.shape[1]
     half = sizes.dot is tl.bfloat16
     chunk = _chunk_of(chunk_size, 64)

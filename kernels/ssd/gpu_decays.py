@@ -19,7 +19,7 @@ LOWEST_LOG_DECAY = tl.constexpr(-150.0)
 
 _STRIDES = [
     "dt_b", "dt_l", "dt_h", "scale_b", "scale_l", "scale_h", "skip_b", "skip_l", "skip_h",
-    "ddt_b", "ddt_l", "ddt_h",
+    "ddt_b", "ddt_l", "ddt_h", "own_b", "own_l", "own_h",
 ]  # fmt: skip
 _SIZES = ["length", "n_heads", "n_chunks", "row_heads"]
 
@@ -53,8 +53,8 @@ def _limited_step(raw, low, high, SOFTPLUS: tl.constexpr, LIMIT: tl.constexpr): 
 
 @triton.jit(do_not_specialize=_STRIDES + _SIZES)
 def chunk_decays(  # type: ignore[no-untyped-def]
-    dt, scale, A, bias, skip, cum, steps, skips,
-    dt_b, dt_l, dt_h, scale_b, scale_l, scale_h, skip_b, skip_l, skip_h,
+    dt, scale, A, bias, skip, own, cum, steps, skips, owns,
+    dt_b, dt_l, dt_h, scale_b, scale_l, scale_h, skip_b, skip_l, skip_h, own_b, own_l, own_h,
     length, n_heads, n_chunks, low, high,
     CHUNK: tl.constexpr, HEADS: tl.constexpr, SOFTPLUS: tl.constexpr, LIMIT: tl.constexpr,
     WIDE: tl.constexpr,
@@ -63,7 +63,8 @@ def chunk_decays(  # type: ignore[no-untyped-def]
 
     Both are ``(batch, n_heads, n_chunks, CHUNK)``; a token after the end decays nothing and adds nothing.
     ``cum`` is float64 if ``WIDE``. With ``A`` None, ``dt`` is the log-decay itself and ``scale`` the scale.
-    ``skip``, if given for every token and head, is laid out like ``steps`` too, in ``skips``.
+    ``skip``, if given for every token and head, is laid out like ``steps`` too, in ``skips``; so is ``own``,
+    a token's scale in its own output, in ``owns``.
     """
     b, c, heads, t0, rows = _place(n_heads, n_chunks, CHUNK, HEADS)
     inside = (heads < n_heads)[:, None] & (t0 + rows < length)[None, :]
@@ -94,13 +95,17 @@ def chunk_decays(  # type: ignore[no-untyped-def]
         where = address(skip, b, skip_b, t0, skip_l, 0, 0, 1)
         where += heads[:, None] * skip_h + rows[None, :] * skip_l
         tl.store(skips + at, tl.load(where, mask=inside, other=0.0).to(tl.float32), mask=given)
+    if owns is not None:
+        where = address(own, b, own_b, t0, own_l, 0, 0, 1)
+        where += heads[:, None] * own_h + rows[None, :] * own_l
+        tl.store(owns + at, tl.load(where, mask=inside, other=0.0).to(tl.float32), mask=given)
 
 
 @triton.jit(do_not_specialize=_STRIDES + _SIZES)
 def step_gradients(  # type: ignore[no-untyped-def]
-    dt, A, bias, steps, dcum, through, dsteps, dskip, ddt, dscale, dskips, sums,
+    dt, A, bias, steps, dcum, through, dsteps, dskip, down, ddt, dscale, dskips, downs, sums,
     dt_b, dt_l, dt_h, ddt_b, ddt_l, ddt_h, scale_b, scale_l, scale_h, skip_b, skip_l, skip_h,
-    length, n_heads, n_chunks, row_heads,
+    own_b, own_l, own_h, length, n_heads, n_chunks, row_heads,
     low, high,
     CHUNK: tl.constexpr, HEADS: tl.constexpr, SOFTPLUS: tl.constexpr, LIMIT: tl.constexpr,
     SUMMED: tl.constexpr,
@@ -109,9 +114,9 @@ def step_gradients(  # type: ignore[no-untyped-def]
 
     ``dcum`` is the gradient of the log-decays themselves if ``SUMMED``, else that of their running sums,
     and ``through`` ``(batch, n_heads, n_chunks)`` what all log-decays of the chunk get besides. ``dsteps``
-    is the gradient of the scale, ``dskip`` that of D token by token. All lie as ``steps``; ``sums`` is
-    ``(batch, n_chunks, 3, row_heads)``. With ``A`` None, ``ddt`` is the log-decay's gradient, and
-    ``dskips`` that of a skip for every token and head.
+    is the gradient of the scale, ``dskip`` that of D token by token, ``down`` that of ``own``. All lie as
+    ``steps``; ``sums`` is ``(batch, n_chunks, 3, row_heads)``. With ``A`` None, ``ddt`` is the log-decay's
+    gradient, ``dskips`` that of a skip for every token and head, and ``downs`` that of ``own``.
     """
     b, c, heads, t0, rows = _place(n_heads, n_chunks, CHUNK, HEADS)
     some = heads < n_heads
@@ -135,6 +140,11 @@ def step_gradients(  # type: ignore[no-untyped-def]
             where += heads[:, None] * skip_h + rows[None, :] * skip_l
             skip = tl.load(dskip + at, mask=inside, other=0.0)
             tl.store(where, skip.to(dskips.dtype.element_ty), mask=inside)
+        if downs is not None:
+            where = address(downs, b, own_b, t0, own_l, 0, 0, 1)
+            where += heads[:, None] * own_h + rows[None, :] * own_l
+            own = tl.load(down + at, mask=inside, other=0.0)
+            tl.store(where, own.to(downs.dtype.element_ty), mask=inside)
     else:
         s = tl.load(steps + at, mask=inside, other=0.0)
         rate = tl.load(A + heads, mask=some, other=0.0).to(tl.float32)

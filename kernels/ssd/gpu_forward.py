@@ -27,7 +27,9 @@ from mambakit.kernels.ssd.gpu_common import (
     decays,
     differences,
     load_state,
+    numbers_of,
     opaque,
+    own_or,
     sequences,
     silu,
     skip_of,
@@ -42,7 +44,7 @@ from mambakit.kernels.ssd.gpu_states import initial_state
 
 @triton.jit
 def _head_outputs(  # type: ignore[no-untyped-def]
-    S, CB, keep, Bt, Ct, s, cum, last, x, x_l, D, z, z_l, y, y_l,
+    S, CB, keep, Bt, Ct, s, own, cum, last, x, x_l, D, z, z_l, y, y_l,
     rows, mask, continues, in_last, goes_through, ps,
     HEAD_DIM: tl.constexpr, BLOCK_P: tl.constexpr, CHUNK: tl.constexpr, D_COLUMNS: tl.constexpr,
     HAS_STATE: tl.constexpr, UPDATE: tl.constexpr, WIDE: tl.constexpr, GUARD: tl.constexpr, DOT: tl.constexpr,
@@ -50,15 +52,16 @@ def _head_outputs(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     """The state after a chunk, if ``UPDATE`` (else ``S``), and the outputs, which are stored.
 
-    Pointers are at the chunk's first token. ``continues`` (tokens of the sequence before the chunk),
-    ``in_last`` (tokens of the chunk's last sequence) and ``goes_through`` are None if nothing is packed.
+    Pointers, ``own`` too, are at the chunk's first token. ``continues`` (tokens of the sequence before the
+    chunk), ``in_last`` (of the chunk's last sequence) and ``goes_through`` are None if nothing is packed.
 
     In a product a broken token reaches all tokens of the chunk, earlier ones too, as zero times infinity:
     with ``GUARD`` it does not.
     """
     xt = tile(x, x_l, rows, ps, mask, HEAD_DIM, BLOCK_P)
     # what lies above the diagonal may be infinite: it is dropped, not multiplied by zero
-    M = tl.where(keep, CB * tl.exp2(differences(cum, cum, WIDE)) * s[None, :], 0.0).to(DOT)
+    weight = own_or(own, s, rows, False)
+    M = tl.where(keep, CB * tl.exp2(differences(cum, cum, WIDE)) * weight, 0.0).to(DOT)
     if GUARD:
         sound = tl.abs(xt.to(tl.float32)) < float("inf")
         out = tl.dot(M, tl.where(sound, xt, 0.0).to(DOT), input_precision=PRECISION)
@@ -95,11 +98,11 @@ def _head_outputs(  # type: ignore[no-untyped-def]
 
 @triton.jit(do_not_specialize=STRIDES + SIZES)
 def walk_outputs(  # type: ignore[no-untyped-def]
-    x, cum, steps, B, C, D, z, B_bias, C_bias, angles, seq, initial, y, final, broken,
+    x, cum, steps, own, B, C, D, z, seq, initial, y, final, broken,
     x_b, x_l, x_h, B_b, B_l, B_g, C_b, C_l, C_g, z_b, z_l, z_h,
     length, n_heads, group_heads, n_chunks, segment_chunks, n_segments,
     HEAD_DIM: tl.constexpr, D_STATE: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr,
-    CHUNK: tl.constexpr, D_COLUMNS: tl.constexpr, N_ANGLES: tl.constexpr, WIDE: tl.constexpr,
+    CHUNK: tl.constexpr, D_COLUMNS: tl.constexpr, WIDE: tl.constexpr,
     GUARD: tl.constexpr, UNIT: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Outputs of one head over one segment.
@@ -134,13 +137,6 @@ def walk_outputs(  # type: ignore[no-untyped-def]
         Bt = tile(address(B, b, B_b, t0, B_l, g, B_g, UNIT), B_l * UNIT, rows, ns, mask, D_STATE, BLOCK_N)
         Ct = tile(address(C, b, C_b, t0, C_l, g, C_g, UNIT), C_l * UNIT, rows, ns, mask, D_STATE, BLOCK_N)
         token = tl.cast(b, tl.int64) * length + t0
-        if B_bias is not None or C_bias is not None or angles is not None:
-            Bt = turned(
-                Bt, B_bias, angles, token, n_heads, h, rows, ns, mask, D_STATE, BLOCK_N, CHUNK, N_ANGLES
-            )
-            Ct = turned(
-                Ct, C_bias, angles, token, n_heads, h, rows, ns, mask, D_STATE, BLOCK_N, CHUNK, N_ANGLES
-            )
         Bt = Bt.to(DOT)
         Ct = Ct.to(DOT)
         CB = tl.dot(Ct, tl.trans(Bt), input_precision=PRECISION)
@@ -156,7 +152,7 @@ def walk_outputs(  # type: ignore[no-untyped-def]
             goes_through = before == last_id
         s, cums, last = decays(cum, steps, b * n_heads + h, n_chunks, c, rows, CHUNK)
         S, out = _head_outputs(
-            S, CB, keep, Bt, Ct, s, cums, last,
+            S, CB, keep, Bt, Ct, s, numbers_of(own, b * n_heads + h, n_chunks, c, CHUNK), cums, last,
             address(x, b, x_b, t0, x_l, h, x_h, UNIT), x_l * UNIT,
             skip_of(D, b * n_heads + h, h, n_chunks, c, D_COLUMNS, CHUNK),
             None if z is None else address(z, b, z_b, t0, z_l, h, z_h, UNIT), z_l * UNIT,
@@ -177,7 +173,7 @@ def walk_outputs(  # type: ignore[no-untyped-def]
 
 @triton.jit(do_not_specialize=STRIDES + SIZES)
 def chunk_outputs(  # type: ignore[no-untyped-def]
-    x, cum, steps, B, C, D, z, B_bias, C_bias, angles, seq, states, y, final,
+    x, cum, steps, own, B, C, D, z, B_bias, C_bias, angles, seq, states, y, final,
     x_b, x_l, x_h, B_b, B_l, B_g, C_b, C_l, C_g, z_b, z_l, z_h,
     length, n_heads, group_heads, n_chunks, block_heads,
     HEAD_DIM: tl.constexpr, D_STATE: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr,
@@ -249,10 +245,11 @@ def chunk_outputs(  # type: ignore[no-untyped-def]
         s, cums, last = decays(cum, steps, b * n_heads + h, n_chunks, c, rows, CHUNK)
         x_ptr = address(x, b, x_b, t0, x_l, h, x_h, UNIT)
         D_ptr = skip_of(D, b * n_heads + h, h, n_chunks, c, D_COLUMNS, CHUNK)
+        own_ptr = numbers_of(own, b * n_heads + h, n_chunks, c, CHUNK)
         z_ptr = None if z is None else address(z, b, z_b, t0, z_l, h, z_h, UNIT)
         y_ptr = y + (token * n_heads + h) * HEAD_DIM
         after, out = _head_outputs(
-            S, CB, keep, Bt, Ct, s, cums, last, x_ptr, x_l * UNIT, D_ptr, z_ptr, z_l * UNIT,
+            S, CB, keep, Bt, Ct, s, own_ptr, cums, last, x_ptr, x_l * UNIT, D_ptr, z_ptr, z_l * UNIT,
             y_ptr, n_heads * HEAD_DIM, rows, mask, continues, in_last, goes_through, ps,
             HEAD_DIM, BLOCK_P, CHUNK, D_COLUMNS, states is not None, final is not None, WIDE, False,
             DOT, PRECISION,
@@ -260,7 +257,7 @@ def chunk_outputs(  # type: ignore[no-untyped-def]
         total = tl.sum(out)
         if total != total:
             after, out = _head_outputs(
-                S, CB, keep, Bt, Ct, s, cums, last, x_ptr, x_l * UNIT, D_ptr, z_ptr, z_l * UNIT,
+                S, CB, keep, Bt, Ct, s, own_ptr, cums, last, x_ptr, x_l * UNIT, D_ptr, z_ptr, z_l * UNIT,
                 y_ptr, n_heads * HEAD_DIM, rows, mask, continues, in_last, goes_through, ps,
                 HEAD_DIM, BLOCK_P, CHUNK, D_COLUMNS, states is not None, final is not None, WIDE, True,
                 DOT, PRECISION,

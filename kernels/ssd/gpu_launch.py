@@ -10,9 +10,10 @@ import triton.language as tl
 from torch import Tensor
 
 from mambakit.kernels.launch import register_limit
-from mambakit.kernels.ssd.gpu_config import Backward, Forward, Inputs, Sizes
+from mambakit.kernels.ssd.gpu_config import Backward, BackwardByHeads, Forward, Inputs, Sizes, are_turned
 from mambakit.kernels.ssd.gpu_decays import chunk_decays
 from mambakit.kernels.ssd.gpu_forward import chunk_outputs, walk_outputs
+from mambakit.kernels.ssd.gpu_projections import head_projections
 from mambakit.kernels.ssd.gpu_states import join_segments, walk_states
 from mambakit.kernels.tape import Tape
 from mambakit.kernels.tuning import multiprocessors
@@ -71,7 +72,8 @@ class Skip(NamedTuple):
     columns: int
 
 
-def take_decays(tape: Tape, inputs: Inputs, sizes: Sizes, chunk: int) -> tuple[Decays, Skip]:
+def take_decays(tape: Tape, inputs: Inputs, sizes: Sizes, chunk: int) -> tuple[Decays, Skip, Tensor | None]:
+    """What ``chunk_decays`` writes, and the skip; None where a token's own scale is ``steps``."""
     batch, length, n_heads, _ = inputs.x.shape
     n_chunks = -(-length // chunk)
     shape = (batch, n_heads, n_chunks, chunk)
@@ -82,16 +84,40 @@ def take_decays(tape: Tape, inputs: Inputs, sizes: Sizes, chunk: int) -> tuple[D
     given = skips = None
     if D is not None and D.dim() == 3:
         given, skips = D, tape.empty(shape, dtype=torch.float32, device=device)
+    own = inputs.own_scale
+    owns = None if own is None else tape.empty(shape, dtype=torch.float32, device=device)
     programs, heads = step_launch(inputs, n_chunks)
     tape.launch(
         chunk_decays, (programs,),
-        inputs.dt, inputs.scale, inputs.A, inputs.dt_bias, given, cum, steps, skips,
-        *step_strides(inputs.dt, inputs.scale, given), length, n_heads, n_chunks, inputs.low, inputs.high,
+        inputs.dt, inputs.scale, inputs.A, inputs.dt_bias, given, own, cum, steps, skips, owns,
+        *step_strides(inputs.dt, inputs.scale, given, own),
+        length, n_heads, n_chunks, inputs.low, inputs.high,
         chunk, heads, inputs.dt_softplus, limited(inputs), sizes.wide, num_warps=4,
     )  # fmt: skip
     if skips is not None:
-        return Decays(cum, steps), Skip(skips, 0)
-    return Decays(cum, steps), Skip(D, 1 if D is None or D.dim() == 1 else D.shape[1])
+        return Decays(cum, steps), Skip(skips, 0), owns
+    return Decays(cum, steps), Skip(D, 1 if D is None or D.dim() == 1 else D.shape[1]), owns
+
+
+def make_projections(
+    tape: Tape, inputs: Inputs, sizes: Sizes, out: tuple[Tensor, Tensor] | None = None, tokens: int = 32
+) -> Inputs:
+    """The inputs with every head's own B and C, in memory (``out``, where given), in place of its group's."""
+    B, C = inputs.B, inputs.C
+    batch, length, n_heads, _ = inputs.x.shape
+    n_groups, d_state = B.shape[2:]
+    if out is None:
+        shape = (batch, length, n_heads, d_state)
+        out = tape.empty(shape, dtype=B.dtype, device=B.device), tape.empty(shape, C.dtype, B.device)
+    n_chunks = -(-length // tokens)
+    unit, strides = layout(B, C)
+    tape.launch(
+        head_projections, (batch * n_chunks * n_heads,),
+        B, C, inputs.B_bias, inputs.C_bias, inputs.angles, *out,
+        *strides, length, n_heads, n_heads // n_groups, n_chunks,
+        d_state, sizes.block_n, tokens, n_angles_of(inputs), unit, num_warps=4,
+    )  # fmt: skip
+    return inputs._replace(B=out[0], C=out[1], B_bias=None, C_bias=None, angles=None)
 
 
 class Walk:
@@ -99,12 +125,11 @@ class Walk:
 
     def __init__(
         self, tape: Tape, inputs: Inputs, x: Tensor, B: Tensor, z: Tensor | None, decays: Decays,
-        sizes: Sizes, config: Forward | Backward, *, reverse: bool,
+        sizes: Sizes, config: Forward | Backward | BackwardByHeads, *, reverse: bool,
     ) -> None:  # fmt: skip
         batch, length, n_heads, head_dim = x.shape
         n_groups, d_state = B.shape[2:]
-        # in reverse, the heads' own B and C are given
-        turn = (None, None) if reverse else (inputs.B_bias, inputs.angles)
+        turn = (inputs.C_bias if reverse else inputs.B_bias, inputs.angles)
         self.tensors = (x, *decays, B, z, *turn, inputs.seq_idx)
         self.tape, self.reverse = tape, reverse
         self.options = {"num_warps": config.warps, **register_limit(x, config.registers)}
@@ -159,21 +184,22 @@ def limited(inputs: Inputs) -> bool:
 def run_forward(
     tape: Tape, inputs: Inputs, sizes: Sizes, config: Forward, return_final_state: bool
 ) -> tuple[Tensor, Tensor | None]:
+    n_chunks = -(-inputs.x.shape[1] // config.chunk)
+    walks = n_chunks > 1 and config.walk
+    if walks and are_turned(inputs):
+        inputs = make_projections(tape, inputs, sizes)
     x, B, C, z = inputs.x, inputs.B, inputs.C, inputs.z
     initial, seq_idx = inputs.initial_state, inputs.seq_idx
-    turn = (inputs.B_bias, inputs.C_bias, inputs.angles)
-    n_angles = n_angles_of(inputs)
     batch, length, n_heads, head_dim = x.shape
     n_groups, d_state = B.shape[2:]
     y = tape.empty(x.shape, dtype=x.dtype, device=x.device)
     final = None
     if return_final_state:
         final = tape.empty((batch, n_heads, head_dim, d_state), dtype=torch.float32, device=x.device)
-    n_chunks = -(-length // config.chunk)
     group_heads = n_heads // n_groups
-    decays, skip = take_decays(tape, inputs, sizes, config.chunk)
+    decays, skip, own = take_decays(tape, inputs, sizes, config.chunk)
     unit, strides = layout(x, B, C, z)
-    if n_chunks > 1 and config.walk:
+    if walks:
         walk = Walk(tape, inputs, x, B, None, decays, sizes, config, reverse=False)
         several = walk.n_segments > 1
         programs = walk.programs * walk.n_segments
@@ -182,9 +208,9 @@ def run_forward(
         for guard in (False, True):
             tape.launch(
                 walk_outputs, (programs,),
-                x, *decays, B, C, skip.D, z, *turn, seq_idx, starts, y, None if several else final, broken,
+                x, *decays, own, B, C, skip.D, z, seq_idx, starts, y, None if several else final, broken,
                 *strides, length, n_heads, group_heads, n_chunks, walk.segment_chunks, walk.n_segments,
-                head_dim, d_state, config.block_p, sizes.block_n, config.chunk, skip.columns, n_angles,
+                head_dim, d_state, config.block_p, sizes.block_n, config.chunk, skip.columns,
                 sizes.wide, guard, unit, sizes.dot, sizes.precision, 1 if guard else config.stages,
                 num_warps=config.warps, **register_limit(x, config.registers),
             )  # fmt: skip
@@ -201,10 +227,11 @@ def run_forward(
     blocks, block_heads = block_heads_of(group_heads, parts, x.device)
     tape.launch(
         chunk_outputs, (parts * blocks,),
-        x, *decays, B, C, skip.D, z, *turn, seq_idx, states, y, final if n_chunks == 1 else None,
+        x, *decays, own, B, C, skip.D, z, inputs.B_bias, inputs.C_bias, inputs.angles, seq_idx, states, y,
+        final if n_chunks == 1 else None,
         *strides, length, n_heads, group_heads, n_chunks, block_heads,
         head_dim, d_state, block_p, sizes.block_n, config.chunk, n_chunks == 1,
-        skip.columns, n_angles, sizes.wide, unit, sizes.dot, sizes.precision, config.chunk_stages,
+        skip.columns, n_angles_of(inputs), sizes.wide, unit, sizes.dot, sizes.precision, config.chunk_stages,
         num_warps=config.chunk_warps,
     )  # fmt: skip
     return y, final

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 
 from mambakit.kernels.launch import register_limit
@@ -18,12 +17,10 @@ from mambakit.kernels.ssd.gpu_launch import (
     block_heads_of,
     layout,
     limited,
-    n_angles_of,
     step_launch,
     step_strides,
     take_decays,
 )
-from mambakit.kernels.ssd.gpu_projections import head_projections, projection_gradients
 from mambakit.kernels.tape import Tape
 
 # States of chunks, their gradients' too, that a backward pass holds at a time; twice as much where a single
@@ -31,7 +28,9 @@ from mambakit.kernels.tape import Tape
 _STATE_BYTES = 340 << 20
 
 
-def _slices(batch: int, n_heads: int, n_groups: int, head_bytes: int) -> Iterator[tuple[slice, slice, slice]]:
+def slices_of(
+    batch: int, n_heads: int, n_groups: int, head_bytes: int
+) -> Iterator[tuple[slice, slice, slice]]:
     """Rows, heads and groups to work on at a time, so that the states of chunks fit ``_STATE_BYTES``."""
     group_heads = n_heads // n_groups
     most = _STATE_BYTES if n_heads * head_bytes <= _STATE_BYTES else 2 * _STATE_BYTES
@@ -54,44 +53,7 @@ def _slices(batch: int, n_heads: int, n_groups: int, head_bytes: int) -> Iterato
 def run_backward(
     tape: Tape, inputs: Inputs, dy: Tensor, dfinal: Tensor | None, sizes: Sizes, config: Backward
 ) -> tuple[Tensor | None, ...]:
-    """For ``finish_backward``."""
-    if inputs.B_bias is None and inputs.C_bias is None and inputs.angles is None:
-        return *_run_with_groups(tape, inputs, dy, dfinal, sizes, config), None, None
-    B, C, angles = inputs.B, inputs.C, inputs.angles
-    batch, length, n_heads, _ = inputs.x.shape
-    n_groups, d_state = B.shape[2:]
-    device = B.device
-    tokens = min(32, max(16, triton.next_power_of_2(length)))
-    n_chunks = -(-length // tokens)
-    turn = (inputs.B_bias, inputs.C_bias, angles)
-    unit, strides = layout(B, C)
-    rest = (
-        *strides, length, n_heads, n_heads // n_groups, n_chunks,
-        d_state, sizes.block_n, tokens, n_angles_of(inputs), unit,
-    )  # fmt: skip
-    head_B, head_C = (
-        tape.empty((batch, length, n_heads, d_state), dtype=v.dtype, device=device) for v in (B, C)
-    )
-    programs = batch * n_chunks
-    tape.launch(head_projections, (programs * n_heads,), B, C, *turn, head_B, head_C, *rest, num_warps=4)
-    own = inputs._replace(B=head_B, C=head_C, B_bias=None, C_bias=None, angles=None)
-    dx, ddt, dscale, sums, dhead_B, dhead_C, *others = _run_with_groups(tape, own, dy, dfinal, sizes, config)
-    dB, dC = (tape.empty(v.shape, dtype=v.dtype, device=device) for v in (B, C))
-    dangles = None if angles is None else tape.empty(angles.shape, dtype=angles.dtype, device=device)
-    dbiases = None
-    if inputs.B_bias is not None or inputs.C_bias is not None:
-        shape = (batch, n_chunks, 2, n_heads, d_state)
-        dbiases = tape.empty(shape, dtype=torch.float32, device=device)
-    tape.launch(
-        projection_gradients, (programs * n_groups,),
-        B, C, *turn, dhead_B, dhead_C, dB, dC, dangles, dbiases, *rest, num_warps=4,
-    )  # fmt: skip
-    return dx, ddt, dscale, sums, dB, dC, *others, dangles, dbiases
-
-
-def _run_with_groups(
-    tape: Tape, inputs: Inputs, dy: Tensor, dfinal: Tensor | None, sizes: Sizes, config: Backward
-) -> tuple[Tensor | None, ...]:
+    """For ``finish_backward``, where the heads of a group share its B and C."""
     x, dt, scale, A, B, C, D, z, _, initial, *_ = inputs
     batch, length, n_heads, head_dim = x.shape
     n_groups, d_state = B.shape[2:]
@@ -113,7 +75,7 @@ def _run_with_groups(
     itemsize = 2 if sizes.state == torch.bfloat16 else 4
     slices = [(slice(0, batch), slice(0, n_heads), slice(0, n_groups))]
     if n_chunks > 1:
-        slices = list(_slices(batch, n_heads, n_groups, 2 * n_chunks * head_dim * d_state * itemsize))
+        slices = list(slices_of(batch, n_heads, n_groups, 2 * n_chunks * head_dim * d_state * itemsize))
     whole = len(slices) == 1
     # slices of one group add up in float32
     exact = slices[0][1].stop < group_heads
@@ -140,13 +102,13 @@ def _run_with_groups(
             add=head.start > group.start * group_heads,
             row=(n_heads, n_groups),
         )
-    return dx, ddt, dscale, sums, dB, dC, dD if dskips is None else dskips, dz, dinitial
+    return dx, ddt, dscale, sums, dB, dC, dD if dskips is None else dskips, dz, dinitial, None, None, None
 
 
 def finish_backward(inputs: tuple[Any, ...], parts: tuple[Any, ...]) -> tuple[Tensor | None, ...]:
-    """The gradients of ``Inputs.x`` to ``Inputs.angles`` from what ``run_backward`` wrote."""
+    """The gradients of ``Inputs.x`` to ``Inputs.own_scale`` from what ``run_backward`` wrote."""
     _, _, _, A, B, C, D, _, bias, initial, B_bias, C_bias, *_ = inputs
-    dx, ddt, dscale, sums, dB, dC, dD, dz, dinitial, dangles, dbiases = parts
+    dx, ddt, dscale, sums, dB, dC, dD, dz, dinitial, dangles, dbiases, down = parts
     dA = dbias = None
     if sums is not None:
         sum_A, sum_bias, sum_D = sums.sum((0, 1)).unbind()
@@ -173,6 +135,7 @@ def finish_backward(inputs: tuple[Any, ...], parts: tuple[Any, ...]) -> tuple[Te
         dB_bias,
         dC_bias,
         dangles,
+        down,
     )
 
 
@@ -182,7 +145,7 @@ def _cast(v: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _part(inputs: Inputs, row: slice, head: slice, group: slice) -> Inputs:
     """Some rows and heads, as views (a state's copied, since it must be contiguous)."""
-    x, dt, scale, A, B, C, D, z, bias, initial, B_bias, C_bias, angles, seq_idx, softplus, low, high = inputs
+    x, dt, scale, A, B, C, D, z, bias, initial, *_, seq_idx, softplus, low, high = inputs
     return Inputs(
         x[row, :, head],
         dt[row, :, head],
@@ -194,13 +157,10 @@ def _part(inputs: Inputs, row: slice, head: slice, group: slice) -> Inputs:
         None if z is None else z[row, :, head],
         None if bias is None else bias[head],
         None if initial is None else initial[row, head].contiguous(),
-        B_bias,
-        C_bias,
-        angles,
-        None if seq_idx is None else seq_idx[row],
-        softplus,
-        low,
-        high,
+        seq_idx=None if seq_idx is None else seq_idx[row],
+        dt_softplus=softplus,
+        low=low,
+        high=high,
     )
 
 
@@ -217,13 +177,13 @@ def _backward_part(
     row: tuple[int, int],
 ) -> None:
     """Write ``gradients``, views of tensors with ``row`` heads and groups."""
-    x, dt, _, A, B, C, _, z, bias, initial, _, _, _, seq_idx, softplus, low, high = inputs
+    x, dt, _, A, B, C, _, z, bias, initial, *_, seq_idx, softplus, low, high = inputs
     dx, ddt, dscale, dB, dC, dz, sums, dD, dinitial, dskips = gradients
     batch, length, n_heads, head_dim = x.shape
     n_groups, d_state = B.shape[2:]
     group_heads = n_heads // n_groups
     n_chunks = -(-length // config.chunk)
-    decays, skip = take_decays(tape, inputs, sizes, config.chunk)
+    decays, skip, _ = take_decays(tape, inputs, sizes, config.chunk)
     states, dstates = initial, dfinal
     if n_chunks > 1:
         shape = (2, batch, n_chunks, n_heads, d_state, head_dim)
@@ -276,8 +236,8 @@ def _backward_part(
     tape.launch(
         step_gradients, (step_programs,),
         dt, A, bias, decays.steps, dcum, through, dsteps,
-        None if skip.D is None or skip.columns > 1 else dskip,
-        ddt, dscale, dskips, sums, *step_strides(dt, ddt, dscale, dskips),
+        None if skip.D is None or skip.columns > 1 else dskip, None,
+        ddt, dscale, dskips, None, sums, *step_strides(dt, ddt, dscale, dskips, None),
         length, n_heads, n_chunks, row[0], low, high,
         config.chunk, heads, softplus, limited(inputs), sizes.wide, num_warps=4,
     )  # fmt: skip

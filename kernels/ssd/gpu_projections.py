@@ -1,9 +1,9 @@
 """Triton: a head's own B and C (see ``projections``), made at load, and their gradients.
 
 With ``e, o`` a pair of channels after the bias and ``t`` its angle, ``e' = e cos t - o sin t`` and
-``o' = e sin t + o cos t``. Turned back, the gradient of the pair is
+``o' = e sin t + o cos t``. The gradients are
 
-    ge = de' cos t + do' sin t        go = do' cos t - de' sin t        dt = go e - ge o
+    dt = do' e' - de' o'        de = de' cos t + do' sin t        do = do' cos t - de' sin t
 """
 
 from __future__ import annotations
@@ -99,39 +99,33 @@ def head_projections(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _turned_back(  # type: ignore[no-untyped-def]
-    d_head, raw, bias, sin, cos, h, ns, D_STATE: tl.constexpr, BLOCK_N: tl.constexpr,
-    CHUNK: tl.constexpr, TURNED: tl.constexpr,
-):  # fmt: skip
-    """The gradients of a tile before its turn, and of its angles (zero without)."""
+def angle_gradient(gradient, value, CHUNK: tl.constexpr, BLOCK_N: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Of a tile's angles, from a tile after its turn and its gradient; a turn back of both would not show."""
     HALF: tl.constexpr = BLOCK_N // 2
-    gradient = d_head.to(tl.float32)
-    dangle = tl.zeros((CHUNK, HALF), tl.float32)
-    if TURNED:
-        value = raw.to(tl.float32)
-        if bias is not None:
-            value += tl.load(bias + h * D_STATE + ns, mask=ns < D_STATE, other=0.0).to(tl.float32)[None, :]
-        even, odd = tl.split(tl.reshape(value, (CHUNK, HALF, 2)))
-        d_even, d_odd = tl.split(tl.reshape(gradient, (CHUNK, HALF, 2)))
-        g_even = d_even * cos + d_odd * sin
-        g_odd = d_odd * cos - d_even * sin
-        dangle = g_odd * even - g_even * odd
-        gradient = tl.reshape(tl.join(g_even, g_odd), (CHUNK, BLOCK_N))
-    return gradient, dangle
+    even, odd = tl.split(tl.reshape(value.to(tl.float32), (CHUNK, HALF, 2)))
+    d_even, d_odd = tl.split(tl.reshape(gradient, (CHUNK, HALF, 2)))
+    return d_odd * even - d_even * odd
 
 
-@triton.jit(do_not_specialize=_STRIDES + _SIZES)
+@triton.jit
+def _turned_back(gradient, sin, cos, CHUNK: tl.constexpr, BLOCK_N: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The gradient of a tile before its turn."""
+    HALF: tl.constexpr = BLOCK_N // 2
+    d_even, d_odd = tl.split(tl.reshape(gradient, (CHUNK, HALF, 2)))
+    return tl.reshape(tl.join(d_even * cos + d_odd * sin, d_odd * cos - d_even * sin), (CHUNK, BLOCK_N))
+
+
+@triton.jit(do_not_specialize=["length", "n_heads", "group_heads", "n_chunks"])
 def projection_gradients(  # type: ignore[no-untyped-def]
-    B, C, B_bias, C_bias, angles, d_head_B, d_head_C, dB, dC, dangles, dbias,
-    B_b, B_l, B_g, C_b, C_l, C_g, length, n_heads, group_heads, n_chunks,
+    angles, d_head_B, d_head_C, dB, dC, dbias, length, n_heads, group_heads, n_chunks,
     D_STATE: tl.constexpr, BLOCK_N: tl.constexpr, CHUNK: tl.constexpr, N_ANGLES: tl.constexpr,
-    UNIT: tl.constexpr,
+    STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of one group's B and C in a chunk, and of its heads' angles and biases.
+    """Gradients of one group's B and C in a chunk, and of its heads' biases.
 
     ``d_head_B`` and ``d_head_C`` are ``(batch, length, n_heads, d_state)``, ``dB`` and ``dC`` ``(batch,
-    length, n_groups, d_state)``, ``dangles`` as ``angles``; ``dbias`` is ``(batch, n_chunks, 2, n_heads,
-    d_state)``, what the chunk's tokens give to the bias of B, then of C; None if there is neither.
+    length, n_groups, d_state)``; ``dbias`` is ``(batch, n_chunks, 2, n_heads, d_state)``, what the chunk's
+    tokens give to the bias of B, then of C; None if there is neither.
     """
     n_groups = n_heads // group_heads
     pid = tl.program_id(0)
@@ -144,33 +138,19 @@ def projection_gradients(  # type: ignore[no-untyped-def]
     t0 = c * CHUNK
     mask = t0 + rows < length
     HALF: tl.constexpr = BLOCK_N // 2
-    ks = tl.arange(0, HALF)
     token = tl.cast(b, tl.int64) * length + t0
-    Bt = tile(address(B, b, B_b, t0, B_l, g, B_g, UNIT), B_l * UNIT, rows, ns, mask, D_STATE, BLOCK_N)
-    Ct = tile(address(C, b, C_b, t0, C_l, g, C_g, UNIT), C_l * UNIT, rows, ns, mask, D_STATE, BLOCK_N)
     sum_B = tl.zeros((CHUNK, BLOCK_N), tl.float32)
     sum_C = tl.zeros((CHUNK, BLOCK_N), tl.float32)
-    sin = tl.zeros((CHUNK, HALF), tl.float32)
-    cos = sin
-    for h in range(g * group_heads, (g + 1) * group_heads):
+    for h in tl.range(g * group_heads, (g + 1) * group_heads, num_stages=STAGES):
         at = (token * n_heads + h) * D_STATE
-        dBt = tile(d_head_B + at, n_heads * D_STATE, rows, ns, mask, D_STATE, BLOCK_N)
-        dCt = tile(d_head_C + at, n_heads * D_STATE, rows, ns, mask, D_STATE, BLOCK_N)
+        gB = tile(d_head_B + at, n_heads * D_STATE, rows, ns, mask, D_STATE, BLOCK_N).to(tl.float32)
+        gC = tile(d_head_C + at, n_heads * D_STATE, rows, ns, mask, D_STATE, BLOCK_N).to(tl.float32)
         if angles is not None:
             sin, cos = _angles_of(angles, token, n_heads, h, rows, mask, N_ANGLES, HALF)
-        gB, angle_B = _turned_back(
-            dBt, Bt, B_bias, sin, cos, h, ns, D_STATE, BLOCK_N, CHUNK, angles is not None
-        )
-        gC, angle_C = _turned_back(
-            dCt, Ct, C_bias, sin, cos, h, ns, D_STATE, BLOCK_N, CHUNK, angles is not None
-        )
+            gB = _turned_back(gB, sin, cos, CHUNK, BLOCK_N)
+            gC = _turned_back(gC, sin, cos, CHUNK, BLOCK_N)
         sum_B += gB
         sum_C += gC
-        if angles is not None:
-            where = dangles + (token * n_heads + h) * N_ANGLES
-            where = where + rows[:, None] * (n_heads * N_ANGLES) + ks[None, :]
-            dangle = (angle_B + angle_C).to(dangles.dtype.element_ty)
-            tl.store(where, dangle, mask=mask[:, None] & (ks < N_ANGLES)[None, :])
         if dbias is not None:
             at_chunk = (tl.cast(b, tl.int64) * n_chunks + c) * 2 * n_heads + h
             tl.store(dbias + at_chunk * D_STATE + ns, tl.sum(gB, 0), mask=ns < D_STATE)

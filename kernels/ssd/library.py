@@ -152,6 +152,7 @@ def ssd_triton_fwd(
     B_bias: Tensor | None,
     C_bias: Tensor | None,
     angles: Tensor | None,
+    own_scale: Tensor | None,
     seq_idx: Tensor | None,
     dt_softplus: bool,
     low: float,
@@ -163,7 +164,7 @@ def ssd_triton_fwd(
     from mambakit.kernels.ssd import gpu
 
     inputs = gpu.Inputs(
-        x, dt, scale, A, B, C, D, z, dt_bias, initial_state, B_bias, C_bias, angles, seq_idx,
+        x, dt, scale, A, B, C, D, z, dt_bias, initial_state, B_bias, C_bias, angles, own_scale, seq_idx,
         dt_softplus, low, high,
     )  # fmt: skip
     y, state = gpu.forward(inputs, chunk_size, return_final_state)
@@ -185,6 +186,7 @@ def _(
     B_bias: Tensor | None,
     C_bias: Tensor | None,
     angles: Tensor | None,
+    own_scale: Tensor | None,
     seq_idx: Tensor | None,
     dt_softplus: bool,
     low: float,
@@ -214,17 +216,18 @@ def ssd_triton_bwd(
     B_bias: Tensor | None,
     C_bias: Tensor | None,
     angles: Tensor | None,
+    own_scale: Tensor | None,
     seq_idx: Tensor | None,
     dt_softplus: bool,
     low: float,
     high: float,
     chunk_size: int | None,
 ) -> list[Tensor]:
-    """Gradients of ``x`` to ``angles``; an empty tensor stands for the one of what was not given."""
+    """Gradients of ``x`` to ``own_scale``; an empty tensor stands for the one of what was not given."""
     from mambakit.kernels.ssd import gpu
 
     inputs = gpu.Inputs(
-        x, dt, scale, A, B, C, D, z, dt_bias, initial_state, B_bias, C_bias, angles, seq_idx,
+        x, dt, scale, A, B, C, D, z, dt_bias, initial_state, B_bias, C_bias, angles, own_scale, seq_idx,
         dt_softplus, low, high,
     )  # fmt: skip
     grads = gpu.backward(inputs, dy, dfinal, chunk_size)
@@ -249,25 +252,26 @@ def _(
     B_bias: Tensor | None,
     C_bias: Tensor | None,
     angles: Tensor | None,
+    own_scale: Tensor | None,
     seq_idx: Tensor | None,
     dt_softplus: bool,
     low: float,
     high: float,
     chunk_size: int | None,
 ) -> list[Tensor]:
-    given = (x, dt, scale, A, B, C, D, z, dt_bias, initial_state, B_bias, C_bias, angles)
+    given = (x, dt, scale, A, B, C, D, z, dt_bias, initial_state, B_bias, C_bias, angles, own_scale)
     return [x.new_empty(0) if v is None else v.new_empty(v.shape) for v in given]
 
 
 def _setup_triton(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    ctx.save_for_backward(*inputs[:14])
-    *ctx.options, ctx.return_final_state = inputs[14:]
+    ctx.save_for_backward(*inputs[:15])
+    *ctx.options, ctx.return_final_state = inputs[15:]
 
 
 def _backward_triton(ctx: Any, dy: Tensor, dfinal: Tensor) -> tuple[Tensor | None, ...]:
     tensors = ctx.saved_tensors
     grads = ssd_triton_bwd(dy, dfinal if ctx.return_final_state else None, *tensors, *ctx.options)
-    given = tensors[:13]
+    given = tensors[:14]
     return *(None if v is None else g for v, g in zip(given, grads, strict=True)), *(None,) * 6
 
 

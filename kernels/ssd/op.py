@@ -27,7 +27,7 @@ from mambakit.kernels.launch import asks_for_triton
 from mambakit.kernels.semantics import effective_dt, state_dtype
 from mambakit.kernels.ssd import library
 from mambakit.kernels.ssd.library import ssd_fwd, ssd_triton_fwd
-from mambakit.kernels.ssd.projections import head_projections
+from mambakit.kernels.ssd.projections import head_projections, own_products
 from mambakit.kernels.ssd.reference import ssd_core_reference, ssd_reference
 
 
@@ -83,7 +83,7 @@ def ssd(
         ValueError: On a wrong shape, device, ``dt_limit``, ``chunk_size`` or name of a backend.
         BackendUnavailableError: If the backend asked for cannot run here.
     """
-    tensors = (x, dt, None, A, B, C, D, z, dt_bias, initial_state, None, None, None, seq_idx)
+    tensors = (x, dt, None, A, B, C, D, z, dt_bias, initial_state, None, None, None, None, seq_idx)
     if asks_for_triton(x, backend):
         # of a make that was checked before
         options = (dt_softplus, dt_limit, chunk_size, return_final_state)
@@ -137,6 +137,7 @@ def ssd_core(
     B_bias: Tensor | None = None,
     C_bias: Tensor | None = None,
     angles: Tensor | None = None,
+    own_scale: Tensor | None = None,
     initial_state: Tensor | None = None,
     seq_idx: Tensor | None = None,
     return_final_state: bool = False,
@@ -148,7 +149,7 @@ def ssd_core(
     The log-decay comes apart from the input's scale, every token and head may have a skip of its own, and
     every head may make its own B and C of its group's, ``rotate(B + B_bias)`` and ``rotate(C + C_bias)``:
     other discretisations run on the same kernels, such as Mamba-3's trapezoidal rule with rotations
-    (state-spaces/mamba, ``modules/mamba3.py``). Triton's forward kernels rotate as they load.
+    (state-spaces/mamba, ``modules/mamba3.py``).
 
     Args:
         x: Input, ``(batch, length, n_heads, head_dim)``.
@@ -161,6 +162,8 @@ def ssd_core(
         angles: ``(batch, length, n_heads, n_angles)`` in radians, at most ``d_state / 2`` of them: channels
             ``2i`` and ``2i + 1`` of B and of C are turned by angle ``i``. The state's channels are then the
             turned ones.
+        own_scale: ``(batch, length, n_heads)``: what scales a token's input in its own output, ``scale`` if
+            None; later outputs and the state have it with ``scale``.
         initial_state, seq_idx, return_final_state, chunk_size, backend: As in ``ssd``.
 
     Returns:
@@ -170,7 +173,8 @@ def ssd_core(
         TypeError, ValueError, BackendUnavailableError: As ``ssd``.
     """
     tensors = (
-        x, log_decay, scale, None, B, C, skip, z, None, initial_state, B_bias, C_bias, angles, seq_idx,
+        x, log_decay, scale, None, B, C, skip, z, None, initial_state, B_bias, C_bias, angles, own_scale,
+        seq_idx,
     )  # fmt: skip
     if asks_for_triton(x, backend):
         options = (False, (0.0, 1.0), chunk_size, return_final_state)
@@ -178,7 +182,7 @@ def ssd_core(
         if done is not None:
             return done if return_final_state else done[0]
     _check_inputs(x, B, C, initial_state, seq_idx, chunk_size, log_decay=log_decay, scale=scale)
-    _check_core(x, B, skip, z, B_bias, C_bias, angles)
+    _check_core(x, B, skip, z, B_bias, C_bias, angles, own_scale)
     chosen = _choose(backend, x, B)
     if chosen == "triton":
         return _run_triton(tensors, False, (0.0, 1.0), chunk_size, return_final_state)
@@ -194,11 +198,16 @@ def ssd_core(
             B_bias=B_bias,
             C_bias=C_bias,
             angles=angles,
+            own_scale=own_scale,
             initial_state=initial_state,
             seq_idx=seq_idx,
         )
         return (y, state) if return_final_state else y
     dtype = state_dtype(x)
+    if own_scale is not None:
+        dots = own_products(B.to(dtype), C.to(dtype), B_bias, C_bias, x.shape[2])
+        more = (own_scale - scale).to(dtype) * dots
+        skip = more if skip is None else skip.to(dtype) + more
     if B_bias is not None or C_bias is not None or angles is not None:
         B = head_projections(B.to(dtype), B_bias, angles, x.shape[2])
         C = head_projections(C.to(dtype), C_bias, angles, x.shape[2])
@@ -220,14 +229,16 @@ def _check_core(
     B_bias: Tensor | None,
     C_bias: Tensor | None,
     angles: Tensor | None,
+    own_scale: Tensor | None,
 ) -> None:
     """Raise unless what ``ssd_core`` takes beside the recurrence fits it."""
     batch, length, n_heads, _ = x.shape
     d_state = B.shape[3]
     check_options(x, None, z, None)
-    if skip is not None:
-        check_float("skip", skip)
-        check_shape("skip", skip, batch=batch, length=length, n_heads=n_heads)
+    for name, value in (("skip", skip), ("own_scale", own_scale)):
+        if value is not None:
+            check_float(name, value)
+            check_shape(name, value, batch=batch, length=length, n_heads=n_heads)
     for name, bias in (("B_bias", B_bias), ("C_bias", C_bias)):
         if bias is not None:
             check_float(name, bias)
@@ -239,7 +250,7 @@ def _check_core(
             raise ValueError(
                 f"angles: each turns two channels, but there are {angles.shape[3]} for d_state={d_state}"
             )
-    check_same_device("x", x, skip=skip, B_bias=B_bias, C_bias=C_bias, angles=angles)
+    check_same_device("x", x, skip=skip, B_bias=B_bias, C_bias=C_bias, angles=angles, own_scale=own_scale)
 
 
 def _choose(backend: str | None, x: Tensor, B: Tensor) -> str:

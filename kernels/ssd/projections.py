@@ -31,3 +31,19 @@ def head_projections(B: Tensor, bias: Tensor | None, angles: Tensor | None, n_he
     cos, sin = angles.cos().to(B.dtype), angles.sin().to(B.dtype)
     pairs = torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1)
     return torch.cat([pairs.flatten(-2), B[..., turned:]], dim=-1)
+
+
+def own_products(B: Tensor, C: Tensor, B_bias: Tensor | None, C_bias: Tensor | None, n_heads: int) -> Tensor:
+    """``(C + C_bias) . (B + B_bias)`` of every token and head, ``(batch, length, n_heads)``.
+
+    Without the heads' copies of B and C; turning both leaves it alone. Arguments as in ``head_projections``.
+    """
+    n_groups = B.shape[2]
+    dots = (B * C).sum(-1).repeat_interleave(n_heads // n_groups, dim=2)
+    for projection, bias in ((C, B_bias), (B, C_bias)):
+        if bias is not None:
+            of_groups = bias.to(B.dtype).unflatten(0, (n_groups, -1))  # [g, h/g, n]
+            dots = dots + torch.einsum("blgn,gkn->blgk", projection, of_groups).flatten(2)
+    if B_bias is not None and C_bias is not None:
+        dots = dots + (B_bias.to(B.dtype) * C_bias.to(B.dtype)).sum(-1)
+    return dots

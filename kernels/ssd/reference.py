@@ -73,6 +73,7 @@ def ssd_core_reference(
     B_bias: Tensor | None = None,
     C_bias: Tensor | None = None,
     angles: Tensor | None = None,
+    own_scale: Tensor | None = None,
     initial_state: Tensor | None = None,
     seq_idx: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -86,6 +87,8 @@ def ssd_core_reference(
     y, h = recurrence(xs, log_decay.to(dtype), scale.to(dtype), Bs, Cs, h0, seq_idx)
     if skip is not None:
         y = y + skip[..., None] * xs
+    if own_scale is not None:
+        y = y + ((own_scale - scale).to(dtype) * (Bs * Cs).sum(-1))[..., None] * xs
     if z is not None:
         y = y * F.silu(z)
     return y.to(x.dtype), h

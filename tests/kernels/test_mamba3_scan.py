@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mambakit.kernels import Mamba3State, mamba3_scan, mamba3_step, ssd
+from mambakit.kernels.mamba3_scan import op
 from mambakit.kernels.testing import assert_as_accurate, cast, forward_backward
 
 Inputs = dict[str, Tensor | None]
@@ -134,12 +135,13 @@ def test_portable_is_the_reference(shape, without, chunk_size):
     [
         (UP, torch.float32),
         (SINGLE, torch.float32),
+        (SINGLE, torch.float16),
         (MULTIPLE, torch.float32),
         (MULTIPLE, torch.float16),
         pytest.param(SINGLE, torch.bfloat16, marks=pytest.mark.gpu),
         pytest.param(MULTIPLE, torch.bfloat16, marks=pytest.mark.gpu),
     ],
-    ids=["up", "single", "multiple", "multiple-half", "single-bfloat16", "multiple-bfloat16"],
+    ids=["up", "single", "single-half", "multiple", "multiple-half", "single-bfloat16", "multiple-bfloat16"],
 )
 def test_is_as_accurate_as_the_reference(options, dtype, backend, triton_device):
     device = "cpu" if backend == "portable" else triton_device
@@ -156,6 +158,34 @@ def test_is_as_accurate_as_the_reference(options, dtype, backend, triton_device)
         got, plain = (found[name].to(dtype) for found in (actual, naive))
         # an output of the trapezoid's two ends at once is a difference of larger numbers
         assert_as_accurate(name, got, exact=exact[name], naive=plain, slack=4.0)
+
+
+@pytest.mark.parametrize("rows", ["plain", "packed"])
+def test_weights_and_angles_over_many_tiles(rows, triton_device):
+    """Nothing but what surrounds the recurrence: its sums go over the whole sequence, in tiles."""
+    gpu = pytest.importorskip("mambakit.kernels.mamba3_scan.gpu")
+    length, shape = 100, (2, 100, 2)
+    draw = torch.Generator().manual_seed(0)
+    dt, trap = (torch.rand(shape, generator=draw).to(triton_device) for _ in range(2))
+    turn, begin = (torch.randn(2, n, 2, generator=draw).to(triton_device) for n in (length, 2))
+    pulls = [torch.randn(*shape, *more, generator=draw).to(triton_device) for more in ((), (), (2,), (2,))]
+    seq_idx = None
+    if rows == "packed":
+        seq_idx = (torch.rand((2, length), generator=draw) < 0.05).int().cumsum(1).int().to(triton_device)
+
+    def run(weights: Any, angles: Any, dtype: torch.dtype) -> list[Tensor]:
+        leaves = [v.to(dtype).requires_grad_() for v in (dt, trap, turn, begin)]
+        theta = angles(leaves[0], leaves[2], leaves[3], seq_idx)
+        outputs = [*weights(*leaves[:2], seq_idx), theta.cos(), theta.sin()]
+        return outputs + list(torch.autograd.grad(outputs, leaves, [v.to(dtype) for v in pulls]))
+
+    exact = run(op._weights, op._angles, torch.float64)
+    naive = run(op._weights, op._angles, torch.float32)
+    for _ in range(3):  # launched, recorded, played
+        actual = run(gpu.weights, gpu.angles, torch.float32)
+        names = ("scale", "own", "cos", "sin", "ddt", "dtrap", "dturn", "dbegin")
+        for name, got, wanted, plain in zip(names, actual, exact, naive, strict=True):
+            assert_as_accurate(name, got, exact=wanted, naive=plain)
 
 
 @settings(max_examples=20, deadline=None)
