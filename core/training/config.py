@@ -8,6 +8,7 @@ from typing import Literal
 
 from mambakit.core.adaptation.config import AdaptConfig
 from mambakit.core.config_checks import check_least
+from mambakit.core.continual.config import ContinualConfig
 from mambakit.core.errors import UsageError
 
 Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed", "64-true"]
@@ -62,6 +63,8 @@ class TrainConfig:
     """Processes that load data; 0 loads in this one, null as many as suit the device."""
     adapt: AdaptConfig = AdaptConfig()  # noqa: RUF009  (frozen)
     """Train few parameters of a saved model instead of all of a new one."""
+    continual: ContinualConfig = ContinualConfig()  # noqa: RUF009  (frozen)
+    """Train a saved model further on new data, and forget little of the old."""
 
     def __post_init__(self) -> None:
         at_least = {
@@ -85,6 +88,8 @@ class TrainConfig:
             raise UsageError(f"average_of: expected best or last, got {self.average_of!r}")
         if self.average > 1 and self.ema_decay:
             raise UsageError("average, ema_decay: both average weights; use one of them")
+        if self.adapt.kind != "none" and self.continual != ContinualConfig():
+            raise UsageError("adapt, continual: a run either adapts few parameters or trains all further")
         if self.max_time is not None:
             parse_duration(self.max_time)
 

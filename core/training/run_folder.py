@@ -26,7 +26,7 @@ from mambakit.core.errors import UserError
 _PACKAGES = ("mambakit", "torch", "lightning", "numpy", "triton", "numba")
 _OWN = (
     *("config.yaml", "environment.json", "metrics.csv", "result.json", "report.html"),
-    *("checkpoints", "pictures"),
+    *("checkpoints", "pictures", "memory"),
 )
 
 

@@ -15,6 +15,7 @@ import torch
 
 from mambakit.apps.recommendation import main
 from mambakit.core.adaptation import load_adapter
+from mambakit.core.continual import Memory
 from mambakit.domains.recommendation.model import Recommender
 
 Events = Callable[..., pd.DataFrame]
@@ -309,3 +310,25 @@ def test_few_parameters_of_a_saved_recommender_learn(
     words[words.index(str(shop_table))] = str(other)
     assert main([*words, *adapting, "--output", str(tmp_path / "bad")]) == 1
     assert "the vocabulary of" in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_a_saved_recommender_goes_on_and_replays_what_it_learned(
+    shop_table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [
+        "train",
+        "--data",
+        str(shop_table),
+        "--device",
+        "cpu",
+        *SMALL,
+        *BUDGET,
+        "--train.continual.keep",
+        "2",
+    ]
+    assert main([*words, "--output", str(tmp_path / "first")]) == 0
+    base = ["--train.continual.kind", "both", "--train.continual.base", str(tmp_path / "first")]
+    assert main([*words, *base, "--output", str(tmp_path / "second")]) == 0
+    assert f"going on from {tmp_path / 'first'}: both" in capsys.readouterr().err
+    memory = Memory.load(tmp_path / "second" / "memory" / "batches.pt")
+    assert memory.seen == 2 * Memory.load(tmp_path / "first" / "memory" / "batches.pt").seen
