@@ -16,6 +16,9 @@ import torch
 from mambakit.apps.recommendation import main
 from mambakit.core.adaptation import load_adapter
 from mambakit.core.continual import Memory
+from mambakit.domains.recommendation.cards import load_interactions
+from mambakit.domains.recommendation.counting import training_events
+from mambakit.domains.recommendation.data import leave_one_out
 from mambakit.domains.recommendation.model import Recommender
 
 Events = Callable[..., pd.DataFrame]
@@ -332,3 +335,37 @@ def test_a_saved_recommender_goes_on_and_replays_what_it_learned(
     assert f"going on from {tmp_path / 'first'}: both" in capsys.readouterr().err
     memory = Memory.load(tmp_path / "second" / "memory" / "batches.pt")
     assert memory.seen == 2 * Memory.load(tmp_path / "first" / "memory" / "batches.pt").seen
+
+
+def test_neighbours_are_kept_beside_the_model_and_used(
+    model: Path, shop_table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("faiss")
+    shutil.copytree(model, tmp_path / "run")
+    words = ["--model", str(tmp_path / "run"), "--data", str(shop_table), "--device", "cpu", "--json"]
+    assert main(["neighbours", *words]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["validation ndcg@10"] >= said["without"]
+    assert said["keys"] == int(Recommender.from_pretrained(model).popularity.sum())
+    path = tmp_path / "run" / "neighbours" / "neighbours.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "share": 0.5, "k": 3}))
+    interactions = load_interactions(shop_table)
+    split = leave_one_out(interactions)
+    alone, helped = (Recommender.from_pretrained(one) for one in (model, tmp_path / "run"))
+    events = split.test[:5]
+    before, after = (one.scores(interactions, events) for one in (alone, helped))
+    learned = np.flatnonzero(training_events(interactions, split))
+    catalogue = alone.catalogue()
+    with torch.no_grad():
+        hidden = alone.hidden(interactions, interactions.user[learned], learned, catalogue)
+        own = alone.hidden(interactions, interactions.user[events], events, catalogue)
+    for row in range(len(events)):
+        d = (hidden - own[row]).square().sum(1) / helped.neighbours.scale  # type: ignore[union-attr]
+        near = d.topk(3, largest=False)
+        wanted = 0.5 * before[row].softmax(0)
+        for place, weight in zip(near.indices, (-near.values / said["temperature"]).softmax(0), strict=True):
+            wanted[int(interactions.item[learned[place]])] += 0.5 * weight
+        torch.testing.assert_close(after[row].exp(), wanted, atol=1e-4, rtol=1e-3)
+    assert main(["recommend", "--model", str(tmp_path / "run"), "--input", str(shop_table), "--k", "3",
+                 "--search", "approximate"]) == 2  # fmt: skip
+    assert "what neighbours say is not in the index of items" in capsys.readouterr().err
