@@ -50,7 +50,9 @@ def recommender(job: dict[str, Any], device: str, folder: Any) -> dict[str, Any]
         {
             "model": dataclasses.replace(PRESET_MODEL, d_model=64, n_layers=1),
             "loss": dataclasses.replace(PRESET_LOSS, max_length=100),
-            "train": dataclasses.replace(PRESET_TRAIN, max_epochs=3, seed=job["seed"], device=device),
+            "train": dataclasses.replace(
+                PRESET_TRAIN, max_epochs=3, batch_size=16, ema_decay=0.99, seed=job["seed"], device=device
+            ),
         },
         job["changes"],
     )
