@@ -126,3 +126,37 @@ def test_figures_compare_at_equal_bytes_and_at_equal_seconds(
 def test_sizes_are_json(runs: ModuleType) -> None:
     for size in runs.SIZES.values():
         assert runs.Size(**json.loads(json.dumps(dataclasses.asdict(size)))) == size
+
+
+def test_one_command_trains_and_draws(
+    runs: ModuleType, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = importlib.import_module("pretraining")
+
+    def in_this_process(run_job: Any, jobs: Any, n: int, *, tell: Any, **more: Any) -> list[dict[str, Any]]:
+        found = [run_job(one) for one in jobs]
+        for one in found:
+            tell(one, 0.0)
+        return found
+
+    monkeypatch.setattr(recipe, "run_all", in_this_process)
+    words = ["--text", str(text), "--networks", "mamba2", "attention", "--points", "2"]
+    words += [
+        "--keep",
+        str(tmp_path / "runs"),
+        "--set",
+        *(f"size.{name}={value}" for name, value in TINY.items()),
+    ]
+    monkeypatch.setattr("sys.argv", ["pretraining.py", *words])
+    assert recipe.main() == 0
+    found = json.loads((tmp_path / "runs" / "runs.json").read_text())
+    assert [one["network"] for one in found] == ["mamba2", "attention"]
+    assert all([at["tokens"] for at in one["curve"]] == [96, 192] for one in found)
+    for name in (
+        "curves.csv",
+        "curves.png",
+        "table.md",
+        "mamba2-0/model.safetensors",
+        "mamba2-0/config.yaml",
+    ):
+        assert (tmp_path / "runs" / name).stat().st_size > 0
