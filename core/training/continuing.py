@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -204,10 +205,10 @@ def _losses(
     for number, batch in enumerate(itertools.islice(loader, _length(loader))):
         moved = task.transfer_batch_to_device(batch, task.device, 0)
         if remembers:
-            moved = task.remembered(moved)
+            moved = task.remembered(moved)  # type: ignore[operator]
             memory.offer(task.transfer_batch_to_device(moved, torch.device("cpu"), 0))
         if number < config.fisher_batches:
-            yield (lambda batch=moved, number=number: task.training_step(batch, number)), batch_size
+            yield partial(task.training_step, moved, number), batch_size  # type: ignore[misc]
 
 
 def _length(loader: DataLoader[Any]) -> int | None:
