@@ -5,6 +5,7 @@ mambakit recommendation evaluate --model runs/ml --data ml-latest-small --json
 mambakit recommendation recommend --model runs/ml --input histories.csv --k 10 --output top.parquet
 mambakit recommendation explain --model runs/ml --input histories.csv --user 42 --plot why.png
 mambakit recommendation update --model runs/ml --store state.db --user 42 --item 318 --time 2026-11-22
+mambakit recommendation neighbours --model runs/ml --data ml-latest-small
 mambakit recommendation export --model runs/ml --output served
 """
 
@@ -17,6 +18,7 @@ from typing import Literal
 
 from mambakit.apps.recommendation_explain import explain
 from mambakit.apps.recommendation_export import export
+from mambakit.apps.recommendation_neighbours import neighbours
 from mambakit.apps.recommendation_probe import probe
 from mambakit.apps.recommendation_train import evaluate, load_model, read, tell_of_missing, train
 from mambakit.apps.recommendation_update import update
@@ -136,6 +138,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "update": update,
         "export": export,
         "probe": probe,
+        "neighbours": neighbours,
     }
     text = __doc__ or ""
     description, _, examples = text.partition("\n\n")

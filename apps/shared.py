@@ -11,11 +11,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from mambakit.core.cli import print_json
 from mambakit.core.errors import UsageError
 from mambakit.core.training import TrainConfig
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
+
+    from mambakit.core.retrieval import Mix, Neighbours
 
 Config = TypeVar("Config", bound="DataclassInstance")
 
@@ -55,6 +58,21 @@ def refuse_given(
             for name, inner in zip(given, nested, strict=True)
         ]
         raise UsageError(f"{', '.join(flags)}: {why}")
+
+
+def print_neighbours(
+    neighbours: Neighbours, tried: Sequence[tuple[Mix, float]], measure: str, *, json: bool
+) -> None:
+    """Says what neighbours count, and what they brought on validation data."""
+    mix, best = tried[0]
+    alone = next(value for one, value in tried if not one.share)
+    if json:
+        print_json({"keys": len(neighbours), **dataclasses.asdict(mix), measure: best, "without": alone})
+        return
+    print(
+        f"{len(neighbours):,} keys; {mix.k} neighbours at temperature {mix.temperature} "
+        f"count {mix.share:.0%}: {measure} {best:.4g}, without {alone:.4g}"
+    )
 
 
 def check_suffix(flag: str, path: Path | None, allowed: tuple[str, ...]) -> None:

@@ -8,6 +8,7 @@ tail -f rows.csv | mambakit timeseries stream --model runs/np --state live
 mambakit timeseries anomalies --model runs/np --input my.csv --plot anomalies.png
 mambakit timeseries impute --model runs/np --input gaps.csv --output whole.csv
 mambakit timeseries embed --model runs/np --input my.csv --output embeddings.parquet
+mambakit timeseries neighbours --model runs/etth1 --data ETTh1
 mambakit timeseries train --task classify --data JapaneseVowels --output runs/vowels
 mambakit timeseries classify --model runs/vowels --input new.ts
 """
@@ -26,6 +27,7 @@ from mambakit.apps.timeseries_classify import classify
 from mambakit.apps.timeseries_embed import embed
 from mambakit.apps.timeseries_evaluate import evaluate
 from mambakit.apps.timeseries_impute import impute
+from mambakit.apps.timeseries_neighbours import neighbours
 from mambakit.apps.timeseries_output import input_of
 from mambakit.apps.timeseries_probe import probe
 from mambakit.apps.timeseries_stream import stream
@@ -137,6 +139,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "classify": classify,
         "embed": embed,
         "probe": probe,
+        "neighbours": neighbours,
     }
     text = __doc__ or ""
     description, _, examples = text.partition("\n\n")

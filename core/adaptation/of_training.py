@@ -30,19 +30,35 @@ def begin_adapting(task: nn.Module, config: AdaptConfig) -> tuple[Learning, Call
         DataError: If there is no base, or it does not fit the model.
         UserError: If peft is missing, for lora and dora.
     """
-    model = next((module for module in task.modules() if isinstance(module, HubModel)), None)
-    if model is None:
-        raise UsageError(f"adapt.kind: {type(task).__name__} trains no model that could be adapted")
-    assert isinstance(model, nn.Module)
     if config.base is None:
         raise UsageError(f"adapt.base: name the folder of the saved model that {config.kind} adapts")
-    try:
-        base = type(model).from_pretrained(config.base)
-        _check_vocabulary(base, model, config.base)
-        load_weights(model, Path(config.base) / WEIGHTS_FILE)
-    except DataError as error:
-        raise DataError(f"adapt.base: {error}") from error
+    model = load_base(task, config.base, "adapt.base")
     return adapt(model, config), lambda: merge(model)
+
+
+def load_base(task: nn.Module, base: str, name: str) -> nn.Module:
+    """Give the model of a task a saved model's weights and buffers; that model.
+
+    Args:
+        task: Holds one model that is saved as a folder.
+        base: The folder of the saved one.
+        name: The option that names it, for errors.
+
+    Raises:
+        UsageError: If the task has no model.
+        DataError: If there is no base, or it does not fit the model.
+    """
+    model = next((module for module in task.modules() if isinstance(module, HubModel)), None)
+    if model is None:
+        raise UsageError(f"{name}: {type(task).__name__} trains no model that could go on from a saved one")
+    assert isinstance(model, nn.Module)
+    try:
+        saved = type(model).from_pretrained(base)
+        _check_vocabulary(saved, model, base)
+        load_weights(model, Path(base) / WEIGHTS_FILE)
+    except DataError as error:
+        raise DataError(f"{name}: {error}") from error
+    return model
 
 
 def _check_vocabulary(base: Any, model: Any, folder: str) -> None:

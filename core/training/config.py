@@ -8,6 +8,7 @@ from typing import Literal
 
 from mambakit.core.adaptation.config import AdaptConfig
 from mambakit.core.config_checks import check_least
+from mambakit.core.continual.config import ContinualConfig
 from mambakit.core.errors import UsageError
 from mambakit.core.trust.private_config import PrivateConfig
 
@@ -65,6 +66,8 @@ class TrainConfig:
     """Train few parameters of a saved model instead of all of a new one."""
     private: PrivateConfig = PrivateConfig()  # noqa: RUF009  (frozen)
     """Clip the gradients of single cases and add noise, so that no case shows in the weights."""
+    continual: ContinualConfig = ContinualConfig()  # noqa: RUF009  (frozen)
+    """Train a saved model further on new data, and forget little of the old."""
 
     def __post_init__(self) -> None:
         at_least = {
@@ -88,6 +91,10 @@ class TrainConfig:
             raise UsageError(f"average_of: expected best or last, got {self.average_of!r}")
         if self.average > 1 and self.ema_decay:
             raise UsageError("average, ema_decay: both average weights; use one of them")
+        if self.adapt.kind != "none" and self.continual != ContinualConfig():
+            raise UsageError("adapt, continual: a run either adapts few parameters or trains all further")
+        if self.private.noise_multiplier and self.continual != ContinualConfig():
+            raise UsageError("private, continual: batches that are kept or mixed in are outside of epsilon")
         if self.max_time is not None:
             parse_duration(self.max_time)
 

@@ -48,7 +48,8 @@ def fit(
     """Trains ``task`` and loads the best checkpoint's weights back into it.
 
     With ``config.adapt`` its model begins as the base, few of its parameters learn, and it is plain again at
-    the end.
+    the end. With ``config.continual`` it begins as the base, all of them learn, and earlier data are replayed
+    or earlier weights held; a run that is to be gone on from leaves a folder ``memory``.
 
     A run that was killed continues from its folder's last checkpoint; one that had finished is not
     trained again: its best weights are loaded and its result is returned.
@@ -80,6 +81,7 @@ def fit(
         Progress,
         StopOnNaN,
     )
+    from mambakit.core.training.continuing import begin_continuing, remember
 
     if not run.started:
         run.start(config, seed=config.seed)
@@ -99,6 +101,10 @@ def fit(
 
         private = PrivateTraining(task, train_loader, config.private)
         train_loader = private.loader
+    further = []
+    if config.continual.kind != "none":
+        further = begin_continuing(task, config.continual, config.seed)
+        print(f"going on from {config.continual.base}: {config.continual.kind}", file=sys.stderr)
     seed_everything(config.seed)
     device = resolve_device(config.device)
     best = ModelCheckpoint(
@@ -125,6 +131,7 @@ def fit(
             max_time=datetime.timedelta(seconds=parse_duration(config.max_time)) if config.max_time else None,
             gradient_clip_val=config.gradient_clip or None,
             callbacks=[
+                *further,
                 *averaging,
                 EpochSeed(config.seed),
                 StopOnNaN(monitor),
@@ -162,6 +169,9 @@ def fit(
                 score, checkpoint = of_average, f"checkpoints/{_AVERAGED}"
             else:
                 load_weights(task, run.path / checkpoint)
+    if config.continual.keep:
+        rest = {"batch_size": config.batch_size, "device": device, "seed": config.seed}
+        remember(task, train_loader, config.continual, run.path, **rest)
     task.eval()
     to_best = _way_to_best(run.metrics_path, monitor, mode) or (trainer.global_step, seconds)
     result = FitResult(

@@ -53,6 +53,11 @@ class GraphedLoss:
         parameters = [one for one in self.loss.parameters() if one.requires_grad]
         return _Replay.apply(recording, inputs, *parameters)
 
+    def forget(self) -> None:
+        """Record anew: to be called where the weights have moved since."""
+        self._seen.clear()
+        self._graphs.clear()
+
     def _waits(self, inputs: tuple[Tensor, ...]) -> bool:
         parameters = [one for one in self.loss.parameters() if one.requires_grad]
         return waits_for_gpu(lambda: torch.autograd.grad(self.loss(*inputs), parameters, allow_unused=True))

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 _PACKAGES = ("mambakit", "torch", "lightning", "numpy", "triton", "numba")
 _OWN = (
     *("config.yaml", "environment.json", "metrics.csv", "result.json", "evaluation.json"),
-    *("report.html", "checkpoints", "pictures"),
+    *("report.html", "checkpoints", "pictures", "memory"),
 )
 
 

@@ -151,14 +151,25 @@ class PropertyTask(MemberTraining, pl.LightningModule):
         self._graphed = [GraphedLoss(one) for one in self._losses]
         self._said: list[tuple[Tensor, Tensor]] = []
 
-    def training_step(self, places: Tensor, batch_idx: int) -> Tensor:
+    def training_step(self, places: Tensor | list[tuple[Any, ...]], batch_idx: int) -> Tensor:
         """The members' losses, summed."""
-        losses = [self._loss_of(member, mine.tolist()) for member, mine in enumerate(places.unbind(1))]
+        drawn = self.remembered(places)
+        losses = [self._loss_of(member, inputs) for member, inputs in enumerate(drawn)]
         mean = torch.stack(losses).detach().mean()
-        self.log("train/loss", mean, on_step=False, on_epoch=True, batch_size=len(places))
+        self.log("train/loss", mean, on_step=False, on_epoch=True, batch_size=len(drawn[0][0]))
         return torch.stack(losses).sum()
 
-    def _loss_of(self, member: int, places: list[int]) -> Tensor:
+    def remembered(self, places: Tensor | list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+        """What each member's loss reads, which can be replayed in a later run on other molecules."""
+        if isinstance(places, Tensor):
+            return [self._inputs_of(mine.tolist()) for mine in places.unbind(1)]
+        return places
+
+    def _loss_of(self, member: int, inputs: tuple[Any, ...]) -> Tensor:
+        whole = len(inputs) > 6  # with graphs, whose sizes differ from batch to batch
+        return (self._losses if whole else self._graphed)[member](*inputs)
+
+    def _inputs_of(self, places: list[int]) -> tuple[Any, ...]:
         config = self.loss_config
         n_ways = self._inputs.ways
         ways = torch.zeros(len(places), dtype=torch.int64)
@@ -175,9 +186,7 @@ class PropertyTask(MemberTraining, pl.LightningModule):
         if config.feature_noise:
             descriptors = descriptors + config.feature_noise * torch.randn_like(descriptors)
         inputs = (ids, batch.lengths, descriptors, batch.ecfp, self.labels[places], self.is_class)
-        if batch.graph is not None:
-            return self._losses[member](*inputs, batch.graph)
-        return self._graphed[member](*inputs)
+        return inputs if batch.graph is None else (*inputs, batch.graph)
 
     def validation_step(self, places: Tensor, batch_idx: int) -> None:
         """What is said of the validation molecules."""

@@ -23,6 +23,7 @@ from mambakit.core.adapters import TokenBatch
 from mambakit.core.backbone import Backbone, BackboneConfig
 from mambakit.core.errors import DataError, UsageError
 from mambakit.core.hub import HubModel
+from mambakit.core.retrieval.neighbours import FOLDER, Neighbours, mixed_log_probabilities
 from mambakit.core.state import State
 from mambakit.domains.recommendation.about import RECOMMENDER
 from mambakit.domains.recommendation.config import ModelConfig, RecommenderConfig
@@ -54,6 +55,7 @@ class Recommender(nn.Module, HubModel):
         item_words: ``(n_items, most)`` int64, what describes each item.
         popularity: ``(n_items,)`` int64, training events of each.
         cold: ``(n_items,)`` bool, items without a training event, whose own vectors were never learned.
+        neighbours: Hidden states and the items that followed, mixed into scores; see ``retrieval``.
     """
 
     about = RECOMMENDER
@@ -69,6 +71,7 @@ class Recommender(nn.Module, HubModel):
         super().__init__()
         self.config = config
         self.tokenizer = EventTokenizer()
+        self.neighbours: Neighbours | None = None
         model, d = config.model, config.model.d_model
         self.ids = nn.Embedding(config.n_items + 2, d)
         self.bias = nn.Parameter(torch.zeros(config.n_items))
@@ -181,7 +184,8 @@ class Recommender(nn.Module, HubModel):
     def score(
         self, hidden: Tensor, catalogue: Catalogue, seen: tuple[NDArray[np.int64], NDArray[np.int64]]
     ) -> Tensor:
-        """``(n, n_items)`` float32: scores behind hidden states ``(n, d_model)``.
+        """``(n, n_items)`` float32: scores behind hidden states ``(n, d_model)``; with neighbours
+        log-probabilities.
 
         Args:
             hidden: From ``hidden`` or ``step``.
@@ -193,7 +197,11 @@ class Recommender(nn.Module, HubModel):
         if float(self.repeat_shift):
             at = tuple(torch.from_numpy(one).to(score.device) for one in seen)
             score[at] = score[at] + self.repeat_shift
-        return score
+        if self.neighbours is None or not self.neighbours.mix.share:
+            return score
+        weights, place = self.neighbours.weights(hidden)
+        labels = self.neighbours.values[place]
+        return mixed_log_probabilities(score, weights, labels, self.neighbours.mix.share)
 
     def hidden(
         self,
@@ -243,6 +251,8 @@ class Recommender(nn.Module, HubModel):
     def save_extra(self, folder: Path) -> None:
         """The tokenizer beside the weights."""
         self.tokenizer.save(folder)
+        if self.neighbours is not None:
+            self.neighbours.save(folder / FOLDER, self)
 
     def load_extra(self, folder: Path) -> None:
         """Reads the tokenizer.
@@ -251,6 +261,7 @@ class Recommender(nn.Module, HubModel):
             DataError: If it is missing, damaged, or another model's.
         """
         self.tokenizer = EventTokenizer.load(folder)
+        self.neighbours = Neighbours.load(folder / FOLDER, self)
         words = len(self.tokenizer.item_words), len(self.tokenizer.user_words)
         found = (len(self.tokenizer.items), *words)
         config = self.config

@@ -24,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mambakit.core.errors import UserError
+from mambakit.core.errors import UsageError, UserError
 from mambakit.domains.recommendation.interactions import Interactions
 from mambakit.domains.recommendation.model import Catalogue, Recommender, in_chunks, seen_before
 
@@ -125,9 +125,12 @@ class ApproximateSearch:
 
     Raises:
         UserError: If FAISS isn't installed.
+        UsageError: If the recommender has neighbours mixed in.
     """
 
     def __init__(self, exact: ExactSearch) -> None:
+        if exact.model.neighbours is not None:
+            raise UsageError("search: what neighbours say is not in the index of items; choose exact")
         self.exact = exact
         self.items = np.flatnonzero(exact.kept)
         self.n_cells = max(1, round(math.sqrt(len(self.items))))

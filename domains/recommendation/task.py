@@ -70,6 +70,10 @@ class RecommenderTask(pl.LightningModule):
         self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=len(there))
         return loss + auxiliary_loss(self.model)
 
+    def remembered(self, batch: Batch) -> Batch:
+        """The batch itself: it can be replayed in any later run."""
+        return batch
+
     def validation_step(self, nothing: Any, batch_idx: int) -> None:
         """NDCG and hit rate among the first ten, seen items left out and not."""
         ranks = ranks_of(self.model, self._interactions, self._validation)

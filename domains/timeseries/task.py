@@ -11,7 +11,7 @@ from mambakit.core.scoring import pinball
 from mambakit.core.training import GraphedLoss, MemberTraining, TrainConfig
 from mambakit.domains.timeseries.config import LossConfig
 from mambakit.domains.timeseries.window import WindowForecaster
-from mambakit.domains.timeseries.window_data import Values
+from mambakit.domains.timeseries.window_data import Batch, Values
 
 
 class ForecastLoss(nn.Module):
@@ -80,10 +80,10 @@ class ForecastTask(MemberTraining, pl.LightningModule):
         """Moves the rows to the device, where validation runs without a fit."""
         self._values = self._values.to(self.device)
 
-    def training_step(self, starts: Tensor, batch_idx: int) -> Tensor:
+    def training_step(self, starts: Tensor | Batch, batch_idx: int) -> Tensor:
         """Weighted pinball loss of the members' batches; some steps read every series alone and unnamed."""
-        config = self.model.config
-        history, future, phase, series = self._values.cut(starts, config.lookback, config.horizon)
+        history, future, phase, series = self.remembered(starts)
+        n_windows = phase.shape[-1]
         if torch.rand(()) < self.loss_config.solo_share:
             n_series = history.shape[-1]
             history = history.transpose(-1, -2).flatten(1, 2)[..., None]
@@ -92,8 +92,14 @@ class ForecastTask(MemberTraining, pl.LightningModule):
             series = series.new_full((1,), self.model.unknown)
         loss = self._graphed(history, future, phase, series)
         mean = loss.detach() / len(self.model.members)
-        self.log("train/loss", mean, on_step=False, on_epoch=True, batch_size=starts.shape[-1])
+        self.log("train/loss", mean, on_step=False, on_epoch=True, batch_size=n_windows)
         return loss
+
+    def remembered(self, starts: Tensor | Batch) -> Batch:
+        """The windows themselves, which can be replayed in a later run on other rows."""
+        if isinstance(starts, Batch):
+            return starts
+        return self._values.cut(starts, self.model.config.lookback, self.model.config.horizon)
 
     def validation_step(self, starts: Tensor, batch_idx: int) -> None:
         """Mean squared and absolute error of the point forecast, and the pinball loss."""

@@ -29,6 +29,7 @@ from mambakit.core.backbone import Backbone, BackboneConfig
 from mambakit.core.backbone_config import sizes_of_heads
 from mambakit.core.distributions import forecast_head
 from mambakit.core.hub import HubModel
+from mambakit.core.retrieval.neighbours import FOLDER, Neighbours
 from mambakit.domains.timeseries.about import FORECASTER
 from mambakit.domains.timeseries.anchor import Anchor, Anchored
 from mambakit.domains.timeseries.config import ForecasterConfig
@@ -196,6 +197,7 @@ class WindowForecaster(nn.Module, HubModel):
         )
         # What closed form says, fitted before training, and how far the network is trusted beside it, after.
         self.anchor = Anchor(config)
+        self.neighbours: Neighbours | None = None  # windows like this one and what followed; see retrieval
         self.trust: Tensor
         self.register_buffer("trust", torch.ones(()))
 
@@ -234,7 +236,12 @@ class WindowForecaster(nn.Module, HubModel):
         y: Tensor = sum(parts[1:], parts[0]) / len(parts)
         plain = anchor[0].transpose(1, 2)
         # the levels move together: the spread stays the network's
-        return y + (1 - self.trust) * (plain - self.point(y))[..., None]
+        y = y + (1 - self.trust) * (plain - self.point(y))[..., None]
+        if self.neighbours is None or not self.neighbours.mix.share:
+            return y
+        weights, place = self.neighbours.weights(self.embed(history, phase, series))
+        said = followed(weights, self.neighbours.values[place], history)
+        return y + self.neighbours.mix.share * (said - self.point(y))[..., None]
 
     def embed(self, history: Tensor, phase: Tensor, series: Tensor) -> Tensor:
         """What the members' heads read, one behind the other, ``(batch, n_series, members * d_series)``."""
@@ -248,10 +255,32 @@ class WindowForecaster(nn.Module, HubModel):
     def save_extra(self, folder: Path) -> None:
         """The tokenizer: names, scales and frequency."""
         self.tokenizer.save(folder)
+        if self.neighbours is not None:
+            self.neighbours.save(folder / FOLDER, self)
 
     def load_extra(self, folder: Path) -> None:
         """Reads what ``save_extra`` wrote."""
         self.tokenizer = PatchTokenizer.load(folder)
+        self.neighbours = Neighbours.load(folder / FOLDER, self)
+
+
+def level_and_spread(history: Tensor) -> tuple[Tensor, Tensor]:
+    """What a window is normalised by, ``(..., 1, n_series)`` each."""
+    mean = history.mean(-2, keepdim=True)
+    return mean, (history.var(-2, keepdim=True, unbiased=False) + _EPSILON).sqrt()
+
+
+def followed(weights: Tensor, values: Tensor, history: Tensor) -> Tensor:
+    """What neighbours foretell, ``(batch, horizon, n_series)``.
+
+    Args:
+        weights: ``(batch, n_series, k)``.
+        values: What followed them, normalised by their own windows, ``(batch, n_series, k, horizon)``.
+        history: ``(batch, lookback, n_series)``.
+    """
+    mean, deviation = level_and_spread(history)
+    said = torch.einsum("bck,bckh->bhc", weights, values).to(history)
+    return said * deviation + mean
 
 
 def _backbone(

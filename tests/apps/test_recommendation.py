@@ -15,6 +15,10 @@ import torch
 
 from mambakit.apps.recommendation import main
 from mambakit.core.adaptation import load_adapter
+from mambakit.core.continual import Memory
+from mambakit.domains.recommendation.cards import load_interactions
+from mambakit.domains.recommendation.counting import training_events
+from mambakit.domains.recommendation.data import leave_one_out
 from mambakit.domains.recommendation.model import Recommender
 
 Events = Callable[..., pd.DataFrame]
@@ -381,3 +385,59 @@ def test_few_parameters_of_a_saved_recommender_learn(
     words[words.index(str(shop_table))] = str(other)
     assert main([*words, *adapting, "--output", str(tmp_path / "bad")]) == 1
     assert "the vocabulary of" in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_a_saved_recommender_goes_on_and_replays_what_it_learned(
+    shop_table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [
+        "train",
+        "--data",
+        str(shop_table),
+        "--device",
+        "cpu",
+        *SMALL,
+        *BUDGET,
+        "--train.continual.keep",
+        "2",
+    ]
+    assert main([*words, "--output", str(tmp_path / "first")]) == 0
+    base = ["--train.continual.kind", "both", "--train.continual.base", str(tmp_path / "first")]
+    assert main([*words, *base, "--output", str(tmp_path / "second")]) == 0
+    assert f"going on from {tmp_path / 'first'}: both" in capsys.readouterr().err
+    memory = Memory.load(tmp_path / "second" / "memory" / "batches.pt")
+    assert memory.seen == 2 * Memory.load(tmp_path / "first" / "memory" / "batches.pt").seen
+
+
+def test_neighbours_are_kept_beside_the_model_and_used(
+    model: Path, shop_table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("faiss")
+    shutil.copytree(model, tmp_path / "run")
+    words = ["--model", str(tmp_path / "run"), "--data", str(shop_table), "--device", "cpu", "--json"]
+    assert main(["neighbours", *words]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["validation ndcg@10"] >= said["without"]
+    assert said["keys"] == int(Recommender.from_pretrained(model).popularity.sum())
+    path = tmp_path / "run" / "neighbours" / "neighbours.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "share": 0.5, "k": 3}))
+    interactions = load_interactions(shop_table)
+    split = leave_one_out(interactions)
+    alone, helped = (Recommender.from_pretrained(one) for one in (model, tmp_path / "run"))
+    events = split.test[:5]
+    before, after = (one.scores(interactions, events) for one in (alone, helped))
+    learned = np.flatnonzero(training_events(interactions, split))
+    catalogue = alone.catalogue()
+    with torch.no_grad():
+        hidden = alone.hidden(interactions, interactions.user[learned], learned, catalogue)
+        own = alone.hidden(interactions, interactions.user[events], events, catalogue)
+    for row in range(len(events)):
+        d = (hidden - own[row]).square().sum(1) / helped.neighbours.scale  # type: ignore[union-attr]
+        near = d.topk(3, largest=False)
+        wanted = 0.5 * before[row].softmax(0)
+        for place, weight in zip(near.indices, (-near.values / said["temperature"]).softmax(0), strict=True):
+            wanted[int(interactions.item[learned[place]])] += 0.5 * weight
+        torch.testing.assert_close(after[row].exp(), wanted, atol=1e-4, rtol=1e-3)
+    assert main(["recommend", "--model", str(tmp_path / "run"), "--input", str(shop_table), "--k", "3",
+                 "--search", "approximate"]) == 2  # fmt: skip
+    assert "what neighbours say is not in the index of items" in capsys.readouterr().err

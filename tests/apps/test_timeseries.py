@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from mambakit.apps.timeseries import main
+from mambakit.domains.timeseries.model import load_forecaster
 
 SMALL = [
     "--network=window",
@@ -245,3 +248,29 @@ def test_exit_status_and_sentence(words, status, said, model, table, tmp_path, c
 def test_help_shows_examples(verb: str, capsys: pytest.CaptureFixture[str]):
     assert main([verb, "--help"]) == 0
     assert f"mambakit timeseries {verb}" in capsys.readouterr().out
+
+
+def test_neighbours_are_kept_beside_the_model_and_used(
+    model: Path, table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    pytest.importorskip("faiss")
+    shutil.copytree(model, tmp_path / "run")
+    words = ["--model", str(tmp_path / "run"), "--data", str(table), "--device", "cpu", "--json"]
+    assert main(["neighbours", *words]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["validation mse"] <= said["without"]
+    path = tmp_path / "run" / "neighbours" / "neighbours.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "share": 0.25, "k": 2, "temperature": 1.0}))
+    alone, helped = (load_forecaster(one) for one in (model, tmp_path / "run"))
+    store = helped.neighbours  # type: ignore[union-attr]
+    torch.manual_seed(0)
+    history, phase, series = torch.randn(3, 48, 1), torch.tensor([0, 5, 9]), torch.tensor([0])
+    with torch.no_grad():
+        before, after = (one(history, phase, series) for one in (alone, helped))
+        weights, place = store.weights(alone.embed(history, phase, series))  # type: ignore[union-attr]
+    mean, deviation = history.mean(1)[:, 0], (history.var(1, correction=0)[:, 0] + 1e-5).sqrt()
+    for row in range(3):
+        followed = (weights[row, 0][:, None] * store.values[place[row, 0]]).sum(0)  # type: ignore[union-attr]
+        said_here = followed * deviation[row] + mean[row]
+        wanted = 0.75 * before[row, :, 0].mean(-1) + 0.25 * said_here
+        torch.testing.assert_close(after[row, :, 0].mean(-1), wanted, atol=1e-4, rtol=1e-4)

@@ -71,6 +71,10 @@ class MoleculeTask(pl.LightningModule):
         self.log("train/loss", loss.detach(), on_step=False, on_epoch=True, batch_size=1)
         return loss
 
+    def remembered(self, batch: TokenBatch) -> TokenBatch:
+        """The batch itself: it can be replayed in any later run."""
+        return batch
+
     def validation_step(self, batch: TokenBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """The loss over all tokens of all batches, and in bits; a second loader has them rewritten."""
         assert batch.seq_idx is not None

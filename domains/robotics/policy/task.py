@@ -40,6 +40,10 @@ class PolicyTask(pl.LightningModule):
         self.log("train/loss", loss.detach(), on_step=False, on_epoch=True, batch_size=len(batch.real))
         return loss + auxiliary_loss(self.model)
 
+    def remembered(self, batch: PolicyBatch) -> PolicyBatch:
+        """The batch itself: it can be replayed in any later run."""
+        return batch
+
     def validation_step(self, batch: PolicyBatch, batch_idx: int) -> None:
         """The loss of a batch, and how far its actions are off, in deviations of the data's."""
         n_steps = int(batch.real.sum())

@@ -75,6 +75,10 @@ class ClassifyTask(pl.LightningModule):
         self.log("train/loss", loss.detach(), on_step=False, on_epoch=True, batch_size=len(samples))
         return loss
 
+    def remembered(self, batch: ClipBatch) -> ClipBatch:
+        """The batch itself: it can be replayed in any later run."""
+        return batch
+
     def validation_step(self, batch: ClipBatch, batch_idx: int) -> None:
         """Loss and accuracy of a batch."""
         logits = self.model(batch.samples, batch.lengths)

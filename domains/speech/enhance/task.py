@@ -53,11 +53,16 @@ class EnhanceTask(pl.LightningModule):
         """Mixtures of an epoch are of its seed alone."""
         self._stock.clear()
 
-    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+    def training_step(self, batch: Tensor | tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """The weighted sum of the losses on as many new pairs as the batch is long."""
-        loss = self._loss(*self._stock.take(len(batch)))
-        self.log("train/loss", loss.detach(), on_step=False, on_epoch=True, batch_size=len(batch))
+        noisy, clean = self.remembered(batch)
+        loss = self._loss(noisy, clean)
+        self.log("train/loss", loss.detach(), on_step=False, on_epoch=True, batch_size=len(noisy))
         return loss
+
+    def remembered(self, batch: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """New mixtures, as many as the batch is long, which can be replayed in any later run."""
+        return self._stock.take(len(batch)) if isinstance(batch, Tensor) else batch
 
     def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
         """The same, and by how many dB SI-SDR is better than that of the noisy speech."""

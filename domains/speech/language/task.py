@@ -31,6 +31,10 @@ class TextTask(pl.LightningModule):
         self.log("train/loss", loss.detach(), on_step=False, on_epoch=True, batch_size=int(n))
         return loss + auxiliary_loss(self.model)
 
+    def remembered(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """The batch itself: it can be replayed in any later run."""
+        return batch
+
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """The same."""
         loss, n = character_losses(self.model, *batch)

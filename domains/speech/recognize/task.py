@@ -50,6 +50,10 @@ class RecognizeTask(pl.LightningModule):
         self.log("train/loss", loss.detach(), on_step=False, on_epoch=True, batch_size=len(frames))
         return loss + auxiliary_loss(self.model)
 
+    def remembered(self, batch: SpeechBatch) -> SpeechBatch:
+        """The batch itself: it can be replayed in any later run."""
+        return batch
+
     def validation_step(self, batch: SpeechBatch, batch_idx: int) -> None:
         """Loss and texts of a batch."""
         vectors, lengths = self.model.vectors(batch.samples, batch.lengths)

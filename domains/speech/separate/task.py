@@ -50,12 +50,16 @@ class SeparateTask(pl.LightningModule):
         """Mixtures of an epoch are of its seed alone."""
         self._stock.clear()
 
-    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+    def training_step(self, batch: Tensor | tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """The negative SI-SNR of the best pairing in dB, on as many new mixtures as the batch is long."""
-        mixture, sources = self._stock.take(len(batch))
+        mixture, sources = self.remembered(batch)
         loss = self._loss(mixture, sources)
         self.log("train/loss", loss.detach(), on_step=False, on_epoch=True, batch_size=len(mixture))
         return loss
+
+    def remembered(self, batch: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """New mixtures, as many as the batch is long, which can be replayed in any later run."""
+        return self._stock.take(len(batch)) if isinstance(batch, Tensor) else batch
 
     def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
         """The negative SI-SNRi."""

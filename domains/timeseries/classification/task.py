@@ -17,6 +17,9 @@ from mambakit.domains.timeseries.classification.augmentation import augment, mix
 from mambakit.domains.timeseries.classification.config import AugmentConfig
 from mambakit.domains.timeseries.classification.network import Padded, SeriesClassifier, mean_log_probability
 
+Series = tuple[Tensor, Tensor, Tensor]
+"""Values ``(batch, length, n_channels)``, lengths and classes ``(batch,)`` of some series."""
+
 
 class MemberBatches(Dataset[Tensor]):
     """Numbers of series for every member at once: each goes its own way through its own series.
@@ -85,24 +88,28 @@ class ClassifierTask(MemberTraining, pl.LightningModule):
         self.held_out: Tensor
         self._predicted: list[tuple[Tensor, Tensor]] = []
 
-    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+    def training_step(self, batch: Tensor | list[Series], batch_idx: int) -> Tensor:
         """Cross-entropy of the members' batches, summed, and what their layers ask for besides."""
         losses = [
-            self._loss_of(member, rows)
-            for member, rows in zip(self.model.members, batch.unbind(1), strict=True)
+            self._loss_of(member, series)
+            for member, series in zip(self.model.members, self.remembered(batch), strict=True)
         ]
         mean = torch.stack(losses).detach().mean()
         self.log("train/loss", mean, on_step=False, on_epoch=True, batch_size=len(batch))
         return torch.stack(losses).sum() + auxiliary_loss(self.model)
 
-    def _loss_of(self, member: nn.Module, rows: Tensor) -> Tensor:
+    def remembered(self, batch: Tensor | list[Series]) -> list[Series]:
+        """Each member's series themselves, which can be replayed in a later run on others."""
+        return [self._cut(rows) for rows in batch.unbind(1)] if isinstance(batch, Tensor) else batch
+
+    def _loss_of(self, member: nn.Module, series: Series) -> Tensor:
         config = self.augment_config
-        values, lengths, labels = self._cut(rows)
+        values, lengths, labels = series
         values, lengths = augment(values, lengths, config)
         if not config.mixup:
             return member.head.loss(member(values, lengths), labels)  # type: ignore[operator, union-attr]
-        order = torch.randperm(len(rows), device=rows.device)
-        share = torch.distributions.Beta(config.mixup, config.mixup).sample((len(rows),)).to(values)
+        order = torch.randperm(len(labels), device=labels.device)
+        share = torch.distributions.Beta(config.mixup, config.mixup).sample((len(labels),)).to(values)
         logits = member(mix(values, lengths, order, share), lengths)
         one_hot = F.one_hot(labels, logits.shape[-1]).to(logits)
         target = share[:, None] * one_hot + (1 - share[:, None]) * one_hot[order]
@@ -130,7 +137,7 @@ class ClassifierTask(MemberTraining, pl.LightningModule):
         self.log("val/loss", F.cross_entropy(calibrated, labels))
         self.log("val/accuracy", (logits.argmax(-1) == labels).float().mean())
 
-    def _cut(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _cut(self, rows: Tensor) -> Series:
         lengths = self.lengths[rows]
         return self.values[rows, : int(lengths.max())], lengths, self.labels[rows]
 

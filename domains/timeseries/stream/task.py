@@ -137,8 +137,18 @@ class StreamTask(MemberTraining, pl.LightningModule):
         """Moves the rows to the device, where validation runs without a fit."""
         self.on_fit_start()
 
-    def training_step(self, windows: Tensor, batch_idx: int) -> Tensor:
+    def training_step(self, windows: Tensor | tuple[Tensor, ...], batch_idx: int) -> Tensor:
         """The loss of some windows, moved at random, forecast from rows chosen at random."""
+        inputs = self.remembered(windows)
+        value = self._graphed(*inputs)
+        mean = value.detach() / len(self.model.members)
+        self.log("train/loss", mean, on_step=False, on_epoch=True, batch_size=len(inputs[1]))
+        return value
+
+    def remembered(self, windows: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """What the loss reads of some windows, which can be replayed in a later run on other rows."""
+        if isinstance(windows, tuple):
+            return windows
         config, loss_config, store = self.model.config, self.loss_config, self._store
         windows = windows.to(self.device)
         which = (windows[:, :1] + torch.arange(config.n_mixed, device=self.device)).flatten()
@@ -157,12 +167,7 @@ class StreamTask(MemberTraining, pl.LightningModule):
         guess = Guess(hidden, hidden)
         if self.model.neighbours is not None:
             guess = guessed(self.model, Read(*(x[: len(hidden)] for x in read)))
-        value = self._graphed(
-            origins, window.ahead, window.target, self._weights[which], hidden, *guess, *read
-        )
-        mean = value.detach() / len(self.model.members)
-        self.log("train/loss", mean, on_step=False, on_epoch=True, batch_size=len(windows))
-        return value
+        return origins, window.ahead, window.target, self._weights[which], hidden, *guess, *read
 
     def validation_step(self, nothing: Any, batch_idx: int) -> None:
         """Squared, absolute and pinball errors of forecasts from rows of the validation part, scaled."""

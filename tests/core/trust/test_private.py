@@ -16,6 +16,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from mambakit.core.backbone import Backbone, BackboneConfig
+from mambakit.core.continual.config import ContinualConfig
 from mambakit.core.errors import UsageError
 from mambakit.core.hub import HubModel
 from mambakit.core.training import RunFolder, TrainConfig, fit, seed_everything
@@ -176,3 +177,5 @@ def test_what_is_not_private_is_refused(tmp_path: Path) -> None:
     refused(task, loader(), "mixes the cases")
     with pytest.raises(UsageError, match="max_grad_norm: expected more than 0"):
         PrivateConfig(max_grad_norm=0.0)
+    with pytest.raises(UsageError, match="private, continual: batches that are kept"):
+        TrainConfig(private=PrivateConfig(noise_multiplier=1.0), continual=ContinualConfig(keep=8))
