@@ -20,7 +20,7 @@ from mambakit.core.blocks import (
     kind_of,
 )
 from mambakit.core.blocks.base import check_input, check_lengths, padding_mask
-from mambakit.core.blocks.dense import DenseReads, Hidden
+from mambakit.core.blocks.dense import Hidden, connect
 from mambakit.core.blocks.gaps import check_elapsed, check_gaps
 from mambakit.core.blocks.packed import Packed
 from mambakit.core.blocks.ragged import left_padding_index, take
@@ -76,34 +76,13 @@ class Backbone(nn.Module):
         ]
         self._last_mixing = mixing[-1] if mixing else ""
         if config.dense:
-            self._connect(config.dense)
+            connect(self._blocks(), config.dense)
         self._uses_context = any(block.uses_context for block in self._blocks())
         self.uses_elapsed = any(block.uses_elapsed for block in self._blocks())
         self._uses_edges = any(isinstance(block, GraphMix) for block in self._blocks())
         init.rescale_output_projections_(self.blocks, len(layers))
         if config.learn_initial_state:
             self.learn_initial_state()
-
-    def _connect(self, most: int) -> None:
-        """Let layers read the hidden states of up to ``most`` layers below them whose states are alike."""
-        seen: dict[tuple[object, ...], int] = {}
-        for block in self._blocks():
-            key = block.hidden_key()
-            if key is None:
-                continue
-            d_inner, d_state = block.d_inner, block.d_state
-            assert isinstance(d_inner, int)
-            assert isinstance(d_state, int)
-            n_earlier = min(seen.get(key, 0), most)
-            if n_earlier:
-                block.dense = DenseReads(self.d_model, d_inner, d_state, n_earlier)
-            block.uses_context = True
-            seen[key] = seen.get(key, 0) + 1
-        if max(seen.values(), default=0) < 2:
-            raise ValueError(
-                "dense: no two layers have hidden states alike; it joins mamba1 layers, or mamba2 layers, of "
-                "the same sizes"
-            )
 
     @property
     def causal(self) -> bool:

@@ -99,7 +99,7 @@ assert not torch.cuda.is_initialized(), "the GPU was woken"
 
 def test_only_what_trains_imports_lightning() -> None:
     """Lightning takes seconds to import: predictions, evaluations and reports come without it."""
-    trains = {"task", "callbacks", "averaging", "carried", "testing"}
+    trains = {"task", "callbacks", "averaging", "carried", "continuing", "testing"}
     names = [name for package in ("core", "domains", "apps") for name in modules(package)]
     names = [name for name in names if name.rpartition(".")[2] not in trains]
     code = f"""

@@ -16,12 +16,15 @@ costs a scan. ``project`` holds the P_i^T.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from mambakit.core.blocks.base import Block
 
 
 class Hidden(NamedTuple):
@@ -87,3 +90,29 @@ def with_earlier(
         y = y + reads(x, C, earlier).to(y.dtype)
     hidden.append(mine)
     return y
+
+
+def connect(blocks: Sequence[Block], most: int) -> None:
+    """Let layers read the hidden states of up to ``most`` layers below them whose states are alike.
+
+    Raises:
+        ValueError: If no two have states alike.
+    """
+    seen: dict[tuple[object, ...], int] = {}
+    for block in blocks:
+        key = block.hidden_key()
+        if key is None:
+            continue
+        d_inner, d_state = block.d_inner, block.d_state
+        assert isinstance(d_inner, int)
+        assert isinstance(d_state, int)
+        n_earlier = min(seen.get(key, 0), most)
+        if n_earlier:
+            block.dense = DenseReads(block.d_model, d_inner, d_state, n_earlier)
+        block.uses_context = True
+        seen[key] = seen.get(key, 0) + 1
+    if max(seen.values(), default=0) < 2:
+        raise ValueError(
+            "dense: no two layers have hidden states alike; it joins mamba1 layers, or mamba2 layers, of "
+            "the same sizes"
+        )

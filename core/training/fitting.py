@@ -170,8 +170,15 @@ def fit(
             else:
                 load_weights(task, run.path / checkpoint)
     if config.continual.keep:
-        rest = {"batch_size": config.batch_size, "device": device, "seed": config.seed}
-        remember(task, train_loader, config.continual, run.path, **rest)
+        remember(
+            task,
+            train_loader,
+            config.continual,
+            run.path,
+            batch_size=config.batch_size,
+            device=device,
+            seed=config.seed,
+        )
     task.eval()
     to_best = _way_to_best(run.metrics_path, monitor, mode) or (trainer.global_step, seconds)
     result = FitResult(
