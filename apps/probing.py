@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -11,6 +11,9 @@ from mambakit.core.cli import format_table, print_json
 from mambakit.core.errors import UsageError
 
 if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
     from mambakit.core.trust.membership import Attacked
     from mambakit.core.trust.probe import Subject
 
@@ -46,11 +49,7 @@ def show_membership(
 
     found = membership(attacked, reference, seed=seed)
     tell(attacked.notes)
-    if output is not None:
-        write_table(found.frame(), output)
-    if plot is not None:
-        plot.parent.mkdir(parents=True, exist_ok=True)
-        roc_figure(found).savefig(plot, dpi=130)
+    _keep(found.frame(), lambda: roc_figure(found), output, plot)
     if json:
         print_json(
             {"data": name, "case": attacked.about, "seed": seed, "results": found.rows}
@@ -75,11 +74,7 @@ def show_probe(
 
     result = probe(subject, only, seed=seed)
     tell(result.notes)
-    if output is not None:
-        write_table(result.frame(), output)
-    if plot is not None:
-        plot.parent.mkdir(parents=True, exist_ok=True)
-        probe_figure(result).savefig(plot, dpi=130)
+    _keep(result.frame(), lambda: probe_figure(result), output, plot)
     if json:
         print_json(
             {"about": subject.about, "metric": result.metric, "better": result.better, "seed": seed}
@@ -89,3 +84,12 @@ def show_probe(
     print(f"{subject.about}: {result.metric}, {'less' if result.better == 'min' else 'more'} is better")
     shown = ("perturbation", "level", "unit", result.metric, "change")
     print(format_table([{name: row[name] for name in shown} for row in result.rows]))
+
+
+def _keep(table: pd.DataFrame, figure: Callable[[], Figure], output: Path | None, plot: Path | None) -> None:
+    """The table and the picture, to the files that are named."""
+    if output is not None:
+        write_table(table, output)
+    if plot is not None:
+        plot.parent.mkdir(parents=True, exist_ok=True)
+        figure().savefig(plot, dpi=130)

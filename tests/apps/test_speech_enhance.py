@@ -105,6 +105,7 @@ def test_pairs_are_measured_beside_log_mmse(
     assert signal["si_sdr"] == pytest.approx(float(expected), abs=0.3)
 
 
+@pytest.mark.slow
 def test_an_enhancer_is_probed_beside_its_clean_figure(
     enhancer: Path, speech: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
