@@ -1,7 +1,8 @@
 """Molecules as ids: SMILES cut by a regular expression, or SELFIES.
 
-Ids 0, 1 and 2 are PAD, START and END; every encoded molecule stands between START and END, so that a model of
-the ids knows where one begins and where it is complete.
+Ids 0, 1 and 2 are PAD, START and END; every encoded molecule stands between START and END, so that a model
+of the ids knows where one begins and where it is complete. A language model that learns from canonical SMILES
+and from others may tell them apart by their first id: START for canonical ones, REWRITTEN for any writing.
 """
 
 from __future__ import annotations
@@ -16,12 +17,13 @@ import torch
 from rdkit import Chem
 
 from mambakit.core.adapters import IdAdapter, SampleError, Tokens, VocabularyTokenizer, register_adapter
-from mambakit.core.adapters.vocabulary import BOS_ID, EOS_ID, PAD_ID
+from mambakit.core.adapters.vocabulary import BOS_ID, EOS_ID, PAD_ID, UNK_ID
 from mambakit.core.errors import DataError
 from mambakit.core.folders import read_json_object
 from mambakit.domains.molecules.structures import canonical, joined, leaves
 
 PAD, START, END = PAD_ID, BOS_ID, EOS_ID
+REWRITTEN = UNK_ID  # no molecule has it: an unknown token is an error
 
 # One token: an atom in brackets with all that it says, an atom of the organic subset, a ring closure (%10 and
 # %(100) are one), an arrow of a reaction or a dative bond, a bond, a branch, the dot between parts of a
@@ -49,6 +51,9 @@ class SmilesTokenizer(VocabularyTokenizer):
     """
 
     kind = "smiles"
+
+    marks_rewritten = False
+    """Whether a molecule that need not be written canonically begins with REWRITTEN for the model."""
 
     def __init__(self) -> None:
         super().__init__(SMILES_PATTERN, bos=True, eos=True)
@@ -118,19 +123,43 @@ class SmilesTokenizer(VocabularyTokenizer):
         """
         return [int(one) for one in self.encode(text).values[1:-1]]
 
+    def any_start(self) -> int:
+        """The first id of a molecule that may be written in any way."""
+        return REWRITTEN if self.marks_rewritten else START
+
+    def encode_any(self, sample: str) -> Tokens:
+        """As ``encode``, for a molecule that may be written in any way.
+
+        Raises:
+            SampleError: As ``encode``.
+        """
+        tokens = self.encode(sample)
+        tokens.values[0] = self.any_start()
+        return tokens
+
+    def decode(self, tokens: Tokens) -> str:
+        """The molecule, whichever start it has.
+
+        Raises:
+            SampleError: On an id outside the vocabulary, and on the unknown one anywhere else.
+        """
+        marked = len(tokens.values) > 0 and int(tokens.values[0]) == REWRITTEN
+        return str(super().decode(Tokens(tokens.values[1:]) if marked else tokens))
+
     def text(self, ids: Sequence[int]) -> str:
         """The molecule of some ids; START, END and PAD count for nothing."""
         return str(self.decode(Tokens(torch.tensor(list(ids), dtype=torch.int64))))
 
     def state(self) -> dict[str, Any]:
-        """The symbols."""
-        return {"symbols": self.symbols}
+        """The symbols, and whether rewritten molecules are marked."""
+        return {"symbols": self.symbols, "marks_rewritten": self.marks_rewritten}
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> Self:
         """The tokenizer of ``state()``."""
         tokenizer = cls()
         tokenizer._set_symbols(state["symbols"])
+        tokenizer.marks_rewritten = bool(state.get("marks_rewritten", False))
         return tokenizer
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from mambakit.core.adapters import SampleError, Tokens
 from mambakit.core.generation import GenerationConfig, GraphedDecoder, generate
 from mambakit.domains.molecules.language.model import MoleculeModel
-from mambakit.domains.molecules.tokenizer import END, PAD, START
+from mambakit.domains.molecules.tokenizer import END, PAD
 
 _TOKENS_AT_ONCE = 32_768
 _LENGTHS = 16  # rows are padded to multiples of this
@@ -49,7 +49,8 @@ class Agent:
         return Agent(model, self.device)
 
     def sample(self, n: int, max_tokens: int, seed: int) -> list[tuple[str, list[int]]]:
-        """Molecules as text, '' for one that did not end or has no text, with their ids from START to END."""
+        """Molecules as text, '' for one that did not end or has no text, with their ids from the first
+        to END."""
         config = GenerationConfig(
             strategy="sample",
             n_samples=n,
@@ -58,20 +59,21 @@ class Agent:
             pad_id=PAD,
             seed=seed,
         )
-        made = generate(self._decoder, [[START]], config, constraint=self.model.symbols_only())
+        start = self.tokenizer.any_start()
+        made = generate(self._decoder, [[start]], config, constraint=self.model.symbols_only())
         sampled = []
         for ids, ended in zip(made.sequences(), made.finished.tolist(), strict=True):
             text = ""
             if ended:
                 with contextlib.suppress(SampleError):  # symbols that together are no molecule
                     text = self.tokenizer.decode(Tokens(torch.tensor(ids)))
-            sampled.append((text, [START, *ids]))
+            sampled.append((text, [start, *ids]))
         return sampled
 
     def encode(self, text: str) -> list[int] | None:
-        """The ids of a molecule from START to END; None if it has a token that the vocabulary lacks."""
+        """The ids of a molecule from the first to END; None if it has a token that the vocabulary lacks."""
         try:
-            return [int(one) for one in self.tokenizer.encode(text).values]
+            return [int(one) for one in self.tokenizer.encode_any(text).values]
         except SampleError:
             return None
 
@@ -79,7 +81,7 @@ class Agent:
         """Log-probability of each whole sequence in nats, ``(n,)`` float32; differentiable.
 
         Args:
-            sequences: Ids from START to END.
+            sequences: Ids from the first to END.
         """
         if not sequences:
             return torch.zeros(0, device=self.device)

@@ -75,7 +75,7 @@ class Proposed(NamedTuple):
     mol: Chem.Mol
     text: str
     ids: list[int] | None
-    """As the agent writes it, from START to END; None if its vocabulary can't."""
+    """As the agent writes it, from the first id to END; None if its vocabulary can't."""
 
 
 @dataclass(frozen=True)

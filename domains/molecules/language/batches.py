@@ -70,7 +70,7 @@ class PackedMolecules(Dataset[TokenBatch]):
         smiles = self.smiles[number]
         if seed:
             try:
-                return self.tokenizer.encode(rewritten(smiles, seed))
+                return self.tokenizer.encode_any(rewritten(smiles, seed))
             except SampleError:
                 pass  # a ring number or SELFIES symbol that the vocabulary lacks: as it stands, it has all
         return self.tokenizer.encode(smiles)

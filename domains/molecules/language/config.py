@@ -63,7 +63,9 @@ class CorpusConfig:
     """smiles, or selfies, whose every string is a molecule."""
     randomize: float = 1.0
     """Share of training molecules whose SMILES is written anew, starting at another atom, each time that it
-    is read; validation molecules are read as canonical SMILES."""
+    is read; validation molecules are read as canonical SMILES. Between 0 and 1, canonical and rewritten
+    molecules begin with different tokens: `generate` draws canonical ones, and rewritten ones where a prefix
+    or a scaffold is given; `optimize` draws rewritten ones."""
     max_length: int = 512
     """Tokens of a molecule at most; longer ones are left out, and listed."""
     row_length: int = 512

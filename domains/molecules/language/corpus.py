@@ -71,8 +71,10 @@ def make_corpus(
     if cutter.kind == "selfies":  # other ways of writing a molecule have other symbols
         vocabulary += [rewritten(smiles, 1 + i) for i, smiles in enumerate(vocabulary)]
         vocabulary = [smiles for smiles in vocabulary if not _unfit(cutter, smiles, config.max_length)]
-    cutter = cutter.fit(vocabulary) if tokenizer is None else cutter
-    if tokenizer is not None:
+    if tokenizer is None:
+        cutter = cutter.fit(vocabulary)
+        cutter.marks_rewritten = 0 < config.randomize < 1
+    else:
         cutter.extend(vocabulary)
     parts: dict[str, list[str]] = {"train": [], "validation": [], "test": []}
     for name, place, one in zip(names, places, part, strict=True):

@@ -19,7 +19,7 @@ from rdkit import Chem
 from mambakit.core.errors import UsageError
 from mambakit.core.generation import Automaton
 from mambakit.domains.molecules.structures import structure
-from mambakit.domains.molecules.tokenizer import END, START, SmilesTokenizer
+from mambakit.domains.molecules.tokenizer import END, SmilesTokenizer
 
 HOLE = -1
 _BONDS = frozenset("-=#$:/\\~")
@@ -35,7 +35,7 @@ class Decoration(NamedTuple):
 
     Attributes:
         template: Its ids, ``HOLE`` for an attachment point; behind each but the last stands a closing branch.
-        prompt: START and the ids before the first hole.
+        prompt: The first id and those before the first hole.
     """
 
     template: tuple[int, ...]
@@ -75,7 +75,7 @@ def decorations(scaffold: str, tokenizer: SmilesTokenizer) -> list[Decoration]:
     made = []
     for smiles in best:
         template = [HOLE if piece == "*" else tokenizer.ids(piece)[0] for piece in written[smiles]]
-        made.append(Decoration(tuple(template), (START, *template[: template.index(HOLE)])))
+        made.append(Decoration(tuple(template), (tokenizer.any_start(), *template[: template.index(HOLE)])))
     return made
 
 

@@ -51,7 +51,7 @@ class MoleculeModel(LanguageModel):
         self.reference = Reference.load(folder)
 
     def log_likelihoods(self, smiles: Sequence[str]) -> Tensor:
-        """Log-probability of each molecule as it is written, in nats, ``(n,)``; differentiable.
+        """Log-probability of each molecule as it is written, from START on, in nats, ``(n,)``.
 
         Raises:
             SampleError: If a molecule can't be encoded.

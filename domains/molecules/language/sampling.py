@@ -149,7 +149,8 @@ def _start(
             written = decorations(config.scaffold, tokenizer)
             grammar = ScaffoldGrammar(written, tokenizer)
             return [one.prompt for one in written], grammar.constraint(), query_of(config.scaffold)
-        return [(START, *tokenizer.ids(config.prefix))], model.symbols_only(), None
+        start = tokenizer.any_start() if config.prefix else START
+        return [(start, *tokenizer.ids(config.prefix))], model.symbols_only(), None
     except SampleError as error:
         which = "scaffold" if config.scaffold else "prefix"
         raise UsageError(f"{which}: {error.reason}") from None

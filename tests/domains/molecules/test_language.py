@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from functools import cache
@@ -32,7 +33,7 @@ from mambakit.domains.molecules.language.ngram import NGram
 from mambakit.domains.molecules.language.sampling import SamplingConfig, sample
 from mambakit.domains.molecules.language.training import train_language_model
 from mambakit.domains.molecules.reading import read_molecules
-from mambakit.domains.molecules.tokenizer import END, TOKENIZERS
+from mambakit.domains.molecules.tokenizer import END, REWRITTEN, START, TOKENIZERS
 
 NETWORK = ModelConfig(d_model=24, n_layers=1, d_state=8, head_dim=8, dropout=0.0)
 SHORT = CorpusConfig(max_length=60, row_length=64)
@@ -88,6 +89,41 @@ def test_the_loss_of_rewritten_molecules_is_told_and_chooses_nothing(trained):
     wanted = sum(losses.sum() for losses, _ in parts) / sum(there.sum() for _, there in parts)
     assert best["val/loss_randomized"] == pytest.approx(float(wanted), rel=1e-4)
     assert best["val/loss_randomized"] != pytest.approx(best["val/loss"], rel=1e-3)
+
+
+def test_canonical_and_rewritten_molecules_begin_apart(tmp_path) -> None:
+    path = Path(RDConfig.RDDataDir) / "NCI" / "first_200.props.sdf"
+    mixed = make_corpus(read_molecules(path, tasks=()), dataclasses.replace(SHORT, randomize=0.5))
+    tokenizer = mixed.tokenizer
+    data = PackedMolecules(mixed.train, tokenizer, randomize=0.5, row_length=64)
+    molecules = [one for batch in data.loader(32, shuffle=False) for one in batch.unbind()]
+    canonical = set(mixed.train)
+    starts = dict.fromkeys((START, REWRITTEN), 0)
+    for one in molecules:
+        starts[int(one.values[0])] += 1
+        if one.values[0] == START:
+            assert tokenizer.decode(one) in canonical
+        else:  # ... whatever it is written like, of the same molecules
+            assert Chem.CanonSmiles(tokenizer.decode(one)) in canonical
+    assert all(0.3 * len(molecules) < n < 0.7 * len(molecules) for n in starts.values())
+    model = MoleculeModel(LanguageModelConfig(tokenizer.n_ids, NETWORK.backbone()))
+    model.tokenizer = tokenizer
+    with torch.no_grad():  # a network that says with what a molecule began
+        model.embedding.weight[REWRITTEN] += 2.0
+    model.save_pretrained(tmp_path)
+    again = MoleculeModel.from_pretrained(tmp_path)
+    assert again.tokenizer.marks_rewritten
+    agent = Agent(again, torch.device("cpu"))
+    assert agent.encode("OCC")[0] == REWRITTEN
+    assert {ids[0] for _, ids in agent.sample(4, 10, seed=0)} == {REWRITTEN}
+    assert {one.prompt[0] for one in decorations(SCAFFOLDS[0], tokenizer)} == {REWRITTEN}
+    for prefix, start in (("", START), ("CC", REWRITTEN)):
+        config = SamplingConfig(n=20, max_length=60, prefix=prefix, seed=1)
+        drawn = next(one for one in sample(again, config) if "no end" not in one.reason and one.smiles)
+        ids = torch.tensor([start, *tokenizer.ids(drawn.smiles), END])
+        with torch.no_grad():
+            losses, _ = token_losses(again(ids[None])[0], ids[None])
+        assert -losses[0, len(prefix) :].sum().item() == pytest.approx(drawn.log_prob, abs=1e-3)
 
 
 def test_a_saved_model_draws_the_same_and_knows_what_it_was_trained_on(trained):
