@@ -30,11 +30,18 @@ def waits_for_gpu(run: Callable[[], object]) -> bool:
     return False
 
 
-def record(run: Callable[[], Result]) -> tuple[torch.cuda.CUDAGraph, Result]:
+def record(
+    run: Callable[[], Result], pool: tuple[int, int] | None = None
+) -> tuple[torch.cuda.CUDAGraph, Result]:
     """A graph of what ``run`` launches, and its results, which every replay overwrites.
 
     ``run`` is called a few times before: what is compiled or allocated at a first call is so by then. It must
     not read a tensor's value on the CPU, and its inputs are where they are now at every replay.
+
+    Args:
+        run: What to record.
+        pool: Memory (``torch.cuda.graph_pool_handle``) that it shares with other graphs of which no two
+            are replayed at a time; its results stay its own.
     """
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
@@ -43,6 +50,6 @@ def record(run: Callable[[], Result]) -> tuple[torch.cuda.CUDAGraph, Result]:
             run()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, pool=pool):
         results = run()
     return graph, results

@@ -13,14 +13,13 @@ from mambakit.core.cuda_graph import record, waits_for_gpu
 
 # The last batch of an epoch is smaller and comes once an epoch: only shapes that come often are recorded.
 _RECORD_AT = 3
-_MOST_GRAPHS = 4
 
 
 class GraphedLoss:
     """Calls a loss on a GPU as a CUDA graph of its forward and backward, one for each set of input shapes.
 
     Where a model is small, the CPU that launches its kernels is slower than the GPU that runs them. A set of
-    shapes is recorded when it comes for the third time, for four sets at most; until then, elsewhere than on
+    shapes is recorded when it comes for the third time, for ``most`` sets; until then, elsewhere than on
     a GPU, under autocast to float16 and without gradients the loss is called as it is. So is one that reads a
     tensor's value on the CPU (``item``, data-dependent shapes, experts): it can't be recorded. Dropout draws
     new numbers at every call.
@@ -28,10 +27,12 @@ class GraphedLoss:
     Args:
         loss: A module in training mode whose ``forward`` takes tensors alone, none of which wants a gradient,
             and gives one scalar. It makes no tensor on the CPU; its parameters stay where they are.
+        most: Sets of shapes that are recorded. They share the memory of what is computed between.
     """
 
-    def __init__(self, loss: nn.Module) -> None:
-        self.loss = loss
+    def __init__(self, loss: nn.Module, most: int = 4) -> None:
+        self.loss, self.most = loss, most
+        self._pool: tuple[int, int] | None = None
         self._seen: Counter[tuple[object, ...]] = Counter()
         self._graphs: dict[tuple[object, ...], _Recording | None] = {}
 
@@ -44,9 +45,11 @@ class GraphedLoss:
         key = (autocast, *((one.shape, one.dtype, one.device) for one in inputs))
         if key not in self._graphs:
             self._seen[key] += 1
-            if self._seen[key] < _RECORD_AT or len(self._graphs) >= _MOST_GRAPHS:
+            if self._seen[key] < _RECORD_AT or len(self._graphs) >= self.most:
                 return self.loss(*inputs)
-            self._graphs[key] = None if self._waits(inputs) else _Recording(self.loss, inputs, autocast)
+            self._pool = self._pool or torch.cuda.graph_pool_handle()
+            waits = self._waits(inputs)
+            self._graphs[key] = None if waits else _Recording(self.loss, inputs, autocast, self._pool)
         recording = self._graphs[key]
         if recording is None:
             return self.loss(*inputs)
@@ -66,7 +69,13 @@ class GraphedLoss:
 class _Recording:
     """A loss and its gradients as one graph that reads its inputs, and writes its results, in place."""
 
-    def __init__(self, loss: nn.Module, inputs: tuple[Tensor, ...], autocast: torch.dtype | None) -> None:
+    def __init__(
+        self,
+        loss: nn.Module,
+        inputs: tuple[Tensor, ...],
+        autocast: torch.dtype | None,
+        pool: tuple[int, int],
+    ) -> None:
         # A twin in the same memory: autograd's nodes of the original's parameters belong to another stream,
         # which a capture may not touch.
         twin = copy.deepcopy(loss)
@@ -82,7 +91,7 @@ class _Recording:
             with torch.autocast("cuda", enabled=False):
                 return value.detach(), torch.autograd.grad(value, parameters, allow_unused=True)
 
-        self.graph, (self.value, self.gradients) = record(run)
+        self.graph, (self.value, self.gradients) = record(run, pool)
 
     def replay(self, inputs: tuple[Tensor, ...]) -> None:
         """The results for these inputs."""

@@ -61,6 +61,19 @@ def test_records_the_shapes_that_come_often_and_draws_new_dropout() -> None:
 
 
 @pytest.mark.gpu
+def test_graphs_of_several_shapes_share_memory_and_nothing_else() -> None:
+    loss = _Loss().cuda()
+    graphed = GraphedLoss(loss, most=2)
+    draw = torch.Generator(device="cuda").manual_seed(0)
+    for n in (16, 16, 16, 9, 9, 9, 5, 5, 5, 16, 9, 5, 9, 16):
+        x = torch.randn(n, 3, device="cuda", generator=draw)
+        got, want = (torch.autograd.grad(of(x, x.sum(1)), list(loss.parameters())) for of in (graphed, loss))
+        for mine, plain in zip(got, want, strict=True):
+            torch.testing.assert_close(mine, plain, rtol=1e-4, atol=1e-6)
+    assert len(graphed._graphs) == 2
+
+
+@pytest.mark.gpu
 def test_under_autocast_a_replay_reads_the_weights_of_the_moment() -> None:
     loss, x = _Loss().cuda(), torch.randn(64, 3, device="cuda")
     graphed = GraphedLoss(loss)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from mambakit.core.adapters import SampleError, Tokens
 from mambakit.core.generation import GenerationConfig, GraphedDecoder, generate
@@ -17,7 +17,6 @@ from mambakit.domains.molecules.language.model import MoleculeModel
 from mambakit.domains.molecules.tokenizer import END, PAD
 
 _TOKENS_AT_ONCE = 32_768
-_LENGTHS = 16  # rows are padded to multiples of this
 
 
 class Agent:
@@ -83,25 +82,44 @@ class Agent:
         Args:
             sequences: Ids from the first to END.
         """
-        if not sequences:
-            return torch.zeros(0, device=self.device)
+        order: list[int] = []
+        parts = [torch.zeros(0, device=self.device)]
+        for places, ids in self.batches(sequences):
+            parts.append(log_likelihoods(self.model, ids)[: len(places)])
+            order += places
+        return torch.cat(parts)[torch.tensor(order, dtype=torch.int64).argsort().to(self.device)]
+
+    def batches(self, sequences: Sequence[Sequence[int]]) -> Iterator[tuple[list[int], Tensor]]:
+        """Sequences of like lengths together: their places, and their ids ``(rows, length)``, padded.
+
+        On a GPU there may be rows of padding alone behind: what kernels compile, choose and keep for a shape,
+        and what is recorded of it, serves the next update too where there are few shapes.
+        """
+        gpu = self.device.type == "cuda"
+        row_multiple, multiple = (32, 32) if gpu else (1, 16)
         order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
-        parts, begin = [], 0
+        begin = 0
         while begin < len(order):
             end = begin + 1
             while end < len(order) and (end + 1 - begin) * len(sequences[order[end]]) <= _TOKENS_AT_ONCE:
                 end += 1
-            parts.append(self._log_likelihoods([sequences[i] for i in order[begin:end]]))
+            places = order[begin:end]
+            longest = 1 + multiple * -(-(len(sequences[places[-1]]) - 1) // multiple)
+            rows = [[*sequences[i], *[PAD] * (longest - len(sequences[i]))] for i in places]
+            rows += [[PAD] * longest] * (-len(rows) % row_multiple)
+            yield places, torch.tensor(rows).to(self.device)
             begin = end
-        back = torch.tensor(order).argsort().to(self.device)
-        return torch.cat(parts)[back]
 
-    def _log_likelihoods(self, sequences: Sequence[Sequence[int]]) -> Tensor:
-        # few different lengths: what kernels compile, choose and keep for a shape serves the next update too
-        longest = 1 + _LENGTHS * -(-(max(len(one) for one in sequences) - 1) // _LENGTHS)
-        ids = torch.tensor([[*one, *[PAD] * (longest - len(one))] for one in sequences]).to(self.device)
-        target = ids[:, 1:]
-        # the model is causal: what stands behind a sequence changes nothing before
-        logits, _ = self.model(ids[:, :-1])
-        nats = F.cross_entropy(logits.flatten(0, 1).float(), target.flatten(), reduction="none")
-        return -nats.view_as(target).masked_fill(target == PAD, 0.0).sum(1)
+
+def log_likelihoods(model: nn.Module, ids: Tensor) -> Tensor:
+    """Log-probability of each row in nats, ``(rows,)`` float32, 0 of padding; differentiable.
+
+    Args:
+        model: Logits ``(rows, length, n_ids)`` of ids.
+        ids: ``(rows, length)`` int64, padded behind.
+    """
+    target = ids[:, 1:]
+    # the model is causal: what stands behind a sequence changes nothing before
+    logits, _ = model(ids[:, :-1])
+    nats = F.cross_entropy(logits.flatten(0, 1).float(), target.flatten(), reduction="none")
+    return -nats.view_as(target).masked_fill(target == PAD, 0.0).sum(1)

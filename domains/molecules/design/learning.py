@@ -13,14 +13,39 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from mambakit.core.errors import UserError
-from mambakit.domains.molecules.design.agent import Agent
+from mambakit.core.training import GraphedLoss
+from mambakit.domains.molecules.design.agent import Agent, log_likelihoods
 from mambakit.domains.molecules.design.config import DesignConfig
 from mambakit.domains.molecules.design.memory import Memory, Remembered, rewritings
+from mambakit.domains.molecules.tokenizer import PAD
+
+_MOST_GRAPHS = 8  # an update's rows and lengths are of few sizes, see `Agent.batches`
 
 Weighted = list[tuple[list[int], float]]
 """Ids of molecules, and their rewards."""
+
+
+class AugmentedLoss(nn.Module):
+    """Squared distance of likelihoods from what they should be, summed over the rows and divided.
+
+    Args:
+        model: The agent's.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, ids: Tensor, target: Tensor, n: Tensor) -> Tensor:
+        """Of ids ``(rows, length)``, wanted nats ``(rows,)`` and the number ``()`` to divide by, a scalar.
+
+        Rows of padding count for nothing.
+        """
+        there = ids[:, 0] != PAD
+        return (target - log_likelihoods(self.model, ids)).square().masked_fill(~there, 0.0).sum() / n
 
 
 class Learner:
@@ -35,6 +60,7 @@ class Learner:
     def __init__(self, agent: Agent, prior: Agent, config: DesignConfig) -> None:
         self.agent, self.prior, self.config = agent, prior, config
         fused = agent.device.type == "cuda"  # one launch
+        self._loss = GraphedLoss(AugmentedLoss(agent.model), most=_MOST_GRAPHS)
         self.optimizer = torch.optim.Adam(agent.model.parameters(), lr=config.lr, fused=fused or None)
 
     def step(
@@ -98,10 +124,16 @@ class Learner:
         return made
 
     def _update(self, update: Weighted, prior: torch.Tensor) -> torch.Tensor:
-        rewards = torch.tensor([reward for _, reward in update], device=self.agent.device)
+        device = self.agent.device
+        rewards = torch.tensor([reward for _, reward in update], device=device)
         target = prior + self.config.sigma * rewards
-        loss = (target - self.agent.log_likelihoods([ids for ids, _ in update])).square().mean()
+        n, total = torch.tensor(float(len(update)), device=device), torch.zeros((), device=device)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        for places, ids in self.agent.batches([ids for ids, _ in update]):
+            wanted = target.new_zeros(len(ids))
+            wanted[: len(places)] = target[torch.tensor(places).to(device)]
+            loss = self._loss(ids, wanted, n)
+            loss.backward()
+            total += loss.detach()
         self.optimizer.step()
-        return loss.detach()
+        return total

@@ -288,6 +288,23 @@ def test_rows_of_all_batches_have_few_lengths(make_agent: Callable[[], Agent]) -
     assert lengths == [16, 16, 16, 32, 32, 48]
 
 
+@pytest.mark.gpu
+def test_recorded_updates_learn_as_plain_ones_do(make_agent: Callable[[], Agent]) -> None:
+    texts = ["CCO", "c1ccccc1", "CCN(CC)CC", "O=C(O)c1ccccc1", "C" * 40]
+    losses: dict[str, list[float]] = {}
+    for device in ("cpu", "cuda"):
+        agent = Agent(make_agent().model, torch.device(device))
+        learner = Learner(agent, agent.prior(), DesignConfig(rounds=2, replayed=2, lr=1e-3, sigma=5.0))
+        memory, rng, losses[device] = Memory(5), np.random.default_rng(0), []
+        for step in range(8):
+            batch = [Remembered(one, one, one, 0.1 * i) for i, one in enumerate(texts[: 3 + step % 3])]
+            memory.add(batch)
+            sequences = [agent.encode(one.text) or [] for one in batch]
+            losses[device].append(learner.step(batch, sequences, memory, rng))
+    assert losses["cuda"] == pytest.approx(losses["cpu"], rel=2e-2)
+    assert losses["cuda"][-1] < losses["cuda"][0]
+
+
 def test_one_update_is_the_step_of_the_augmented_likelihood(make_agent: Callable[[], Agent]) -> None:
     agent, by_hand = make_agent(), make_agent()
     config = DesignConfig(rounds=0, replayed=0, lr=1e-3, sigma=50.0)
