@@ -91,6 +91,7 @@ class _Recording:
             with torch.autocast("cuda", enabled=False):
                 return value.detach(), torch.autograd.grad(value, parameters, allow_unused=True)
 
+        torch.cuda.empty_cache()  # what the calls before have left behind can't be used by a graph
         self.graph, (self.value, self.gradients) = record(run, pool)
 
     def replay(self, inputs: tuple[Tensor, ...]) -> None:
