@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from mambakit.core.compiled_stack import WholeStep
 from mambakit.core.state import State
-from mambakit.domains.robotics.policy.embedding import FURTHEST, Scale
 from mambakit.domains.robotics.policy.heads import FlowHead
 from mambakit.domains.robotics.policy.model import Policy
+from mambakit.domains.robotics.policy.scale import FURTHEST, Scale
 from mambakit.domains.robotics.policy.seen import Seen
 
 
@@ -36,11 +36,11 @@ class FastStep:
     def of(cls, policy: Policy) -> FastStep | None:
         """The fast step; None for pictures, several tokens a step, or layers of other kinds."""
         embed = policy.embed
-        if not embed.fused or embed.image is not None:
+        if embed.fused is None or embed.sees:
             return None
         head = policy.head
         last: nn.Module = head.condition if isinstance(head, FlowHead) else head.proj
-        whole = WholeStep.of(embed.maps["fused"], policy.backbone, last)
+        whole = WholeStep.of(embed.linear("fused"), policy.backbone, last)
         return None if whole is None else cls(policy, whole)
 
     def __call__(self, seen: Seen, state: State, told: Tensor) -> Tensor:
@@ -70,7 +70,7 @@ class FastStep:
         if self._goal is not None:
             assert seen.goal is not None
             self._goal(seen.goal.numpy()[0], features[at : at + self._goal.width])
-        found = self.whole.run(features, told if embed.words is not None else None, state)
+        found = self.whole.run(features, told if embed.is_told else None, state)
         return torch.from_numpy(found.copy()).view(self._shape)
 
 

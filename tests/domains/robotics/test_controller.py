@@ -194,6 +194,47 @@ def test_acts_without_a_picture_or_without_the_state() -> None:
         Controller(policy).step({})
 
 
+@pytest.mark.parametrize("tokens", ["fused", "three"])
+@pytest.mark.parametrize(
+    "kind", ["decision-mamba", pytest.param("decision-transformer", marks=pytest.mark.slow)]
+)
+def test_equals_the_parallel_form_whatever_is_missing(tokens: str, kind: str) -> None:
+    """Pictures and states fail step by step, and some robots have no instruction."""
+    episodes = made_episodes(3, steps=(9, 10), image=True, asked=True)
+    policy = small_policy(episodes, tokens=tokens, kind=kind, patch=4, previous_action=True).double()
+    batch = next(iter(measuring_loader(episodes.episodes, policy)))
+    length = len(episodes.episodes[0])
+    assert batch.real.shape == (1, 3 * length)
+    lost = {"state": [1, 2, 6], "image": [0, 3, 4, 8]}
+    there = {name: torch.ones(batch.real.shape, dtype=torch.bool) for name in lost}
+    for name, steps in lost.items():
+        for i in range(3):
+            there[name][0, [i * length + t for t in steps]] = False
+    seen = batch.seen.but(state_there=there["state"], image_there=there["image"])
+    whole = policy.actions(seen, batch.seq_idx)[0].view(3, length, -1).numpy()
+    controller = Controller(policy, 3)
+    # the row's order is the loader's
+    order = [int(one) for one in batch.seen.instruction.view(3, length)[:, 0]]
+    texts = [sorted({one.instruction or "" for one in episodes.episodes} | {""})[i] for i in order]
+    controller.reset(
+        target_return=batch.seen.to_go.view(3, length)[:, 0].tolist(),
+        instruction=[text or None for text in texts],
+    )
+    assert sum(not text for text in texts) == 1
+    for t in range(length):
+        shown = {
+            name: getattr(batch.seen, name)
+            .view(3, length, *getattr(batch.seen, name).shape[2:])[:, t]
+            .numpy()
+            for name, steps in lost.items()
+            if t not in steps
+        }
+        to_go = batch.seen.to_go.view(3, length).double()
+        earned = (to_go[:, t - 1] - to_go[:, t]).numpy() if t else np.zeros(3)
+        np.testing.assert_allclose(controller.step(shown, earned), whole[:, t], rtol=0, atol=1e-9)
+        controller.correct(batch.target.view(3, length, -1)[:, t].double().numpy())
+
+
 def test_bad_input_names_the_robot_and_the_place() -> None:
     controller = Controller(small_policy(made_episodes(2)), 2)
     shown = np.zeros((2, 3), np.float32)
