@@ -17,6 +17,7 @@ from mambakit.domains.robotics.controller import Controller
 from mambakit.domains.robotics.deadlines import deadline_report
 from mambakit.domains.robotics.episodes import Episode, Episodes
 from mambakit.domains.robotics.export import example_inputs, export_step, exported, initial_memory
+from mambakit.domains.robotics.fast_step import FastStep
 from mambakit.domains.robotics.policy.data import measuring_loader
 from mambakit.domains.robotics.policy.model import Policy
 from mambakit.domains.robotics.policy.testing import ASKED, made_episodes, small_policy
@@ -119,7 +120,7 @@ def test_equals_the_parallel_form_over_any_resets(
     "options",
     [
         {},
-        pytest.param({"chunk": 5, "n_layers": 1, "tokens": "three"}, marks=pytest.mark.slow),
+        {"chunk": 5, "n_layers": 1, "tokens": "three"},
         pytest.param({"kind": "decision-transformer"}, marks=pytest.mark.slow),
     ],
 )
@@ -131,6 +132,30 @@ def test_float32_over_a_thousand_steps(options: dict[str, Any]) -> None:
     follower.begin([0], [0])
     found = np.stack([follower.step()[0][0] for _ in range(1000)])
     np.testing.assert_allclose(found, whole, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "data"),
+    [
+        ({"tokens": "three"}, {"goal": True, "asked": True}),
+        ({"tokens": "three", "kind": "bc", "head": "flow"}, {"discrete": False, "asked": True}),
+        ({"tokens": "three", "chunk": 2}, {"discrete": True}),
+        ({"kind": "bc"}, {"goal": True, "asked": True}),
+    ],
+)
+def test_one_robot_in_float32_acts_as_the_parallel_form(
+    options: dict[str, Any], data: dict[str, Any]
+) -> None:
+    """The compiled step: every kind of token, and an episode without an instruction."""
+    episodes = made_episodes(3, **data)
+    policy = small_policy(episodes, **options)
+    assert FastStep.of(policy) is not None
+    whole = teacher_forced(policy, episodes)
+    follower = Follower(policy, episodes, 1)
+    for number, episode in enumerate(episodes.episodes):
+        follower.begin([0], [number])
+        found = np.stack([follower.step()[0][0] for _ in range(len(episode))])
+        np.testing.assert_allclose(found, whole[number], rtol=0, atol=1e-5)
 
 
 def test_state_does_not_grow_and_a_snapshot_comes_back_bit_for_bit() -> None:
