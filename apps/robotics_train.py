@@ -54,7 +54,8 @@ def train(
         policy: decision-mamba, bc (the same layers without the return), decision-transformer, bc-mlp (no
             memory), or iql (no memory, and actions count by their advantage).
         output: Folder for the run and the policy; a killed run continues in it.
-        tokens: fused, everything of a control step in one token, or three, a token each.
+        tokens: fused, everything of a control step in one token, or three, a token for each modality (action,
+            return and state; and goal, instruction, picture).
         head: gaussian, mixture, flow or categorical; by default gaussian or, for numbered actions,
             categorical.
         chunk: Actions predicted at every step; above 1 they are ensembled over time.

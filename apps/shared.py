@@ -105,7 +105,8 @@ def tell_left_out(left_out: Sequence[tuple[str, str]]) -> None:
     """How many recordings are left out, and which and why of the first, on stderr."""
     if left_out:
         which, why = left_out[0]
-        print(f"left out: {len(left_out)} recordings, the first: {which}: {why}", file=sys.stderr)
+        recordings = "recording" if len(left_out) == 1 else "recordings"
+        print(f"left out: {len(left_out)} {recordings}, the first: {which}: {why}", file=sys.stderr)
 
 
 @contextmanager

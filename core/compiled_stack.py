@@ -1,12 +1,12 @@
 """Tokens through a small stack of Mamba blocks on the CPU as one compiled call.
 
-``WholeStep`` is a control loop's step, with a linear map before and behind; ``ShortPieces`` is what a
+``WholeStep`` is a control loop's step, with linear maps before and behind; ``ShortPieces`` is what a
 backbone takes for a stream's next few tokens, which op by op cost several times their arithmetic.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 _MOST_WEIGHTS = 1 << 20
 # of a layer's weights and tokens: beyond, products of matrices make up for calls op by op
 _MOST_PRODUCTS = 1 << 22
+# where a token's row says what is added to it
+_ADDED = 3
 
 
 class _Kind(NamedTuple):
@@ -38,14 +40,14 @@ class _Kind(NamedTuple):
     """Between in_proj's and out_proj's."""
     sizes: Callable[[Any], tuple[Any, ...]]
     """Behind d_model; blocks of one stack have the same."""
-    room: Callable[[Any], int]
-    """Numbers to work in."""
+    room: Callable[[Any, int], int]
+    """Numbers to work in, for so many tokens."""
 
 
-def _mamba3_room(block: Mamba3) -> int:
+def _mamba3_room(block: Mamba3, n_tokens: int) -> int:
     from mambakit.kernels.mamba3_scan.cpu_step import work_room
 
-    return block.in_proj.out_features + block.d_inner + work_room(*_mamba3_sizes(block)[:6])
+    return block.d_model + block.in_proj.out_features + block.d_inner + work_room(*_mamba3_sizes(block)[:6])
 
 
 def _mamba3_sizes(block: Mamba3) -> tuple[Any, ...]:
@@ -63,7 +65,10 @@ _KINDS: dict[type[Block], _Kind] = {
             block.n_heads, block.head_dim, block.d_state, block.n_groups, block.d_conv,
             block.D.shape[1] if block.D.dim() == 2 else 1, block.norm_before_gate, block.norm_eps,
         ),
-        room=lambda block: 3 * block.d_inner + 2 * len(block.conv_weight) + 3 * block.n_heads,
+        room=lambda block, n_tokens: (
+            n_tokens * (block.in_proj.out_features + block.d_inner)
+            + len(block.conv_weight) + block.d_inner + 2 * block.n_heads
+        ),
     ),
     Mamba3: _Kind(
         "mamba3",
@@ -83,17 +88,16 @@ class _Stack:
 
     Args:
         backbone: Of Mamba-2 or of Mamba-3 blocks alone, all of one shape, as ``can_compile`` says.
-        first, last: Linear maps before and behind, if any.
+        last: Linear map behind, if any.
     """
 
-    def __init__(
-        self, backbone: Backbone, first: nn.Linear | None = None, last: nn.Linear | None = None
-    ) -> None:
+    def __init__(self, backbone: Backbone, last: nn.Linear | None = None) -> None:
         from mambakit.kernels import cpu_stack
 
         blocks: list[Any] = list(backbone.blocks)
         kind = _KINDS[type(blocks[0])]
         self._compiled = getattr(cpu_stack, f"{kind.name}_stack")
+        self._n_inputs = cpu_stack.N_INPUTS
         self.layers = np.zeros((len(blocks), cpu_stack.N_ADDRESSES[kind.name]), dtype=np.int64)
         for i, (norm, block) in enumerate(zip(backbone.norms, blocks, strict=True)):
             projections = (block.in_proj, block.out_proj)
@@ -103,24 +107,29 @@ class _Stack:
         self.names = [str(i) for i in range(len(blocks))]
         self.states: list[str] = list(blocks[0].state_shapes())
         self.shapes = list(blocks[0].state_shapes().values())
-        d_model = blocks[0].d_model
+        self.d_model = blocks[0].d_model
         self.weight = sum(p.weight.numel() for p in (blocks[0].in_proj, blocks[0].out_proj))
-        self.room = 3 * d_model + kind.room(blocks[0])
-        self._begin = [0, 0] if first is None else [_address(first.weight), _address(first.bias)]
+        self._room = lambda n_tokens: 2 * n_tokens * self.d_model + kind.room(blocks[0], n_tokens)
         end = [0, 0] if last is None else [_address(last.weight), _address(last.bias)]
         self._end = [_address(backbone.final_norm.weight), *end]
         self._sizes: list[Any] = [
-            len(blocks), first.in_features if first else d_model, last.out_features if last else d_model,
-            backbone.config.norm_eps, d_model, *kind.sizes(blocks[0]), *dt_bounds(blocks[0].dt_limit),
+            len(blocks), last.out_features if last else self.d_model, backbone.config.norm_eps, self.d_model,
+            *kind.sizes(blocks[0]), *dt_bounds(blocks[0].dt_limit),
         ]  # fmt: skip
 
+    def work(self, n_tokens: int) -> Tensor:
+        """Room to work in."""
+        return torch.empty(self._room(n_tokens), dtype=torch.float32)
+
+    def tokens(self, n_tokens: int) -> NDArray[np.int64]:
+        """What the compiled call is told of each token, to be filled in (``cpu_stack.N_INPUTS``)."""
+        return np.zeros((n_tokens, self._n_inputs), dtype=np.int64)
+
     def run(
-        self, layers: NDArray[np.int64], x_at: int, added_at: int, y_at: int, work: Tensor, n_tokens: int
+        self, layers: NDArray[np.int64], tokens: NDArray[np.int64], y_at: int, work: Tensor, n_read: int
     ) -> None:
-        """Tokens at ``x_at`` to outputs at ``y_at``; ``layers`` has the addresses of states, too."""
-        self._compiled(
-            layers, x_at, *self._begin, added_at, *self._end, y_at, work.data_ptr(), n_tokens, *self._sizes
-        )
+        """``tokens`` to outputs of the last ``n_read`` at ``y_at``; ``layers`` has the states' addresses."""
+        self._compiled(layers, tokens, *self._end, y_at, work.data_ptr(), len(tokens), n_read, *self._sizes)
 
 
 def can_compile(backbone: Backbone, *ends: nn.Module) -> bool:
@@ -149,48 +158,65 @@ def can_compile(backbone: Backbone, *ends: nn.Module) -> bool:
 
 
 class WholeStep:
-    """``last(backbone.step(first(x) + added))`` for one row in float32, a control loop's step.
+    """A control loop's step of one row in float32: its tokens, and what is read out at the last one.
 
-    Weights are read where they lie: change them in place, or make another one of these. Make it by ``of``,
-    which says whether a model is as it must be.
+    ``last(backbone.step(first(x) + added))`` with a ``first`` for each token of a step, and the state carried
+    from one token to the next. Weights are read where they lie: change them in place, or make another one of
+    these. Make it by ``of``, which says whether a model is as it must be.
 
     Args:
-        first: ``(n_in)`` to ``(d_model)``.
+        firsts: For each token ``(n_in)`` to ``(d_model)``; None where its input is ``(d_model)`` already.
         backbone: Of Mamba-2 or of Mamba-3 blocks alone, all of one shape.
         last: ``(d_model)`` to ``(n_out)``.
+
+    Attributes:
+        inputs: Of each token, ``(n_in,)`` float32 zeros: write there before ``run``.
     """
 
-    def __init__(self, first: nn.Linear, backbone: Backbone, last: nn.Linear) -> None:
-        self._kept = (first, backbone, last)
-        self.n_in = first.in_features
-        self._stack = _Stack(backbone, first, last)
-        self._work = torch.empty(self._stack.room, dtype=torch.float32)
+    def __init__(self, firsts: Sequence[nn.Linear | None], backbone: Backbone, last: nn.Linear) -> None:
+        self._kept = (list(firsts), backbone, last)
+        self._stack = stack = _Stack(backbone, last)
+        self.inputs = [
+            np.zeros(stack.d_model if first is None else first.in_features, dtype=np.float32)
+            for first in firsts
+        ]
+        self._tokens = stack.tokens(len(firsts))
+        for told, x, first in zip(self._tokens, self.inputs, firsts, strict=True):
+            weights = (0, 0) if first is None else (_address(first.weight), _address(first.bias))
+            told[:] = [x.ctypes.data, *weights, 0, len(x)]
+        self._work = stack.work(len(firsts))
         self._y = np.empty(last.out_features, dtype=np.float32)
+        self._y_at = self._y.ctypes.data
         self._state: State | None = None
 
     @classmethod
-    def of(cls, first: nn.Module, backbone: Backbone, last: nn.Module) -> WholeStep | None:
+    def of(cls, firsts: Sequence[nn.Module | None], backbone: Backbone, last: nn.Module) -> WholeStep | None:
         """The step, or None where a model or this machine is out of the usual."""
-        if not can_compile(backbone, first, last):
+        if not firsts or not can_compile(backbone, *(one for one in firsts if one is not None), last):
             return None
-        return cls(first, backbone, last)  # type: ignore[arg-type]
+        return cls(firsts, backbone, last)  # type: ignore[arg-type]
 
-    def run(self, x: NDArray[np.float32], added: Tensor | None, state: State) -> NDArray[np.float32]:
-        """The last map's output, ``(n_out,)``, which the next call overwrites.
+    def run(
+        self, state: State, added: Sequence[Tensor | None], there: Sequence[int] | None = None
+    ) -> NDArray[np.float32]:
+        """The last map's output at the last token, ``(n_out,)``, which the next call overwrites.
 
         Args:
-            x: ``(n_in,)`` contiguous float32.
-            added: ``(1, d_model)`` contiguous float32, added to what ``first`` makes of ``x``.
             state: Of one row, contiguous; overwritten by the next state.
+            added: What is added to each token, ``(d_model)`` numbers of contiguous float32 or None.
+            there: Which tokens there are, at least one; all by default.
         """
-        stack = self._stack
+        stack, tokens = self._stack, self._tokens
         if state is not self._state:
             for i, name in enumerate(stack.names):
                 of_layer = state[name]
                 stack.layers[i, -len(stack.states) :] = [of_layer[one].data_ptr() for one in stack.states]
             self._state = state
-        told = 0 if added is None else added.data_ptr()
-        stack.run(stack.layers, x.ctypes.data, told, self._y.ctypes.data, self._work, 1)
+        for i, one in enumerate(added):
+            tokens[i, _ADDED] = _address(one)
+        if there is not None:
+            tokens = tokens[list(there)]
+        stack.run(stack.layers, tokens, self._y_at, self._work, 1)
         return self._y
 
 
@@ -246,8 +272,10 @@ class ShortPieces:
                 copies = [one.clone() for _, one in past]
             layers[i, -len(copies) :] = [one.data_ptr() for one in copies]
             states[name] = State.of(**dict(zip(stack.states, copies, strict=True)))
-        y, work = torch.empty_like(x), torch.empty(stack.room)
-        stack.run(layers, x.data_ptr(), 0, y.data_ptr(), work, x.shape[1])
+        y, n_tokens = torch.empty_like(x), x.shape[1]
+        tokens = stack.tokens(n_tokens)
+        tokens[:, 0] = x.data_ptr() + x.stride(1) * x.element_size() * np.arange(n_tokens)
+        stack.run(layers, tokens, y.data_ptr(), stack.work(n_tokens), n_tokens)
         return y, State.of(**states)
 
 

@@ -23,6 +23,7 @@ _conv_step, _scan_step, _ssd_step = (
 _ZERO = float32(0)
 _INFINITY = float32(float("inf"))
 _BYTES = 4
+_TOGETHER = 3
 
 
 @njit(nogil=True, cache=True)
@@ -57,6 +58,56 @@ def _linear(x_at, weight_at, bias_at, y_at, n_in, n_out):
     if bias_at:
         for i in range(n_out):
             y[i] += bias[i]
+
+
+@njit(nogil=True, cache=True)
+def linears(x_at, weight_at, bias_at, y_at, n_tokens, n_in, n_out):
+    """``_linear`` of several tokens, three at once: weights come from memory once for all three."""
+    for t in range(0, n_tokens, _TOGETHER):
+        from_at, to_at = x_at + _BYTES * t * n_in, y_at + _BYTES * t * n_out
+        n_here = min(_TOGETHER, n_tokens - t)
+        if n_here > 1:
+            _linear_of_three(from_at, weight_at, bias_at, to_at, n_here, n_in, n_out)
+        else:
+            _linear(from_at, weight_at, bias_at, to_at, n_in, n_out)
+
+
+@njit(nogil=True, cache=True)
+def _linear_of_three(x_at, weight_at, bias_at, y_at, n_tokens, n_in, n_out):
+    x = carray(pointer(x_at, _ZERO), (n_tokens, n_in))
+    weight = carray(pointer(weight_at, _ZERO), (n_out, n_in))
+    bias = carray(pointer(bias_at, _ZERO), (n_out,))
+    y = carray(pointer(y_at, _ZERO), (n_tokens, n_out))
+    whole = n_in // LANES * LANES
+    rest = n_in - whole
+    c = n_tokens - 1  # of two tokens, the second again
+    for i in range(0, n_out, 2):
+        i1 = min(i + 1, n_out - 1)
+        a0, b0, c0 = splat_like(x, 0.0), splat_like(x, 0.0), splat_like(x, 0.0)
+        a1, b1, c1 = splat_like(x, 0.0), splat_like(x, 0.0), splat_like(x, 0.0)
+        for j in range(0, whole, LANES):
+            w0, w1 = load(weight, (i, j)), load(weight, (i1, j))
+            some = load(x, (0, j))
+            a0, a1 = a0 + some * w0, a1 + some * w1
+            some = load(x, (1, j))
+            b0, b1 = b0 + some * w0, b1 + some * w1
+            some = load(x, (c, j))
+            c0, c1 = c0 + some * w0, c1 + some * w1
+        if rest:
+            w0, w1 = load_lanes(weight, (i, whole), rest), load_lanes(weight, (i1, whole), rest)
+            some = load_lanes(x, (0, whole), rest)
+            a0, a1 = a0 + some * w0, a1 + some * w1
+            some = load_lanes(x, (1, whole), rest)
+            b0, b1 = b0 + some * w0, b1 + some * w1
+            some = load_lanes(x, (c, whole), rest)
+            c0, c1 = c0 + some * w0, c1 + some * w1
+        y[c, i1], y[c, i] = reduce_add(c1), reduce_add(c0)
+        y[1, i1], y[1, i] = reduce_add(b1), reduce_add(b0)
+        y[0, i1], y[0, i] = reduce_add(a1), reduce_add(a0)
+    if bias_at:
+        for t in range(n_tokens):
+            for i in range(n_out):
+                y[t, i] += bias[i]
 
 
 @njit(nogil=True, cache=True)

@@ -3,7 +3,7 @@
 from mambakit.core.adapters.adapter import Adapter, ContinuousAdapter, IdAdapter, TimeFeatures
 from mambakit.core.adapters.collate import pack_batch, pad_batch
 from mambakit.core.adapters.continuous import ContinuousTokenizer
-from mambakit.core.adapters.interleave import Interleave, TimeLine
+from mambakit.core.adapters.interleave import Embedded, Interleave, TimeLine
 from mambakit.core.adapters.registry import (
     AdapterPluginError,
     AdapterSpec,
@@ -23,6 +23,7 @@ __all__ = [
     "BadSample",
     "ContinuousAdapter",
     "ContinuousTokenizer",
+    "Embedded",
     "Encoded",
     "IdAdapter",
     "Interleave",

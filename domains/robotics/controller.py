@@ -68,12 +68,12 @@ class Controller:
         self.policy = policy.eval()
         self.n_envs = n_envs
         self.deterministic = deterministic
-        weight = policy.embed.maps[policy.config.modalities[-1]].weight
-        assert isinstance(weight, Tensor)
+        weight = next(policy.head.parameters())
         self.device, self.dtype = weight.device, weight.dtype
         self._generator = torch.Generator(self.device).manual_seed(seed)
         self._config, self._spaces = policy.config, policy.config.spaces
         self._tells_return = policy.embed.tells_return
+        self._reads_instruction = "instruction" in policy.config.modalities
         self._seconds: deque[float] = deque(maxlen=_TIMED)
         can_graph = self.device.type == "cuda" and deterministic and self._spaces.image is None
         self._wants_graph = can_graph if graph is None else graph and can_graph
@@ -99,6 +99,7 @@ class Controller:
             said=torch.zeros(n, ensemble, ensemble, width, device=device, dtype=dtype),
             age=torch.zeros(n, dtype=torch.int64, device=self.device),
             told=torch.zeros(n, policy.d_model, device=device, dtype=dtype),
+            instructed=torch.zeros(n, dtype=torch.bool, device=device),
         )
 
     @torch.inference_mode()
@@ -130,8 +131,9 @@ class Controller:
         if self._tells_return:
             targets = self._targets(target_return, len(ids))
             new = replace(new, to_go=torch.tensor(targets, device=self.device, dtype=self.dtype))
-        if self.policy.embed.words is not None:
-            new = replace(new, told=self._instructed(instruction, len(ids)))
+        if self.policy.embed.is_told:
+            told, instructed = self._instructed(instruction, len(ids))
+            new = replace(new, told=told, instructed=instructed)
         self._keep(self._memory.state().put_rows(ids, new.state()))
 
     def _targets(self, given: float | Sequence[float] | None, n: int) -> list[float]:
@@ -144,12 +146,12 @@ class Controller:
             raise UsageError(f"target_return: expected a number, got {given}")
         return values
 
-    def _instructed(self, given: str | Sequence[str | None] | None, n: int) -> Tensor:
+    def _instructed(self, given: str | Sequence[str | None] | None, n: int) -> tuple[Tensor, Tensor]:
         texts = [given] * n if given is None or isinstance(given, str) else list(given)
         if len(texts) != n:
             raise UsageError(f"instruction: expected one, or one for each of {n} robots, got {len(texts)}")
-        words = torch.from_numpy(np.stack([self.policy.numbers(text) for text in texts]))
-        return self.policy.embed.told(words.to(self.device))
+        words = torch.from_numpy(np.stack([self.policy.numbers(text) for text in texts])).to(self.device)
+        return self.policy.embed.told(words), (words > 0).any(-1)
 
     def _keep(self, state: State) -> None:
         """Take a state over; into the same memory where a graph reads it."""
@@ -256,15 +258,14 @@ class Controller:
         to_go = memory.to_go
         if earned is not None:
             to_go = torch.where(memory.began, to_go, to_go - earned)
-        missing = state is None and self._spaces.state_dim > 0
         seen = Seen(
             began=memory.began,
             previous=memory.previous,
-            state=memory.to_go.new_zeros(self.n_envs, self._spaces.state_dim) if missing else state,
+            state=state,
             goal=goal,
             to_go=to_go,
             image=image,
-            state_there=torch.zeros_like(memory.began) if missing else None,
+            instructed=self._all_or_some(memory.instructed),
         )
         policy, layers = self.policy, memory.layers
         if self._fast is not None:
@@ -291,7 +292,14 @@ class Controller:
             said=said,
             age=age + 1,
             told=memory.told,
+            instructed=memory.instructed,
         )
+
+    def _all_or_some(self, instructed: Tensor) -> Tensor | None:
+        """None where that can be known to be all; a graph serves either."""
+        if not self._reads_instruction or (self._graph is None and bool(instructed.all())):
+            return None
+        return instructed
 
     def _vector(self, named: Mapping[str, Any], name: str, width: int) -> tuple[Tensor | None, bool]:
         if not width:

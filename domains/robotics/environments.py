@@ -20,7 +20,7 @@ from mambakit.core.errors import UsageError, UserError
 from mambakit.domains.robotics.actions import action_space_of, with_served_actions
 from mambakit.domains.robotics.episodes import EnvironmentRecord
 from mambakit.domains.robotics.observations import NamedObservations
-from mambakit.domains.robotics.rendering import FastRender, OwnRender
+from mambakit.domains.robotics.rendering import FastRender, OwnRender, why_no_import
 from mambakit.domains.robotics.scores import reference_of
 from mambakit.domains.robotics.wrappers import WrapperConfig, wrapped
 
@@ -204,7 +204,7 @@ def _made(environment_id: str, kwargs: dict[str, Any], size: int | None) -> gymn
             kwargs.setdefault("width", size)
             kwargs.setdefault("height", size)
     try:
-        env = gymnasium.make(environment_id, **kwargs)
+        env = _imported(environment_id, kwargs)
     except gymnasium.error.DependencyNotInstalled as error:
         raise UserError(
             f"{environment_id}: {str(error).splitlines()[0]}; pip install 'mambakit[robotics]' brings MuJoCo"
@@ -235,6 +235,18 @@ def _made(environment_id: str, kwargs: dict[str, Any], size: int | None) -> gymn
             ) from error
         raise UsageError(f"{environment_id}: its arguments {kwargs} don't fit: {error}") from error
     return _TasksBySeed(env) if tasks else env
+
+
+def _imported(environment_id: str, kwargs: dict[str, Any]) -> gymnasium.Env[Any, Any]:
+    """``gymnasium.make``; mujoco fails in many ways where it finds nothing to draw with."""
+    drawing = (ImportError, AttributeError, RuntimeError, OSError, gymnasium.error.DependencyNotInstalled)
+    try:
+        return gymnasium.make(environment_id, **kwargs)
+    except drawing as error:
+        why = why_no_import(error)
+        if why is None:
+            raise
+        raise UserError(why) from error
 
 
 def _register(module: str, package: str, name: str) -> None:

@@ -1,8 +1,9 @@
 """The step of a policy as a program of its own: torch.export, or ONNX.
 
 Inputs by name: ``state`` (n_envs, d), and where the policy reads them ``goal``, ``to_go`` (n_envs,),
-``previous`` (the action before), ``told`` (n_envs, d_model; ``Policy.embed.told`` of the instruction) and
-``image``; ``began`` (n_envs,) bool, True at an episode's first step; and ``memory_0``, ... . Outputs: the
+``previous`` (the action before), ``told`` (n_envs, d_model; ``Policy.embed.told`` of the instruction),
+``instructed`` (n_envs,) bool (whether there is an instruction, where it is a token of its own) and ``image``;
+``began`` (n_envs,) bool, True at an episode's first step; and ``memory_0``, ... . Outputs: the
 ``action``, and ``next_memory_0``, ... , which begin as ``initial_memory`` gives them. Chunks are
 not ensembled in it: the action is the newest.
 """
@@ -67,8 +68,10 @@ def example_inputs(policy: Policy, n_envs: int = 1) -> dict[str, Tensor]:
         inputs["to_go"] = torch.zeros(n_envs)
     if spaces.image is not None:
         inputs["image"] = torch.zeros(n_envs, *spaces.image, 3, dtype=torch.uint8)
-    if embed.words is not None:
+    if embed.is_told:
         inputs["told"] = torch.zeros(n_envs, policy.config.policy.d_model)
+    if embed.is_told and embed.interleave is not None:
+        inputs["instructed"] = torch.ones(n_envs, dtype=torch.bool)
     return inputs
 
 

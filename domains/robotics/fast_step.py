@@ -1,4 +1,4 @@
-"""A policy's step for one robot on the CPU, in one compiled call and a few small arrays."""
+"""A policy's step for one robot on the CPU, all its tokens in one compiled call and a few small arrays."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from mambakit.core.compiled_stack import WholeStep
 from mambakit.core.state import State
-from mambakit.domains.robotics.policy.embedding import FURTHEST, Scale
 from mambakit.domains.robotics.policy.heads import FlowHead
 from mambakit.domains.robotics.policy.model import Policy
+from mambakit.domains.robotics.policy.scale import FURTHEST, Scale
 from mambakit.domains.robotics.policy.seen import Seen
 
 
@@ -20,57 +20,84 @@ class FastStep:
 
     Args:
         policy: Whose step it is; its weights may change in place.
-        whole: The compiled part.
+        whole: The compiled part, of the policy's tokens.
     """
 
     def __init__(self, policy: Policy, whole: WholeStep) -> None:
         self.policy, self.whole = policy, whole
         embed = policy.embed
-        self._features = np.zeros(whole.n_in, dtype=np.float32)
-        self._action, self._state = _ScaledNumbers.of(embed.action), _ScaledNumbers.of(embed.state)
-        self._goal, self._to_go = _ScaledNumbers.of(embed.goal), _ScaledNumbers.of(embed.to_go)
+        self._scales = {
+            name: _ScaledNumbers(scale)
+            for name, scale in (("to_go", embed.to_go), ("state", embed.state), ("goal", embed.goal))
+            if scale is not None
+        }
+        self._action = None if embed.action is None else _ScaledNumbers(embed.action)
+        if embed.interleave is None:
+            self._into = self._parts_of_fused(whole.inputs[0])
+            self._added: list[Tensor | None] = [None]
+        else:
+            self._into = dict(zip(embed.modalities, whole.inputs, strict=True))
+            self._added = list(embed.interleave.modality.weight.detach())
+        self._place = embed.modalities.index("instruction") if "instruction" in embed.modalities else None
+        self._untold = [i for i in range(len(embed.modalities)) if i != self._place]
         with torch.no_grad():
             self._shape = policy.head(torch.zeros(1, policy.config.policy.d_model)).shape
 
     @classmethod
     def of(cls, policy: Policy) -> FastStep | None:
-        """The fast step; None for pictures, several tokens a step, or layers of other kinds."""
+        """The fast step; None for pictures, or layers of other kinds."""
         embed = policy.embed
-        if not embed.fused or embed.image is not None:
+        if embed.sees:
             return None
         head = policy.head
         last: nn.Module = head.condition if isinstance(head, FlowHead) else head.proj
-        whole = WholeStep.of(embed.maps["fused"], policy.backbone, last)
+        firsts = [None if name == "instruction" else embed.linear(name) for name in embed.modalities]
+        whole = WholeStep.of(firsts, policy.backbone, last)
         return None if whole is None else cls(policy, whole)
+
+    def _parts_of_fused(self, features: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+        """Where in the one token's numbers each modality's are, in the order of ``StepEmbedding``."""
+        embed, at = self.policy.embed, 0
+        parts: dict[str, NDArray[np.float32]] = {}
+        if embed.tells_action:
+            parts["action"] = features[: embed.width + 1]
+            at = embed.width + 1
+        for name in ("to_go", "state", "goal"):
+            if name in self._scales:
+                width = self._scales[name].width
+                parts[name] = features[at : at + width]
+                at += width
+            if name == "state":
+                features[at] = 1.0  # it is there
+                at += 1
+        return parts
 
     def __call__(self, seen: Seen, state: State, told: Tensor) -> Tensor:
         """What the head gives, as ``Policy.step`` of one row; ``state`` is overwritten by the next."""
-        embed, features, at = self.policy.embed, self._features, 0
+        embed, into = self.policy.embed, self._into
         if embed.tells_action:
             assert seen.previous is not None
-            began = bool(seen.began[0])
+            action, began = into["action"], bool(seen.began[0])
             if began or self._action is None:
-                features[: embed.width] = 0.0
+                action[:-1] = 0.0
                 if not began:
-                    features[int(seen.previous[0])] = 1.0
+                    action[int(seen.previous[0])] = 1.0
             else:
-                self._action(seen.previous.numpy()[0], features[: embed.width])
-            features[embed.width] = began
-            at = embed.width + 1
-        if self._to_go is not None:
-            assert seen.to_go is not None
-            self._to_go(seen.to_go.numpy(), features[at : at + 1])
-            at += 1
-        if self._state is not None:
-            assert seen.state is not None
-            width = self._state.width
-            self._state(seen.state.numpy()[0], features[at : at + width])
-            features[at + width] = 1.0
-            at += width + 1
-        if self._goal is not None:
-            assert seen.goal is not None
-            self._goal(seen.goal.numpy()[0], features[at : at + self._goal.width])
-        found = self.whole.run(features, told if embed.words is not None else None, state)
+                self._action(seen.previous.numpy()[0], action[:-1])
+            action[-1] = began
+        for name, scale in self._scales.items():
+            given = getattr(seen, name)
+            assert given is not None
+            scale(given.numpy()[0], into[name])
+        added, there = self._added, None
+        if self._place is not None:
+            if seen.instructed is None:
+                into["instruction"][:] = told.numpy()[0]
+            else:
+                there = self._untold
+        elif embed.is_told:
+            added = [told]
+        found = self.whole.run(state, added, there)
         return torch.from_numpy(found.copy()).view(self._shape)
 
 
@@ -81,11 +108,7 @@ class _ScaledNumbers:
         self.mean, self.deviation = scale.mean.numpy(), scale.deviation.numpy()
         self.width = len(self.mean)
 
-    @classmethod
-    def of(cls, scale: Scale | None) -> _ScaledNumbers | None:
-        return None if scale is None else cls(scale)
-
-    def __call__(self, values: NDArray[np.float32], into: NDArray[np.float32]) -> None:
+    def __call__(self, values: NDArray[np.float32] | np.float32, into: NDArray[np.float32]) -> None:
         np.subtract(values, self.mean, out=into)
         np.divide(into, self.deviation, out=into)
         np.minimum(into, FURTHEST, out=into)

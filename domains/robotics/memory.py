@@ -36,6 +36,8 @@ class Memory:
     """Steps since the reset."""
     told: Tensor
     """The instruction's embedding."""
+    instructed: Tensor
+    """Whether there is an instruction."""
 
     def state(self) -> State:
         return State.of(**{name: getattr(self, name) for name in self.__dataclass_fields__})

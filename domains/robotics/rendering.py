@@ -7,7 +7,9 @@ to a policy that sees 64 to 84 pixels.
 from __future__ import annotations
 
 import os
+import traceback
 import weakref
+from pathlib import PurePath
 from typing import Any
 
 import gymnasium
@@ -18,6 +20,8 @@ from mambakit.core.errors import UserError
 
 _SHADOW_SIZE = 256
 _PACKAGES = {"egl": "libegl1, libegl-mesa0 and libgl1-mesa-dri", "osmesa": "libosmesa6"}
+# folders of the package that look for a way to draw as it is imported
+_DRAWING = frozenset({"egl", "osmesa", "glfw", "rendering"})
 
 
 class FastRender(gymnasium.Wrapper[Any, Any, Any, Any]):
@@ -108,7 +112,19 @@ class OwnRender(gymnasium.Wrapper[Any, Any, Any, Any]):
         return picture
 
 
-def _why_not(error: Exception) -> str:
+def why_no_import(error: BaseException) -> str | None:
+    """Why mujoco can't be imported, where that is for want of a way to draw; None for any other error."""
+    cause: BaseException | None = error
+    while cause is not None:
+        for frame in traceback.extract_tb(cause.__traceback__):
+            parts = PurePath(frame.filename).parts
+            if "mujoco" in parts and _DRAWING.intersection(parts):
+                return _why_not(cause)
+        cause = cause.__cause__ or cause.__context__
+    return None
+
+
+def _why_not(error: BaseException) -> str:
     backend = os.environ.get("MUJOCO_GL", "glfw")
     what = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     if backend in _PACKAGES:

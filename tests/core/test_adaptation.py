@@ -174,15 +174,18 @@ def test_the_weight_of_an_adapted_map_is_what_merging_makes(kind: str) -> None:
 def test_a_compiled_whole_step_is_that_of_the_adapted_model(kind: str) -> None:
     first, backbone, last = nn.Linear(7, D_MODEL), adapted(stack(["mamba2", "mamba2"]), kind), nn.Linear(8, 5)
     if kind == "lora":
-        assert WholeStep.of(first, backbone, last) is None, "it reads weights where they lie"
+        assert WholeStep.of([first], backbone, last) is None, "it reads weights where they lie"
         merge(backbone)
-    whole = WholeStep.of(first, backbone, last)
+    whole = WholeStep.of([first], backbone, last)
     assert (whole is None) == (kind == "state")
     if whole is None:
         return
     x = torch.randn(1, 6, 7)
     own = backbone.init_state(1)
-    found = [whole.run(token.numpy(), None, own).copy() for token in x[0]]
+    found = []
+    for token in x[0]:
+        whole.inputs[0][:] = token
+        found.append(whole.run(own, [None]).copy())
     wanted = last(backbone(first(x))[0])[0]
     np.testing.assert_allclose(np.stack(found), wanted.numpy(), rtol=0, atol=2e-5)
 

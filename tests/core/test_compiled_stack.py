@@ -39,7 +39,7 @@ def built(kind: str, options: dict[str, Any]) -> tuple[nn.Linear, Backbone, nn.L
 @torch.no_grad()
 def test_equals_its_parts(kind: str, options: dict[str, Any]) -> None:
     first, backbone, last = built(kind, options)
-    whole = WholeStep.of(first, backbone, last)
+    whole = WholeStep.of([first], backbone, last)
     assert whole is not None
     state, own = backbone.init_state(1), backbone.init_state(1).clone()
     added = torch.randn(1, 16)
@@ -48,7 +48,8 @@ def test_equals_its_parts(kind: str, options: dict[str, Any]) -> None:
         said = added if t % 2 else None
         hidden = first(x) if said is None else first(x) + said
         hidden, state = backbone.step(hidden, state)
-        found = whole.run(x[0].numpy(), said, own)
+        whole.inputs[0][:] = x[0]
+        found = whole.run(own, [said])
         np.testing.assert_allclose(found, last(hidden)[0].numpy(), rtol=0, atol=2e-5)
     for (name, one), (_, other) in zip(state.tensors(), own.tensors(), strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=2e-5, msg=name)
@@ -58,25 +59,53 @@ def test_equals_its_parts(kind: str, options: dict[str, Any]) -> None:
 @torch.no_grad()
 def test_goes_on_from_another_state(kind: str) -> None:
     first, backbone, last = built(kind, PLAIN)
-    whole = WholeStep.of(first, backbone, last)
+    whole = WholeStep.of([first], backbone, last)
     assert whole is not None
-    x = np.ones(7, np.float32)
-    fresh = whole.run(x, None, backbone.init_state(1).clone()).copy()
+    whole.inputs[0][:] = 1.0
+    fresh = whole.run(backbone.init_state(1).clone(), [None]).copy()
     used = backbone.init_state(1).clone()
-    whole.run(x, None, used)
-    assert not np.allclose(whole.run(x, None, used), fresh)
-    assert np.array_equal(whole.run(x, None, backbone.init_state(1).clone()), fresh)
+    whole.run(used, [None])
+    assert not np.allclose(whole.run(used, [None]), fresh)
+    assert np.array_equal(whole.run(backbone.init_state(1).clone(), [None]), fresh)
+
+
+@pytest.mark.parametrize(("kind", "options"), OPTIONS)
+@pytest.mark.parametrize("n_tokens", [2, 3, 5])
+@torch.no_grad()
+def test_several_tokens_a_step_equal_one_after_the_other(
+    kind: str, options: dict[str, Any], n_tokens: int
+) -> None:
+    """Each through a map of its own, or none; some are missing at some steps."""
+    _, backbone, last = built(kind, options)
+    firsts = [None if i == 1 else nn.Linear(i + 3, 16, bias=i != 2) for i in range(n_tokens)]
+    whole = WholeStep.of(firsts, backbone, last)
+    assert whole is not None
+    state, own = backbone.init_state(1), backbone.init_state(1).clone()
+    added = [torch.randn(16) if i else None for i in range(n_tokens)]
+    for t in range(12):
+        there = [i for i in range(n_tokens) if i != t % (n_tokens + 1)]
+        for i, first in enumerate(firsts):
+            x = torch.randn(16 if first is None else first.in_features)
+            whole.inputs[i][:] = x
+            if i in there:
+                token = x if first is None else first(x)
+                token = token if added[i] is None else token + added[i]
+                hidden, state = backbone.step(token[None], state)
+        found = whole.run(own, added, None if len(there) == n_tokens else there)
+        np.testing.assert_allclose(found, last(hidden)[0].numpy(), rtol=0, atol=2e-5)
+    for (name, one), (_, other) in zip(state.tensors(), own.tensors(), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=2e-5, msg=name)
 
 
 def test_leaves_what_is_out_of_the_usual() -> None:
     first, backbone, last = built("mamba2", PLAIN)
     hybrid = Backbone(BackboneConfig(d_model=16, layers=["mamba2", "mlp"], block_options={"mamba2": PLAIN}))
-    assert WholeStep.of(first, hybrid, last) is None
+    assert WholeStep.of([first], hybrid, last) is None
     two_options = {"mamba3": PLAIN, "mamba3@b": {"decay": "softplus"}}
     two = Backbone(BackboneConfig(d_model=16, layers=["mamba3", "mamba3@b"], block_options=two_options))
-    assert WholeStep.of(first, two, last) is None
-    assert WholeStep.of(nn.Identity(), backbone, last) is None
-    assert WholeStep.of(first, backbone.double(), last) is None
+    assert WholeStep.of([first], two, last) is None
+    assert WholeStep.of([nn.Identity()], backbone, last) is None
+    assert WholeStep.of([first], backbone.double(), last) is None
 
 
 @pytest.mark.parametrize(("kind", "options"), OPTIONS)

@@ -6,12 +6,15 @@ from hypothesis import strategies as st
 from mambakit.core.adapters import (
     NO_MODALITY,
     ContinuousAdapter,
+    Embedded,
     IdAdapter,
     Interleave,
     Tokens,
     pack_batch,
     pad_batch,
 )
+from mambakit.core.backbone import Backbone
+from mambakit.core.backbone_config import BackboneConfig
 
 NAMES = ("state", "word", "action")
 
@@ -158,3 +161,86 @@ def test_bad_calls_are_named():
         Interleave({"a": IdAdapter(3, 4), "b": IdAdapter(3, 5)})
     with pytest.raises(ValueError, match="expected at least one modality"):
         Interleave({})
+
+
+STEPS = (2, 5)
+
+
+def embedded(hidden=(), there=True, seed=0):
+    """Tokens of each step of two rows; of the hidden modalities one is missing here and there."""
+    generator = torch.Generator().manual_seed(seed)
+    tokens = {}
+    for name in NAMES:
+        mask = torch.rand(STEPS, generator=generator) < 0.6 if name in hidden else None
+        x = torch.randn(*STEPS, 4, generator=generator, dtype=torch.float64)
+        tokens[name] = Embedded(x, torch.ones(STEPS, dtype=torch.bool) if there and mask is None else mask)
+    return tokens
+
+
+def test_steps_that_are_all_there_merge_as_sorted_ones():
+    interleave = build().double()
+    seq_idx = torch.tensor([[0, 0, 1, 1, 1], [0, 1, 1, 2, 3]], dtype=torch.int32)
+    for packed in (None, seq_idx):
+        x, line = interleave.merge(embedded(there=False), seq_idx=packed)
+        x_sorted, sorted_line = interleave.merge(embedded(), seq_idx=packed)
+        torch.testing.assert_close(x, x_sorted, rtol=0, atol=0)
+        for part in ("lengths", "time", "modality"):
+            assert torch.equal(getattr(line, part), getattr(sorted_line, part)), part
+        assert all(torch.equal(line.positions[name], sorted_line.positions[name]) for name in NAMES)
+        if packed is not None:
+            assert torch.equal(line.seq_idx, sorted_line.seq_idx)
+            assert line.layout().keys() == {"seq_idx"}
+
+
+def test_steps_merge_as_token_batches_of_their_times():
+    interleave = build()
+    batches = make_batches([{name: range(4) for name in NAMES}] * 2, "right")
+    x, line = interleave(batches)
+    alone = {name: Embedded(interleave.adapters[name](batches[name])) for name in NAMES}
+    merged, of_steps = interleave.merge(alone)
+    torch.testing.assert_close(merged, x, rtol=0, atol=0)
+    assert torch.equal(of_steps.modality, line.modality)
+
+
+@pytest.mark.parametrize("layers", [["mamba2"], ["attention"]])
+def test_one_step_after_another_equals_merged_rows_with_tokens_missing(layers):
+    """Packed as two sequences a row, and from a state row by row: the same, wherever a token is missing."""
+    interleave = build().double()
+    options = {"mamba2": {"d_state": 8, "head_dim": 4}, "attention": {"window": 4, "head_dim": 2}}
+    shape = BackboneConfig(d_model=4, layers=layers, repeat=2, block_options={layers[0]: options[layers[0]]})
+    backbone = Backbone(shape).double().eval()
+    tokens = embedded(hidden=("state", "word"))
+    seq_idx = torch.tensor([[0, 0, 1, 1, 1], [0, 0, 0, 0, 1]], dtype=torch.int32)
+    x, line = interleave.merge(tokens, seq_idx=seq_idx)
+    assert line.lengths.tolist() == [int(sum(tokens[n].there[i].sum() for n in NAMES)) for i in range(2)]
+    assert line.lengths[0] != line.lengths[1]
+    with torch.no_grad():
+        hidden, _ = backbone(x, **line.layout())
+        whole = line.read_out(hidden, *NAMES)
+        state = fresh = backbone.init_state(2, dtype=torch.float64)
+        for t in range(STEPS[1]):
+            if t:
+                state = state.where_rows(seq_idx[:, t] != seq_idx[:, t - 1], fresh)
+            found = torch.zeros(2, 4, dtype=torch.float64)
+            moment = {name: Embedded(one.x[:, t], one.there[:, t]) for name, one in tokens.items()}
+            for x_t, there in interleave.step(moment):
+                made, after = backbone.step(x_t, state)
+                state = state.where_rows(there, after)
+                found = torch.where(there[:, None], made, found)
+            torch.testing.assert_close(found, whole[:, t], rtol=0, atol=1e-10)
+
+
+def test_bad_steps_are_named():
+    interleave = build().double()
+    tokens = embedded()
+    with pytest.raises(ValueError, match="no adapter for sound"):
+        interleave.step({"sound": tokens["word"]})
+    with pytest.raises(ValueError, match=r"one shape .* for all"):
+        interleave.merge({**tokens, "word": Embedded(tokens["word"].x[:, 1:])})
+    _, line = interleave.merge(tokens)
+    with pytest.raises(ValueError, match="expected one, or several of one shape"):
+        line.read_out(torch.zeros(2, 15, 4))
+    own = torch.nn.Linear(2, 4)
+    own.d_model = 4
+    with pytest.raises(ValueError, match="takes no TokenBatch; embed it, then merge"):
+        Interleave({"state": own})({"state": make_batches([{"state": [0]}], "right", ("state",))["state"]})

@@ -33,8 +33,8 @@ class PolicyConfig:
     last `window` control steps and MLPs, told the return to go; bc-mlp: no memory at all; iql: as bc-mlp, but
     actions count by their advantage (Kostrikov et al. 2022, arXiv:2110.06169)."""
     tokens: Tokens = "fused"
-    """fused: all that is told at a control step is one token; three: return to go, previous action and state
-    are a token each (and a picture another one), the state's the last."""
+    """fused: all that is told at a control step is one token; three: previous action, return to go and state
+    are a token each, the state's the last (and so are a goal, an instruction and a picture, before it)."""
     head: HeadKind | None = None
     """gaussian, mixture of Gaussians, or flow for continuous actions, categorical for numbered ones; by
     default what the actions are: gaussian or categorical."""
@@ -225,8 +225,9 @@ class SavedPolicyConfig:
             return ["fused"]
         names = ["action"] if self.policy.tells_action else []
         names += ["to_go"] if "return" in self.conditions else []
+        names += [name for name in ("goal", "instruction") if name in self.conditions]
         names += ["image"] if self.spaces.image is not None else []
-        return [*names, "state"]
+        return [*names, "state"] if self.spaces.state_dim else names
 
     def __post_init__(self) -> None:
         if (self.head == "categorical") != self.spaces.discrete:

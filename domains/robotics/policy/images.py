@@ -62,6 +62,7 @@ class ImageAdapter(nn.Module):
                 f"patch: patches of {patch} pixels do not tile pictures of {size[0]} x {size[1]}; "
                 "choose a divisor of both"
             )
+        self.d_model = d_model
         grid = (size[0] // patch, size[1] // patch)
         self.patches = nn.Sequential(
             nn.Conv2d(3, _PIXEL_CHANNELS, 3, padding=1),
@@ -122,6 +123,7 @@ class ConvolutionAdapter(nn.Module):
                 f"pictures: cnn needs pictures of {_LEAST_SIDE} x {_LEAST_SIDE} or more, "
                 f"these are {size[0]} x {size[1]}; scan reads them"
             )
+        self.d_model = d_model
         layers = ((3, 32, 8, 4), (32, 64, 4, 2), (64, 64, 3, 1))
         self.convolutions = nn.Sequential(
             *itertools.chain.from_iterable(

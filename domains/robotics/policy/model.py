@@ -63,11 +63,11 @@ class Policy(nn.Module, HubModel):
             seen: ``(batch, length)``.
             seq_idx: ``(batch, length)`` int32 of packed rows; a piece begins without memory.
         """
-        tokens = self.embed(seen)  # [b, l, k, d]
-        if seq_idx is not None:
-            seq_idx = seq_idx.repeat_interleave(self.n_tokens, dim=1)
-        hidden, _ = self.backbone(tokens.flatten(1, 2), seq_idx=seq_idx)
-        return self.head(hidden[:, self.n_tokens - 1 :: self.n_tokens])
+        tokens, line = self.embed(seen, seq_idx)
+        if line is None:
+            return self.head(self.backbone(tokens, seq_idx=seq_idx)[0])
+        hidden, _ = self.backbone(tokens, **line.layout())
+        return self.head(line.read_out(hidden, *line.positions))  # the last token of each step
 
     def step(
         self, seen: Seen, state: State, told: Tensor | None = None, *, inplace: bool = False
@@ -80,13 +80,19 @@ class Policy(nn.Module, HubModel):
             told: ``embed.told`` of the robots' instructions.
             inplace: The state's tensors may be overwritten.
         """
-        tokens = self.embed(seen, told)
-        if self.n_tokens > 1 and self.attends:  # attention reads several tokens as fast as one
-            of_all, state = self.backbone(tokens, state)
+        tokens = self.embed.step(seen, told)
+        if len(tokens) > 1 and self.attends and all(there is None for _, there in tokens):
+            # attention reads several tokens as fast as one
+            of_all, state = self.backbone(torch.stack([x for x, _ in tokens], dim=1), state)
             return self.head(of_all[:, -1]), state
-        hidden = tokens[:, 0]
-        for i in range(self.n_tokens):
-            hidden, state = self.backbone.step(tokens[:, i], state, inplace=inplace or i > 0)
+        hidden = tokens[0].x
+        for x, there in tokens:
+            found, after = self.backbone.step(x, state, inplace=inplace and there is None)
+            if there is None:
+                hidden, state = found, after
+            else:  # rows without this token stay as they were
+                hidden, state = torch.where(there[:, None], found, hidden), state.where_rows(there, after)
+            inplace = True
         return self.head(hidden), state
 
     def loss(self, batch: PolicyBatch) -> Tensor:

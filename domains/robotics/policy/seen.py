@@ -13,8 +13,8 @@ from torch import Tensor
 class Seen:
     """All share their leading shape ``(batch, length)``, or ``(n_envs,)`` for one step.
 
-    What the data lack is None. Values are in the data's own units; what is hidden or missing at some steps
-    has any finite value there.
+    What the data lack is None, as is a picture, or beside pictures the state, that is missing at every step.
+    Values are in the data's own units; what is hidden or missing at some steps has any finite value there.
     """
 
     began: Tensor
@@ -38,6 +38,8 @@ class Seen:
     """Whether the state is there, ``(...,)`` bool; None: at every step."""
     image_there: Tensor | None = None
     """As ``state_there``."""
+    instructed: Tensor | None = None
+    """As ``state_there``, of an instruction that was embedded before."""
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Seen:
         """With ``function`` applied to every tensor that is there."""

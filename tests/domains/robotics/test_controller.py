@@ -17,6 +17,7 @@ from mambakit.domains.robotics.controller import Controller
 from mambakit.domains.robotics.deadlines import deadline_report
 from mambakit.domains.robotics.episodes import Episode, Episodes
 from mambakit.domains.robotics.export import example_inputs, export_step, exported, initial_memory
+from mambakit.domains.robotics.fast_step import FastStep
 from mambakit.domains.robotics.policy.data import measuring_loader
 from mambakit.domains.robotics.policy.model import Policy
 from mambakit.domains.robotics.policy.testing import ASKED, made_episodes, small_policy
@@ -119,7 +120,7 @@ def test_equals_the_parallel_form_over_any_resets(
     "options",
     [
         {},
-        pytest.param({"chunk": 5, "n_layers": 1, "tokens": "three"}, marks=pytest.mark.slow),
+        {"chunk": 5, "n_layers": 1, "tokens": "three"},
         pytest.param({"kind": "decision-transformer"}, marks=pytest.mark.slow),
     ],
 )
@@ -131,6 +132,30 @@ def test_float32_over_a_thousand_steps(options: dict[str, Any]) -> None:
     follower.begin([0], [0])
     found = np.stack([follower.step()[0][0] for _ in range(1000)])
     np.testing.assert_allclose(found, whole, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "data"),
+    [
+        ({"tokens": "three"}, {"goal": True, "asked": True}),
+        ({"tokens": "three", "kind": "bc", "head": "flow"}, {"discrete": False, "asked": True}),
+        ({"tokens": "three", "chunk": 2}, {"discrete": True}),
+        ({"kind": "bc"}, {"goal": True, "asked": True}),
+    ],
+)
+def test_one_robot_in_float32_acts_as_the_parallel_form(
+    options: dict[str, Any], data: dict[str, Any]
+) -> None:
+    """The compiled step: every kind of token, and an episode without an instruction."""
+    episodes = made_episodes(3, **data)
+    policy = small_policy(episodes, **options)
+    assert FastStep.of(policy) is not None
+    whole = teacher_forced(policy, episodes)
+    follower = Follower(policy, episodes, 1)
+    for number, episode in enumerate(episodes.episodes):
+        follower.begin([0], [number])
+        found = np.stack([follower.step()[0][0] for _ in range(len(episode))])
+        np.testing.assert_allclose(found, whole[number], rtol=0, atol=1e-5)
 
 
 def test_state_does_not_grow_and_a_snapshot_comes_back_bit_for_bit() -> None:
@@ -192,6 +217,47 @@ def test_acts_without_a_picture_or_without_the_state() -> None:
     assert np.array_equal(hidden, found[2])
     with pytest.raises(UsageError, match="reads 'state', and it was not given"):
         Controller(policy).step({})
+
+
+@pytest.mark.parametrize("tokens", ["fused", "three"])
+@pytest.mark.parametrize(
+    "kind", ["decision-mamba", pytest.param("decision-transformer", marks=pytest.mark.slow)]
+)
+def test_equals_the_parallel_form_whatever_is_missing(tokens: str, kind: str) -> None:
+    """Pictures and states fail step by step, and some robots have no instruction."""
+    episodes = made_episodes(3, steps=(9, 10), image=True, asked=True)
+    policy = small_policy(episodes, tokens=tokens, kind=kind, patch=4, previous_action=True).double()
+    batch = next(iter(measuring_loader(episodes.episodes, policy)))
+    length = len(episodes.episodes[0])
+    assert batch.real.shape == (1, 3 * length)
+    lost = {"state": [1, 2, 6], "image": [0, 3, 4, 8]}
+    there = {name: torch.ones(batch.real.shape, dtype=torch.bool) for name in lost}
+    for name, steps in lost.items():
+        for i in range(3):
+            there[name][0, [i * length + t for t in steps]] = False
+    seen = batch.seen.but(state_there=there["state"], image_there=there["image"])
+    whole = policy.actions(seen, batch.seq_idx)[0].view(3, length, -1).numpy()
+    controller = Controller(policy, 3)
+    # the row's order is the loader's
+    order = [int(one) for one in batch.seen.instruction.view(3, length)[:, 0]]
+    texts = [sorted({one.instruction or "" for one in episodes.episodes} | {""})[i] for i in order]
+    controller.reset(
+        target_return=batch.seen.to_go.view(3, length)[:, 0].tolist(),
+        instruction=[text or None for text in texts],
+    )
+    assert sum(not text for text in texts) == 1
+    for t in range(length):
+        shown = {
+            name: getattr(batch.seen, name)
+            .view(3, length, *getattr(batch.seen, name).shape[2:])[:, t]
+            .numpy()
+            for name, steps in lost.items()
+            if t not in steps
+        }
+        to_go = batch.seen.to_go.view(3, length).double()
+        earned = (to_go[:, t - 1] - to_go[:, t]).numpy() if t else np.zeros(3)
+        np.testing.assert_allclose(controller.step(shown, earned), whole[:, t], rtol=0, atol=1e-9)
+        controller.correct(batch.target.view(3, length, -1)[:, t].double().numpy())
 
 
 def test_bad_input_names_the_robot_and_the_place() -> None:

@@ -273,15 +273,25 @@ def test_a_missing_package_to_draw_with_is_said() -> None:
         env.render()
 
 
-@pytest.mark.parametrize("quality", ["fast", "full"])
-def test_a_missing_way_to_draw_names_the_package(quality: str) -> None:
+@pytest.mark.parametrize(
+    ("backend", "quality", "needs"),
+    [("osmesa", "fast", "libosmesa6"), ("osmesa", "full", "libosmesa6"), ("nothing", "fast", "libegl1")],
+)
+def test_a_missing_way_to_draw_names_the_package(backend: str, quality: str, needs: str) -> None:
+    """As one error of ours, whether mujoco's import or the first picture finds out."""
     code = (
         "from mambakit.domains.robotics.environments import make\n"
-        f"env = make('InvertedPendulum-v5', render_size=32, render_quality={quality!r})\n"
-        "env.reset(); env.render()"
+        "from mambakit.core.errors import UserError\n"
+        "try:\n"
+        f"    env = make('InvertedPendulum-v5', render_size=32, render_quality={quality!r})\n"
+        "    env.reset(); env.render()\n"
+        "except UserError as error:\n"
+        "    print(error)\n"
     )
-    environment = {**os.environ, "MUJOCO_GL": "osmesa"}
+    environment = {**os.environ, "MUJOCO_GL": backend}
     done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, env=environment)
-    if done.returncode == 0:
+    assert done.returncode == 0, done.stderr
+    if not done.stdout:
         pytest.skip("osmesa is installed")
-    assert "libosmesa6" in done.stderr
+    assert f"can't draw with MUJOCO_GL={backend}" in done.stdout
+    assert needs in done.stdout
