@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,17 @@ import pytest
 from huggingface_hub import ModelCard
 
 from mambakit.apps.recommendation import main
+from mambakit.core import cli
 
 Events = Callable[..., pd.DataFrame]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def parsers_are_kept() -> Iterator[None]:
+    """A verb's parser is made once: a person calls one verb a process, tests the same one dozens of times."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(cli, "_parser", functools.cache(cli._parser))
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -55,6 +65,16 @@ def shop_model(shop_table: Path, shop_flags: list[str], tmp_path_factory: pytest
     words = ["train", "--data", str(shop_table), "--output", str(folder), "--device", "cpu", *shop_flags]
     assert main([*words, "--train.continual.keep", "2"]) == 0
     return folder
+
+
+@pytest.fixture(scope="module")
+def few_trees() -> Iterator[None]:
+    """The forests beside a model of molecules have a tenth of their trees: what is read is their rows."""
+    from mambakit.domains.molecules.baselines import Forest
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setitem(Forest.__init__.__kwdefaults__, "n_trees", 20)
+        yield
 
 
 @pytest.fixture(scope="session")

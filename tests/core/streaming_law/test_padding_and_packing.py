@@ -23,7 +23,6 @@ def test_padded_rows_equal_each_alone(any_name, lengths, dtype, build, sample):
 @pytest.mark.parametrize(
     ("lengths", "dtype"),
     [
-        ([11], torch.float32),
         ([3, 8], torch.float32),
         ([1, 1, 7, 2], torch.float64),
         ([1] * 11, torch.float64),
