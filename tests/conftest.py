@@ -9,6 +9,10 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
 
 workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 if workers > 1:
@@ -26,3 +30,25 @@ if importlib.util.find_spec("torchaudio") is not None:
     from mambakit.core.torchaudio_parts import torchaudio
 
     torchaudio()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_pictures() -> Iterator[None]:
+    """Pictures are drawn whole, but not laid out: matplotlib's layout takes longer than the drawing.
+
+    Of what an app's test of a training run takes, that is a fifth.
+    """
+    if importlib.util.find_spec("matplotlib") is None:
+        yield
+        return
+    from matplotlib.figure import Figure
+
+    save = Figure.savefig
+
+    def savefig(figure: Figure, *arguments: Any, **options: Any) -> None:
+        figure.set_layout_engine("none")
+        save(figure, *arguments, **{**options, "bbox_inches": None})
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Figure, "savefig", savefig)
+        yield

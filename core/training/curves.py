@@ -72,8 +72,7 @@ def add_training(
     """
     report.add_heading("Training")
     figure = learning_figure(run.metrics_path, panels)
-    run.save_picture(figure, "learning_curve")
-    report.add_figure(figure)
+    report.add_figure(run.save_picture(figure, "learning_curve"))
     ended = f"Stopped by: {result.stopped}, after {result.epochs} epochs and {result.steps} steps."
     report.add_text(f"{ended} The weights kept are those of {kept}")
 

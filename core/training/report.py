@@ -125,10 +125,19 @@ class Report:
             self.add_table([{"which": which, "why": why} for which, why in shown])
 
     def add_figure(self, figure: Any, caption: str = "") -> None:
-        """Adds a matplotlib figure as a picture inside the file. The figure stays open."""
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=130, bbox_inches="tight")
-        encoded = base64.b64encode(buffer.getvalue()).decode("ascii")
+        """Adds a picture inside the file.
+
+        Args:
+            figure: A matplotlib figure, which stays open, or the path of a PNG: a run folder's is drawn once.
+            caption: Stands below it.
+        """
+        if isinstance(figure, Path):
+            png = figure.read_bytes()
+        else:
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format="png", dpi=130, bbox_inches="tight")
+            png = buffer.getvalue()
+        encoded = base64.b64encode(png).decode("ascii")
         escaped = html.escape(caption, quote=True)
         below = f"<figcaption>{escaped}</figcaption>" if caption else ""
         picture = f'<img alt="{escaped}" src="data:image/png;base64,{encoded}">'

@@ -76,8 +76,7 @@ def write(
         }
         for name, (figure, caption) in figures.items():
             if figure is not None:
-                run.save_picture(figure, name)
-                report.add_figure(figure, caption)
+                report.add_figure(run.save_picture(figure, name), caption)
     report.add_heading("The split")
     report.add_text(leak or "There is no test part.")
     for note in notes:

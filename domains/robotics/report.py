@@ -52,8 +52,7 @@ def write(
     report.add_table(rows)
     column = next(name for name in rows[0] if name in ("scaled_mse", "wrong"))
     figure = plots.error_figure(rows, column)
-    run.save_picture(figure, "action_error")
-    report.add_figure(figure)
+    report.add_figure(run.save_picture(figure, "action_error"))
     report.add_text(
         "How far actions are from those of the test episodes, told what was seen then; scaled_mse is in "
         "deviations of the training data's actions, so that 1 is as good as their mean. It says how well "
@@ -61,8 +60,9 @@ def write(
     )
     report.add_heading("The data")
     figure = plots.returns_figure(_by_behaviour(episodes))
-    run.save_picture(figure, "data_returns")
-    report.add_figure(figure, f"Returns, from {totals.min():.6g} to {totals.max():.6g}.")
+    report.add_figure(
+        run.save_picture(figure, "data_returns"), f"Returns, from {totals.min():.6g} to {totals.max():.6g}."
+    )
     for note in episodes.notes:
         report.add_text(note)
     report.add_left_out(episodes.left_out, "episodes")

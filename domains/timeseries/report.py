@@ -60,15 +60,17 @@ def write(
             "mse, mae: scaled values; smape in per cent; wql: weighted quantile loss; coverage: share inside "
             f"the {round(100 * (model.levels[-1] - model.levels[0]))} % interval, and calibrated.",
         )
-        report.add_figure(_kept(run, plots.horizon_figure(evaluation.mse_by_step), "error_by_step"))
+        report.add_figure(run.save_picture(plots.horizon_figure(evaluation.mse_by_step), "error_by_step"))
         honest = backtest_plots.calibration_figure(evaluation.ranks, model.levels)
-        report.add_figure(_kept(run, honest, "calibration"), "Whether the quantiles hold what they say.")
+        report.add_figure(
+            run.save_picture(honest, "calibration"), "Whether the quantiles hold what they say."
+        )
         report.add_heading("Forecasts")
         least = config.lookback if isinstance(model, WindowForecaster) else 2
         histories, truths = _last_window(data, least, config.horizon)
         figure = plots.forecast_figure(histories, forecast(model, histories, config.horizon), truths=truths)
         report.add_figure(
-            _kept(run, figure, "forecast"), "The last test window: none of it was seen in training."
+            run.save_picture(figure, "forecast"), "The last test window: none of it was seen in training."
         )
     loss = Panel("pinball loss", ("train/loss", "val/loss"))
     add_training(
@@ -133,8 +135,3 @@ def _last_window(data: SeriesData, lookback: int, horizon: int) -> tuple[list[Se
             histories.append(until(one, end - horizon, horizon))
             truths.append(until(one, end))
     return histories, truths
-
-
-def _kept(run: RunFolder, figure, name: str):  # type: ignore[no-untyped-def]  # matplotlib has no types
-    run.save_picture(figure, name)
-    return figure

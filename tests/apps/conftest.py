@@ -1,9 +1,10 @@
-"""Events of a made-up shop, for the tests that call the recommendation app."""
+"""A made-up shop, and a recommender of it, for the tests that call the recommendation app."""
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,18 @@ import pandas as pd
 import pytest
 from huggingface_hub import ModelCard
 
+from mambakit.apps.recommendation import main
+from mambakit.core import cli
+
 Events = Callable[..., pd.DataFrame]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def parsers_are_kept() -> Iterator[None]:
+    """A verb's parser is made once: a person calls one verb a process, tests the same one dozens of times."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(cli, "_parser", functools.cache(cli._parser))
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -37,6 +49,32 @@ def shop_table(shop_events: Events, tmp_path_factory: pytest.TempPathFactory) ->
     path = tmp_path_factory.mktemp("shop") / "events.csv"
     shop_events().to_csv(path, index=False)
     return path
+
+
+@pytest.fixture(scope="session")
+def shop_flags() -> list[str]:
+    """A small recommender, and a budget in which it learns the shop."""
+    size = ["--model.d_model", "16", "--model.n_layers", "1", "--model.d_state", "8", "--model.head_dim", "8"]
+    return [*size, "--train.max_epochs", "5", "--train.lr", "1e-2", "--train.ema_decay", "0.8"]
+
+
+@pytest.fixture(scope="session")
+def shop_model(shop_table: Path, shop_flags: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of a recommender, which keeps two batches to replay; a test that changes it takes a copy."""
+    folder = tmp_path_factory.mktemp("runs") / "shop"
+    words = ["train", "--data", str(shop_table), "--output", str(folder), "--device", "cpu", *shop_flags]
+    assert main([*words, "--train.continual.keep", "2"]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def few_trees() -> Iterator[None]:
+    """The forests beside a model of molecules have a tenth of their trees: what is read is their rows."""
+    from mambakit.domains.molecules.baselines import Forest
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setitem(Forest.__init__.__kwdefaults__, "n_trees", 20)
+        yield
 
 
 @pytest.fixture(scope="session")

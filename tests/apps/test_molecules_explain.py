@@ -19,7 +19,15 @@ from mambakit.domains.molecules.reading import read_molecules
 from mambakit.domains.molecules.training import train_properties
 
 SMALL = ModelConfig(
-    members=1, d_model=16, n_layers=1, d_state=8, head_dim=8, d_hidden=16, features="ecfp", test_smiles=2
+    members=1,
+    d_model=16,
+    n_layers=1,
+    d_state=8,
+    head_dim=8,
+    d_hidden=16,
+    features="ecfp",
+    test_smiles=2,
+    trees=10,
 )
 
 

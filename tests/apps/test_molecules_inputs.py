@@ -12,7 +12,8 @@ from mambakit.apps.molecules import main
 
 SMALL = ["--model.members", "1", "--model.d_model", "8", "--model.n_layers", "1", "--model.d_state", "4"]
 SMALL += ["--model.head_dim", "8", "--model.d_hidden", "8", "--model.test_smiles", "2", "--device", "cpu"]
-SMALL += ["--model.features", "ecfp", "--train.max_epochs", "2", "--split", "random"]
+SMALL += ["--model.features", "ecfp", "--model.trees", "10", "--train.max_epochs", "2", "--split", "random"]
+pytestmark = pytest.mark.usefixtures("few_trees")
 
 
 def solutions() -> pd.DataFrame:

@@ -17,9 +17,10 @@ from mambakit.core.training.report import Report
 from mambakit.domains.molecules.data import resolved
 
 SMALL = ["--model.members", "1", "--model.d_model", "16", "--model.n_layers", "1", "--model.features", "ecfp"]
-SMALL += ["--model.d_hidden", "16", "--model.test_smiles", "2", "--device", "cpu"]
+SMALL += ["--model.d_hidden", "16", "--model.test_smiles", "2", "--model.trees", "10", "--device", "cpu"]
 BUDGET = ["--train.max_epochs", "3", "--train.lr", "1e-2", "--train.batch_size", "16"]
 LABELS = ["--tasks", "boils", "acid", "--units", "boils=K", *SMALL, *BUDGET]
+pytestmark = pytest.mark.usefixtures("few_trees")
 BAD = {"c1ccccc": "unclosed ring", "C(C)(C)(C)(C)C": "valence"}
 
 

@@ -230,14 +230,16 @@ def test_learns_a_batch_by_heart(kind):
     block = build_block(kind, 16, SMALL_BLOCKS[kind])
     x, target = sample(length=8).float(), sample(length=8).float().flip(0, 2)
     optimizer = torch.optim.Adam(block.parameters(), lr=2e-2)
-    losses = []
+    first = None
     for _ in range(100):
         loss = (block(x)[0] - target).square().mean()
+        first = loss.item() if first is None else first
+        if loss.item() < 0.1 * first:
+            return
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        losses.append(loss.item())
-    assert losses[-1] < 0.1 * losses[0]
+    pytest.fail(f"after 100 steps the loss is {loss.item():.3g}, from {first:.3g}")
 
 
 @pytest.mark.parametrize("kind", SMALL_BLOCKS)

@@ -47,8 +47,7 @@ def write(
         report.add_heading(f"Scores on the test recordings of the {split} split")
         report.add_table(evaluation.rows)
         figure = plots.confusion_figure(evaluation)
-        run.save_picture(figure, "confusion")
-        report.add_figure(figure, "What was taken for what.")
+        report.add_figure(run.save_picture(figure, "confusion"), "What was taken for what.")
     for note in notes:
         report.add_text(note)
     report.add_left_out(parts.left_out, "recordings")

@@ -49,8 +49,10 @@ def write(
         said = model(torch.from_numpy(noisy)[None])[0]
     signals = {"noisy": torch.from_numpy(noisy), "enhanced": said, "clean": torch.from_numpy(clean)}
     figure = before_after_figure(signals, model.config.rate_hz)
-    run.save_picture(figure, "before_after")
-    report.add_figure(figure, f"The test mixture {name} before and after, and the speech without noise.")
+    report.add_figure(
+        run.save_picture(figure, "before_after"),
+        f"The test mixture {name} before and after, and the speech without noise.",
+    )
     for note in notes:
         report.add_text(note)
     add_training(

@@ -47,8 +47,9 @@ def write(
             "their class; set_size: classes in a set on the average.",
         )
         figure = confusion_figure(evaluation)
-        run.save_picture(figure, "confusion")
-        report.add_figure(figure, "Counts; the colour is the share of the true class.")
+        report.add_figure(
+            run.save_picture(figure, "confusion"), "Counts; the colour is the share of the true class."
+        )
     report.add_heading("Training")
     report.add_text(
         f"{result.epochs} epochs had the least log-loss, {result.validation_loss:.4f}, on "
