@@ -48,7 +48,7 @@ def optimize(
         device: auto, cpu, cuda or mps.
         max_time: Stop after so long, such as 90s or 10m.
         overwrite: Remove another run in the output folder first.
-        preset: How it learns: few-calls is for budgets of about a thousand (Saturn's settings), many-calls
+        preset: How it learns: few-calls is for budgets of about a thousand, many-calls
             for ten thousand (Augmented Memory's on the PMO benchmark).
         design: What differs from the preset; the defaults shown are those of few-calls.
         json: Print JSON for machines.

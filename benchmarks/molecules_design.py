@@ -12,12 +12,12 @@ has a budget of 1,000 unique oracle calls; a hit has a reward of 0.7 or more, be
 published run is one seed with a ChEMBL 33 prior. PMO has 10,000 calls; the area under the mean of the best
 ten is taken every 100 calls, and a run that ends early keeps its last mean. PMO asks for no diversity: no
 filter and no purge there, and learning is as Augmented Memory was published on PMO (MANY_CALLS); Saturn's
-task has Saturn's settings. isomers_*, sitagliptin_mpo and zaleplon_mpo follow GuacaMol's definition, with a
+task has those of few-calls. isomers_*, sitagliptin_mpo and zaleplon_mpo follow GuacaMol's definition, with a
 term for all atoms together; TDC's versions differ in it, so published figures may be of another oracle.
 Scaffolds of Saturn's hits are counted with their stereochemistry, as its run counts them.
 
 Each run keeps its folder under --output: what is stopped goes on when the same command is given again. Rows
-are written to results/molecules_design.json for tasks of which all runs are done, unless --budget or --set is
+are written to results/molecules-design.json for tasks of which all runs are done, unless --budget or --set is
 given.
 """
 
@@ -291,7 +291,7 @@ def main() -> None:
     if rows:
         from rows import write_rows
 
-        print(write_rows("molecules_design", rows))
+        print(write_rows("molecules-design", rows))
 
 
 if __name__ == "__main__":

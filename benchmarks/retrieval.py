@@ -6,8 +6,8 @@
 Small models, which a CPU trains in minutes: on every eighth user of ml-1m one layer, 64 wide, 3 epochs; on
 ETTh1 two members of the preset, lookback 96, horizon 96, 2 epochs. k, temperature and share are chosen on
 validation events and windows, a share of none among them; the test is then measured once with and once
-without. Rows ``recommendation/ml-1m-eighth/ndcg@10/unfiltered/knn`` and so on, and
-``timeseries/ETTh1/mse/L96-H96/knn``.
+without. Rows ``core/retrieval/ml-1m-eighth/ndcg@10/unfiltered`` and so on, and
+``core/retrieval/ETTh1/mse/L96-H96``.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ def rows_of(found: list[dict[str, Any]], command: str) -> list[dict[str, Any]]:
             what = f"ETTh1/{metric}/L96-H96" if of_series else f"ml-1m-eighth/{metric}"
             made.append(
                 row(
-                    f"{part}/{what}/knn",
+                    f"core/retrieval/{what}",
                     round(statistics.mean(ours), 4),
                     ("of scaled values" if metric != "mase" else "MASE") if of_series else "of test events",
                     peers={"without neighbours": round(statistics.mean(without), 4)},

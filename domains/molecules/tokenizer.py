@@ -133,9 +133,19 @@ class SmilesTokenizer(VocabularyTokenizer):
         Raises:
             SampleError: As ``encode``.
         """
-        tokens = self.encode(sample)
-        tokens.values[0] = self.any_start()
-        return tokens
+        return Tokens(torch.tensor(self.ids_of_any(sample)))
+
+    def ids_of_any(self, sample: str) -> list[int]:
+        """What ``encode_any`` gives, as a list.
+
+        Raises:
+            SampleError: As ``encode``.
+        """
+        try:
+            return [self.any_start(), *(self._ids[symbol] for _, symbol in self._split(sample)), END]
+        except KeyError:
+            self.encode(sample)  # says which token, and where
+            raise
 
     def decode(self, tokens: Tokens) -> str:
         """The molecule, whichever start it has.

@@ -72,7 +72,7 @@ class Agent:
     def encode(self, text: str) -> list[int] | None:
         """The ids of a molecule from the first to END; None if it has a token that the vocabulary lacks."""
         try:
-            return [int(one) for one in self.tokenizer.encode_any(text).values]
+            return self.tokenizer.ids_of_any(text)
         except SampleError:
             return None
 

@@ -11,13 +11,19 @@ from mambakit.core.errors import UsageError
 
 @dataclass(frozen=True)
 class DesignConfig:
-    """How a design learns; the defaults are Saturn's (Guo & Schwaller 2024, arXiv:2405.17066)."""
+    """How a design learns; the defaults are Saturn's (Guo & Schwaller 2024, arXiv:2405.17066) but for the
+    learning rate, there 1e-4.
+
+    It was chosen on three objectives of the kind of Saturn's first task, but of other properties (donors,
+    logP, rotatable bonds), with a budget of 1,000: together 1,365 rewards of .7 or more with 1e-3, 1,169 with
+    5e-4, 781 with 1e-4 (one seed).
+    """
 
     batch_size: int = 16
     """Molecules sampled in a step."""
     sigma: float = 128.0
     """Nats of log-likelihood that a reward of 1 is worth."""
-    lr: float = 1e-4
+    lr: float = 1e-3
     """Learning rate of Adam."""
     rounds: int = 10
     """Updates a step with the batch and the memory written anew as other SMILES (Augmented Memory); 0 for

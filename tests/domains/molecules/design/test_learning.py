@@ -50,7 +50,7 @@ def test_recorded_updates_learn_as_plain_ones_do(make_agent: Callable[[], Agent]
             memory.add(batch)
             sequences = [agent.encode(one.text) or [] for one in batch]
             losses[device].append(learner.step(batch, sequences, memory, rng))
-    assert losses["cuda"] == pytest.approx(losses["cpu"], rel=2e-2)
+    assert losses["cuda"] == pytest.approx(losses["cpu"], rel=5e-2)
     assert any(one is not None for one in learner._loss._graphs.values())  # of the GPU, which came last
 
 
