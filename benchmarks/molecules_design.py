@@ -18,7 +18,8 @@ Scaffolds of Saturn's hits are counted with their stereochemistry, as its run co
 
 Each run keeps its folder under --output: what is stopped goes on when the same command is given again. Rows
 are written to results/molecules-design.json for tasks of which all runs are done, unless --budget or --set is
-given.
+given; of PMO also where --stop-after or --max-time cut runs short, since the area under what they found is
+the least that they can have come to. Their rows say so.
 """
 
 from __future__ import annotations
@@ -57,35 +58,63 @@ PUBLISHED = {
     "valsartan_smarts": (0.627, 0.135, 0.178),
     "zaleplon_mpo": (0.486, 0.552, 0.358),
 }
+CUT = "cut"
 DESIGN, GRAPH_GA, N_START = "ours", "graph GA (ours)", 1_000
 METHODS = ("f-RAG (published)", "Genetic-GFN (published)", "REINVENT (published)")
 
 
 def run_job(job: dict[str, Any]) -> dict[str, Any]:
     """One task with one seed, taken up where it was."""
+    began = time.monotonic()
+    stopped, before, history, counts = (_graph_ga if job["method"] == GRAPH_GA else _design)(job)
+    seconds = time.monotonic() - began
+    return {
+        **job,
+        "stopped": stopped,
+        "seconds": round(seconds, 1),
+        "calls_per_s": round((len(history) - before) / seconds, 2),
+        **counts,
+        **figures(history, job["budget"]),
+    }
+
+
+def figures(history: Any, budget: int) -> dict[str, Any]:
+    """What the calls of a run, or of a part of it, came to."""
     from rdkit import Chem
 
     from mambakit.domains.molecules.design.measures import auc_top, hits, top_mean
     from mambakit.domains.molecules.structures import scaffold
 
-    began = time.monotonic()
-    stopped, before, history, counts = (_graph_ga if job["method"] == GRAPH_GA else _design)(job)
-    seconds, rewards = time.monotonic() - began, history.rewards
+    rewards = history.rewards
     found = [
         scaffold(Chem.MolFromSmiles(one.smiles), stereo=True) if one.reward >= HIT else ""
         for one in history.calls
     ]
     return {
-        **job,
-        "stopped": stopped,
         "calls": len(history),
-        "seconds": round(seconds, 1),
-        "calls_per_s": round((len(history) - before) / seconds, 2),
-        **counts,
         "top10": round(top_mean(rewards), 4),
-        "auc_top10": round(auc_top(rewards, job["budget"]), 4),
+        "auc_top10": round(auc_top(rewards, budget), 4),
         **hits(rewards, found, HIT),
     }
+
+
+def folder_of(job: dict[str, Any]) -> Path:
+    """Where a run lies."""
+    method = "graph-ga-" if job["method"] == GRAPH_GA else ""
+    return Path(job["output"]) / f"{method}{job['task']}-{job['seed']}"
+
+
+def cut_short(job: dict[str, Any]) -> dict[str, Any] | None:
+    """A run of PMO that was stopped, as far as it came; None if it has not begun."""
+    from mambakit.domains.molecules.design.history import History
+    from mambakit.domains.molecules.design.objective_file import load_objective
+    from mambakit.domains.molecules.design.optimise import HISTORY_FILE
+
+    path = folder_of(job) / HISTORY_FILE
+    if job["task"] == SATURN or not path.exists():
+        return None
+    found = figures(History(path, load_objective(job["task"]).names), job["budget"])
+    return {**job, "stopped": CUT, **found} if found["calls"] else None
 
 
 def _graph_ga(job: dict[str, Any]) -> tuple[str, int, Any, dict[str, Any]]:
@@ -93,10 +122,10 @@ def _graph_ga(job: dict[str, Any]) -> tuple[str, int, Any, dict[str, Any]]:
     from mambakit.domains.molecules.design.graph_ga import GraphGAConfig, graph_ga
     from mambakit.domains.molecules.design.history import History
     from mambakit.domains.molecules.design.objective_file import load_objective
+    from mambakit.domains.molecules.design.optimise import HISTORY_FILE
 
     objective = load_objective(job["task"])
-    folder = Path(job["output"]) / f"graph-ga-{job['task']}-{job['seed']}"
-    history = History(folder / "molecules.csv", objective.names)
+    history = History(folder_of(job) / HISTORY_FILE, objective.names)
     before = len(history)
     stopped = graph_ga(
         job["start"],
@@ -123,7 +152,7 @@ def _design(job: dict[str, Any]) -> tuple[str, int, Any, dict[str, Any]]:
     torch.set_num_threads(1)
     own = FEW_CALLS if job["task"] == SATURN else dataclasses.replace(MANY_CALLS, bucket_size=0, purge=False)
     config = dataclasses.replace(own, **job["changes"])
-    run = RunFolder(Path(job["output"]) / f"{job['task']}-{job['seed']}")
+    run = RunFolder(folder_of(job))
     run.start({**{key: job[key] for key in ("task", "seed", "model")}, "design": config}, seed=job["seed"])
     agent = Agent.load(Path(job["model"]), resolve_device(job["device"]))
     objective = load_objective(job["task"])
@@ -175,6 +204,15 @@ def saturn_rows(done: list[dict[str, Any]], baseline: list[dict[str, Any]]) -> l
     return made
 
 
+def at_least(runs: list[dict[str, Any]]) -> str:
+    """What a row's unit says of runs that were cut short; '' if none was."""
+    cut = sorted(one["calls"] for one in runs if one.get("stopped") in (CUT, "max-time"))
+    if not cut:
+        return ""
+    where = f"{cut[0]:,}" + (f" to {cut[-1]:,}" if len(cut) > 1 else "")
+    return f"; at least: {len(cut)} of {len(runs)} runs were cut at {where}, their last mean kept"
+
+
 def pmo_rows(
     done: list[dict[str, Any]], baseline: list[dict[str, Any]], seeds: list[int]
 ) -> list[dict[str, Any]]:
@@ -184,7 +222,8 @@ def pmo_rows(
     made, sums, sums_beside = [], {}, {}
     seeds = sorted(seeds)
     for task, published in PUBLISHED.items():
-        values = {job["seed"]: job["auc_top10"] for job in done if job["task"] == task}
+        of_task = [job for job in done if job["task"] == task]
+        values = {job["seed"]: job["auc_top10"] for job in of_task}
         if sorted(values) != seeds:
             continue
         sums[task] = values
@@ -197,7 +236,7 @@ def pmo_rows(
             row(
                 f"molecules/pmo-20/auc-top10/{task}",
                 round(statistics.mean(values.values()), 3),
-                f"area under the mean of the best ten, {PMO_BUDGET} calls",
+                f"area under the mean of the best ten, {PMO_BUDGET} calls{at_least(of_task)}",
                 peers=dict(zip(METHODS, published, strict=True)) | own,
                 spread=round(statistics.pstdev(values.values()), 3),
                 seeds=seeds,
@@ -213,7 +252,7 @@ def pmo_rows(
             row(
                 "molecules/pmo-20/sum-auc-top10",
                 round(statistics.mean(totals), 3),
-                f"sum over 20 oracles, {PMO_BUDGET} calls each",
+                f"sum over 20 oracles, {PMO_BUDGET} calls each{at_least(done)}",
                 peers=peers,
                 spread=round(statistics.pstdev(totals), 3),
                 seeds=seeds,
@@ -224,15 +263,16 @@ def pmo_rows(
 
 def main() -> None:
     """The command line."""
+    from processes import add_flags, run_all
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("model", nargs="?", help="folder of a language model")
     parser.add_argument("--baselines", action="store_true", help="a graph-genetic algorithm too")
     parser.add_argument("--start", default="zinc250k", help="a card or file of its first molecules")
     parser.add_argument("--tasks", nargs="+", default=[SATURN, *PUBLISHED], choices=[SATURN, *PUBLISHED])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
-    parser.add_argument("--jobs", type=int, default=1, help="processes at once")
-    parser.add_argument("--gpus", nargs="*", default=[], help="which accelerators the processes share")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda")
+    add_flags(parser)
     parser.add_argument("--budget", type=int, help="oracle calls, for a quick look")
     parser.add_argument("--max-time", type=float, help="seconds a run; it goes on with the next command")
     parser.add_argument("--output", default="runs/molecules-design", help="where the runs are kept")
@@ -265,26 +305,32 @@ def main() -> None:
         for task in arguments.tasks
         for method in methods
     ]
-    from processes import run_all
 
     def tell(job: dict[str, Any], seconds: float) -> None:
         left_out = ("model", "device", "max_time", "output", "changes", "ga_changes", "start")
         shown = {key: value for key, value in job.items() if key not in left_out}
         print(json.dumps({**shown, "at": round(seconds)}), flush=True)
 
-    done = run_all(run_job, jobs, arguments.jobs, tell=tell, gpus=arguments.gpus)
-    whole = [job for job in done if "error" not in job and job["stopped"] != "max-time"]
+    limits = {"seconds": arguments.seconds, "stop_after": arguments.stop_after}
+    found = run_all(run_job, jobs, arguments.jobs, tell=tell, gpus=arguments.gpus, **limits)
+    done = [job for job in found if "error" not in job]
+    ended = {folder_of(job) for job in found}
+    done += [one for job in jobs if folder_of(job) not in ended and (one := cut_short(job))]
     if changes or ga_changes or arguments.budget or arguments.model is None:
         return
     rows = []
     saturn, saturn_ga = (
-        [job for job in whole if job["task"] == SATURN and job["method"] == method]
+        [
+            job
+            for job in done
+            if job["task"] == SATURN and job["method"] == method and job["stopped"] != "max-time"
+        ]
         for method in (DESIGN, GRAPH_GA)
     )
     if len(saturn) == len(arguments.seeds):
         rows += saturn_rows(saturn, saturn_ga if len(saturn_ga) == len(saturn) else [])
     pmo, pmo_ga = (
-        [job for job in whole if job["task"] != SATURN and job["method"] == method]
+        [job for job in done if job["task"] != SATURN and job["method"] == method]
         for method in (DESIGN, GRAPH_GA)
     )
     rows += pmo_rows(pmo, pmo_ga, arguments.seeds)

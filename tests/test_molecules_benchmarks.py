@@ -70,8 +70,25 @@ def test_rows_of_pmo_are_of_the_seeds_asked_for(load: Any) -> None:
     assert total["peers"]["REINVENT (published)"] == pytest.approx(11.58, abs=0.02)
 
 
+def test_runs_of_pmo_that_were_cut_count_with_what_they_had(load: Any, tmp_path: Path) -> None:
+    benchmark = load("molecules_design")
+    job = {"task": "qed", "seed": 0, "method": benchmark.DESIGN, "budget": 10_000, "output": str(tmp_path)}
+    assert benchmark.cut_short(job) is None
+    (tmp_path / "qed-0").mkdir()
+    (tmp_path / "qed-0" / "molecules.csv").write_text(
+        "call,smiles,scaffold,reward,qed,qed:shaped,reason\n1,CCO,,0.4,0.4,0.4,\n2,CCN,,0.5,0.5,0.5,\n"
+    )
+    cut = benchmark.cut_short(job)
+    assert (cut["calls"], cut["top10"], cut["hits"]) == (2, 0.45, 0)
+    assert cut["auc_top10"] == pytest.approx(0.45, abs=1e-3)  # the last mean, to the budget's end
+    whole = {**job, "seed": 1, "stopped": "budget", "calls": 10_000, "auc_top10": 0.95}
+    (row,) = benchmark.pmo_rows([cut, whole], [], [0, 1])
+    assert row["unit"].endswith("; at least: 1 of 2 runs were cut at 2, their last mean kept")
+    assert benchmark.cut_short({**job, "task": benchmark.SATURN}) is None
+
+
 def test_settings_of_each_design_task(load: Any, tmp_path: Path, molecules: Path) -> None:
-    """Saturn's own for its task; for PMO those that were published there, without filter and purge."""
+    """Those of few calls for Saturn's task; for PMO those published there, without filter and purge."""
     benchmark = load("molecules_design")
     start = [line.split()[0] for line in molecules.read_text().splitlines()[:60]]
     tokenizer = SmilesTokenizer().fit(start)
