@@ -226,10 +226,11 @@ class TestFit:
                     raise KeyboardInterrupt
                 return super().training_step(batch, index)
 
+        before = signal.getsignal(signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):
             fit(Interrupted(CONFIG), *loaders(), CONFIG, RunFolder(tmp_path))
         assert RunFolder(tmp_path).result is None
-        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        assert signal.getsignal(signal.SIGINT) is before
 
 
 @pytest.mark.parametrize("ema_decay", [pytest.param(0.0, marks=pytest.mark.slow), 0.95])
