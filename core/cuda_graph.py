@@ -50,6 +50,6 @@ def record(
             run()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=pool):
+    with torch.cuda.graph(graph, pool=pool):  # type: ignore[arg-type]  # a type of torch's own
         results = run()
     return graph, results
