@@ -133,8 +133,18 @@ class VocabularyTokenizer(Tokenizer[Any]):
             SampleError: On a sample of another type, one the pattern doesn't cover, or an unknown symbol.
             NotFittedError: Before ``fit``.
         """
+        ids = [*([BOS_ID] if self.bos else []), *self.ids(sample), *([EOS_ID] if self.eos else [])]
+        return Tokens(torch.tensor(ids, dtype=torch.int64))
+
+    def ids(self, sample: Any) -> list[int]:
+        """The ids of a sample's symbols, without bos and eos.
+
+        Raises:
+            SampleError: As ``encode``.
+            NotFittedError: Before ``fit``.
+        """
         self.require_fitted()
-        ids = [BOS_ID] if self.bos else []
+        ids = []
         for position, symbol in self._split(sample):
             number = self._ids.get(symbol)
             if number is None:
@@ -146,9 +156,7 @@ class VocabularyTokenizer(Tokenizer[Any]):
                     )
                 number = UNK_ID
             ids.append(number)
-        if self.eos:
-            ids.append(EOS_ID)
-        return Tokens(torch.tensor(ids, dtype=torch.int64))
+        return ids
 
     def decode(self, tokens: Tokens) -> Any:
         """The string (or, with ``split="items"``, the list); pad, bos and eos ids are left out.

@@ -115,14 +115,6 @@ class SmilesTokenizer(VocabularyTokenizer):
         """
         return [str(symbol) for _, symbol in self._split(sample)]
 
-    def ids(self, text: str) -> list[int]:
-        """The ids of a piece of a molecule, without START and END.
-
-        Raises:
-            SampleError: As ``encode``.
-        """
-        return [int(one) for one in self.encode(text).values[1:-1]]
-
     def any_start(self) -> int:
         """The first id of a molecule that may be written in any way."""
         return REWRITTEN if self.marks_rewritten else START
@@ -141,11 +133,7 @@ class SmilesTokenizer(VocabularyTokenizer):
         Raises:
             SampleError: As ``encode``.
         """
-        try:
-            return [self.any_start(), *(self._ids[symbol] for _, symbol in self._split(sample)), END]
-        except KeyError:
-            self.encode(sample)  # says which token, and where
-            raise
+        return [self.any_start(), *self.ids(sample), END]
 
     def decode(self, tokens: Tokens) -> str:
         """The molecule, whichever start it has.
