@@ -132,6 +132,7 @@ class Collate:
         policy: Whose inputs they become.
         hide: Hide previous actions and modalities at random, as training does.
         weights: How much each step counts, ``(n,)`` for every episode.
+        row_steps: Steps that every row is padded to; by default as many as the longest has.
     """
 
     def __init__(
@@ -141,9 +142,10 @@ class Collate:
         *,
         hide: bool,
         weights: Weights | None = None,
+        row_steps: int = 0,
     ) -> None:
         self.config: SavedPolicyConfig = policy.config
-        self.hide, self.weights = hide, weights
+        self.hide, self.weights, self.row_steps = hide, weights, row_steps
         self.episodes = episodes
         self.to_go = [one.returns_to_go() for one in episodes]
         texts = sorted({one.instruction or "" for one in episodes} | {""})
@@ -152,7 +154,7 @@ class Collate:
 
     def __call__(self, rows: Sequence[Row]) -> PolicyBatch:
         config, spaces = self.config, self.config.spaces
-        length = max(sum(piece.stop - piece.start for piece in row) for row in rows)
+        length = max(self.row_steps, *(sum(piece.stop - piece.start for piece in row) for row in rows))
         shape = (len(rows), length)
         chunk, width = config.policy.chunk, spaces.action_dim
         of_action = () if spaces.discrete else (width,)
@@ -248,11 +250,13 @@ def training_loader(
     packing = Packing([len(one) for one in episodes], policy.config.policy.horizon, nominal)
     rows = max(1, round(batch_size * nominal / packing.row_steps))
     passes = max(1, round(EPOCH_BATCHES * rows / packing.n_rows))
+    # one shape for all batches, so that a GPU can replay a step
+    collate = Collate(episodes, policy, hide=True, weights=weights, row_steps=packing.row_steps)
     return DataLoader(
         _Rows(),  # type: ignore[arg-type]
         rows,
         sampler=_EpochRows(packing, passes),
-        collate_fn=Collate(episodes, policy, hide=True, weights=weights),
+        collate_fn=collate,
         num_workers=n_workers,
     )
 

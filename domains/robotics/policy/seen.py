@@ -80,3 +80,14 @@ class PolicyBatch:
             function(self.counted),
             None if self.weight is None else function(self.weight),
         )
+
+    def tensors(self) -> list[Tensor]:
+        """Those that are there, in the order of ``map``."""
+        found: list[Tensor] = []
+
+        def take(tensor: Tensor) -> Tensor:
+            found.append(tensor)
+            return tensor
+
+        self.map(take)
+        return found

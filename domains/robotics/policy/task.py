@@ -6,13 +6,32 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mambakit.core.auxiliary import auxiliary_loss
-from mambakit.core.training import TrainConfig
+from mambakit.core.training import GraphedLoss, TrainConfig
 from mambakit.core.training.optim import configure_optimizer
 from mambakit.domains.robotics.policy.model import Policy
 from mambakit.domains.robotics.policy.seen import PolicyBatch
+
+
+class PolicyLoss(nn.Module):
+    """What training minimises, of a batch's tensors in the order of ``PolicyBatch.map``.
+
+    Args:
+        model: The policy.
+        form: A batch that has the same tensors; their values do not matter.
+    """
+
+    def __init__(self, model: Policy, form: PolicyBatch) -> None:
+        super().__init__()
+        self.model, self.form = model, form
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        """A scalar."""
+        given = iter(tensors)
+        loss = self.model.loss(self.form.map(lambda _: next(given)))
+        return loss + auxiliary_loss(self.model)
 
 
 class PolicyTask(pl.LightningModule):
@@ -27,6 +46,7 @@ class PolicyTask(pl.LightningModule):
         super().__init__()
         self.model = model
         self.train_config = train
+        self._loss: GraphedLoss | None = None
 
     def transfer_batch_to_device(
         self, batch: PolicyBatch, device: torch.device, dataloader_idx: int
@@ -36,9 +56,12 @@ class PolicyTask(pl.LightningModule):
 
     def training_step(self, batch: PolicyBatch, batch_idx: int) -> Tensor:
         """The loss of a batch."""
-        loss = self.model.loss(batch)
+        if self._loss is None:
+            form = batch.map(lambda tensor: tensor.new_empty(0))
+            self._loss = GraphedLoss(PolicyLoss(self.model, form))
+        loss = self._loss(*batch.tensors())
         self.log("train/loss", loss.detach(), on_step=False, on_epoch=True, batch_size=len(batch.real))
-        return loss + auxiliary_loss(self.model)
+        return loss
 
     def remembered(self, batch: PolicyBatch) -> PolicyBatch:
         """The batch itself: it can be replayed in any later run."""

@@ -25,6 +25,7 @@ from mambakit.domains.robotics.policy.config import PolicyConfig, SavedPolicyCon
 from mambakit.domains.robotics.policy.data import Collate, Packing, Piece, measuring_loader, training_loader
 from mambakit.domains.robotics.policy.heads import build_head
 from mambakit.domains.robotics.policy.model import Policy
+from mambakit.domains.robotics.policy.task import PolicyTask
 from mambakit.domains.robotics.policy.testing import SMALL, made_episodes, small_policy
 from mambakit.domains.robotics.policy.tokenizer import WordNumbers
 from mambakit.domains.robotics.policy.training import (
@@ -62,6 +63,29 @@ def test_every_step_is_learned_once_an_epoch(
         assert all(stop - start <= horizon for _, start, stop in pieces)
     else:
         assert sorted(pieces) == [Piece(i, 0, length) for i, length in enumerate(lengths)]
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_a_step_is_the_policys_loss_of_batches_of_one_shape(device: str) -> None:
+    episodes = made_episodes(12, steps=(3, 11))
+    policy = small_policy(episodes, dropout=0.0).to(device).train()
+    task = PolicyTask(policy, FEW)
+    task.log = lambda *_, **__: None  # type: ignore[method-assign]  # there is no trainer to tell
+    loader = training_loader(episodes.episodes, policy, 1)
+    lengths = set()
+    for i, batch in zip(range(6), loader, strict=False):
+        here = batch.map(lambda tensor: tensor.to(device))
+        lengths.add(here.real.shape[1])
+        loss = task.training_step(here, i)
+        torch.testing.assert_close(loss, policy.loss(here), rtol=1e-4, atol=1e-5)
+        got, want = (
+            torch.autograd.grad(one, list(policy.parameters()), allow_unused=True)
+            for one in (loss, policy.loss(here))
+        )
+        for mine, plain in zip(got, want, strict=True):
+            if plain is not None:
+                torch.testing.assert_close(mine, plain, rtol=1e-3, atol=1e-5)
+    assert lengths == {256}
 
 
 def test_batches_say_what_happened() -> None:
