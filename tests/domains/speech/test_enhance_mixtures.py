@@ -22,6 +22,7 @@ from mambakit.domains.speech.mixtures import (
     kept,
 )
 from mambakit.domains.speech.noises import coloured, low_passed, machine
+from mambakit.domains.speech.separate.config import PairConfig
 
 RATE = 8000
 
@@ -123,6 +124,22 @@ def test_two_speakers_add_up_and_are_never_the_same() -> None:
     torch.testing.assert_close(levels[:, 0], levels[:, 1], rtol=1e-3, atol=0)
     with pytest.raises(DataError, match="two speakers at least, got 1"):
         TwoSpeakerMixer(pool(1), 0.5)
+
+
+def test_an_utterance_at_another_speed_is_another_speakers() -> None:
+    own = pool(2)
+    more = own.at_speeds([0.8, 1.25])
+    assert len(more) == 3 * len(own)
+    assert more.speakers == sorted(f"s{i}{speed}" for i in range(2) for speed in ("", " at 0.8", " at 1.25"))
+    for speed, one in ((0.8, more.spoken[len(own)]), (1.25, more.spoken[2 * len(own)])):
+        first = own.spoken[0]
+        assert len(one.samples) == round(len(first.samples) / speed)
+        assert one.band_hz == pytest.approx(min(4000.0, 4000.0 * speed))
+        spectrum = np.abs(np.fft.rfft(one.samples * np.hanning(len(one.samples))))
+        assert spectrum.argmax() * RATE / len(one.samples) == pytest.approx(150 * speed, abs=4)
+    assert own.at_speeds([]).speakers == own.speakers
+    with pytest.raises(UsageError, match=r"speeds: expected factors from 0\.5 to 2 other than 1, got 3"):
+        PairConfig(speeds=[0.9, 3.0])
 
 
 def test_shares_that_are_more_than_all_are_refused() -> None:
