@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,13 +23,12 @@ from mambakit.domains.robotics.memory import Memory, Snapshot
 from mambakit.domains.robotics.policy.chunks import weighted
 from mambakit.domains.robotics.policy.model import Policy
 from mambakit.domains.robotics.policy.seen import Seen
+from mambakit.domains.robotics.readings import PLAIN, Readings
 
 Observations = Mapping[str, ArrayLike] | ArrayLike
 
 _TIMED = 100_000
 _WARM_UP = 10
-_PLAIN: tuple[Literal["C"], Literal["W"]] = ("C", "W")
-"""What torch asks of an array: in order, and writable."""
 
 
 class Controller:
@@ -72,6 +71,7 @@ class Controller:
         self.device, self.dtype = weight.device, weight.dtype
         self._generator = torch.Generator(self.device).manual_seed(seed)
         self._config, self._spaces = policy.config, policy.config.spaces
+        self._readings = Readings(self._spaces, n_envs, self.device, self.dtype)
         self._tells_return = policy.embed.tells_return
         self._reads_instruction = "instruction" in policy.config.modalities
         self._seconds: deque[float] = deque(maxlen=_TIMED)
@@ -172,7 +172,7 @@ class Controller:
             UsageError: On another shape, or a choice that there is not.
             DataError: If a number is NaN or infinite.
         """
-        given = torch.from_numpy(np.require(actions, requirements=_PLAIN))
+        given = torch.from_numpy(np.require(actions, requirements=PLAIN))
         if given.shape != self._memory.previous.shape:
             wanted = tuple(self._memory.previous.shape)
             raise UsageError(f"actions: expected shape {wanted}, got {tuple(given.shape)}")
@@ -230,12 +230,13 @@ class Controller:
         named: Mapping[str, Any] = (
             observations if isinstance(observations, Mapping) else {"state": observations}
         )
-        state, alone = self._vector(named, "state", self._spaces.state_dim)
-        goal, _ = self._vector(named, "goal", self._spaces.goal_dim if self.policy.embed.tells_goal else 0)
-        image, image_alone = self._image(named)
+        state, alone = self._readings.vector(named, "state", self._spaces.state_dim)
+        goal_dim = self._spaces.goal_dim if self.policy.embed.tells_goal else 0
+        goal, _ = self._readings.vector(named, "goal", goal_dim)
+        image, image_alone = self._readings.image(named)
         earned = None
         if self._tells_return and rewards is not None:
-            earned = self._rewards(rewards)
+            earned = self._readings.rewards(rewards, self._memory.began)
         if self._wants_graph and self._graph is None and state is not None:
             self._graph = _Graph(self, state, goal)
         if self._graph is not None and state is not None:
@@ -300,60 +301,6 @@ class Controller:
         if not self._reads_instruction or (self._graph is None and bool(instructed.all())):
             return None
         return instructed
-
-    def _vector(self, named: Mapping[str, Any], name: str, width: int) -> tuple[Tensor | None, bool]:
-        if not width:
-            return None, False
-        given = named.get(name)
-        if given is None:
-            if name == "state" and self._spaces.image is not None and named.get("image") is not None:
-                return None, False
-            raise UsageError(f"observations: the policy reads {name!r}, and it was not given")
-        kind = np.float64 if self.dtype == torch.float64 else np.float32
-        values = np.require(given, kind, _PLAIN)  # a renderer's may not be
-        alone = values.ndim == 1 and self.n_envs == 1
-        values = values[None] if alone else values
-        if values.shape != (self.n_envs, width):
-            raise UsageError(
-                f"observations: {name} of shape {(self.n_envs, width)} is wanted (robots, numbers), "
-                f"got {np.shape(given)}"
-            )
-        if not np.isfinite(values).all():
-            robot, place = np.argwhere(~np.isfinite(values))[0]
-            raise DataError(
-                f"observations: {name} of robot {robot} has {values[robot, place]} at place {place}; "
-                "a policy can't act on it, so stop the robot or leave the reading out"
-            )
-        return torch.from_numpy(values).to(self.device), alone
-
-    def _image(self, named: Mapping[str, Any]) -> tuple[Tensor | None, bool]:
-        given = named.get("image")
-        if self._spaces.image is None or given is None:
-            return None, False
-        pixels = np.asarray(given)
-        alone = pixels.ndim == 3 and self.n_envs == 1
-        pixels = pixels[None] if alone else pixels
-        if pixels.shape != (self.n_envs, *self._spaces.image, 3) or pixels.dtype != np.uint8:
-            raise UsageError(
-                f"observations: image of shape {(self.n_envs, *self._spaces.image, 3)} uint8 is wanted, "
-                f"got {pixels.shape} {pixels.dtype}"
-            )
-        return torch.from_numpy(np.require(pixels, requirements=_PLAIN)).to(self.device), alone
-
-    def _rewards(self, rewards: ArrayLike) -> Tensor:
-        values = np.require(rewards, np.float64, _PLAIN).reshape(-1)
-        if len(values) != self.n_envs:
-            raise UsageError(f"rewards: expected one for each of {self.n_envs} robots, got {len(values)}")
-        if not np.isfinite(values).all():
-            bad = ~np.isfinite(values) & ~self._memory.began.cpu().numpy()
-            if bad.any():
-                robot = int(np.flatnonzero(bad)[0])
-                raise DataError(
-                    f"rewards: that of robot {robot} is {values[robot]}; its return to go would never be a "
-                    "number again, so stop the robot or leave the rewards out"
-                )
-            values = np.nan_to_num(values)  # of robots that were reset since
-        return torch.from_numpy(values).to(self.device, self.dtype)
 
     def warm_up(self, steps: int = _WARM_UP) -> None:
         """Take steps that are forgotten: the first ones load and compile what later ones use."""
