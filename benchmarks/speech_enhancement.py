@@ -27,15 +27,6 @@ from trials import add_trial_flags, changed, device_here, measured, read_changes
 UNITS = {"pesq": "MOS-LQO", "stoi": "", "si_sdr": "dB"}
 BASELINES = ("noisy", "log-MMSE")
 WHOLE, STREAMING = "mambakit", "mambakit, streaming"
-# chosen by the validation loss on a GPU
-LONG = {
-    "model.hop": 128,
-    "model.patch": 4,
-    "model.d_model": 64,
-    "model.n_layers": 4,
-    "model.block_options": {"head_dim": 32, "d_state": 16},
-    "train.lr": 5e-3,
-}
 
 
 def run_job(job: dict[str, Any]) -> dict[str, Any]:
@@ -48,12 +39,13 @@ def run_job(job: dict[str, Any]) -> dict[str, Any]:
 
     device, began = device_here(), time.monotonic()
     presets_here = {
-        "model": dataclasses.replace(presets.PRESET_ENHANCE, causal=job["who"] == STREAMING),
+        "model": presets.PRESET_ENHANCE,
         "mix": presets.PRESET_MIX,
         "loss": presets.PRESET_ENHANCE_LOSS,
         "train": presets.PRESET_ENHANCE_TRAIN,
     }
-    configs = changed(lengthened(presets_here, job["long"], "mix", LONG), job["changes"])
+    configs = changed(lengthened(presets_here, job["long"], "enhance"), job["changes"])
+    configs["model"] = dataclasses.replace(configs["model"], causal=job["who"] == STREAMING)
     rate_hz = configs["model"].rate_hz
     pools, noises = load_pools(job["data"], rate_hz), load_noises("noise", rate_hz)
     with run_at(job["keep"], "enhancement", job["who"], job["seed"]) as folder:

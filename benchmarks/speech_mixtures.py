@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+import yaml
 from trials import changed
+
+RECIPES = Path(__file__).parent.parent / "examples" / "speech"
 
 
 def add_long_flag(parser: argparse.ArgumentParser) -> None:
@@ -15,26 +18,16 @@ def add_long_flag(parser: argparse.ArgumentParser) -> None:
         "--long",
         type=int,
         metavar="EPOCHS",
-        help="train as a GPU can: a larger network, in bfloat16, for so many epochs of 200 "
-        "batches of 16, instead of the preset for a CPU",
+        help="train as a GPU can: the recipe in examples/speech for so many epochs, not the preset for a CPU",
     )
 
 
-def lengthened(
-    configs: dict[str, Any], epochs: int | None, mixtures: str, settings: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Configs as ``--long`` has them.
-
-    Args:
-        configs: The preset's.
-        epochs: How many; None leaves the preset as it is.
-        mixtures: Names the config that says how many mixtures are made.
-        settings: What else differs, by dotted names.
-    """
+def lengthened(configs: dict[str, Any], epochs: int | None, recipe: str) -> dict[str, Any]:
+    """Configs as the recipe of that name has them, for so many epochs; without a number as they are."""
     if epochs is None:
         return configs
-    changes = {"train.max_epochs": epochs, "train.batch_size": 16, "train.patience": 0}
-    # float32 takes two and a half times as long on an H200, and learns the same
-    changes |= {"train.precision": "bf16-mixed"}
-    made = {f"{mixtures}.steps_per_epoch": 200, f"{mixtures}.validation_mixtures": 100}
-    return changed(configs, {**changes, **made, **settings})
+    given = yaml.safe_load((RECIPES / f"{recipe}.yaml").read_text("utf-8"))
+    changes = {
+        f"{part}.{name}": value for part in configs if part in given for name, value in given[part].items()
+    }
+    return changed(configs, {**changes, "train.max_epochs": epochs})

@@ -100,7 +100,7 @@ def test_voicebank_demand(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["librispeech", "voicebank-demand", "wsj0-2mix"])
+@pytest.mark.parametrize("name", ["enhance", "librispeech", "separate", "voicebank-demand", "wsj0-2mix"])
 def test_every_recipe_is_read_as_it_is(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     config = RECIPES / f"{name}.yaml"
     assert main(["train", "--config", str(config), "--print_config"]) == 0
