@@ -24,7 +24,7 @@ from typing import Any
 from speech_mixtures import add_long_flag, lengthened
 from trials import add_trial_flags, changed, device_here, measured, read_changes, run_at
 
-UNITS = {"pesq": "MOS-LQO", "stoi": "", "si_sdr": "dB"}
+UNITS = {"pesq": "MOS-LQO", "stoi": "of 1", "si_sdr": "dB"}
 BASELINES = ("noisy", "log-MMSE")
 WHOLE, STREAMING = "mambakit", "mambakit, streaming"
 
