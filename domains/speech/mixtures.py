@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, TensorDataset
 
 from mambakit.core.errors import DataError
@@ -31,7 +30,6 @@ _PAUSE_S = 0.4  # between utterances at most
 _MOST_PIECES = 32  # of a stretch; with shorter utterances its end is silent
 _VOICES = 8  # of a babble at most
 _AT_ONCE = 8
-_RESAMPLED_AT_ONCE = 256
 _BATCHES_AHEAD = 8
 
 
@@ -82,13 +80,10 @@ class SpeechPool:
         """These utterances, and each of them so many times as fast: another speaker's, by its pitch."""
         spoken = list(self.spoken)
         for factor in factors:
-            for at in range(0, len(self.spoken), _RESAMPLED_AT_ONCE):
-                some = self.spoken[at : at + _RESAMPLED_AT_ONCE]
-                rows = pad_sequence([torch.from_numpy(one.samples) for one in some], batch_first=True)
-                for one, row in zip(some, change_speed(rows, factor).numpy(), strict=True):
-                    samples = row[: max(1, round(len(one.samples) / factor))].copy()
-                    band = min(one.band_hz * factor, self.rate_hz / 2)
-                    spoken.append(Spoken(samples, f"{one.speaker} at {factor:g}", band))
+            for one in self.spoken:
+                samples = change_speed(torch.from_numpy(one.samples), factor).numpy()
+                band = min(one.band_hz * factor, self.rate_hz / 2)
+                spoken.append(Spoken(samples, f"{one.speaker} at {factor:g}", band))
         return SpeechPool(spoken, self.rate_hz)
 
 

@@ -53,8 +53,8 @@ class PairConfig:
     level_db: float = 2.5
     """One speaker is louder than the other by up to so much."""
     speeds: list[float] = field(default_factory=list)
-    """Training utterances are heard so many times as fast, too: each speed makes another speaker of one, of
-    whom few data sets have enough."""
+    """Training utterances are heard so many times as fast, too, in twentieths: each speed makes another
+    speaker of one, of whom few data sets have enough."""
     steps_per_epoch: int = 50
     """Batches until the next validation."""
     validation_mixtures: int = 24
@@ -68,8 +68,12 @@ class PairConfig:
         if not self.segment_s > 0:
             raise UsageError(f"segment_s: expected more than 0, got {self.segment_s}")
         check_least(self, 0, "level_db")
-        if bad := [one for one in self.speeds if not 0.5 <= one <= 2 or one == 1]:
-            raise UsageError(f"speeds: expected factors from 0.5 to 2 other than 1, got {bad[0]:g}")
+        for speed in self.speeds:
+            twentieths = 20 * speed
+            if not 10 <= twentieths <= 40 or abs(twentieths - round(twentieths)) > 1e-6 or speed == 1:
+                raise UsageError(f"speeds: expected .5, .55, ... 2 without 1, got {speed:g}")
+        if len(set(self.speeds)) < len(self.speeds):
+            raise UsageError("speeds: one is there twice")
         check_least(self, 1, "steps_per_epoch", "validation_mixtures", "test_mixtures")
         if self.unseen and len(set(self.unseen)) != 2:
             raise UsageError(f"unseen: expected two speakers, got {', '.join(self.unseen)}")
