@@ -44,8 +44,8 @@ def run_job(job: dict[str, Any]) -> dict[str, Any]:
         "loss": presets.PRESET_ENHANCE_LOSS,
         "train": presets.PRESET_ENHANCE_TRAIN,
     }
-    configs = changed(lengthened(presets_here, job["long"], "enhance"), job["changes"])
-    configs["model"] = dataclasses.replace(configs["model"], causal=job["who"] == STREAMING)
+    changes = {"model.causal": job["who"] == STREAMING, **job["changes"]}
+    configs = changed(lengthened(presets_here, job["long"], "enhance"), changes)
     rate_hz = configs["model"].rate_hz
     pools, noises = load_pools(job["data"], rate_hz), load_noises("noise", rate_hz)
     with run_at(job["keep"], "enhancement", job["who"], job["seed"]) as folder:

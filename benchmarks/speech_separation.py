@@ -120,8 +120,10 @@ def main() -> int:
     changes = read_changes(arguments.changes)
 
     from mambakit.domains.speech.enhance.data import load_pools
+    from mambakit.domains.speech.separate.config import PRESET_SEPARATE
 
-    load_pools(arguments.data, 8_000, task="separate")  # once, before the processes ask for it together
+    # once, before the processes ask for it together
+    load_pools(arguments.data, PRESET_SEPARATE.rate_hz, task="separate")
     jobs = [
         {
             "pair": pair,

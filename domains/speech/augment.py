@@ -166,7 +166,7 @@ def mix(speech: Tensor, noise: Tensor, snr_db: float | Tensor) -> Tensor:
 
 
 def change_speed(samples: Tensor, factor: float) -> Tensor:
-    """Played ``factor`` times as fast, pitch and all; ``(..., n)`` to about ``(..., n / factor)``.
+    """Played ``factor`` times as fast, pitch and all; ``(n,)`` to about ``(n / factor,)``.
 
     The factor is rounded to twentieths, so that resampling filters stay short.
     """
