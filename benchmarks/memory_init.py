@@ -1,7 +1,7 @@
 """How a state starts, on a task of long memory: give back a signal as it was some time ago.
 
     python benchmarks/memory_init.py                                    # ten minutes of one core
-    python benchmarks/memory_init.py --device cuda --delay 1000 --length 4000 --band 60 --steps 20000
+    python benchmarks/memory_init.py --gpus 0 --jobs 12 --delay 1000 --length 4000 --band 60 --steps 5000
 
 The input is white noise without its fast part (frequencies up to ``--band`` cycles in ``--length`` steps),
 the target the input ``--delay`` steps before, as in HiPPO's and S4D's studies of starts (Gu et al. 2020,
@@ -17,15 +17,18 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
-import time
+from collections.abc import Sequence
+from typing import Any
 
 import torch
+from processes import Job, add_flags, run_all
 from torch import Tensor, nn
+from trials import publish
 
 from mambakit.core.backbone import Backbone, BackboneConfig
-from mambakit.core.training import configure_optimizer
+from mambakit.core.training import GraphedLoss, configure_optimizer
 from mambakit.core.training.config import TrainConfig
-from rows import machine, row, write_rows
+from rows import machine, row
 
 D_MODEL, D_STATE, BATCH = 16, 32, 8
 STARTS: dict[str, list[str | None]] = {
@@ -62,34 +65,80 @@ def signals(batch: int, length: int, band: int, generator: torch.Generator) -> T
     return x / x.std(1, keepdim=True)
 
 
-def error(model: Delayed, x: Tensor, delay: int) -> Tensor:
-    """Mean square from the delay on."""
-    return (model(x)[:, delay:] - x[:, :-delay]).square().mean()
+class Recall(nn.Module):
+    """The mean square of what a network is off, from the delay on."""
+
+    def __init__(self, model: Delayed, delay: int) -> None:
+        super().__init__()
+        self.model, self.delay = model, delay
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Of signals ``(batch, length)``, a scalar."""
+        return (self.model(x)[:, self.delay :] - x[:, : -self.delay]).square().mean()
 
 
-def run(kind: str, start: str | None, seed: int, arguments: argparse.Namespace) -> tuple[float, float]:
-    """Root mean squares on held-out signals, before and after training."""
-    torch.manual_seed(seed)
-    model = Delayed(kind, start).to(arguments.device)
-    size = (arguments.length, arguments.band)
-    held = signals(32, *size, torch.Generator().manual_seed(10_000)).to(arguments.device)
-    generator = torch.Generator().manual_seed(seed)
-    made = configure_optimizer(model, TrainConfig(lr=arguments.lr, weight_decay=0.0), arguments.steps)
+def run_job(job: Job) -> Job:
+    """Trains one network.
+
+    Args:
+        job: ``kind``, ``start``, ``seed``, ``steps``, ``length``, ``delay``, ``band`` and ``lr``.
+
+    Returns:
+        The job with ``before`` and ``after``, the root mean squares on held-out signals, and ``machine``.
+    """
+    torch.set_num_threads(1)
+    torch.manual_seed(job["seed"])
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    loss = Recall(Delayed(job["kind"], job["start"]), job["delay"]).to(device)
+    size = (job["length"], job["band"])
+    held = signals(32, *size, torch.Generator().manual_seed(10_000)).to(device)
+    generator = torch.Generator().manual_seed(job["seed"])
+    made = configure_optimizer(loss, TrainConfig(lr=job["lr"], weight_decay=0.0), job["steps"])
     optimizer, schedule = made["optimizer"], made["lr_scheduler"]["scheduler"]
 
     @torch.no_grad()
     def measured() -> float:
-        return error(model, held, arguments.delay).sqrt().item()
+        return loss(held).sqrt().item()
 
-    before = measured()
-    for _ in range(arguments.steps):
-        loss = error(model, signals(BATCH, *size, generator).to(arguments.device), arguments.delay)
+    before, training = measured(), GraphedLoss(loss)
+    for _ in range(job["steps"]):
+        value = training(signals(BATCH, *size, generator).to(device))
         optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        value.backward()
+        nn.utils.clip_grad_norm_(loss.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-    return before, measured()
+    return {**job, "before": before, "after": measured(), "machine": machine()}
+
+
+def tell(one: Job, seconds: float) -> None:
+    """A line of a run that ended."""
+    said = one.get("error") or f"{one['before']:.4f} -> {one['after']:.4f}"
+    print(
+        f"{seconds:6.0f} s  {one['kind']} {one['start'] or 'published'} seed {one['seed']}: {said}",
+        flush=True,
+    )
+
+
+def rows_of(found: Sequence[Job], seeds: Sequence[int]) -> list[dict[str, Any]]:
+    """A row for every start of which all seeds are there."""
+    made = []
+    for kind, start in dict.fromkeys((one["kind"], one["start"]) for one in found):
+        runs = [one for one in found if (one["kind"], one["start"]) == (kind, start)]
+        if {one["seed"] for one in runs} == set(seeds):
+            after = [one["after"] for one in runs]
+            made.append(
+                row(
+                    f"core/memory-init/delay-{runs[0]['delay']}/nrmse/{kind}/{start or 'published'}",
+                    round(statistics.mean(after), 4),
+                    "of the signal's deviation",
+                    peers={"before training": round(statistics.mean(one["before"] for one in runs), 4)},
+                    spread=round(statistics.stdev(after), 4) if len(after) > 1 else None,
+                    seeds=list(seeds),
+                )
+                | {"machine": runs[0]["machine"]}
+            )
+    return made
 
 
 def main() -> int:
@@ -104,33 +153,24 @@ def main() -> int:
     parser.add_argument("--delay", type=int, default=24)
     parser.add_argument("--band", type=int, default=6)
     parser.add_argument("--lr", type=float, default=1e-2)
-    parser.add_argument("--device", default="cpu")
     parser.add_argument("--trial", action="store_true", help="write no rows")
+    add_flags(parser)
     arguments = parser.parse_args()
-    if arguments.device == "cpu":
-        torch.set_num_threads(1)
-    task, began = f"delay-{arguments.delay}", time.monotonic()
-    for kind in arguments.kinds:
-        made = []
-        for start in STARTS[kind]:
-            name = start or "published"
-            found = [run(kind, start, seed, arguments) for seed in arguments.seeds]
-            before, after = ([one[i] for one in found] for i in (0, 1))
-            made.append(
-                row(
-                    f"core/memory-init/{task}/nrmse/{kind}/{name}",
-                    round(statistics.mean(after), 4),
-                    "of the signal's deviation",
-                    peers={"before training": round(statistics.mean(before), 4)},
-                    spread=round(statistics.stdev(after), 4) if len(after) > 1 else None,
-                    seeds=arguments.seeds,
-                )
-            )
-            print(f"{time.monotonic() - began:6.0f} s {kind} {name}: {before} -> {after}", flush=True)
-        if not arguments.trial:  # a kind at a time: a run that is stopped has given what it has
-            print(f"wrote {write_rows('core-memory', made)}")
-    print(machine())
-    return 0
+    common = {name: getattr(arguments, name) for name in ("steps", "length", "delay", "band", "lr")}
+    jobs = [
+        {"kind": kind, "start": start, "seed": seed, **common}
+        for seed in arguments.seeds
+        for kind in arguments.kinds
+        for start in STARTS[kind]
+    ]
+    limits = {"seconds": arguments.seconds, "stop_after": arguments.stop_after}
+    found = run_all(run_job, jobs, arguments.jobs, tell=tell, gpus=arguments.gpus, **limits)
+    done = [one for one in found if "error" not in one]
+    if not arguments.trial:
+        publish("core-memory", rows_of(done, arguments.seeds))
+    if len(done) < len(jobs):
+        print(f"{len(jobs) - len(done)} of {len(jobs)} runs failed or are not done", file=sys.stderr)
+    return 0 if len(done) == len(jobs) else 1
 
 
 if __name__ == "__main__":

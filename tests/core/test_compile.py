@@ -19,13 +19,26 @@ CAUSAL = [kind for kind in SMALL_BLOCKS if BLOCKS[kind].causal]
 LENGTHS = (7, 13, 40, 128, 130, 2)
 
 
-def kinds(fast: Iterable[str]) -> list[object]:
-    return [kind if kind in fast else pytest.param(kind, marks=pytest.mark.slow) for kind in SMALL_BLOCKS]
+def kinds(fast: Iterable[str], backend: str, among: Iterable[str] = SMALL_BLOCKS) -> list[object]:
+    """On the CPU with a backend that compiles nothing, on a GPU with the one that is used there."""
+    cpu = [
+        pytest.param(kind, "cpu", backend, marks=() if kind in fast else pytest.mark.slow, id=kind)
+        for kind in among
+    ]
+    return cpu + [
+        pytest.param(kind, "cuda", "inductor", marks=pytest.mark.gpu, id=f"{kind}-gpu") for kind in among
+    ]
 
 
-def small(kind: str) -> Block:
+def small(kind: str, device: str) -> Block:
     torch.manual_seed(0)
-    return build_block(kind, 16, SMALL_BLOCKS[kind])
+    return build_block(kind, 16, SMALL_BLOCKS[kind]).to(device)
+
+
+def assert_close(actual: torch.Tensor, expected: torch.Tensor) -> None:
+    """On a GPU other kernels round otherwise."""
+    share = {"atol": 1e-5 * max(1.0, float(expected.abs().max())), "rtol": 0.0}
+    torch.testing.assert_close(actual, expected, **({} if actual.device.type == "cpu" else share))
 
 
 @pytest.fixture(autouse=True)
@@ -46,23 +59,28 @@ def test_every_block_is_here():
     assert set(SMALL_BLOCKS) | {"graph", "grid_scan"} == set(BLOCKS)
 
 
-@pytest.mark.parametrize("kind", kinds(set(SMALL_BLOCKS) - {"mamba3", "sliding_attention", "zamba"}))
-def test_forward(kind):
-    block = small(kind).eval()
-    compiled = torch.compile(block, backend="eager", fullgraph=True)
+@pytest.mark.parametrize(
+    ("kind", "device", "backend"),
+    kinds(set(SMALL_BLOCKS) - {"mamba3", "sliding_attention", "zamba"}, "eager"),
+)
+def test_forward(kind, device, backend):
+    block = small(kind, device).eval()
+    compiled = torch.compile(block, backend=backend, fullgraph=True)
     with torch.no_grad():
         for length in LENGTHS:
-            x = torch.randn(2, length, 16)
-            torch.testing.assert_close(compiled(x)[0], block(x)[0])
+            x = torch.randn(2, length, 16, device=device)
+            assert_close(compiled(x)[0], block(x)[0])
     assert graphs() == (3 if kind == "unet" else 2)  # at its lower rate two tokens are one, which is special
 
 
-@pytest.mark.parametrize("kind", kinds(("mamba1", "mlp", "moe", "gru", "lstm")))
-def test_training_step(kind):
-    block = small(kind).train()
-    compiled = torch.compile(block, backend="aot_eager", fullgraph=True)
+@pytest.mark.parametrize(
+    ("kind", "device", "backend"), kinds(("mamba1", "mlp", "moe", "gru", "lstm"), "aot_eager")
+)
+def test_training_step(kind, device, backend):
+    block = small(kind, device).train()
+    compiled = torch.compile(block, backend=backend, fullgraph=True)
     for length in LENGTHS[:-1]:
-        x = torch.randn(2, length, 16, requires_grad=True)
+        x = torch.randn(2, length, 16, device=device, requires_grad=True)
         wanted = [x, *block.parameters()]
         for actual, expected in zip(
             *(torch.autograd.grad(module(x)[0].square().sum(), wanted) for module in (compiled, block)),
@@ -73,19 +91,19 @@ def test_training_step(kind):
     assert graphs() == 2
 
 
-@pytest.mark.parametrize("kind", CAUSAL)
-def test_decode_step(kind):
+@pytest.mark.parametrize(("kind", "device", "backend"), kinds(CAUSAL, "eager", CAUSAL))
+def test_decode_step(kind, device, backend):
     """A growing cache is compiled empty, of one token, and of any number; what keeps its size once."""
-    block = small(kind).eval()
-    compiled = torch.compile(block.step, backend="eager", fullgraph=True)
+    block = small(kind, device).eval()
+    compiled = torch.compile(block.step, backend=backend, fullgraph=True)
     grows = any(None in shape for shape in block.state_shapes().values())
     with torch.no_grad():
         state = other = block.init_state(2)
         for _ in range(6):
-            x = torch.randn(2, 16)
+            x = torch.randn(2, 16, device=device)
             y, state = compiled(x, state)
             expected, other = block.step(x, other)
-            torch.testing.assert_close(y, expected)
+            assert_close(y, expected)
     assert graphs() == (3 if grows else 1)
 
 
@@ -108,7 +126,7 @@ def test_neighbourhoods_of_any_number_of_edges(gated):
 
 @pytest.mark.parametrize("kind", ["gru", "lstm"])
 def test_gradients_from_and_to_the_states_of_a_recurrent_network(kind):
-    block = small(kind).double()
+    block = small(kind, "cpu").double()
     compiled = torch.compile(block, backend="aot_eager", fullgraph=True)
     x = torch.randn(2, 5, 16, dtype=torch.float64, requires_grad=True)
     start = block.init_state(2).map(lambda one: torch.randn_like(one).requires_grad_())
