@@ -12,9 +12,9 @@ accuracy in validation (then by loss); weights are those of the lowest validatio
 drawn anew and looked at once. Streams are read in pieces with the state carried, up to 1,048,576 tokens;
 what has attention reads them whole, up to 16,384.
 
-Rows: ``core/TASK/accuracy/NETWORK`` at the trained length, ``.../L<tokens>`` beyond it; beside them chance,
-what is published of that kind of network as far as it is a number, and in the unit in words. Writes
-results/known-tasks.json and ``--picture``. A run of the journal is taken for the same settings and commit;
+Rows: ``core/TASK/accuracy/NETWORK`` at the trained length, ``.../L<tokens>`` beyond it; beside them the other
+networks, chance, what is published of that kind of network as far as it is a number, and in the unit in
+words. Writes results/known-tasks.json and ``--picture``. A run of the journal is taken for the same settings and commit;
 ``--only-journal`` takes those of any commit, so that rows and picture can be made elsewhere, or of fewer
 ``--seeds`` where time was short. Runs with ``--steps``, ``--rows`` or ``--longest`` write no rows.
 """
@@ -151,18 +151,23 @@ def result_rows(groups: dict[tuple[str, str], list[Job]], seeds: Sequence[int]) 
     made = []
     for (task, network), own in groups.items():
         number, words = PUBLISHED.get((task, network), (None, ""))
-        peers = {"chance": round(PLANS[task].task.chance, 4)} | (
-            {} if number is None else {"published": number}
-        )
+        beside = {name: others for (of, name), others in groups.items() if of == task and name != network}
         for length in own[0]["test"]:
             values = [one["test"][length] for one in own]
+            peers = {
+                name: round(statistics.mean(one["test"][length] for one in others), 4)
+                for name, others in beside.items()
+                if length in others[0]["test"]
+            }
+            peers |= {"chance": round(PLANS[task].task.chance, 4)}
+            peers |= {} if number is None else {"published": number}
             trained = int(length) == PLANS[task].test_lengths[0]
             made.append(
                 row(
                     f"core/{task}/accuracy/{network}" + ("" if trained else f"/L{length}"),
                     round(statistics.mean(values), 4),
                     "of answers" + (f" ({words})" if words else ""),
-                    peers=dict(peers),
+                    peers=peers,
                     spread=round(statistics.pstdev(values), 4),
                     seeds=list(seeds),
                 )

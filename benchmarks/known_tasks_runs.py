@@ -74,14 +74,14 @@ def _of(task: KnownTask, *lengths: int) -> tuple[tuple[KnownTask, int], ...]:
 
 PLANS = {
     "selective-copying": Plan(
-        tuple((SelectiveCopying(n_copied=n), 16 * n) for n in (1, 2, 4, 8)), (128, 512), 3000
+        tuple((SelectiveCopying(n_copied=n), 16 * n) for n in (1, 2, 4, 8)), (128, 512), 10000
     ),
     "induction": Plan(
         _of(Induction(), 32, 64, 128, 256), (256, *(1 << bits for bits in range(10, 21, 2))), 3000
     ),
-    "recall": Plan(tuple((AssociativeRecall(n), 8 * n) for n in (2, 4, 8, 16)), (128, 256), 4000),
+    "recall": Plan(tuple((AssociativeRecall(n), 8 * n) for n in (2, 4, 8, 16)), (128, 256), 10000),
     "parity": Plan(_of(Parity(), 8, 16, 32, 64), (64, 256, 1024), 2000),
-    "arithmetic": Plan(_of(ModularArithmetic(), 8, 16, 32, 64), (64, 256, 1024), 3000),
+    "arithmetic": Plan(_of(ModularArithmetic(), 8, 16, 32, 64), (64, 256, 1024), 8000),
     "pixels": Plan(_of(PermutedPixels(jitter=1), 256), (256,), 3000),
     "needle": Plan(tuple((Needle(n_needles=n), 64 * n) for n in (1, 2, 4)), (256, 4096, 16384, 65536), 3000),
 }

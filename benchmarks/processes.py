@@ -60,7 +60,7 @@ def run_all(
             worker.end()
 
     try:
-        for i in range(min(n_processes, len(jobs))):
+        for i in range(min(n_processes, len(jobs)) if seconds > 0 else 0):
             go_on(_Worker(run_job, gpus[i % len(gpus)] if gpus else None))
         while busy and time.time() - began <= stop_after:
             for pipe in wait(list(busy), timeout=1):

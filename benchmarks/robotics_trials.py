@@ -256,7 +256,8 @@ def measure_job(job: Job) -> Job:
     result: Job = {**job, "weights": weights, "target_return": target, "validation": earned}
     if job["test"]:
         config["kwargs"] = job.get("measured_in", {})
-        seeds = range(FIRST_TEST_SEED, FIRST_TEST_SEED + job["test_episodes"])
+        first = job.get("first_test_seed", FIRST_TEST_SEED)
+        seeds = range(first, first + job["test_episodes"])
         rollouts = roll_out(
             policies[weights],
             partial(make, job["env"], **config),
