@@ -14,9 +14,9 @@ what has attention reads them whole, up to 16,384.
 
 Rows: ``core/TASK/accuracy/NETWORK`` at the trained length, ``.../L<tokens>`` beyond it; beside them the other
 networks, chance, what is published of that kind of network as far as it is a number, and in the unit in
-words. Writes results/known-tasks.json and ``--picture``. A run of the journal is taken for the same settings and commit;
-``--only-journal`` takes those of any commit, so that rows and picture can be made elsewhere, or of fewer
-``--seeds`` where time was short. Runs with ``--steps``, ``--rows`` or ``--longest`` write no rows.
+words. Writes results/known-tasks.json and ``--picture``. A run of the journal is taken for the same settings
+and commit; ``--only-journal`` takes those of any commit, so that rows and picture can be made elsewhere, or
+of fewer ``--seeds`` where time was short. Runs with ``--steps``, ``--rows`` or ``--longest`` write no rows.
 """
 
 from __future__ import annotations
