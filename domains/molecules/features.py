@@ -18,6 +18,16 @@ from mambakit.domains.molecules.processes import in_chunks
 
 # The largest descriptor that counts as finite: Ipc grows beyond float32 with the size of a molecule.
 _LARGEST = 1e6
+# Descriptors of the whole graph take seconds to hours where a molecule has more atoms than this.
+_MOST_ATOMS = {
+    "Ipc": 200,
+    "AvgIpc": 200,
+    **dict.fromkeys(
+        (name for name, _ in Descriptors.descList if name.startswith("BCUT2D") or "EState" in name), 600
+    ),
+    "BalabanJ": 600,
+    "BertzCT": 600,
+}
 _CHUNK = 100  # molecules sent to another process at once
 # Rows of descriptors that are kept, 1.7 KB each, by SMILES with the atoms in their order.
 _MOST_KNOWN = 20_000
@@ -32,9 +42,11 @@ def descriptor_names() -> list[str]:
 def descriptors(mols: Sequence[Chem.Mol], *, n_jobs: int = 1) -> NDArray[np.float64]:
     """All of RDKit's 2D descriptors, ``(n, n_descriptors)``, every number finite.
 
-    What RDKit can't tell (partial charges of metals) is 0. Values beyond 1e6 in size are cut there: only
-    ``Ipc`` has them, which grows exponentially with the number of atoms. A molecule takes milliseconds: for
-    thousands of them ``n_jobs`` processes pay (-1: one a core).
+    What RDKit can't tell (partial charges of metals) is 0, and so are a few descriptors of macromolecules
+    that it would take minutes for (above 200 atoms ``AvgIpc``, above 600 all of EState, BCUT2D,
+    ``BalabanJ`` and ``BertzCT``). Values beyond 1e6 in size are cut there: only ``Ipc`` has them, which grows
+    exponentially with the number of atoms. A molecule takes milliseconds: for thousands of them ``n_jobs``
+    processes pay (-1: one a core).
     """
     # training, prediction and the forest beside them ask for the same molecules, atoms in the same order
     names = [Chem.MolToSmiles(mol, canonical=False) for mol in mols]
@@ -89,11 +101,13 @@ def _descriptor_rows(mols: Sequence[Chem.Mol]) -> NDArray[np.float64]:
     values = np.empty((len(mols), len(Descriptors.descList)))
     with rdBase.BlockLogs():
         for row, mol in enumerate(mols):
-            values[row] = [_value(of, mol) for _, of in Descriptors.descList]
+            values[row] = [_value(name, of, mol) for name, of in Descriptors.descList]
     return values
 
 
-def _value(of: object, mol: Chem.Mol) -> float:
+def _value(name: str, of: object, mol: Chem.Mol) -> float:
+    if mol.GetNumAtoms() > _MOST_ATOMS.get(name, np.inf):
+        return np.inf if name == "Ipc" else np.nan
     try:
         return float(of(mol))  # type: ignore[operator]
     except (

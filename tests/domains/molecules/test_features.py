@@ -31,6 +31,16 @@ def test_descriptors_are_rdkits_and_finite_for_anything(capfd: pytest.CaptureFix
     assert capfd.readouterr() == ("", "")
 
 
+def test_a_macromolecule_does_without_what_would_take_minutes():
+    """Of 2,400 atoms Ipc alone takes RDKit an hour."""
+    values = dict(zip(descriptor_names(), descriptors(readable(["C" * 2400]))[0], strict=True))
+    assert values["Ipc"] == 1e6  # where it is cut
+    assert values["AvgIpc"] == values["BCUT2D_MWHI"] == values["MaxEStateIndex"] == 0.0
+    assert values["HeavyAtomCount"] == 2400
+    small = Chem.MolFromSmiles(DRUGS[0])
+    assert descriptors([small])[0][descriptor_names().index("AvgIpc")] == Descriptors.AvgIpc(small)
+
+
 @pytest.mark.slow
 def test_more_processes_change_nothing(monkeypatch: pytest.MonkeyPatch):
     mols = readable([*DRUGS, *("C" * n + end for n in range(1, 71) for end in ("O", "N", "F"))])
