@@ -112,9 +112,10 @@ def optimize(
         print_json({**result, "objective": objective, "output": run.path})
         return
     print(report.sentences(designed.counts, designed.history, designed.stopped))
-    print(
-        f"best {result['best']:.3f}: {result['best_smiles']}" if result["calls"] else "no molecule was scored"
-    )
+    if result["failed"] == result["calls"]:
+        print("no molecule has a value" if result["calls"] else "no molecule was scored")
+    else:
+        print(f"best {result['best']:.3f}: {result['best_smiles']}")
     print(f"mean of the best 10: {result['top10']:.3f}, AUC top-10: {result['auc_top10']:.3f}")
     print(f"molecules: {made.history.path}\nreport: {run.report_path}")
 

@@ -112,11 +112,12 @@ def _added(part: float, scale: float, what: str) -> str:
 def _head(canvas: Any, found: Explanation) -> None:
     unit = f" {found.unit}" if found.unit else ""
     name = found.task.name if len(found.task.name) <= _LONG else found.task.name[: _LONG - 3] + "..."
-    said = f"{found.value:.4g}{unit}"
+    said = f"{found.predicted:.4g}{unit}"
     if found.task.kind == "classification":
         said = f"probability {found.predicted:.3g}, logit {found.value:.3g}"
     _write(canvas, f"{name}: {said}", 16, 20, 17 if len(name) + len(said) < 56 else 13)
-    _write(canvas, sentence(found), 16, 44, 12, _GREY)
+    networks = "" if found.forest is None else f"networks (count {found.trust:.0%}): "
+    _write(canvas, networks + sentence(found), 16, 44, 12, _GREY)
 
 
 def _foot(canvas: Any, found: Explanation, scale: float) -> None:

@@ -96,14 +96,14 @@ def _numeric(
     table: pd.DataFrame, rows: NDArray[np.int64], name: str, smiles_column: str, skip: Sequence[str]
 ) -> tuple[list[str], list[str]]:
     chosen, notes = [], []
-    texts = []
+    texts, blank = [], []
     for column in table.columns:
         if column == smiles_column or column in skip:
             continue
         values, bad = numbers(table[column])
         known = values[~np.isnan(values)]
         if not len(known):
-            texts.append(str(column))
+            (texts if bad.any() else blank).append(str(column))
         elif bad.any():
             place = int(bad.argmax())
             said = f"holds {str(table[column].iloc[place])!r} in row {rows[place]}"
@@ -114,6 +114,8 @@ def _numeric(
             chosen.append(str(column))
     if texts:
         notes.append(f"{name}: columns without numbers, not read as labels: {shortened(texts)}")
+    if blank:
+        notes.append(f"{name}: columns with nothing in them, not read as labels: {shortened(blank)}")
     return chosen, notes
 
 

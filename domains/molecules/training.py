@@ -167,7 +167,7 @@ def usable(molecules: Molecules, split: Split) -> tuple[Molecules, list[str]]:
         else:
             kept.append(i)
     if not kept:
-        nothing = "; ".join(said) or "no column of labels was given" + _why_none(molecules)
+        nothing = "; ".join(said) or "no column of labels was found" + _why_none(molecules)
         raise DataError(f"{molecules.name}: there is nothing to learn: {nothing}")
     if len(kept) == len(molecules.tasks):
         return molecules, said

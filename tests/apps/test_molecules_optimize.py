@@ -102,6 +102,19 @@ def test_a_run_its_files_and_a_larger_budget(
     assert json.loads(capsys.readouterr().out)["calls"] == 5
 
 
+def test_an_oracle_that_always_fails_is_said_with_its_reason(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine.py").write_text("def score(smiles):\n    raise ValueError('no licence')\n")
+    (tmp_path / "objective.yaml").write_text(OBJECTIVE)
+    words = ["--model", model, "--objective", tmp_path / "objective.yaml", "--output", tmp_path / "design"]
+    assert run(*words, "--budget", 6) == 0
+    said = capsys.readouterr().out
+    assert "6 have no value and count 0, 6 of them as 'score: score failed: ValueError: no licence'" in said
+    assert "no molecule has a value" in said
+    assert "best 0" not in said
+
+
 def test_a_preset_is_chosen_and_changed(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -112,14 +112,15 @@ def write(
 
 def sentences(counts: Counts, history: History, stopped: str) -> str:
     """What became of the samples, and why the run ended."""
-    n_failed = sum(bool(one.reason) for one in history.calls)
+    failed = Counter(_kind(one.reason) for one in history.calls if one.reason)
     bred = f" and {counts.bred} bred" if counts.bred else ""
     said = (
         f"{counts.sampled} molecules were sampled{bred} in {counts.steps} steps: {counts.invalid} were no "
         f"molecules, {counts.repeated} had been scored before or were twice in their batch, and cost nothing."
     )
-    if n_failed:
-        said += f" {n_failed} have no value and count 0."
+    if failed:
+        reason, n = failed.most_common(1)[0]
+        said += f" {failed.total()} have no value and count 0, {n} of them as {reason!r}."
     if counts.restarts:
         said += f" {counts.restarts} times the model had lost the language or repeated itself, and went back."
     return f"{said} The run ended because {_ENDED[stopped]}."
