@@ -96,7 +96,8 @@ def _numeric(
     table: pd.DataFrame, rows: NDArray[np.int64], name: str, smiles_column: str, skip: Sequence[str]
 ) -> tuple[list[str], list[str]]:
     chosen, notes = [], []
-    texts, blank = [], []
+    texts: list[str] = []
+    blank: list[str] = []
     for column in table.columns:
         if column == smiles_column or column in skip:
             continue
