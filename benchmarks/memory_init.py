@@ -18,12 +18,13 @@ import argparse
 import statistics
 import sys
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
-from processes import Job, add_flags, run_all
+from processes import Job, add_flags
 from torch import Tensor, nn
-from trials import publish
+from trials import measured
 
 from mambakit.core.backbone import Backbone, BackboneConfig
 from mambakit.core.training import GraphedLoss, configure_optimizer
@@ -97,10 +98,10 @@ def run_job(job: Job) -> Job:
     optimizer, schedule = made["optimizer"], made["lr_scheduler"]["scheduler"]
 
     @torch.no_grad()
-    def measured() -> float:
+    def held_out() -> float:
         return loss(held).sqrt().item()
 
-    before, training = measured(), GraphedLoss(loss)
+    before, training = held_out(), GraphedLoss(loss)
     for _ in range(job["steps"]):
         value = training(signals(BATCH, *size, generator).to(device))
         optimizer.zero_grad()
@@ -108,7 +109,7 @@ def run_job(job: Job) -> Job:
         nn.utils.clip_grad_norm_(loss.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-    return {**job, "before": before, "after": measured(), "machine": machine()}
+    return {**job, "before": before, "after": held_out(), "machine": machine()}
 
 
 def tell(one: Job, seconds: float) -> None:
@@ -120,7 +121,7 @@ def tell(one: Job, seconds: float) -> None:
     )
 
 
-def rows_of(found: Sequence[Job], seeds: Sequence[int]) -> list[dict[str, Any]]:
+def rows_of(seeds: Sequence[int], found: Sequence[Job], command: str) -> list[dict[str, Any]]:
     """A row for every start of which all seeds are there."""
     made = []
     for kind, start in dict.fromkeys((one["kind"], one["start"]) for one in found):
@@ -135,6 +136,7 @@ def rows_of(found: Sequence[Job], seeds: Sequence[int]) -> list[dict[str, Any]]:
                     peers={"before training": round(statistics.mean(one["before"] for one in runs), 4)},
                     spread=round(statistics.stdev(after), 4) if len(after) > 1 else None,
                     seeds=list(seeds),
+                    command=command,
                 )
                 | {"machine": runs[0]["machine"]}
             )
@@ -163,14 +165,8 @@ def main() -> int:
         for kind in arguments.kinds
         for start in STARTS[kind]
     ]
-    limits = {"seconds": arguments.seconds, "stop_after": arguments.stop_after}
-    found = run_all(run_job, jobs, arguments.jobs, tell=tell, gpus=arguments.gpus, **limits)
-    done = [one for one in found if "error" not in one]
-    if not arguments.trial:
-        publish("core-memory", rows_of(done, arguments.seeds))
-    if len(done) < len(jobs):
-        print(f"{len(jobs) - len(done)} of {len(jobs)} runs failed or are not done", file=sys.stderr)
-    return 0 if len(done) == len(jobs) else 1
+    rows = partial(rows_of, arguments.seeds)
+    return measured(run_job, jobs, arguments, rows, "core-memory", tell=tell, trial=arguments.trial)
 
 
 if __name__ == "__main__":

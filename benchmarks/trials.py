@@ -43,24 +43,26 @@ def measured(
     *,
     tell: Callable[[dict[str, Any], float], None] = tell,
     raw: Path | None = None,
+    trial: bool | None = None,
 ) -> int:
     """Runs the jobs and writes the rows that are whole, unless it was a trial; the exit status.
 
     Args:
         run_job: A job's work, in another process.
         jobs: What to run.
-        arguments: Of ``add_trial_flags``, and ``validation_only``.
+        arguments: Of ``add_trial_flags``, and ``validation_only``; with ``trial`` those of ``processes``.
         rows_of: From the runs that are done and the command to rows.
         results: Name of the file of rows.
         tell: Called with each run that ended, and the seconds since the beginning.
         raw: Where what came of the runs is written too.
+        trial: Whether no rows are written; by default as ``is_trial`` says.
     """
     limits = {"seconds": arguments.seconds, "stop_after": arguments.stop_after}
     found = run_all(run_job, jobs, arguments.jobs, tell=tell, gpus=arguments.gpus, **limits)
     done = [one for one in found if "error" not in one]
     if raw is not None:
         raw.write_text(json.dumps(done, indent=1))
-    if not is_trial(arguments):
+    if not (is_trial(arguments) if trial is None else trial):
         publish(results, rows_of(done, "python " + " ".join(sys.argv)))
     if len(done) < len(jobs):
         print(f"{len(jobs) - len(done)} of {len(jobs)} runs failed or are not done", file=sys.stderr)

@@ -308,7 +308,8 @@ def test_options_that_a_language_model_overrides_are_refused(
             "smiles,y\n" + "".join(f"{'C' * n},\n" for n in range(1, 30)),
             [],
             1,
-            "nothing in them, not read as labels: y",
+            "nothing to learn: no column of labels was found (columns with nothing in them, "
+            "not read as labels: y)",
         ),
         ("smiles,y\nC,1\nCC,2\n", ["--tasks", "z"], 1, "'z'"),
         ("smiles,y\nC,1\nCC,2\n", ["--split", "ibm-split"], 2, "only cards have an ibm-split"),
