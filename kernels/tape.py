@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from mambakit.kernels.soundness import check
+
 Tensors = tuple[Any, ...]  # of Tensor | None
 # "argument", "made", "view" or "constant", and the place among those of its kind
 Source = tuple[str, int]
@@ -85,8 +87,13 @@ class Tape:
         return tensor
 
     def launch(self, kernel: Any, grid: tuple[int, ...], *args: Any, **named: Any) -> None:
-        """``kernel[grid](*args, **named)``."""
+        """``kernel[grid](*args, **named)``.
+
+        Raises:
+            MiscompiledError: If what was launched is no sound program.
+        """
         compiled = kernel[grid](*args, **named)
+        check(compiled)
         if not self._complete:
             return
         names = kernel.arg_names

@@ -13,6 +13,8 @@ from typing import TypeVar
 import torch
 from triton.runtime.errors import OutOfResources
 
+from mambakit.kernels.soundness import MiscompiledError
+
 Config = TypeVar("Config")
 Result = TypeVar("Result")
 
@@ -25,16 +27,16 @@ def first_that_fits(key: Hashable, configs: Sequence[Config], launch: Callable[[
     Args:
         key: Everything that what fits depends on (device, dtypes, block sizes), but no sequence length.
         configs: Best first.
-        launch: Launches kernels; it may be called again after it raised OutOfResources.
+        launch: Launches kernels; it may be called again after it raised one of these errors.
 
     Raises:
-        OutOfResources: If not even the last config fits.
+        OutOfResources, MiscompiledError: If not even the last config fits, or makes a sound program.
     """
     position = _position.get(key, 0)
     while True:
         try:
             return launch(configs[position])
-        except OutOfResources:
+        except (OutOfResources, MiscompiledError):
             position += 1
             if position >= len(configs):
                 raise

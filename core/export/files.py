@@ -10,6 +10,7 @@ A stream begins from ``init_state(1)``, which ``State.save`` writes as a safeten
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import warnings
@@ -118,6 +119,8 @@ def _write_onnx(
 ) -> None:
     _need("onnx", "onnxscript")
     arguments, results = _names(program) or (None, None)
+    # four lines about torchvision, which no block has anything of
+    logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch's, about itself
         torch.onnx.export(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from triton.runtime.errors import OutOfResources
 
 from mambakit.kernels import recording
 from mambakit.kernels.recording import Recordings
+from mambakit.kernels.soundness import MiscompiledError, is_spoilt
 from mambakit.kernels.tape import Tape
 from mambakit.kernels.tuning import first_that_fits
 
@@ -92,6 +94,51 @@ def test_an_attempt_that_does_not_fit_leaves_nothing() -> None:
     for _ in range(3):
         recordings.run((torch.zeros(6),), ())
     assert len(kernel.compiled.runs) == 2
+
+
+SPOILT = """
+	mul.wide.u32 	%rd75, %r2, 268435456;
+	cvt.u64.u32 	%rd76, %r7;
+	shl.b64 	%rd77, %rd76, 33;
+	or.b64 	%rd78, %rd75, %rd77;
+	mov.b64 	{_, %r23}, %rd78;
+"""
+
+
+@pytest.mark.parametrize(
+    ("ptx", "spoilt"),
+    [
+        (SPOILT, True),
+        (SPOILT.replace("%rd75, %rd77;", "%rd77, %rd75;"), True),
+        (SPOILT.replace("mul.wide.u32", "mul.lo.u32"), False),
+        (SPOILT.replace(", 33;", ", 3;"), False),
+        (SPOILT.replace("{_, %r23}, %rd78", "{_, %r23}, %rd79"), False),
+        ("", False),
+    ],
+)
+def test_a_number_that_overflows_into_another_is_seen(ptx: str, spoilt: bool) -> None:
+    assert is_spoilt(ptx) == spoilt
+
+
+def test_a_program_that_is_not_sound_gives_way_to_the_next() -> None:
+    """Of the configs the first is compiled wrongly; where all are, it is said."""
+
+    def launcher(tape: Tape, tensors: tuple[Any, ...], configs: Any) -> tuple[Tensor | None, ...]:
+        def attempt(config: str) -> tuple[Tensor | None, ...]:
+            tape.restart()
+            return launch_parts(kernels[config], tape, tensors[0], 4)
+
+        return first_that_fits(("test_soundness", configs), configs, attempt)
+
+    kernels = {"spoilt": Kernel(), "sound": Kernel()}
+    spoilt = kernels["spoilt"].compiled
+    spoilt.asm, spoilt.metadata = {"ptx": SPOILT}, SimpleNamespace(name="walk_outputs")
+    recordings = Recordings(launcher)
+    for _ in range(3):
+        recordings.run((torch.zeros(6),), ("spoilt", "sound"))
+    assert len(kernels["sound"].compiled.runs) == 2
+    with pytest.raises(MiscompiledError, match=r"compiles walk_outputs wrongly .* backend='portable'"):
+        recordings.run((torch.zeros(6),), ("spoilt",))
 
 
 def test_a_copy_is_not_recorded() -> None:

@@ -1,0 +1,69 @@
+"""A look at what Triton compiled, for one mistake that LLVM makes: a kernel with it computes wrong numbers.
+
+LLVM vectorises pairs of 32-bit numbers. Of a shift that only the upper one wants, the lower one's result is
+left to chance, and NVPTX may compute it as ``mul.wide``, whose upper half is then or'ed into the number that
+counts::
+
+    mul.wide.u32 %rd1, %r1, 268435456;   // the lower one: 32 bits that nobody reads, and 32 that overflow
+    shl.b64      %rd2, %rd3, 33;         // the upper one, at its place
+    or.b64       %rd4, %rd1, %rd2;
+    mov.b64      {_, %r2}, %rd4;
+
+With Triton 3.6 half of a tile's lanes did not find its diagonal on an H200; Triton 3.7 is not known to do it.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from mambakit.kernels.backend import BackendUnavailableError
+
+_PRODUCT = re.compile(r"mul\.wide\.[us]32\s+(%rd\d+), %r\d+, \d+;")
+_PLACED = re.compile(r"shl\.b64\s+(%rd\d+), %rd\d+, (\d+);")
+_JOINED = re.compile(r"or\.b64\s+(%rd\d+), (%rd\d+), (%rd\d+);")
+_TAKEN = re.compile(r"mov\.b64\s+\{[^,}]+, [^}]+\}, (%rd\d+);")
+
+
+_sound: set[Any] = set()
+
+
+class MiscompiledError(BackendUnavailableError):
+    """Triton compiled a kernel wrongly; it was launched, and what it wrote means nothing."""
+
+
+def check(compiled: Any) -> None:
+    """Look at a kernel that is seen for the first time.
+
+    Args:
+        compiled: What a launch of Triton's gives: a compiled kernel; None under the interpreter.
+
+    Raises:
+        MiscompiledError: If it has the mistake. For other sizes of tiles there is another kernel.
+    """
+    if compiled is None or compiled in _sound:
+        return
+    if is_spoilt(getattr(compiled, "asm", {}).get("ptx", "")):
+        import triton
+
+        raise MiscompiledError(
+            f"backend='triton': Triton {triton.__version__} compiles {compiled.metadata.name} wrongly for "
+            "these sizes; use another version (3.7 is not known to), or backend='portable'"
+        )
+    _sound.add(compiled)
+
+
+def is_spoilt(ptx: str) -> bool:
+    """Whether a program has the mistake."""
+    if "mul.wide" not in ptx:
+        return False
+    joined = {found: (first, second) for found, first, second in _JOINED.findall(ptx)}
+    taken = [joined[one] for one in _TAKEN.findall(ptx) if one in joined]
+    if not taken:
+        return False
+    products = set(_PRODUCT.findall(ptx))
+    placed = {found for found, bits in _PLACED.findall(ptx) if int(bits) >= 32}
+    return any(
+        (first in products and second in placed) or (second in products and first in placed)
+        for first, second in taken
+    )
