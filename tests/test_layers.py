@@ -60,6 +60,7 @@ def test_every_domain_has_the_same_files(domain: str) -> None:
     assert (ROOT / "tests/domains" / domain).is_dir()
 
 
+@pytest.mark.slow
 def test_importing_does_nothing_and_only_what_trains_needs_lightning(tmp_path: Path) -> None:
     """Every module imports without network, files written, threads started, or words on a terminal.
 

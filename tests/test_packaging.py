@@ -89,12 +89,14 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     return zipfile.ZipFile(path)
 
 
+@pytest.mark.slow
 def test_wheel_is_pure_python(wheel: zipfile.ZipFile) -> None:
     assert Path(str(wheel.filename)).name.endswith("-py3-none-any.whl")
     kinds = {Path(name).suffix for name in wheel.namelist() if ".dist-info/" not in name}
     assert kinds <= {".py", ".md", ".json", ".typed"}
 
 
+@pytest.mark.slow
 def test_wheel_holds_every_module_and_card(wheel: zipfile.ZipFile) -> None:
     names = set(wheel.namelist())
     for folder in FOLDERS:
@@ -107,6 +109,7 @@ def test_wheel_holds_every_module_and_card(wheel: zipfile.ZipFile) -> None:
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 
+@pytest.mark.slow
 def test_wheel_names_its_scripts_and_licence(wheel: zipfile.ZipFile) -> None:
     (scripts,) = (name for name in wheel.namelist() if name.endswith("entry_points.txt"))
     assert "mambakit = mambakit.apps.cli:main" in wheel.read(scripts).decode()

@@ -13,11 +13,8 @@ from mambakit.core.backbone import Backbone, BackboneConfig
 from mambakit.core.blocks import Block, Mamba1, Mamba2
 from mambakit.core.testing import run_by_steps, run_in_pieces
 
-pytest.importorskip("transformers", reason="the test extra installs it")
-from transformers import Mamba2Config, Mamba2Model, MambaConfig, MambaModel
-from transformers.cache_utils import DynamicCache
-from transformers.models.mamba.modeling_mamba import MambaMixer
-from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
+# its parts are imported when a test wants them: they take seconds
+transformers = pytest.importorskip("transformers", reason="the test extra installs it")
 
 # It keeps A, B and C in float32 whatever the input, so float64 is not nearer than float32's rounding.
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 2e-6}
@@ -55,10 +52,12 @@ def copy_weights(ours: Block, theirs: nn.Module) -> None:
     ours.load_state_dict(state)
 
 
-def mamba1_pair(name: str, dtype: torch.dtype) -> tuple[Block, nn.Module, MambaConfig]:
+def mamba1_pair(name: str, dtype: torch.dtype) -> tuple[Block, nn.Module, transformers.MambaConfig]:
     torch.manual_seed(0)
-    c = MambaConfig(**{"hidden_size": 32, "state_size": 8, "num_hidden_layers": 1, **MAMBA1[name]})
-    theirs = MambaMixer(c, 0).eval()
+    c = transformers.MambaConfig(
+        **{"hidden_size": 32, "state_size": 8, "num_hidden_layers": 1, **MAMBA1[name]}
+    )
+    theirs = transformers.models.mamba.modeling_mamba.MambaMixer(c, 0).eval()
     randomize(theirs)
     ours = Mamba1(
         d_model=c.hidden_size,
@@ -73,12 +72,12 @@ def mamba1_pair(name: str, dtype: torch.dtype) -> tuple[Block, nn.Module, MambaC
     return ours.to(dtype), theirs.to(dtype), c
 
 
-def mamba2_pair(name: str, dtype: torch.dtype) -> tuple[Block, nn.Module, Mamba2Config]:
+def mamba2_pair(name: str, dtype: torch.dtype) -> tuple[Block, nn.Module, transformers.Mamba2Config]:
     torch.manual_seed(0)
-    c = Mamba2Config(
+    c = transformers.Mamba2Config(
         **{"hidden_size": 32, "state_size": 8, "num_hidden_layers": 1, "chunk_size": 4, **MAMBA2[name]}
     )
-    theirs = Mamba2Mixer(c, 0).eval()
+    theirs = transformers.models.mamba2.modeling_mamba2.Mamba2Mixer(c, 0).eval()
     randomize(theirs)
     ours = Mamba2(
         d_model=c.hidden_size,
@@ -123,7 +122,7 @@ def test_decoding_from_a_prompt(pair):
     make, name = PAIRS[pair]
     ours, theirs, config = make(name, torch.float32)
     x = sample(config.hidden_size, torch.float32)
-    cache = DynamicCache(config=config)
+    cache = transformers.DynamicCache(config=config)
     with torch.no_grad():
         expected = [theirs(x[:, :8], cache_params=cache)]
         expected += [theirs(x[:, t : t + 1], cache_params=cache) for t in range(8, 13)]
@@ -156,11 +155,11 @@ def test_a_whole_stack(kind):
     """Norms, residuals and the order of layers: three of them, from embeddings to the final norm."""
     torch.manual_seed(0)
     if kind == "mamba1":
-        c = MambaConfig(hidden_size=32, state_size=8, num_hidden_layers=3, vocab_size=11)
-        theirs = MambaModel(c).eval()
+        c = transformers.MambaConfig(hidden_size=32, state_size=8, num_hidden_layers=3, vocab_size=11)
+        theirs = transformers.MambaModel(c).eval()
         options = {"d_state": 8}
     else:
-        c = Mamba2Config(
+        c = transformers.Mamba2Config(
             hidden_size=32,
             state_size=8,
             num_heads=8,
@@ -170,7 +169,7 @@ def test_a_whole_stack(kind):
             vocab_size=11,
             chunk_size=4,
         )
-        theirs = Mamba2Model(c).eval()
+        theirs = transformers.Mamba2Model(c).eval()
         options = {"d_state": 8, "head_dim": 8, "n_groups": 2}
     randomize(theirs)
     ours = Backbone(

@@ -233,7 +233,8 @@ class TestFit:
         assert signal.getsignal(signal.SIGINT) is before
 
 
-@pytest.mark.parametrize("ema_decay", [pytest.param(0.0, marks=pytest.mark.slow), 0.95])
+@pytest.mark.slow
+@pytest.mark.parametrize("ema_decay", [0.0, 0.95])
 def test_killed_run_continues_as_if_nothing_had_happened(tmp_path: Path, ema_decay: float) -> None:
     config = dataclasses.replace(CONFIG, max_epochs=8, ema_decay=ema_decay)
     script = tmp_path / "train.py"

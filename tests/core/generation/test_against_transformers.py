@@ -12,8 +12,8 @@ from mambakit.core.backbone import BackboneConfig
 from mambakit.core.generation import GenerationConfig, generate
 from mambakit.core.language_model import LanguageModel, LanguageModelConfig
 
-pytest.importorskip("transformers", reason="the test extra installs it")
-from transformers import MambaConfig, MambaForCausalLM
+# its parts are imported when a test wants them: they take seconds
+transformers = pytest.importorskip("transformers", reason="the test extra installs it")
 
 RENAMED = {
     r"backbone\.embeddings": "embedding",
@@ -30,7 +30,7 @@ PROMPT = torch.tensor([[3, 1, 4, 1, 5], [9, 2, 6, 5, 3]])
 @pytest.fixture(scope="module")
 def pair():
     torch.manual_seed(0)
-    config = MambaConfig(
+    config = transformers.MambaConfig(
         hidden_size=16,
         state_size=4,
         num_hidden_layers=2,
@@ -40,7 +40,7 @@ def pair():
         pad_token_id=0,
         tie_word_embeddings=True,
     )
-    theirs = MambaForCausalLM(config).eval()
+    theirs = transformers.MambaForCausalLM(config).eval()
     with torch.no_grad():
         for parameter in theirs.parameters():
             parameter.add_(0.3 * torch.randn(parameter.shape))

@@ -351,6 +351,7 @@ def test_the_exported_step_acts_alike_with_torch_alone(options: dict[str, Any]) 
         inputs["to_go"] = inputs["to_go"] - 0.5
 
 
+@pytest.mark.slow
 def test_onnx_steps_alike_under_the_names_it_is_documented_with(tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
