@@ -20,6 +20,7 @@ def gpu_ops(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return gpu_ops
 
 
+@pytest.mark.slow
 def test_ops_run_dry(gpu_ops: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert gpu_ops.main(["--dry-run", "--errors"]) == 0
     printed = capsys.readouterr().out
@@ -85,6 +86,7 @@ def test_bad_calls_end_with_status_2(gpu_ops: Any, arguments: list[str]) -> None
     assert stopped.value.code == 2
 
 
+@pytest.mark.slow
 def test_models_run_dry(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.syspath_prepend(FOLDER)
     import gpu_model

@@ -360,6 +360,7 @@ def test_refuses_a_file_without_one_readable_row(folder: Path, capsys: pytest.Ca
     assert len(pd.read_csv(out)) == 2  # the reasons are there all the same
 
 
+@pytest.mark.slow
 def test_help_waits_for_nothing_that_it_does_not_show() -> None:
     code = (
         "import sys; from mambakit.apps.molecules import main; assert main(['train', '--help']) == 0; "

@@ -70,6 +70,7 @@ def test_a_membership_probe_reads_the_models_own_losses(
     assert "of --attack perturb" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_networks_of_others_are_added_to_a_finished_run(
     shop_model: Path,
     shop_flags: list[str],

@@ -175,6 +175,7 @@ def test_wrong_calls_are_one_sentence(
     assert len(said.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_without_the_extra_help_works_and_a_call_says_what_is_missing() -> None:
     code = """
 import sys, importlib.util

@@ -117,6 +117,7 @@ def test_an_enhancer_is_probed_beside_its_clean_figure(
     assert rows["noise", -10.0] < rows["noise", 20.0]
 
 
+@pytest.mark.slow
 def test_two_speakers_are_separated_into_files(
     speech: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -136,6 +136,7 @@ def test_forecast_of_a_series_it_has_not_seen(
     assert "other" in said.err
 
 
+@pytest.mark.slow
 def test_backtest_trains_and_compares(table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     words = [
         "backtest",

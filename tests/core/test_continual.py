@@ -256,6 +256,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_replay_and_held_weights_forget_less_than_fine_tuning(base: Path, tmp_path: Path) -> None:
     runs = {
         name: train(tmp_path / name, False, base=str(base), **options)

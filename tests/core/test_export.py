@@ -77,6 +77,7 @@ def test_forward_of_any_batch_and_length(kind):
             torch.testing.assert_close(state, StateLayout.pack(after), atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 def test_a_stack_of_several_rates_is_a_program_of_one_length():
     block = small("unet")
     with pytest.raises(UserError, match="with fixed_length it may be"):
@@ -110,6 +111,7 @@ def test_onnxruntime_steps_to_the_same_numbers(kind, tmp_path):
 
 
 @needs_onnx
+@pytest.mark.slow
 def test_onnx_of_a_language_model(tmp_path):
     model = LanguageModel(LanguageModelConfig(11, hybrid("mamba1", "mlp", "sliding_attention"))).eval()
     save_program(export_step(model), tmp_path / "step.onnx")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,6 +54,8 @@ def make_corpus(
     Raises:
         DataError: If a part comes out empty.
     """
+    if len(molecules) > _CHUNK:  # it takes minutes, before anything else is said
+        print(f"{molecules.name}: {len(molecules):,} molecules are written canonically", file=sys.stderr)
     left_out = [molecules.left_out[list(LEFT_OUT)]]
     first: dict[str, int] = {}
     lost: list[tuple[int, str, str]] = []

@@ -198,6 +198,7 @@ def test_calibration_figure_shows_what_was_counted():
     assert [round(bar.get_height(), 6) for bar in figure.axes[1].patches] == [1.0, 0.75, 1.0, 2.0]
 
 
+@pytest.mark.slow
 def test_a_trained_forecaster_beats_naive(trained, wide_table):
     model, _ = trained
     found = backtest(

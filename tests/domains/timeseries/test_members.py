@@ -80,6 +80,7 @@ def test_weights_and_trust_are_chosen_for_the_mean(pair, data):
     assert result.best_score < np.mean(alone)
 
 
+@pytest.mark.slow
 def test_a_member_is_trained_as_if_it_were_alone(train, data, tmp_path):
     alone, _ = train(data, tmp_path / "one", members=1, max_steps=20)
     three, _ = train(data, tmp_path / "three", members=3, max_steps=20)

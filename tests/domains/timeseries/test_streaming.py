@@ -254,6 +254,7 @@ def test_the_unit_of_an_unseen_series_does_not_matter(scale: float) -> None:
         assert_same(dataclasses.replace(found, quantiles=found.quantiles / scale), wanted, 1e-3)
 
 
+@pytest.mark.slow
 def test_the_order_of_a_file_s_series_does_not_matter(
     tmp_path: Path,
     trained: tuple[WindowForecaster, Path],

@@ -65,6 +65,7 @@ def started(folder: Path, agent: Agent, oracle: Nitrogens, budget: int, **option
 # --- the loop
 
 
+@pytest.mark.slow
 def test_it_learns_what_is_rewarded_within_the_budget(
     tmp_path: Path, make_agent: Callable[[], Agent]
 ) -> None:
