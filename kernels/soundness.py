@@ -23,8 +23,6 @@ _PRODUCT = re.compile(r"mul\.wide\.[us]32\s+(%rd\d+), %r\d+, \d+;")
 _PLACED = re.compile(r"shl\.b64\s+(%rd\d+), %rd\d+, (\d+);")
 _JOINED = re.compile(r"or\.b64\s+(%rd\d+), (%rd\d+), (%rd\d+);")
 _TAKEN = re.compile(r"mov\.b64\s+\{[^,}]+, [^}]+\}, (%rd\d+);")
-
-
 _sound: set[Any] = set()
 
 
@@ -55,15 +53,8 @@ def check(compiled: Any) -> None:
 
 def is_spoilt(ptx: str) -> bool:
     """Whether a program has the mistake."""
-    if "mul.wide" not in ptx:
-        return False
-    joined = {found: (first, second) for found, first, second in _JOINED.findall(ptx)}
-    taken = [joined[one] for one in _TAKEN.findall(ptx) if one in joined]
-    if not taken:
-        return False
+    joined = {found: {first, second} for found, first, second in _JOINED.findall(ptx)}
     products = set(_PRODUCT.findall(ptx))
     placed = {found for found, bits in _PLACED.findall(ptx) if int(bits) >= 32}
-    return any(
-        (first in products and second in placed) or (second in products and first in placed)
-        for first, second in taken
-    )
+    pairs = (joined.get(one, set()) for one in _TAKEN.findall(ptx))
+    return any(pair & products and pair & placed for pair in pairs)

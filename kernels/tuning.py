@@ -2,7 +2,7 @@
 
 Which configuration is best is measured when a kernel is written, never on the user's machine. The lists run
 from the best to the most frugal, so that a GPU with less shared memory than the one they were written for
-takes a later entry.
+takes a later entry, and so does a Triton that compiles an entry wrongly (``soundness``).
 """
 
 from __future__ import annotations

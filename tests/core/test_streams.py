@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import pickle
-from unittest.mock import Mock
 
 import lightning.pytorch as pl
 import pytest
@@ -167,7 +166,7 @@ def test_resumed_streams_go_on(after: int) -> None:
             assert all(torch.equal(x, y) for x, y in zip(a, e, strict=True))
 
 
-def test_pairs_of_real_numbers_and_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pairs_of_real_numbers_and_a_worker() -> None:
     docs = [(torch.randn(n, 2), torch.randn(n)) for n in (4, 3)]
     streams = DocumentStreams(docs, n_streams=1, piece_length=7, one_pass=True)
     for pieces in (streams, DataLoader(streams, batch_size=None, num_workers=1)):
@@ -175,10 +174,13 @@ def test_pairs_of_real_numbers_and_a_worker(monkeypatch: pytest.MonkeyPatch) -> 
         assert torch.equal(piece.values[0], torch.cat([docs[0][0], docs[1][0]]))
         assert torch.equal(piece.targets[0], torch.cat([docs[0][1], docs[1][1]]))
         assert piece.mask.all()
-    # not by two workers: torch waits ten seconds for those that raised
-    monkeypatch.setattr("mambakit.core.training.streams.get_worker_info", lambda: Mock(num_workers=2))
+
+
+@pytest.mark.slow  # torch waits ten seconds for the workers that raised
+def test_several_workers_are_refused() -> None:
+    streams = DocumentStreams(documents([4, 3]), n_streams=1, piece_length=7, one_pass=True)
     with pytest.raises(RuntimeError, match="num_workers: pieces of a stream follow each other"):
-        list(streams)
+        list(DataLoader(streams, batch_size=None, num_workers=2))
 
 
 def test_bad_input_is_named() -> None:
