@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -16,9 +17,10 @@ from mambakit.core.errors import UsageError
 from mambakit.core.state import State
 from mambakit.core.torchaudio_parts import torchaudio
 
-Normalise = Literal["global", "utterance", "none"]
+Normalise = Literal["global", "running", "utterance", "none"]
 # Below 16-bit audio's own rounding noise in a mel band: digital silence becomes this, not minus infinity.
 _FLOOR = 1e-7
+_AT_ONCE = 128  # frames of a moving mean: one product of matrices
 
 
 @dataclass(frozen=True)
@@ -36,13 +38,17 @@ class FrontEndConfig:
     low_hz: float = 20.0
     """The lowest band begins there; the highest ends at half the sample rate."""
     normalise: Normalise = "global"
-    """global: each band by mean and deviation over the training set, which streams; utterance: each band's
-    own mean in the utterance is taken off first, which needs the whole of it; none."""
+    """global: each band by mean and deviation over the training set, which streams; running: by the
+    deviation, and by a mean that follows the sound, which streams too; utterance: each band's own mean in
+    the utterance is taken off first, which needs the whole of it; none."""
+    running_s: float = 3.0
+    """With running: seconds in which the mean forgets all but a share of 1/e of what was before, at the
+    beginning the training set's mean."""
 
     def __post_init__(self) -> None:
         if self.normalise not in get_args(Normalise):
             raise UsageError(f"normalise: expected {', '.join(get_args(Normalise))}, got {self.normalise!r}")
-        for name in ("rate_hz", "n_mels", "window_s", "hop_s"):
+        for name in ("rate_hz", "n_mels", "window_s", "hop_s", "running_s"):
             if not getattr(self, name) > 0:
                 raise UsageError(f"{name}: expected more than 0, got {getattr(self, name)}")
         if self.hop > self.window:
@@ -138,13 +144,15 @@ class FrontEnd(nn.Module):
         frames = frames.masked_fill(pads, 0.0)
         if self.config.normalise == "utterance":
             frames = frames - frames.sum(1, keepdim=True) / lengths.clamp(min=1)[:, None, None]
-        if self.config.normalise != "none":
-            frames = (frames - self.mean) / self.deviation
-        return frames.masked_fill(pads, 0.0)
+        mean = self.mean.expand(len(frames), -1)
+        return self._scaled(frames, mean)[0].masked_fill(pads, 0.0)
 
     def init_state(self, batch: int) -> State:
         """Before the first sample."""
-        return State.of(samples=torch.zeros(batch, self._before, device=self.mean.device))
+        return State.of(
+            samples=torch.zeros(batch, self._before, device=self.mean.device),
+            mean=self.mean.expand(batch, -1).clone(),
+        )
 
     def step(self, samples: Tensor, state: State) -> tuple[Tensor, State]:
         """The next samples ``(batch, n)``, any n, and the frames ``(batch, m, n_mels)`` that they complete.
@@ -153,11 +161,12 @@ class FrontEnd(nn.Module):
             RuntimeError: If frames are normalised by the utterance, which is not known yet.
         """
         if self.config.normalise == "utterance":
-            raise RuntimeError("normalise is utterance: that needs the whole of it; global streams")
+            raise RuntimeError(
+                "normalise is utterance: that needs the whole of it; global streams, and so does running"
+            )
         frames, rest = self._frames(torch.cat([state["samples"], samples], dim=1))
-        if self.config.normalise == "global":
-            frames = (frames - self.mean) / self.deviation
-        return frames, State.of(samples=rest)
+        frames, mean = self._scaled(frames, state["mean"])
+        return frames, State.of(samples=rest, mean=mean)
 
     @torch.no_grad()
     def fit(self, utterances: Iterable[Tensor]) -> None:
@@ -183,6 +192,15 @@ class FrontEnd(nn.Module):
     def _before(self) -> int:
         return self.config.n_fft - self.config.hop
 
+    def _scaled(self, frames: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
+        """Frames normalised but for an utterance's own mean, and the mean ``(batch, n_mels)`` after them."""
+        if self.config.normalise == "none":
+            return frames, mean
+        if self.config.normalise != "running":
+            return (frames - self.mean) / self.deviation, mean
+        means = moving_mean(frames, mean, math.exp(-self.config.hop_s / self.config.running_s))
+        return (frames - means) / self.deviation, torch.cat([mean[:, None], means], dim=1)[:, -1]
+
     def _frames(self, samples: Tensor) -> tuple[Tensor, Tensor]:
         """Frames of samples that begin with a frame's first, and the samples that later ones need."""
         n = max(0, (samples.shape[1] - self.config.n_fft) // self.config.hop + 1)
@@ -196,10 +214,34 @@ class FrontEnd(nn.Module):
         return power.clamp(min=_FLOOR).log().transpose(1, 2), rest
 
 
+def moving_mean(x: Tensor, mean: Tensor, keep: float) -> Tensor:
+    """``m[t] = keep * m[t - 1] + (1 - keep) * x[t]`` along the frames, ``(batch, n, width)``.
+
+    Args:
+        x: ``(batch, n, width)``.
+        mean: ``(batch, width)`` before the first.
+        keep: Share of the mean that stays, a frame.
+    """
+    place = torch.arange(_AT_ONCE, device=x.device)
+    behind = place[:, None] - place
+    shares = torch.where(behind >= 0, (1 - keep) * keep ** behind.clamp(min=0).to(x.dtype), 0.0)
+    means = []
+    for frames in x.split(_AT_ONCE, dim=1):
+        n = frames.shape[1]
+        left = keep ** (place[:n, None] + 1).to(x.dtype)
+        means.append(shares[:n, :n] @ frames + left * mean[:, None])
+        if n:
+            mean = means[-1][:, -1]
+    return torch.cat(means, dim=1)
+
+
 @dataclass(frozen=True)
 class StripesConfig:
-    """What is hidden of frames while training (SpecAugment); see each field."""
+    """What is done to frames while training (SpecAugment and other voices); see each field."""
 
+    warp: float = 0.0
+    """Share by which the bands' places are stretched or squeezed at most, as by a shorter or longer vocal
+    tract."""
     n_bands: int = 2
     """Stripes of bands that are hidden, over all times."""
     band_width: int = 6
@@ -211,11 +253,13 @@ class StripesConfig:
 
     def __post_init__(self) -> None:
         check_shares(self, "time_share")
+        check_shares(self, "warp", below_one=True)
         check_least(self, 0, "n_bands", "band_width", "n_times")
 
 
 def spec_augment(frames: Tensor, lengths: Tensor, stripes: StripesConfig) -> Tensor:
-    """Frames with stripes of bands and times set to zero, the mean (Park et al. 2019, arXiv:1904.08779).
+    """Frames with stripes of bands and times set to zero, the mean (Park et al. 2019, arXiv:1904.08779), and
+    before it with warped bands.
 
     Args:
         frames: ``(batch, n_frames, n_mels)``, normalised.
@@ -224,6 +268,8 @@ def spec_augment(frames: Tensor, lengths: Tensor, stripes: StripesConfig) -> Ten
     """
     batch, n_frames, n_mels = frames.shape
     place = torch.arange(n_mels, device=frames.device)
+    if stripes.warp:
+        frames = warped(frames, 1 + stripes.warp * (2 * torch.rand(batch, device=frames.device) - 1))
     for _ in range(stripes.n_bands):
         width = torch.randint(0, stripes.band_width + 1, (batch, 1), device=frames.device)
         start = (torch.rand(batch, 1, device=frames.device) * (n_mels - width + 1)).long()
@@ -235,3 +281,18 @@ def spec_augment(frames: Tensor, lengths: Tensor, stripes: StripesConfig) -> Ten
         start = (torch.rand(batch, 1, device=frames.device) * (lengths[:, None] - width + 1)).long()
         frames = frames.masked_fill(((time >= start) & (time < start + width))[:, :, None], 0.0)
     return frames
+
+
+def warped(frames: Tensor, factors: Tensor) -> Tensor:
+    """Frames ``(batch, n, n_mels)`` whose band ``k`` holds what was at ``k * factor``, between two bands.
+
+    That is how a vocal tract of another length would sound (Jaitly & Hinton 2013, ICML Workshop on Deep
+    Learning for Audio, Speech and Language), but that they warp Hz. Above the highest band its value stays.
+    """
+    n_mels = frames.shape[2]
+    place = (torch.arange(n_mels, device=frames.device) * factors[:, None]).clamp(max=n_mels - 1)
+    low = place.long()
+    share = (place - low)[:, None, :].to(frames.dtype)
+    low = low[:, None, :].expand_as(frames)
+    below, above = frames.gather(2, low), frames.gather(2, (low + 1).clamp(max=n_mels - 1))
+    return below + share * (above - below)

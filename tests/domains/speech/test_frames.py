@@ -11,7 +11,14 @@ from torch import Tensor
 from mambakit.core.errors import UsageError
 from mambakit.core.torchaudio_parts import has_extension, torchaudio
 from mambakit.domains.speech.encoder import Encoder, EncoderConfig
-from mambakit.domains.speech.frontend import FrontEnd, FrontEndConfig, StripesConfig, spec_augment
+from mambakit.domains.speech.frontend import (
+    FrontEnd,
+    FrontEndConfig,
+    StripesConfig,
+    moving_mean,
+    spec_augment,
+    warped,
+)
 
 N = 2500
 
@@ -71,10 +78,11 @@ def test_log_mel_is_the_definition() -> None:
         assert torch.allclose(frames[0, k].double(), wanted, atol=1e-3)
 
 
+@pytest.mark.parametrize("normalise", ["global", "running", "none"])
 @settings(max_examples=25, deadline=None)
 @given(cuts)
-def test_frames_stream(at: list[int]) -> None:
-    made, x = front_end(), samples(batch=2)
+def test_frames_stream(normalise: str, at: list[int]) -> None:
+    made, x = front_end(normalise=normalise), samples(batch=2)
     whole, _ = made(x)
     state, found = made.init_state(2), []
     for piece in pieces(x, at):
@@ -101,7 +109,7 @@ def test_encoder_streams(subsampling: int, blocks: list[str], at: list[int]) -> 
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])
-@pytest.mark.parametrize("normalise", ["global", "utterance"])
+@pytest.mark.parametrize("normalise", ["global", "running", "utterance"])
 def test_padding_reaches_nothing(bidirectional: bool, normalise: str) -> None:
     heard, made = front_end(normalise=normalise), encoder(bidirectional=bidirectional)
     x = samples(batch=2)
@@ -125,6 +133,43 @@ def test_normalised_by_utterance_forgets_the_level_and_cannot_stream() -> None:
     assert torch.allclose(made(samples())[0], made(7 * samples())[0], atol=1e-3)
     with pytest.raises(RuntimeError, match="global streams"):
         made.step(samples(), made.init_state(1))
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 300), st.floats(0, 1))
+def test_a_moving_mean_is_its_recurrence(n: int, keep: float) -> None:
+    generator = torch.Generator().manual_seed(n)
+    x, mean = (torch.randn(2, *size, dtype=torch.float64, generator=generator) for size in ((n, 3), (3,)))
+    found = moving_mean(x, mean, keep)
+    assert found.shape == x.shape
+    for t in range(n):
+        mean = keep * mean + (1 - keep) * x[:, t]
+        assert torch.allclose(found[:, t], mean, rtol=1e-12, atol=1e-12)
+
+
+def test_normalised_by_a_running_mean_forgets_the_level_in_time() -> None:
+    made = front_end(normalise="running", running_s=0.02)
+    quiet, loud = made(samples())[0][0], made(7 * samples())[0][0]
+    apart = (loud - quiet).abs().mean(1)
+    assert apart[-1] < 1e-3
+    assert apart[0] > 0.3
+
+
+def test_warped_bands_move_as_far_as_the_factor_says() -> None:
+    place = torch.arange(40.0).expand(3, 5, 40)
+    moved = warped(place, torch.tensor([1.0, 1.1, 0.8]))
+    assert torch.equal(moved[0], place[0])
+    assert torch.allclose(moved[1], (1.1 * place[1]).clamp(max=39), atol=1e-5)
+    assert torch.allclose(moved[2], 0.8 * place[2], atol=1e-5)
+
+
+def test_each_recording_is_warped_by_a_factor_of_its_own() -> None:
+    torch.manual_seed(0)
+    place = torch.arange(40.0).expand(200, 3, 40)
+    stripes = StripesConfig(warp=0.1, n_bands=0, n_times=0)
+    factors = spec_augment(place, torch.full((200,), 3), stripes)[:, 0, 20] / 20
+    assert 0.9 <= factors.min() < 0.91
+    assert 1.09 < factors.max() <= 1.1
 
 
 def test_digital_silence_is_finite() -> None:
