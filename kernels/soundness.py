@@ -9,7 +9,9 @@ counts::
     or.b64       %rd4, %rd1, %rd2;
     mov.b64      {_, %r2}, %rd4;
 
-With Triton 3.6 half of a tile's lanes did not find its diagonal on an H200; Triton 3.7 is not known to do it.
+With Triton 3.6 half of a tile's lanes did not find its diagonal on an H200, or read where nothing is, which
+ends the process's work on the GPU; Triton 3.7 is not known to do it. So a program is looked at before it is
+launched.
 """
 
 from __future__ import annotations
@@ -27,7 +29,29 @@ _sound: set[Any] = set()
 
 
 class MiscompiledError(BackendUnavailableError):
-    """Triton compiled a kernel wrongly; it was launched, and what it wrote means nothing."""
+    """Triton compiled a kernel wrongly."""
+
+
+def watch() -> None:
+    """Have Triton show every kernel of this package when it has compiled it, before it launches it."""
+    try:
+        from triton import knobs
+    except ImportError:  # no Triton, or an old one: programs are looked at after their first launch
+        return
+    others = knobs.runtime.jit_post_compile_hook
+
+    def look(**shown: Any) -> Any:
+        function = shown["fn"]
+        if function.module.startswith(__package__):
+            kept = function.jit_function.device_caches[shown["compile"]["device"]][0]
+            try:
+                check(kept.get(shown["key"]))
+            except MiscompiledError:
+                del kept[shown["key"]]  # or the next call would launch it
+                raise
+        return others(**shown) if others else None
+
+    knobs.runtime.jit_post_compile_hook = look
 
 
 def check(compiled: Any) -> None:

@@ -8,7 +8,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mambakit.kernels.soundness import check
+from mambakit.kernels.soundness import check, watch
+
+watch()
 
 Tensors = tuple[Any, ...]  # of Tensor | None
 # "argument", "made", "view" or "constant", and the place among those of its kind
@@ -90,7 +92,7 @@ class Tape:
         """``kernel[grid](*args, **named)``.
 
         Raises:
-            MiscompiledError: If what was launched is no sound program.
+            MiscompiledError: If it is no sound program.
         """
         compiled = kernel[grid](*args, **named)
         check(compiled)

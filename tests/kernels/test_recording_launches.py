@@ -16,7 +16,7 @@ from triton.runtime.errors import OutOfResources
 
 from mambakit.kernels import recording
 from mambakit.kernels.recording import Recordings
-from mambakit.kernels.soundness import MiscompiledError, is_spoilt
+from mambakit.kernels.soundness import MiscompiledError, is_spoilt, watch
 from mambakit.kernels.tape import Tape
 from mambakit.kernels.tuning import first_that_fits
 
@@ -139,6 +139,28 @@ def test_a_program_that_is_not_sound_gives_way_to_the_next() -> None:
     assert len(kernels["sound"].compiled.runs) == 2
     with pytest.raises(MiscompiledError, match=r"compiles walk_outputs wrongly .* backend='portable'"):
         recordings.run((torch.zeros(6),), ("spoilt",))
+
+
+def test_a_program_is_looked_at_before_it_is_launched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is spoilt is forgotten, so that no later call launches it; other packages' are theirs."""
+    knobs = pytest.importorskip("triton.knobs")
+    heard = []
+    monkeypatch.setattr(knobs.runtime, "jit_post_compile_hook", lambda **shown: heard.append(shown["key"]))
+    watch()
+    kept = {"spoilt": Kernel().compiled, "sound": Kernel().compiled}
+    kept["spoilt"].asm, kept["spoilt"].metadata = {"ptx": SPOILT}, SimpleNamespace(name="walk_outputs")
+    function = SimpleNamespace(device_caches={0: (kept,)})
+
+    def show(key: str, module: str) -> None:
+        fn = SimpleNamespace(module=module, jit_function=function)
+        knobs.runtime.jit_post_compile_hook(fn=fn, key=key, compile={"device": 0})
+
+    show("sound", "mambakit.kernels.ssd.gpu_forward")
+    show("spoilt", "another.package")
+    assert heard == list(kept)[::-1]
+    with pytest.raises(MiscompiledError, match="compiles walk_outputs wrongly"):
+        show("spoilt", "mambakit.kernels.ssd.gpu_forward")
+    assert list(kept) == ["sound"]
 
 
 def test_a_copy_is_not_recorded() -> None:
