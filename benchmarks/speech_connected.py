@@ -6,7 +6,8 @@
 Every speaker in turn is the unseen one: the one before by name chooses the weights, the other four teach.
 The test speaker's strings are measured once, as recorded and with noise at 20, 10 and 0 dB (other cuts of the
 two recordings that all strings have behind them at 15 to 30 dB: a noise that training knew), and by the
-network that streams also in chunks of 320 ms. Rows go into results/speech.json as
+network that streams also in chunks of 320 ms. It takes off a running mean of every band, the others, which
+read both ways, the recording's own. Rows go into results/speech.json as
 ``speech/connected-digits/wer/unseen`` and ``.../unseen-snr10``: the mean over seeds (of the mean over
 speakers) and their deviation; ``.../streaming`` says what chunks cost. ``--set`` changes the presets for a
 trial, and ``--data connected-digits,spoken-digits`` lets more voices teach: such runs, and those with
@@ -46,6 +47,9 @@ def network_of(name: str, model: Any) -> Any:
 
     both = dataclasses.replace(model.encoder, bidirectional=name != "mamba-streaming")
     shape = dataclasses.replace(model, encoder=both)
+    if both.bidirectional and model.front_end.normalise == "running":
+        front_end = dataclasses.replace(model.front_end, normalise="utterance")
+        shape = dataclasses.replace(shape, front_end=front_end)
     if name == "transformer":
         return dataclasses.replace(shape, encoder=transformer_like(both))
     return dataclasses.replace(shape, network="bigru" if name == "bigru" else "mamba")
