@@ -106,6 +106,9 @@ class FrontEnd(nn.Module):
             self.mel.get_submodule(owner)._non_persistent_buffers_set.add(buffer)
         self.mean: Tensor
         self.deviation: Tensor
+        self.weights: Tensor
+        keep = math.exp(-config.hop_s / config.running_s)
+        self.register_buffer("weights", moving_mean_weights(keep), persistent=False)
         self.register_buffer("mean", torch.zeros(config.n_mels))
         self.register_buffer("deviation", torch.ones(config.n_mels))
 
@@ -154,8 +157,13 @@ class FrontEnd(nn.Module):
             mean=self.mean.expand(batch, -1).clone(),
         )
 
-    def step(self, samples: Tensor, state: State) -> tuple[Tensor, State]:
+    def step(self, samples: Tensor, state: State, by: int = 1) -> tuple[Tensor, State]:
         """The next samples ``(batch, n)``, any n, and the frames ``(batch, m, n_mels)`` that they complete.
+
+        Args:
+            samples: Those.
+            state: What is kept of those before.
+            by: m is a multiple of it; samples of further frames wait.
 
         Raises:
             RuntimeError: If frames are normalised by the utterance, which is not known yet.
@@ -164,7 +172,7 @@ class FrontEnd(nn.Module):
             raise RuntimeError(
                 "normalise is utterance: that needs the whole of it; global streams, and so does running"
             )
-        frames, rest = self._frames(torch.cat([state["samples"], samples], dim=1))
+        frames, rest = self._frames(torch.cat([state["samples"], samples], dim=1), by)
         frames, mean = self._scaled(frames, state["mean"])
         return frames, State.of(samples=rest, mean=mean)
 
@@ -198,12 +206,14 @@ class FrontEnd(nn.Module):
             return frames, mean
         if self.config.normalise != "running":
             return (frames - self.mean) / self.deviation, mean
-        means = moving_mean(frames, mean, math.exp(-self.config.hop_s / self.config.running_s))
-        return (frames - means) / self.deviation, torch.cat([mean[:, None], means], dim=1)[:, -1]
+        # autocast would compute the means in half precision
+        with torch.autocast(frames.device.type, enabled=False):
+            means = moving_mean(frames.to(mean.dtype), mean, self.weights)
+        return (frames - means) / self.deviation, means[:, -1].clone() if means.shape[1] else mean
 
-    def _frames(self, samples: Tensor) -> tuple[Tensor, Tensor]:
+    def _frames(self, samples: Tensor, by: int = 1) -> tuple[Tensor, Tensor]:
         """Frames of samples that begin with a frame's first, and the samples that later ones need."""
-        n = max(0, (samples.shape[1] - self.config.n_fft) // self.config.hop + 1)
+        n = max(0, (samples.shape[1] - self.config.n_fft) // self.config.hop + 1) // by * by
         rest = samples[:, n * self.config.hop :]
         if n == 0:
             return samples.new_zeros(len(samples), 0, self.config.n_mels), rest
@@ -214,25 +224,37 @@ class FrontEnd(nn.Module):
         return power.clamp(min=_FLOOR).log().transpose(1, 2), rest
 
 
-def moving_mean(x: Tensor, mean: Tensor, keep: float) -> Tensor:
+def moving_mean(x: Tensor, mean: Tensor, weights: Tensor) -> Tensor:
     """``m[t] = keep * m[t - 1] + (1 - keep) * x[t]`` along the frames, ``(batch, n, width)``.
 
     Args:
         x: ``(batch, n, width)``.
         mean: ``(batch, width)`` before the first.
-        keep: Share of the mean that stays, a frame.
+        weights: Of ``moving_mean_weights``.
     """
-    place = torch.arange(_AT_ONCE, device=x.device)
-    behind = place[:, None] - place
-    shares = torch.where(behind >= 0, (1 - keep) * keep ** behind.clamp(min=0).to(x.dtype), 0.0)
     means = []
-    for frames in x.split(_AT_ONCE, dim=1):
+    for frames in x.split(len(weights), dim=1):
         n = frames.shape[1]
-        left = keep ** (place[:n, None] + 1).to(x.dtype)
-        means.append(shares[:n, :n] @ frames + left * mean[:, None])
-        if n:
-            mean = means[-1][:, -1]
+        means.append(
+            torch.baddbmm(
+                weights[:n, :1] * mean[:, None], weights[:n, 1 : n + 1].expand(len(x), n, n), frames
+            )
+        )
+        mean = means[-1][:, -1] if n else mean
     return torch.cat(means, dim=1)
+
+
+def moving_mean_weights(keep: float, dtype: torch.dtype = torch.float32) -> Tensor:
+    """``(n, 1 + n)``: what each of n means takes of the mean before them, and of each of n frames.
+
+    Args:
+        keep: Share of the mean that stays, a frame.
+        dtype: Of the frames.
+    """
+    place = torch.arange(_AT_ONCE, dtype=torch.float64)
+    behind = place[:, None] - place
+    shares = torch.where(behind >= 0, (1 - keep) * keep ** behind.clamp(min=0), 0.0)
+    return torch.cat([keep ** (place[:, None] + 1), shares], dim=1).to(dtype)
 
 
 @dataclass(frozen=True)

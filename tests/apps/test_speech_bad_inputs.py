@@ -92,7 +92,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (home / "in/notes.txt").write_text("no recording, and by its name not meant as one")
     encoder = EncoderConfig(d_model=16, channels=4, n_layers=1, d_state=8, head_dim=8, bidirectional=False)
     tokenizer = CharacterTokenizer().fit(["one two"])
-    recognizer = Recognizer(RecognizerConfig(tokenizer.n_ids, "", RecognizeModelConfig(encoder=encoder)))
+    recognizer = Recognizer(
+        RecognizerConfig(tokenizer.n_ids, "", RecognizeModelConfig(encoder=encoder, units="characters"))
+    )
     recognizer.tokenizer = tokenizer
     recognizer.save_pretrained(home / "transcribe")
     classifier = Classifier(ClassifyConfig(["no", "yes"], "", ClassifyModelConfig(encoder=encoder)))

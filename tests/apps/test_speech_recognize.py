@@ -28,7 +28,9 @@ def folder(tmp_path_factory):
         d_model=16, channels=4, n_layers=1, d_state=8, head_dim=8, bidirectional=False, dropout=0.0
     )
     tokenizer = CharacterTokenizer().fit(["one two six"])
-    model = Recognizer(RecognizerConfig(tokenizer.n_ids, "test", RecognizeModelConfig(encoder=encoder)))
+    model = Recognizer(
+        RecognizerConfig(tokenizer.n_ids, "test", RecognizeModelConfig(encoder=encoder, units="characters"))
+    )
     model.tokenizer = tokenizer
     model.save_pretrained(path / "model")
     write_audio(path / "in" / "a.wav", Audio(0.1 * torch.randn(12000), 16000))

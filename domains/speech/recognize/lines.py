@@ -96,6 +96,7 @@ class Lines:
         self._last = -1
         self._last_symbol = BLANK_ID
         self._shown: str | None = None
+        self._read = -1  # the last symbol's frame when the line was read for that
 
     def _take(self, vector: Tensor, said: list[Said]) -> None:
         if not self._model.repeats:
@@ -133,7 +134,10 @@ class Lines:
 
     def changes(self) -> list[Event]:
         """Whether the open line reads otherwise than when it was last shown."""
-        line = self._line(greedy=True) if self._begin is not None else None
+        if self._begin is None or self._last == self._read:  # blanks change no text
+            return []
+        self._read = self._last
+        line = self._line(greedy=True)
         if line is None or line.text == self._shown:
             return []
         kind: Literal["started", "changed"] = "started" if self._shown is None else "changed"

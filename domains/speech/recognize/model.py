@@ -144,7 +144,8 @@ class Recognizer(nn.Module, HubModel):
 
     def step_vectors(self, samples: Tensor, state: State) -> tuple[Tensor, State]:
         """The same with the vectors ``(batch, m, d_model)``."""
-        frames, front_end = self.front_end.step(samples, state["front_end"])
+        by = self.config.model.encoder.subsampling  # fewer frames complete no vector
+        frames, front_end = self.front_end.step(samples, state["front_end"], by)
         encoder = state["encoder"]
         if frames.shape[1] == 0:
             vectors = frames.new_zeros(len(frames), 0, self.config.model.encoder.d_model)

@@ -16,6 +16,7 @@ from mambakit.domains.speech.frontend import (
     FrontEndConfig,
     StripesConfig,
     moving_mean,
+    moving_mean_weights,
     spec_augment,
     warped,
 )
@@ -80,15 +81,16 @@ def test_log_mel_is_the_definition() -> None:
 
 @pytest.mark.parametrize("normalise", ["global", "running", "none"])
 @settings(max_examples=25, deadline=None)
-@given(cuts)
-def test_frames_stream(normalise: str, at: list[int]) -> None:
+@given(cuts, st.sampled_from([1, 4]))
+def test_frames_stream(normalise: str, at: list[int], by: int) -> None:
     made, x = front_end(normalise=normalise), samples(batch=2)
     whole, _ = made(x)
     state, found = made.init_state(2), []
     for piece in pieces(x, at):
-        frames, state = made.step(piece, state)
+        frames, state = made.step(piece, state, by)
+        assert frames.shape[1] % by == 0
         found.append(frames)
-    assert torch.allclose(torch.cat(found, 1), whole, atol=1e-5)
+    assert torch.allclose(torch.cat(found, 1), whole[:, : whole.shape[1] // by * by], atol=1e-5)
 
 
 @pytest.mark.parametrize("subsampling", [1, 2, 4])
@@ -140,7 +142,7 @@ def test_normalised_by_utterance_forgets_the_level_and_cannot_stream() -> None:
 def test_a_moving_mean_is_its_recurrence(n: int, keep: float) -> None:
     generator = torch.Generator().manual_seed(n)
     x, mean = (torch.randn(2, *size, dtype=torch.float64, generator=generator) for size in ((n, 3), (3,)))
-    found = moving_mean(x, mean, keep)
+    found = moving_mean(x, mean, moving_mean_weights(keep, torch.float64))
     assert found.shape == x.shape
     for t in range(n):
         mean = keep * mean + (1 - keep) * x[:, t]

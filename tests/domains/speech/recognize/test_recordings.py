@@ -41,7 +41,7 @@ def test_who_trains_on_single_words_is_told_what_serves_them(tmp_path):
 
     def notes(*texts: str, **options) -> list[str]:
         rows = [{"path": tmp_path / f"{i}.wav", "text": text} for i, text in enumerate(texts)]
-        model = RecognizeModelConfig(**options)
+        model = RecognizeModelConfig(**{"units": "characters"} | options)
         return read_parts(Utterances("mine", utterance_table(rows)), split, model).notes
 
     assert "a causal CTC of letters guesses at its onset; --model.units bpe" in notes("one", "one")[0]

@@ -35,7 +35,7 @@ SIZES = st.lists(st.integers(1, 5000), min_size=1, max_size=5).filter(lambda s: 
 def make(encoder: EncoderConfig = SMALL, **options) -> Recognizer:
     torch.manual_seed(0)
     tokenizer = CharacterTokenizer().fit(["one two six"])
-    shape = RecognizeModelConfig(encoder=encoder, **options)
+    shape = RecognizeModelConfig(encoder=encoder, **{"units": "characters"} | options)
     model = Recognizer(RecognizerConfig(tokenizer.n_ids, "test", shape)).eval()
     model.tokenizer = tokenizer
     with torch.no_grad():  # so that symbols and blanks come in turn
