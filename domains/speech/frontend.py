@@ -39,8 +39,9 @@ class FrontEndConfig:
     """The lowest band begins there; the highest ends at half the sample rate."""
     normalise: Normalise = "global"
     """global: each band by mean and deviation over the training set, which streams; running: by the
-    deviation, and by a mean that follows the sound, which streams too; utterance: each band's own mean in
-    the utterance is taken off first, which needs the whole of it; none."""
+    deviation, and by a mean that follows the sound, which streams too, but in pauses of many seconds forgets
+    how loud speech was; utterance: each band's own mean in the utterance is taken off first, which needs the
+    whole of it; none."""
     running_s: float = 3.0
     """With running: seconds in which the mean forgets all but a share of 1/e of what was before, at the
     beginning the training set's mean."""
