@@ -25,8 +25,15 @@ def add_trial_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def read_changes(given: Sequence[str]) -> dict[str, Any]:
-    """Values by their dotted names."""
-    return {name: json.loads(value) for name, _, value in (one.partition("=") for one in given)}
+    """Values by their dotted names. Raises SystemExit on a value that is no JSON."""
+    changes = {}
+    for one in given:
+        name, _, value = one.partition("=")
+        try:
+            changes[name] = json.loads(value)
+        except json.JSONDecodeError as error:
+            raise SystemExit(f"--set {one}: expected PART.FIELD=JSON, a text in double quotes") from error
+    return changes
 
 
 def tell(one: dict[str, Any], seconds: float) -> None:
