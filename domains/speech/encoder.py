@@ -151,8 +151,6 @@ class Encoder(nn.Module):
             RuntimeError: If a layer is not causal.
         """
         x, kept = self._thinned(frames, {name: state[name] for name in ("first", "second")})
-        if x.shape[1] == 0:
-            return x, State.of(backbone=state["backbone"], **kept)
         y, inner = self.backbone(x, state["backbone"])
         return y, State.of(backbone=inner, **kept)
 

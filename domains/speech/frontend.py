@@ -107,9 +107,10 @@ class FrontEnd(nn.Module):
             self.mel.get_submodule(owner)._non_persistent_buffers_set.add(buffer)
         self.mean: Tensor
         self.deviation: Tensor
-        self.weights: Tensor
+        self.weights: Tensor | None  # with running
         keep = math.exp(-config.hop_s / config.running_s)
-        self.register_buffer("weights", moving_mean_weights(keep), persistent=False)
+        weights = moving_mean_weights(keep) if config.normalise == "running" else None
+        self.register_buffer("weights", weights, persistent=False)
         self.register_buffer("mean", torch.zeros(config.n_mels))
         self.register_buffer("deviation", torch.ones(config.n_mels))
 
@@ -148,15 +149,15 @@ class FrontEnd(nn.Module):
         frames = frames.masked_fill(pads, 0.0)
         if self.config.normalise == "utterance":
             frames = frames - frames.sum(1, keepdim=True) / lengths.clamp(min=1)[:, None, None]
-        mean = self.mean.expand(len(frames), -1)
-        return self._scaled(frames, mean)[0].masked_fill(pads, 0.0)
+        means = self._means(frames, self.mean.expand(len(frames), -1))
+        return self._scaled(frames, means).masked_fill(pads, 0.0)
 
     def init_state(self, batch: int) -> State:
         """Before the first sample."""
-        return State.of(
-            samples=torch.zeros(batch, self._before, device=self.mean.device),
-            mean=self.mean.expand(batch, -1).clone(),
-        )
+        kept = {"samples": torch.zeros(batch, self._before, device=self.mean.device)}
+        if self.weights is not None:
+            kept["mean"] = self.mean.expand(batch, -1).clone()
+        return State.of(**kept)
 
     def step(self, samples: Tensor, state: State, by: int = 1) -> tuple[Tensor, State]:
         """The next samples ``(batch, n)``, any n, and the frames ``(batch, m, n_mels)`` that they complete.
@@ -174,8 +175,11 @@ class FrontEnd(nn.Module):
                 "normalise is utterance: that needs the whole of it; global streams, and so does running"
             )
         frames, rest = self._frames(torch.cat([state["samples"], samples], dim=1), by)
-        frames, mean = self._scaled(frames, state["mean"])
-        return frames, State.of(samples=rest, mean=mean)
+        if self.weights is None:
+            return self._scaled(frames, self.mean), State.of(samples=rest)
+        means = self._means(frames, state["mean"])
+        mean = means[:, -1].clone() if means.shape[1] else state["mean"]
+        return self._scaled(frames, means), State.of(samples=rest, mean=mean)
 
     @torch.no_grad()
     def fit(self, utterances: Iterable[Tensor]) -> None:
@@ -201,16 +205,16 @@ class FrontEnd(nn.Module):
     def _before(self) -> int:
         return self.config.n_fft - self.config.hop
 
-    def _scaled(self, frames: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
-        """Frames normalised but for an utterance's own mean, and the mean ``(batch, n_mels)`` after them."""
-        if self.config.normalise == "none":
-            return frames, mean
-        if self.config.normalise != "running":
-            return (frames - self.mean) / self.deviation, mean
+    def _means(self, frames: Tensor, mean: Tensor) -> Tensor:
+        """What is taken off the frames: with running, means that follow them from ``mean``."""
+        if self.weights is None:
+            return self.mean
         # autocast would compute the means in half precision
         with torch.autocast(frames.device.type, enabled=False):
-            means = moving_mean(frames.to(mean.dtype), mean, self.weights)
-        return (frames - means) / self.deviation, means[:, -1].clone() if means.shape[1] else mean
+            return moving_mean(frames.to(mean.dtype), mean, self.weights)
+
+    def _scaled(self, frames: Tensor, means: Tensor) -> Tensor:
+        return frames if self.config.normalise == "none" else (frames - means) / self.deviation
 
     def _frames(self, samples: Tensor, by: int = 1) -> tuple[Tensor, Tensor]:
         """Frames of samples that begin with a frame's first, and the samples that later ones need."""
