@@ -12,12 +12,12 @@ from mambakit.apps.speech_transcribe import load_recognizer
 from mambakit.core.cli import format_table, print_json
 from mambakit.core.errors import DataError, UsageError
 from mambakit.core.training import TrainConfig
-from mambakit.domains.speech.augment import AugmentConfig
 from mambakit.domains.speech.recognize.config import (
     PRESET_AUGMENT,
     PRESET_LOSS,
     PRESET_MODEL,
     PRESET_TRAIN,
+    RecognizeAugmentConfig,
     RecognizeLossConfig,
     RecognizeModelConfig,
 )
@@ -49,7 +49,7 @@ def train_recognize(
     overwrite: bool = False,
     model: RecognizeModelConfig = PRESET_MODEL,
     loss: RecognizeLossConfig = PRESET_LOSS,
-    augment: AugmentConfig = PRESET_AUGMENT,
+    augment: RecognizeAugmentConfig = PRESET_AUGMENT,
     train: TrainConfig = PRESET_TRAIN,
     json: bool = False,
 ) -> None:

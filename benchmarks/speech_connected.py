@@ -6,13 +6,11 @@
 Every speaker in turn is the unseen one: the one before by name chooses the weights, the other four teach.
 The test speaker's strings are measured once, as recorded and with noise at 20, 10 and 0 dB (other cuts of the
 two recordings that all strings have behind them at 15 to 30 dB: a noise that training knew), and by the
-network that streams also in chunks of 320 ms. It takes off a running mean of every band (the preset does
-not: strings have no long pauses, streams do), the others, which read both ways, the recording's own. Rows go
-into results/speech.json as ``speech/connected-digits/wer/unseen`` and ``.../unseen-snr10``: the mean over
-seeds (of the mean over speakers) and their deviation; ``.../streaming`` says what chunks cost. ``--set``
-changes the presets for a trial, and ``--data connected-digits,spoken-digits`` lets more voices teach: such
-runs, and those with ``--validation-only``, measure the speaker who chooses and write no rows; nor do those
-with ``--limit``.
+network that streams, which is the preset, also in chunks of 320 ms. Rows go into results/speech.json as
+``speech/connected-digits/wer/unseen`` and ``.../unseen-snr10``: the mean over seeds (of the mean over
+speakers) and their deviation; ``.../streaming`` says what chunks cost. ``--set`` changes the presets for a
+trial, and ``--data connected-digits,spoken-digits`` lets more voices teach: such runs, and those with
+``--validation-only``, measure the speaker who chooses and write no rows; nor do those with ``--limit``.
 """
 
 from __future__ import annotations
@@ -43,20 +41,13 @@ NAMES = {
 
 
 def network_of(name: str, model: Any) -> Any:
-    """The preset's shape with one of the networks, its bands by a mean of the recording's own, or what of it
-    was heard; all but the one that streams read both ways."""
+    """The preset's shape with one of the networks; all but the one that streams read both ways."""
     from mambakit.domains.speech.encoder import transformer_like
 
     both = dataclasses.replace(model.encoder, bidirectional=name != "mamba-streaming")
-    shape = dataclasses.replace(model, encoder=both)
-    if model.front_end.normalise == "global":
-        normalise = "utterance" if both.bidirectional else "running"
-        shape = dataclasses.replace(
-            shape, front_end=dataclasses.replace(model.front_end, normalise=normalise)
-        )
     if name == "transformer":
-        return dataclasses.replace(shape, encoder=transformer_like(both))
-    return dataclasses.replace(shape, network="bigru" if name == "bigru" else "mamba")
+        return dataclasses.replace(model, encoder=transformer_like(both))
+    return dataclasses.replace(model, encoder=both, network="bigru" if name == "bigru" else "mamba")
 
 
 def run_job(job: dict[str, Any]) -> dict[str, Any]:

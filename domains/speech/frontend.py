@@ -21,6 +21,7 @@ Normalise = Literal["global", "running", "utterance", "none"]
 # Below 16-bit audio's own rounding noise in a mel band: digital silence becomes this, not minus infinity.
 _FLOOR = 1e-7
 _AT_ONCE = 128  # frames of a moving mean: one product of matrices
+_WAVES = 3  # of a bent frequency response
 
 
 @dataclass(frozen=True)
@@ -266,6 +267,9 @@ def moving_mean_weights(keep: float, dtype: torch.dtype = torch.float32) -> Tens
 class StripesConfig:
     """What is done to frames while training (SpecAugment and other voices); see each field."""
 
+    tilt_db: float = 0.0
+    """How far the microphone's frequency response is bent at random: the deviation of each of three slow
+    waves over the bands. No effect with normalise utterance, which takes it off again."""
     warp: float = 0.0
     """Share by which the bands' places are stretched or squeezed at most, as by a shorter or longer vocal
     tract."""
@@ -281,7 +285,26 @@ class StripesConfig:
     def __post_init__(self) -> None:
         check_shares(self, "time_share")
         check_shares(self, "warp", below_one=True)
-        check_least(self, 0, "n_bands", "band_width", "n_times")
+        check_least(self, 0, "tilt_db", "n_bands", "band_width", "n_times")
+
+
+def heard_in_training(
+    front_end: FrontEnd, samples: Tensor, lengths: Tensor, stripes: StripesConfig
+) -> tuple[Tensor, Tensor]:
+    """What ``front_end`` gives, through other microphones, by other voices, and with stripes hidden."""
+    frames, lengths = front_end.log_mel(samples, lengths)
+    if stripes.tilt_db:
+        frames = frames + tilts(len(frames), frames.shape[2], stripes.tilt_db, frames.device)
+    return spec_augment(front_end.normalised(frames, lengths), lengths, stripes), lengths
+
+
+def tilts(batch: int, n_mels: int, deviation_db: float, device: torch.device) -> Tensor:
+    """Random frequency responses to add to log-mel frames, ``(batch, 1, n_mels)``: slow cosines."""
+    waves = torch.arange(1, _WAVES + 1, device=device)[:, None]
+    at = (torch.arange(n_mels, device=device) + 0.5) / n_mels
+    shapes = torch.cos(math.pi * waves * at)
+    drawn = torch.randn(batch, _WAVES, device=device) * (deviation_db * math.log(10) / 10)
+    return (drawn @ shapes)[:, None]
 
 
 def spec_augment(frames: Tensor, lengths: Tensor, stripes: StripesConfig) -> Tensor:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import pandas as pd
@@ -21,6 +22,14 @@ _SAME_AS = {"start": "start_s", "end": "end_s", "clean": "clean_path", "file": "
 _PARTS = ("train", "validation", "test")
 
 
+class WordTime(NamedTuple):
+    """When a word is heard, in seconds from the row's start."""
+
+    word: str
+    start_s: float
+    end_s: float
+
+
 @dataclass(frozen=True)
 class Utterances:
     """Recordings, or stretches of them, and what is known of each."""
@@ -29,7 +38,8 @@ class Utterances:
     """What they are called in messages and reports."""
     table: pd.DataFrame
     """A row each: ``path``, ``start_s`` (0), ``end_s`` (NaN: to the end), ``text``, ``label``, ``speaker``,
-    and ``clean_path`` (None where unknown); further columns of a manifest follow."""
+    and ``clean_path`` (None where unknown); further columns of a manifest follow, of which ``word_times`` is
+    read: lists of (word, start, end)."""
     parts: NDArray[np.str_] | None = None
     """train, validation or test of each row, where the data say so."""
     left_out: list[tuple[str, str]] = field(default_factory=list)
@@ -64,6 +74,11 @@ class Utterances:
         if not isinstance(self.table["clean_path"].iloc[row], (str, Path)):
             raise DataError(f"{self.name}: row {row + 1} has no clean_path")
         return self._read("clean_path", row, rate_hz)
+
+    def word_times(self, row: int) -> list[WordTime] | None:
+        """When each word of a row is heard; None where the data do not say."""
+        times = self.table["word_times"].iloc[row] if "word_times" in self.table else None
+        return [WordTime(*one) for one in times] if isinstance(times, list) else None
 
     def _read(self, column: str, row: int, rate_hz: int | None) -> Audio:
         path, start, end = (self.table[name].iloc[row] for name in (column, "start_s", "end_s"))
@@ -121,6 +136,7 @@ def joined(measured: Utterances, *taught: Utterances) -> Utterances:
 def read_manifest(path: Path | str) -> Utterances:
     """A CSV or JSON-lines file: path, and any of text, label, speaker, start, end, clean_path, part.
 
+    ``word_times`` says when words are heard: a list of [word, start, end] in seconds, in CSV its JSON.
     Paths are relative to the manifest; start and end are seconds. Rows that name no file that is there, or
     have times that make no sense, are left out and listed.
 
@@ -324,4 +340,23 @@ def _checked_row(row: dict[str, Any], manifest: Path) -> dict[str, Any]:
         ) from None
     if start < 0 or end <= start:
         raise DataError(f"start, end: from {start:g} s to {end:g} s is no stretch")
+    times = row.pop("word_times", None)
+    if isinstance(times, (str, list)) or not pd.isna(times):
+        row["word_times"] = _checked_times(times)
     return row
+
+
+def _checked_times(given: Any) -> list[list[Any]]:
+    """Words with start and end, from a list or, in CSV, its JSON."""
+    wanted = "word_times: expected a list of [word, start, end] in seconds, one after the other"
+    try:
+        times = json.loads(given) if isinstance(given, str) else given
+        made = [(str(word), float(start), float(end)) for word, start, end in times]
+    except (TypeError, ValueError):
+        raise DataError(f"{wanted}, got {str(given)[:60]}") from None
+    at = 0.0
+    for word, start, end in made:
+        if not (at <= start < end < math.inf):
+            raise DataError(f"{wanted}, got {word!r} from {start:g} to {end:g} s after {at:g} s")
+        at = start
+    return [list(one) for one in made]

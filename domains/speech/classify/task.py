@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -17,9 +15,7 @@ from mambakit.domains.speech.augment import Augmenter, of_few_lengths
 from mambakit.domains.speech.classify.config import ClassifyLossConfig
 from mambakit.domains.speech.classify.data import ClipBatch
 from mambakit.domains.speech.classify.model import Classifier
-from mambakit.domains.speech.frontend import spec_augment
-
-_WAVES = 3
+from mambakit.domains.speech.frontend import heard_in_training
 
 
 class ClassifyLoss(nn.Module):
@@ -36,13 +32,9 @@ class ClassifyLoss(nn.Module):
 
     def forward(self, samples: Tensor, lengths: Tensor, labels: Tensor) -> Tensor:
         """A scalar, of recordings ``(batch, n)``, their lengths and their classes ``(batch,)``."""
-        config, front_end = self.config, self.model.front_end
-        frames, lengths = front_end.log_mel(samples, lengths)
-        if config.tilt_db:
-            frames = frames + tilts(len(frames), frames.shape[2], config.tilt_db, frames.device)
-        frames = spec_augment(front_end.normalised(frames, lengths), lengths, config)
+        frames, lengths = heard_in_training(self.model.front_end, samples, lengths, self.config)
         logits = self.model.of_frames(frames, lengths)
-        loss = F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
+        loss = F.cross_entropy(logits, labels, label_smoothing=self.config.label_smoothing)
         return loss + auxiliary_loss(self.model)
 
 
@@ -91,12 +83,3 @@ class ClassifyTask(pl.LightningModule):
         return configure_optimizer(
             self.model, self.train_config, int(self.trainer.estimated_stepping_batches)
         )
-
-
-def tilts(batch: int, n_mels: int, deviation_db: float, device: torch.device) -> Tensor:
-    """Random frequency responses to add to log-mel frames, ``(batch, 1, n_mels)``: slow cosines."""
-    waves = torch.arange(1, _WAVES + 1, device=device)[:, None]
-    at = (torch.arange(n_mels, device=device) + 0.5) / n_mels
-    shapes = torch.cos(math.pi * waves * at)
-    drawn = torch.randn(batch, _WAVES, device=device) * (deviation_db * math.log(10) / 10)
-    return (drawn @ shapes)[:, None]

@@ -145,19 +145,19 @@ def word_time_errors(
     Args:
         model: The recogniser.
         recordings: To measure on.
-        utterances: Their table has ``word_times``, lists of (word, start, end); None is returned without.
+        utterances: What says when words are heard; None is returned where nothing does.
         decoder: How texts are chosen; the best path by default.
     """
-    if "word_times" not in utterances.table:
+    known = [utterances.word_times(row) for row in recordings.rows]
+    if not any(known):
         return None
     starts, ends = [], []
     written = transcripts(model, recordings.samples, decoder)
-    for made, text, row in zip(written, recordings.texts, recordings.rows, strict=True):
-        if made.text != text:
+    for made, text, times in zip(written, recordings.texts, known, strict=True):
+        if made.text != text or times is None or len(times) != len(made.words):
             continue
-        for word, (_, start, end) in zip(made.words, utterances.table["word_times"].iloc[row], strict=True):
-            starts.append(word.start_s - start)
-            ends.append(word.end_s - end)
+        starts += [word.start_s - time.start_s for word, time in zip(made.words, times, strict=True)]
+        ends += [word.end_s - time.end_s for word, time in zip(made.words, times, strict=True)]
     if not starts:
         return None
     return {

@@ -212,7 +212,7 @@ class LengthBatches(Sampler[list[int]]):
             yield batches[i].tolist()
 
 
-class _Pairs(Dataset[tuple[Tensor, Tensor]]):
+class Pairs(Dataset[tuple[Tensor, Tensor]]):
     """Samples and symbols of each."""
 
     def __init__(self, recordings: Recordings, tokenizer: TextTokenizer) -> None:
@@ -227,19 +227,19 @@ class _Pairs(Dataset[tuple[Tensor, Tensor]]):
 
 
 def training_loader(
-    recordings: Recordings, tokenizer: TextTokenizer, batch_size: int, n_processes: int = 0
+    recordings: Recordings, data: Dataset[tuple[Tensor, Tensor]], batch_size: int, n_processes: int = 0
 ) -> DataLoader[SpeechBatch]:
-    """Recordings as they are, in batches of like length and an order of chance.
+    """In batches of like length and an order of chance.
 
     Args:
         recordings: All of them.
-        tokenizer: Fitted.
+        data: Samples and symbols of each, as they are or changed.
         batch_size: Recordings a batch.
         n_processes: That read those on disk; what is in memory takes none.
     """
     n_processes = n_processes if isinstance(recordings.samples, OnDisk) else 0
     return DataLoader(
-        _Pairs(recordings, tokenizer),  # type: ignore[arg-type]
+        data,  # type: ignore[arg-type]
         batch_sampler=LengthBatches(recordings.lengths, batch_size),
         collate_fn=_collated,
         num_workers=n_processes,
@@ -252,7 +252,7 @@ def measuring_loader(
 ) -> DataLoader[SpeechBatch]:
     """Recordings as they are, in their order."""
     return DataLoader(
-        _Pairs(recordings, tokenizer),  # type: ignore[arg-type]
+        Pairs(recordings, tokenizer),  # type: ignore[arg-type]
         batch_size,
         collate_fn=_collated,
         num_workers=n_processes if isinstance(recordings.samples, OnDisk) else 0,

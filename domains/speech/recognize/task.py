@@ -12,7 +12,7 @@ from mambakit.core.auxiliary import auxiliary_loss
 from mambakit.core.training import TrainConfig
 from mambakit.core.training.optim import configure_optimizer
 from mambakit.domains.speech.augment import Augmenter, of_few_lengths
-from mambakit.domains.speech.frontend import spec_augment
+from mambakit.domains.speech.frontend import heard_in_training
 from mambakit.domains.speech.recognize.alignment import frames_needed_each
 from mambakit.domains.speech.recognize.config import RecognizeLossConfig
 from mambakit.domains.speech.recognize.metrics import error_rates
@@ -43,8 +43,8 @@ class RecognizeTask(pl.LightningModule):
         least = self.model.frame_samples * frames_needed_each(batch.ids, batch.id_lengths)
         samples, lengths = self.augmenter(batch.samples, batch.lengths, least=least)
         samples = of_few_lengths(samples, self.model.rate_hz)
-        frames, lengths = self.model.front_end(*self.model.with_tail(samples, lengths))
-        frames = spec_augment(frames, lengths, self.loss_config)
+        samples, lengths = self.model.with_tail(samples, lengths)
+        frames, lengths = heard_in_training(self.model.front_end, samples, lengths, self.loss_config)
         vectors, lengths = self.model.encoder(frames, lengths)
         loss = self.model.loss(vectors, lengths, batch.ids, batch.id_lengths)
         self.log("train/loss", loss.detach(), on_step=False, on_epoch=True, batch_size=len(frames))

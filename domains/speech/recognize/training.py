@@ -9,8 +9,9 @@ from torch import Tensor
 from mambakit.core.errors import DataError
 from mambakit.core.training import FitResult, RunFolder, TrainConfig, fit, resolve_device, seed_everything
 from mambakit.core.training.devices import loading_processes
-from mambakit.domains.speech.augment import AugmentConfig, Augmenter
+from mambakit.domains.speech.augment import Augmenter
 from mambakit.domains.speech.recognize.config import (
+    RecognizeAugmentConfig,
     RecognizeLossConfig,
     RecognizeModelConfig,
     RecognizerConfig,
@@ -23,6 +24,7 @@ from mambakit.domains.speech.recognize.recordings import (
     read_recordings,
     training_loader,
 )
+from mambakit.domains.speech.recognize.splicing import Piece, Spliced, pieces_of_speakers
 from mambakit.domains.speech.recognize.tokenizer import TextTokenizer
 from mambakit.domains.speech.recognize.units import fit_tokenizer
 from mambakit.domains.speech.utterances import Split, Utterances
@@ -38,6 +40,8 @@ class RecordingParts:
     train: Recordings
     validation: Recordings
     test: Recordings
+    pieces: list[list[Piece]]
+    """For each recording to learn from, the words that its speaker says and where, if the data tell."""
     left_out: list[tuple[str, str]]
     """Files that can't be used, and why."""
     notes: list[str]
@@ -81,7 +85,8 @@ def read_parts(utterances: Utterances, split: Split, model: RecognizeModelConfig
             f"{utterances.name}: nearly every recording is one word, which a causal CTC of letters guesses at"
             " its onset; --model.units bpe, --model.head rnnt or --model.encoder.bidirectional true do better"
         )
-    return RecordingParts(tokenizer, read["train"], read["validation"], read["test"], left_out, notes)
+    pieces = pieces_of_speakers(read["train"], utterances, rate_hz)
+    return RecordingParts(tokenizer, read["train"], read["validation"], read["test"], pieces, left_out, notes)
 
 
 def _guesses_words(model: RecognizeModelConfig, texts: list[str]) -> bool:
@@ -104,7 +109,7 @@ def train_recognizer(
     name: str,
     model_config: RecognizeModelConfig,
     loss_config: RecognizeLossConfig,
-    augment_config: AugmentConfig,
+    augment_config: RecognizeAugmentConfig,
     train_config: TrainConfig,
     noises: list[Tensor] | None = None,
 ) -> tuple[Recognizer, FitResult]:
@@ -128,7 +133,8 @@ def train_recognizer(
     n = len(parts.train)
     model.front_end.fit(parts.train.samples[i] for i in range(0, n, -(-n // _MOST_FITTED)))
     n_processes = loading_processes(train_config.num_workers, resolve_device(train_config.device))
-    loader = training_loader(parts.train, parts.tokenizer, train_config.batch_size, n_processes)
+    learned = Spliced(parts.train, parts.tokenizer, parts.pieces, augment_config.splice, model.frame_samples)
+    loader = training_loader(parts.train, learned, train_config.batch_size, n_processes)
     validation = measuring_loader(parts.validation, parts.tokenizer, n_processes=n_processes)
     augmenter = Augmenter(augment_config, model.rate_hz, noises or [])
     task = RecognizeTask(model, train_config, loss_config, augmenter)
