@@ -16,6 +16,8 @@ from mambakit.core.errors import UsageError
 from mambakit.domains.speech.audio import resample
 from mambakit.domains.speech.chance import Chance, moved
 
+_WAVES = 3  # of a bent frequency response
+
 
 @dataclass(frozen=True)
 class AugmentConfig:
@@ -222,6 +224,30 @@ def coloured_noises(n: int, exponents: Tensor, chance: Chance) -> Tensor:
     frequency = torch.arange(1, spectrum.shape[1] + 1, device=spectrum.device)
     noise = torch.fft.irfft(spectrum * frequency ** (-exponents[:, None] / 2), fft_size(n))[:, :n]
     return noise / noise.square().mean(-1, keepdim=True).sqrt().clamp(min=1e-9)
+
+
+def tilts(batch: int, at: Tensor, deviation_db: float, chance: Chance) -> Tensor:
+    """Random frequency responses as logarithms of power, ``(batch, n)``: three slow waves.
+
+    Args:
+        batch: How many.
+        at: ``(n,)`` the frequencies' places, from 0 to 1.
+        deviation_db: Of each wave.
+        chance: Draws them.
+    """
+    waves = torch.arange(1, _WAVES + 1, device=at.device)[:, None]
+    drawn = chance.normal(batch, _WAVES) * (deviation_db * math.log(10) / 10)
+    return drawn @ torch.cos(math.pi * waves * at)
+
+
+def bent(samples: Tensor, deviation_db: float, chance: Chance) -> Tensor:
+    """Samples ``(batch, n)`` as other microphones would hear them: by ``tilts``, of which low frequencies
+    take more, as in mel bands."""
+    n_fft = fft_size(samples.shape[-1])
+    spectrum = torch.fft.rfft(samples, n_fft)
+    place = torch.linspace(0, 1, spectrum.shape[-1], device=samples.device)
+    gains = torch.exp(tilts(len(samples), place.sqrt(), deviation_db, chance) / 2)
+    return torch.fft.irfft(spectrum * gains, n_fft)[..., : samples.shape[-1]]
 
 
 def fft_size(n: int) -> int:

@@ -16,12 +16,13 @@ from mambakit.core.config_checks import check_least, check_shares
 from mambakit.core.errors import UsageError
 from mambakit.core.state import State
 from mambakit.core.torchaudio_parts import torchaudio
+from mambakit.domains.speech.augment import tilts
+from mambakit.domains.speech.chance import Chance
 
 Normalise = Literal["global", "running", "utterance", "none"]
 # Below 16-bit audio's own rounding noise in a mel band: digital silence becomes this, not minus infinity.
 _FLOOR = 1e-7
 _AT_ONCE = 128  # frames of a moving mean: one product of matrices
-_WAVES = 3  # of a bent frequency response
 
 
 @dataclass(frozen=True)
@@ -294,17 +295,10 @@ def heard_in_training(
     """What ``front_end`` gives, through other microphones, by other voices, and with stripes hidden."""
     frames, lengths = front_end.log_mel(samples, lengths)
     if stripes.tilt_db:
-        frames = frames + tilts(len(frames), frames.shape[2], stripes.tilt_db, frames.device)
+        n_mels = frames.shape[2]
+        at = (torch.arange(n_mels, device=frames.device) + 0.5) / n_mels
+        frames = frames + tilts(len(frames), at, stripes.tilt_db, Chance(frames.device))[:, None]
     return spec_augment(front_end.normalised(frames, lengths), lengths, stripes), lengths
-
-
-def tilts(batch: int, n_mels: int, deviation_db: float, device: torch.device) -> Tensor:
-    """Random frequency responses to add to log-mel frames, ``(batch, 1, n_mels)``: slow cosines."""
-    waves = torch.arange(1, _WAVES + 1, device=device)[:, None]
-    at = (torch.arange(n_mels, device=device) + 0.5) / n_mels
-    shapes = torch.cos(math.pi * waves * at)
-    drawn = torch.randn(batch, _WAVES, device=device) * (deviation_db * math.log(10) / 10)
-    return (drawn @ shapes)[:, None]
 
 
 def spec_augment(frames: Tensor, lengths: Tensor, stripes: StripesConfig) -> Tensor:

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from mambakit.core.errors import DataError
 from mambakit.domains.speech.audio import read_audio, resample
-from mambakit.domains.speech.augment import Recordings, change_speed, reverberate, room_responses
+from mambakit.domains.speech.augment import Recordings, bent, change_speed, reverberate, room_responses
 from mambakit.domains.speech.chance import Chance
 from mambakit.domains.speech.enhance.config import MixConfig
 from mambakit.domains.speech.noises import Signal, babble, coloured, low_passed, machine, to_unit
@@ -245,19 +245,23 @@ class TwoSpeakerMixer(nn.Module):
         pool: Utterances of two speakers at least.
         segment_s: Seconds of a mixture.
         level_db: The second speaker is louder or softer than the first by up to so much.
+        tilt_db: How far each speaker's frequency response is bent at random.
 
     Raises:
         DataError: If the pool has fewer than two speakers.
     """
 
-    def __init__(self, pool: SpeechPool, segment_s: float, level_db: float = 2.5) -> None:
+    def __init__(
+        self, pool: SpeechPool, segment_s: float, level_db: float = 2.5, tilt_db: float = 0.0
+    ) -> None:
         super().__init__()
         if len(pool.speakers) < 2:
             raise DataError(
                 f"separation takes utterances of two speakers at least, got {len(pool.speakers)}: "
                 f"{', '.join(pool.speakers)}; name them in a column speaker"
             )
-        self.voices, self.n, self.level_db = Voices(pool), round(segment_s * pool.rate_hz), level_db
+        self.voices, self.n = Voices(pool), round(segment_s * pool.rate_hz)
+        self.level_db, self.tilt_db = level_db, tilt_db
 
     def forward(self, batch: int, chance: Chance | None = None) -> tuple[Tensor, Tensor]:
         """Mixtures ``(batch, n)`` and their sources ``(batch, 2, n)``, which add up to them."""
@@ -265,6 +269,8 @@ class TwoSpeakerMixer(nn.Module):
         one = chance.below(self.voices.n_speakers, batch)
         other = (one + 1 + chance.below(self.voices.n_speakers - 1, batch)) % self.voices.n_speakers
         samples = torch.stack([self.voices.draw(self.n, who, chance)[0] for who in (one, other)], 1)
+        if self.tilt_db:
+            samples = bent(samples.flatten(0, 1), self.tilt_db, chance).unflatten(0, (batch, 2))
         level = active_power(samples, self.voices.rate_hz).sqrt() + 1e-9
         level[:, 1] /= 10 ** (chance.uniform(-self.level_db, self.level_db, batch) / 20)
         sources = samples / level[..., None]

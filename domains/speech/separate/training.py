@@ -149,7 +149,8 @@ def _fit(
     from mambakit.domains.speech.separate.task import SeparateTask
 
     config, batch, rate = pair_config, train_config.batch_size, pools.train.rate_hz
-    training = TwoSpeakerMixer(pools.train.at_speeds(config.speeds), config.segment_s, config.level_db)
+    voices = pools.train.at_speeds(config.speeds)
+    training = TwoSpeakerMixer(voices, config.segment_s, config.level_db, config.tilt_db)
     if pools.given and pools.given.get("validation"):
         given = Given(pools.given["validation"], rate, config.validation_mixtures)
         choosing: DataLoader[Any] = DataLoader(given, 1)  # of any length

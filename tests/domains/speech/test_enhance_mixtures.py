@@ -126,6 +126,14 @@ def test_two_speakers_add_up_and_are_never_the_same() -> None:
         TwoSpeakerMixer(pool(1), 0.5)
 
 
+def test_bent_speakers_still_add_up_and_sound_otherwise() -> None:
+    plain, bent = (TwoSpeakerMixer(pool(2), 0.5, 0.0, tilt_db)(5, seeded(0)) for tilt_db in (0.0, 6.0))
+    torch.testing.assert_close(bent[0], bent[1].sum(1), rtol=0, atol=1e-6)
+    assert not torch.allclose(plain[1], bent[1], atol=0.01)
+    levels = active_power(bent[1], RATE)
+    torch.testing.assert_close(levels[:, 0], levels[:, 1], rtol=1e-3, atol=0)
+
+
 def test_an_utterance_at_another_speed_is_another_speakers() -> None:
     own = pool(2)
     more = own.at_speeds([0.8, 1.25])

@@ -15,6 +15,7 @@ from mambakit.domains.speech.frontend import (
     FrontEnd,
     FrontEndConfig,
     StripesConfig,
+    heard_in_training,
     moving_mean,
     moving_mean_weights,
     spec_augment,
@@ -163,6 +164,23 @@ def test_warped_bands_move_as_far_as_the_factor_says() -> None:
     assert torch.equal(moved[0], place[0])
     assert torch.allclose(moved[1], (1.1 * place[1]).clamp(max=39), atol=1e-5)
     assert torch.allclose(moved[2], 0.8 * place[2], atol=1e-5)
+
+
+def test_bent_responses_change_bands_alike_at_all_times_and_utterances_without_their_mean_not() -> (
+    None
+):
+    torch.manual_seed(0)
+    sound, lengths = samples(batch=4), torch.full((4,), N)
+    stripes = StripesConfig(tilt_db=6.0, n_bands=0, n_times=0)
+    for normalise in ("global", "utterance"):
+        end = front_end(normalise=normalise)
+        frames, counts = end(sound, lengths)
+        heard, again = heard_in_training(end, sound, lengths, stripes)
+        assert torch.equal(counts, again)
+        change = heard - frames
+        assert torch.allclose(change, change[:, :1].expand_as(change), atol=1e-4)
+        assert (change.abs().amax() > 1) == (normalise == "global")
+        assert not torch.allclose(change[0], change[1]) or normalise == "utterance"
 
 
 def test_each_recording_is_warped_by_a_factor_of_its_own() -> None:
