@@ -20,6 +20,7 @@ from mambakit.domains.speech.recognize.model import Recognizer
 from mambakit.domains.speech.recognize.pieces import quiet_pieces
 from mambakit.domains.speech.recognize.predictor import Transducer
 from mambakit.domains.speech.recognize.prefixes import Hypothesis
+from mambakit.domains.speech.recognize.reach import activity_of
 from mambakit.domains.speech.recognize.search import beam_search
 from mambakit.domains.speech.recognize.text_models import load_text_model
 from mambakit.domains.speech.recognize.tokenizer import normalised
@@ -175,7 +176,9 @@ def transcribe(model: Recognizer, audio: Audio, decoder: Decoder | None = None) 
         DataError: If it is too short for a single frame.
     """
     decoder = decoder or Decoder(model)
-    words = model.words(decoder(model.vectors_of(heard(model, audio))), audio.seconds)
+    samples = heard(model, audio)
+    symbols = decoder(model.vectors_of(samples))
+    words = model.words(symbols, activity_of(samples, model.rate_hz), audio.seconds)
     return Transcript(lines_of(words), audio.seconds)
 
 
@@ -190,10 +193,12 @@ def align(model: Recognizer, audio: Audio, text: str) -> Transcript:
     ids = model.tokenizer.encode(text).values.tolist()
     if not ids:
         raise DataError("text: it is empty")
-    said = model.log_probabilities(heard(model, audio))
+    samples = heard(model, audio)
+    said = model.log_probabilities(samples)
     symbols = spoken_along(forced_alignment(said, ids).path, said)
+    found = model.words(symbols, activity_of(samples, model.rate_hz), audio.seconds)
     words = [
         word._replace(text=said)  # phones may spell another word that sounds alike
-        for word, said in zip(model.words(symbols, audio.seconds), normalised(text).split(), strict=True)
+        for word, said in zip(found, normalised(text).split(), strict=True)
     ]
     return Transcript((Line(tuple(words)),), audio.seconds)

@@ -15,6 +15,7 @@ from mambakit.domains.speech.recognize.decoding import Decoder
 from mambakit.domains.speech.recognize.formats import Transcript, lines_of
 from mambakit.domains.speech.recognize.metrics import error_rates
 from mambakit.domains.speech.recognize.model import Recognizer
+from mambakit.domains.speech.recognize.reach import activity_of
 from mambakit.domains.speech.recognize.recordings import Recordings, lengths_of
 from mambakit.domains.speech.recognize.streaming import StreamingRecognizer
 from mambakit.domains.speech.utterances import Utterances
@@ -34,9 +35,11 @@ def transcripts(
     decoder = decoder or Decoder(model)
     made: dict[int, Transcript] = {}
     for batch in _batches(lengths_of(recordings), round(_BATCH_S * model.rate_hz)):
-        for i, vectors in zip(batch, _together(model, [recordings[i] for i in batch]), strict=True):
-            seconds = len(recordings[i]) / model.rate_hz
-            words = model.words(decoder(vectors), seconds) if len(vectors) else []
+        heard = [recordings[i] for i in batch]
+        for i, samples, vectors in zip(batch, heard, _together(model, heard), strict=True):
+            seconds, words = len(samples) / model.rate_hz, []
+            if len(vectors):
+                words = model.words(decoder(vectors), activity_of(samples, model.rate_hz), seconds)
             made[i] = Transcript(lines_of(words), seconds)
     return [made[i] for i in range(len(recordings))]
 

@@ -13,6 +13,7 @@ from mambakit.domains.speech.recognize.decoding import Decoder
 from mambakit.domains.speech.recognize.endpoints import EndpointConfig, LineEnds, VoiceActivity
 from mambakit.domains.speech.recognize.formats import Line, plain_line
 from mambakit.domains.speech.recognize.model import Recognizer
+from mambakit.domains.speech.recognize.reach import REACH_S, Activity
 from mambakit.domains.speech.recognize.tokenizer import BLANK_ID
 from mambakit.domains.speech.recognize.words import Said, Spoken, spoken_in_frames
 
@@ -59,7 +60,10 @@ class Lines:
         self._ends = LineEnds(model.frame_s, self._activity.frame_s, config)
         self._frame = 0
         self.n_heard = 0  # samples
+        self._active: list[bool] = []  # frames of voice activity that a word of this line may reach over
+        self._first_active = 0
         self._over_s = math.inf  # when the stream was over
+        self._since_s = 0.0  # the end of the line before
         self._number = 0
         self._before = BLANK_ID  # the symbol of the frame before this line, under CTC
         self._begin_line()
@@ -67,12 +71,17 @@ class Lines:
     def hear(self, samples: Tensor) -> None:
         """Take samples ``(n,)`` at the model's rate before the frames that they complete."""
         self.n_heard += len(samples)
-        self._ends.hear(self._activity(samples))
+        self._listen(samples)
 
     def hear_tail(self, samples: Tensor) -> None:
         """The same of the silence behind the stream, in which nothing is said any more."""
         self._over_s = self.n_heard / self._model.rate_hz
-        self._ends.hear(self._activity(samples))
+        self._listen(samples)
+
+    def _listen(self, samples: Tensor) -> None:
+        found = self._activity(samples)
+        self._ends.hear(found)
+        self._active += found
 
     def take(self, vectors: Tensor, said: Sequence[list[Said]]) -> list[Event]:
         """Take the next frames: their vectors ``(m, d_model)`` and what they say; the lines that end."""
@@ -112,7 +121,16 @@ class Lines:
             if not self._decoder.greedy:
                 self._vectors.append(vector.clone())  # of its own: what it is a view of holds all streams
             self._said.append(said)
+        else:
+            self._forget()
         self._frame += 1
+
+    def _forget(self) -> None:
+        """Voice activity that no word reaches over which is still to come."""
+        first = math.floor((self._frame * self._model.frame_s - REACH_S) / self._activity.frame_s)
+        if (over := first - self._first_active) > 0:
+            del self._active[:over]
+            self._first_active = first
 
     def _over(self) -> bool:
         frame_s = self._model.frame_s
@@ -129,7 +147,10 @@ class Lines:
         return [one._replace(begin=one.begin + self._first, end=one.end + self._first) for one in found]
 
     def _line(self, greedy: bool) -> Line | None:
-        words = self._model.words(self._symbols(greedy), self._over_s)
+        # what the recogniser has not read yet counts for nothing, so that chunks make no difference
+        n = math.floor(self._frame * self._model.frame_s / self._activity.frame_s) - self._first_active
+        activity = Activity(self._active[: max(0, n)], self._activity.frame_s, self._first_active)
+        words = self._model.words(self._symbols(greedy), activity, self._over_s, self._since_s)
         return Line(tuple(words)) if words else None
 
     def changes(self) -> list[Event]:
@@ -153,6 +174,7 @@ class Lines:
                 events.append(Event("started", self._number, line))
             events.append(Event("completed", self._number, line))
             self._number += 1
+            self._since_s = line.end_s
         if self._said:
             self._before = self._said[-1][0][0] if self._said[-1] else BLANK_ID
         self._begin_line()

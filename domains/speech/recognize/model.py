@@ -24,6 +24,7 @@ from mambakit.domains.speech.recognize.attention import AttentionDecoder
 from mambakit.domains.speech.recognize.config import RecognizerConfig
 from mambakit.domains.speech.recognize.gru import GruEncoder
 from mambakit.domains.speech.recognize.predictor import Transducer
+from mambakit.domains.speech.recognize.reach import Activity, reaching
 from mambakit.domains.speech.recognize.tokenizer import BLANK_ID, TextTokenizer
 from mambakit.domains.speech.recognize.units import load_tokenizer
 from mambakit.domains.speech.recognize.words import Said, Spoken, Word, words_of
@@ -197,9 +198,24 @@ class Recognizer(nn.Module, HubModel):
         """CTC's ``(n_frames, n_ids)`` of one recording ``(n_samples,)``, on the CPU."""
         return self.head(self.vectors_of(samples)).cpu()
 
-    def words(self, symbols: Iterable[Spoken], seconds: float = math.inf) -> list[Word]:
-        """The words that symbols of a recording of so many seconds spell, with their times."""
-        return words_of(symbols, self.tokenizer.pieces, self.frame_s, self.tokenizer.spelled, seconds)
+    def words(
+        self,
+        symbols: Iterable[Spoken],
+        activity: Activity,
+        seconds: float = math.inf,
+        since_s: float = 0.0,
+    ) -> list[Word]:
+        """The words that symbols spell, with the times of their sound.
+
+        Args:
+            symbols: In their order.
+            activity: Where somebody speaks.
+            seconds: When the recording is over.
+            since_s: When the word before these was over.
+        """
+        tokenizer = self.tokenizer
+        written = words_of(symbols, tokenizer.pieces, self.frame_s, tokenizer.spelled, seconds)
+        return reaching(written, activity, seconds, since_s)
 
     def save_extra(self, folder: Path) -> None:
         """The tokenizer."""

@@ -34,8 +34,8 @@ class Word(NamedTuple):
 
     Attributes:
         text: What it says.
-        start_s, end_s: Its first frame's begin and its last frame's end, in seconds. CTC may say a symbol in
-            but one frame somewhere inside its sound, so that a word's end is rather early.
+        start_s, end_s: In seconds; of ``words_of`` its first symbol's begin and its last one's end, which
+            may lie inside its sound (see ``reaching``).
         confidence: Geometric mean of the symbols' probabilities in its frames, 0 to 1.
     """
 

@@ -166,9 +166,7 @@ def test_warped_bands_move_as_far_as_the_factor_says() -> None:
     assert torch.allclose(moved[2], 0.8 * place[2], atol=1e-5)
 
 
-def test_bent_responses_change_bands_alike_at_all_times_and_utterances_without_their_mean_not() -> (
-    None
-):
+def test_bent_responses_change_bands_alike_at_all_times_and_utterances_without_their_mean_not() -> None:
     torch.manual_seed(0)
     sound, lengths = samples(batch=4), torch.full((4,), N)
     stripes = StripesConfig(tilt_db=6.0, n_bands=0, n_times=0)

@@ -16,12 +16,14 @@ from mambakit.domains.speech.recognize import formats
 from mambakit.domains.speech.recognize.config import DecoderConfig, RecognizeModelConfig, RecognizerConfig
 from mambakit.domains.speech.recognize.decoding import DecodeConfig, Decoder, align, transcribe
 from mambakit.domains.speech.recognize.endpoints import EndpointConfig, LineEnds, VoiceActivity
+from mambakit.domains.speech.recognize.lines import Lines
 from mambakit.domains.speech.recognize.model import Recognizer
 from mambakit.domains.speech.recognize.pieces import quiet_pieces
+from mambakit.domains.speech.recognize.reach import activity_of
 from mambakit.domains.speech.recognize.search import best_path
 from mambakit.domains.speech.recognize.streaming import Event, StreamBatch, StreamingRecognizer
 from mambakit.domains.speech.recognize.tokenizer import CharacterTokenizer
-from mambakit.domains.speech.recognize.words import spoken_along
+from mambakit.domains.speech.recognize.words import spoken_along, spoken_in_frames
 
 SMALL = EncoderConfig(
     d_model=16, channels=4, subsampling=2, n_layers=1, d_state=8, head_dim=8, bidirectional=False, dropout=0.0
@@ -143,6 +145,34 @@ def test_what_is_written_behind_the_end_is_of_the_end(n_samples):
     for one, other in zip(streamed, late.words, strict=True):
         assert one[1:] == pytest.approx(other[1:], abs=1e-4)
         assert 0.0 <= one.start_s < one.end_s <= audio.seconds
+
+
+@given(SIZES, st.lists(st.integers(0, 14), min_size=5, max_size=5))
+@settings(max_examples=20, deadline=None)
+def test_words_of_lines_have_the_times_that_the_whole_recording_says(model, sizes, places):
+    """A word is written in two frames somewhere in each burst; chunks are frames of symbols in number."""
+    samples, frames = sound(6.0), [[] for _ in range(300)]
+    for burst, place in enumerate(places):
+        frame = round((1500 + 9000 * burst) / 160) + place
+        frames[frame], frames[frame + 1] = [(2, -0.1)], [(1, -0.1)]  # a letter and a space
+    lines, said = Lines(model, EndpointConfig(), Decoder(model)), []
+    at = done = 0
+    for piece in pieces_of(samples, sizes):
+        lines.hear(piece)
+        at += len(piece)
+        ready = at // model.frame_samples
+        said += lines.take(torch.zeros(ready - done, 16), frames[done:ready])
+        done = ready
+    said += lines.finish()
+    found = [event.line.words for event in said if event.kind == "completed"]
+    whole = model.words(spoken_in_frames(frames, repeats=False), activity_of(samples, 8000), 6.0)
+    assert [len(words) for words in found] == [1] * 5
+    for (one,), other in zip(found, whole, strict=True):
+        assert one.text == other.text
+        assert one[1:] == pytest.approx(other[1:], abs=1e-6)
+    starts = [1500 / 8000 + 9000 / 8000 * burst for burst in range(5)]
+    assert [word.start_s for word in whole] == pytest.approx(starts, abs=0.05)
+    assert [word.end_s for word in whole] == pytest.approx([start + 0.3125 for start in starts], abs=0.05)
 
 
 def test_a_stream_of_less_than_a_frame_says_nothing(model):
