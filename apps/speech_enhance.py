@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -22,6 +23,7 @@ from mambakit.domains.speech.enhance.config import (
 
 if TYPE_CHECKING:
     from mambakit.domains.speech.enhance.evaluation import Evaluation
+    from mambakit.domains.speech.enhance.model import Enhancer
     from mambakit.domains.speech.files import Bulk
 
 
@@ -110,22 +112,26 @@ def train_enhance(
 
 
 def evaluate_enhance(
-    *, model: Path, data: str = "voicebank-demand-20", device: str = "auto", json: bool = False
+    *,
+    model: Path,
+    data: str = "voicebank-demand-20",
+    contrast: float | None = None,
+    device: str = "auto",
+    json: bool = False,
 ) -> None:
     """Measures an enhancement model on pairs of noisy and clean speech, beside log-MMSE.
 
     Args:
         model: Folder of the saved model.
         data: A card or a manifest with a column clean_path, or a folder of pairs (clean_* and noisy_*).
+        contrast: As of enhance.
         device: auto, cpu, cuda or mps.
         json: Print JSON for machines.
     """
     from mambakit.domains.speech.enhance.data import load_pairs
     from mambakit.domains.speech.enhance.evaluation import evaluate
-    from mambakit.domains.speech.enhance.model import Enhancer
-    from mambakit.domains.speech.saved import load_model
 
-    trained = load_model(Enhancer, "enhance", model, device)
+    trained = _loaded(model, device, contrast)
     evaluation = evaluate(trained, load_pairs(data, trained.config.rate_hz))
     if json:
         signals = evaluation.table.to_dict(orient="records")
@@ -142,6 +148,7 @@ def enhance(
     input: Path,
     output: Path,
     plot: Path | None = None,
+    contrast: float | None = None,
     device: str = "auto",
     json: bool = False,
 ) -> None:
@@ -155,6 +162,8 @@ def enhance(
         input: wav, flac, ogg or mp3 file, or a folder of them.
         output: File, or folder for wav files of the same names.
         plot: PNG with the spectrograms of the first recording before and after.
+        contrast: Strength of perceptual contrast stretching, such as 0.2: heard as better, but less like the
+            clean samples; by default what the model was trained with.
         device: auto, cpu, cuda or mps.
         json: Print JSON for machines.
 
@@ -165,14 +174,12 @@ def enhance(
     import torch
 
     from mambakit.domains.speech.audio import Audio
-    from mambakit.domains.speech.enhance.model import Enhancer
     from mambakit.domains.speech.enhance.plots import before_after_figure
     from mambakit.domains.speech.files import Bulk, jobs
-    from mambakit.domains.speech.saved import load_model
 
     check_suffix("plot", plot, (".png",))
     todo = jobs(input, output)
-    trained = load_model(Enhancer, "enhance", model, device)
+    trained = _loaded(model, device, contrast)
     rate, bulk = trained.config.rate_hz, Bulk()
     for job, audio in bulk.readable(todo, rate):
         with torch.no_grad():
@@ -184,6 +191,16 @@ def enhance(
             figure.savefig(plot, dpi=130)
         bulk.done.append({"input": job.source, "output": job.target, "seconds": round(audio.seconds, 3)})
     finish_bulk(input, bulk, "enhanced", json)
+
+
+def _loaded(folder: Path, device: str, contrast: float | None) -> Enhancer:
+    from mambakit.domains.speech.enhance.model import Enhancer
+    from mambakit.domains.speech.saved import load_model
+
+    model = load_model(Enhancer, "enhance", folder, device)
+    if contrast is not None:
+        model.config = dataclasses.replace(model.config, contrast=contrast)
+    return model
 
 
 def finish_bulk(source: Path, bulk: Bulk, verb: str, json: bool) -> None:

@@ -6,9 +6,9 @@
 The pairs are 20 of VoiceBank-DEMAND's test part, of which nothing is trained on; the weights are those of
 the lowest loss on mixtures of utterances in no other part. Rows go into results/speech.json as
 ``speech/voicebank-20/pesq``, ``.../stoi`` and ``.../si-sdr``: the mean over seeds, and their deviation.
-``--causal-too`` also trains the form that streams, as a peer. ``--set`` changes the presets for a trial:
-such runs, and those with ``--validation-only``, measure mixtures of those utterances and write no
-rows; nor do those with ``--limit``.
+A peer is the same network without contrast stretching; ``--causal-too`` also trains the form that streams.
+``--set`` changes the presets for a trial: such runs, and those with ``--validation-only``, measure mixtures
+of those utterances and write no rows; nor do those with ``--limit``.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from trials import add_trial_flags, changed, device_here, measured, read_changes
 
 UNITS = {"pesq": "MOS-LQO", "stoi": "of 1", "si_sdr": "dB"}
 BASELINES = ("noisy", "log-MMSE")
-WHOLE, STREAMING = "mambakit", "mambakit, streaming"
+WHOLE, STREAMING, PLAIN = "mambakit", "mambakit, streaming", "mambakit, not stretched"
 
 
 def run_job(job: dict[str, Any]) -> dict[str, Any]:
@@ -67,10 +67,14 @@ def run_job(job: dict[str, Any]) -> dict[str, Any]:
     else:
         mixtures = test_mixtures(pools.validation, noises, configs["mix"], 20)
         pairs = iter([(str(i), *pair) for i, pair in enumerate(mixtures)])
-    means = evaluate(model.to(device), itertools.islice(pairs, job["limit"])).means()
+    heard = list(itertools.islice(pairs, job["limit"]))
+    means = evaluate(model.to(device), heard).means()
+    scores = {job["who"] if one["model"] == OURS else one["model"]: one for one in means}
+    model.config = dataclasses.replace(model.config, contrast=0.0)
+    scores[PLAIN] = evaluate(model, heard).means()[-1]
     return {
         **job,
-        "scores": {job["who"] if one["model"] == OURS else one["model"]: one for one in means},
+        "scores": scores,
         "parameters": sum(one.numel() for one in model.parameters()),
         "validation_loss": round(result.best_score, 4),
         "epochs": result.epochs,
@@ -93,6 +97,7 @@ def rows_of(done: list[dict[str, Any]], command: str) -> list[dict[str, Any]]:
             continue
         some = next(iter(ours.values()))
         peers = {name: round(some[name][score], 4) for name in BASELINES}
+        peers[PLAIN] = round(statistics.mean(found[PLAIN][score] for found in ours.values()), 4)
         if set(streaming) == set(ours):
             peers[STREAMING] = round(
                 statistics.mean(found[STREAMING][score] for found in streaming.values()), 4

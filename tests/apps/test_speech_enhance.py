@@ -182,6 +182,24 @@ def test_what_is_clipped_is_said(
     assert written.abs().max() <= 1
 
 
+def test_what_is_said_can_be_stretched_or_not(
+    enhancer: Path, speech: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    heard, found = {}, {}
+    for contrast in (None, 0.0, 0.4):
+        target = tmp_path / f"{contrast}.wav"
+        enhance(model=enhancer, input=next(speech.glob("*.wav")), output=target, contrast=contrast)
+        heard[contrast] = read_audio(target).samples
+        capsys.readouterr()
+        evaluate_enhance(model=enhancer, data=str(speech / "speech.jsonl"), contrast=contrast, json=True)
+        found[contrast] = json.loads(capsys.readouterr().out)["results"][-1]["si_sdr"]
+    assert torch.equal(heard[None], heard[0.0])
+    assert (heard[None] - heard[0.4]).abs().max() > 0.001
+    assert found[None] == found[0.0] != found[0.4]
+    with pytest.raises(UsageError, match="contrast: expected at least 0, got -1"):
+        enhance(model=enhancer, input=tmp_path / "0.0.wav", output=tmp_path / "no.wav", contrast=-1.0)
+
+
 @pytest.mark.parametrize("train", [train_enhance, train_separate])
 def test_parts_are_those_of_the_seed_that_the_run_keeps(
     train: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -21,6 +21,7 @@ from mambakit.core.hub import HubModel
 from mambakit.core.state import State
 from mambakit.domains.speech.about import ENHANCER
 from mambakit.domains.speech.enhance.config import EnhanceConfig
+from mambakit.domains.speech.enhance.contrast import importance, stretched
 from mambakit.domains.speech.enhance.pairs import Pairs, Scales
 from mambakit.domains.speech.enhance.stft import CausalSTFT, compress, expand
 from mambakit.domains.speech.stitching import stitched
@@ -60,6 +61,8 @@ class Enhancer(nn.Module, HubModel):
         self.embed = nn.Linear(_CHANNELS * config.patch, config.d_model)
         self.place = nn.Parameter(0.02 * torch.randn(self.n_patches, config.d_model))
         self.pairs = Pairs(config) if config.levels == 1 else Scales(config, config.levels)
+        self.importance: Tensor
+        self.register_buffer("importance", importance(config.n_bins, config.rate_hz), persistent=False)
         self.norm = RMSNorm(config.d_model)
         self.readout = nn.Linear(config.d_model, _CHANNELS * config.patch)
         nn.init.zeros_(self.readout.weight)  # begins as the identity: a mask of 1, and nothing added
@@ -93,7 +96,7 @@ class Enhancer(nn.Module, HubModel):
         return self._whole(samples)
 
     def signals(self, pairs: Tensor, level: Tensor, n: int) -> Tensor:
-        """``n`` samples of each signal, from what ``spectra`` gave."""
+        """``n`` samples of each signal, from what ``spectra`` gave, as training sees them: not stretched."""
         return self.stft.back(expand(pairs, self.config.compression) * level, n)
 
     def spectra(self, samples: Tensor) -> tuple[Tensor, Tensor]:
@@ -143,7 +146,7 @@ class Enhancer(nn.Module, HubModel):
         level, after = self._level(waiting[:, overlap:used], n_frames, state.level)
         noisy = compress(self.stft.analyse(waiting[:, :used]) / level, self.config.compression)
         pairs, blocks = self._enhance(noisy, state.blocks)
-        added = self.stft.synthesise(expand(pairs, self.config.compression) * level)
+        added = self.stft.synthesise(self._said(pairs) * level)
         added = torch.cat([added[:, :overlap] + state.unfinished, added[:, overlap:]], 1)
         done = n_frames * hop
         return added[:, :done], EnhanceState(waiting[:, done:], added[:, done:], after, blocks)
@@ -157,7 +160,13 @@ class Enhancer(nn.Module, HubModel):
         return self.step(silence, state)[0][:, : overlap + m]
 
     def _whole(self, samples: Tensor) -> Tensor:
-        return self.signals(*self.spectra(samples), samples.shape[1])
+        pairs, level = self.spectra(samples)
+        return self.stft.back(self._said(pairs) * level, samples.shape[1])
+
+    def _said(self, pairs: Tensor) -> Tensor:
+        """Complex spectra, stretched where the config says so."""
+        spectra, strength = expand(pairs, self.config.compression), self.config.contrast
+        return stretched(spectra, self.importance, strength) if strength else spectra
 
     def _by_pieces(self, samples: Tensor) -> Tensor:
         state = self.init_state(len(samples))

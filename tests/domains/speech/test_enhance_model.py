@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from mambakit.core.errors import UsageError
 from mambakit.core.training import seed_everything
 from mambakit.domains.speech.enhance.config import EnhanceConfig
+from mambakit.domains.speech.enhance.contrast import importance, stretched
 from mambakit.domains.speech.enhance.model import Enhancer
 from mambakit.domains.speech.enhance.stft import CausalSTFT, compress, expand
 
@@ -40,9 +41,11 @@ def test_compression_is_undone_and_keeps_the_phase() -> None:
     torch.testing.assert_close(expand(pairs, 0.3), spectra, rtol=1e-4, atol=1e-4)
 
 
-def stream_and_whole(pieces: list[int], dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+def stream_and_whole(
+    pieces: list[int], dtype: torch.dtype, **options: object
+) -> tuple[torch.Tensor, torch.Tensor]:
     """What a model says of noise in pieces, its delay taken off, and of the whole."""
-    model = small().to(dtype)
+    model = small(**options).to(dtype)
     n = sum(pieces)
     x = torch.randn(2, n, generator=torch.Generator().manual_seed(n)).to(dtype)
     state = model.init_state(2)
@@ -61,6 +64,8 @@ def stream_and_whole(pieces: list[int], dtype: torch.dtype) -> tuple[torch.Tenso
 @example([25, 90, 90, 90, 90])  # float32 rounds this one to 2.4e-5, where a bin is all but empty
 def test_a_stream_in_pieces_of_any_size_equals_the_whole(pieces: list[int]) -> None:
     torch.testing.assert_close(*stream_and_whole(pieces, torch.float64), rtol=1e-9, atol=1e-10)
+    both = stream_and_whole(pieces, torch.float64, contrast=0.4)
+    torch.testing.assert_close(*both, rtol=1e-9, atol=1e-10)
 
 
 @torch.no_grad()
@@ -92,8 +97,8 @@ def test_no_output_of_a_causal_model_depends_on_later_samples_than_its_delay() -
 
 @torch.no_grad()
 def test_the_output_scales_with_the_input() -> None:
-    for causal in (True, False):
-        model = small(causal=causal)
+    for options in ({"causal": True}, {"causal": False}, {"contrast": 0.4}):
+        model = small(**options)
         x = 0.1 * torch.randn(1, 500)
         torch.testing.assert_close(model(8 * x), 8 * model(x), rtol=1e-4, atol=1e-5)
 
@@ -109,6 +114,31 @@ def test_a_fresh_model_changes_nothing() -> None:
     model = Enhancer(EnhanceConfig(**SMALL, **SMALL_BLOCK))  # type: ignore[arg-type]
     x = torch.randn(1, 300)
     torch.testing.assert_close(model(x).detach(), x, rtol=0, atol=1e-3)
+
+
+def test_contrast_lifts_what_is_loud_where_speech_is_and_leaves_phases() -> None:
+    weights = importance(257, 16_000)
+    assert weights[0] == 0
+    assert weights[64] == 1  # 2 kHz
+    assert 0 < weights[-1] < 1
+    quiet, loud = torch.full((257,), 0.1 + 0.1j), torch.full((257,), -6.0 + 8.0j)
+    torch.testing.assert_close(stretched(loud, weights, 0.0), loud)
+    (less, more) = (stretched(one, weights, 0.3) for one in (quiet, loud))
+    torch.testing.assert_close(less.angle(), quiet.angle())
+    torch.testing.assert_close(more.angle(), loud.angle())
+    assert more[64].abs() > 1.2 * loud[64].abs()
+    assert less[64].abs() < quiet[64].abs()
+    at_level = torch.full((257,), 3.0 + 0.0j)
+    torch.testing.assert_close(stretched(at_level, weights, 0.3)[64], at_level[64])
+    assert stretched(torch.zeros(257, dtype=torch.complex64), weights, 0.3).abs().max() == 0
+
+
+@torch.no_grad()
+def test_training_does_not_see_the_contrast() -> None:
+    plain, lifted = small(), small(contrast=0.4)
+    x = 0.1 * torch.randn(1, 500)
+    assert torch.equal(plain.signals(*plain.spectra(x), 500), lifted.signals(*lifted.spectra(x), 500))
+    assert not torch.allclose(plain(x), lifted(x), atol=1e-3)
 
 
 def test_models_that_read_both_ways_do_not_stream() -> None:
