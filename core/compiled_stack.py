@@ -170,16 +170,16 @@ class WholeStep:
         last: ``(d_model)`` to ``(n_out)``.
 
     Attributes:
-        inputs: Of each token, ``(n_in,)`` float32 zeros: write there before ``run``.
+        features: Of all tokens, one after the other, float32 zeros: write there before ``run``.
+        inputs: Each token's part of them, ``(n_in,)``.
     """
 
     def __init__(self, firsts: Sequence[nn.Linear | None], backbone: Backbone, last: nn.Linear) -> None:
         self._kept = (list(firsts), backbone, last)
         self._stack = stack = _Stack(backbone, last)
-        self.inputs = [
-            np.zeros(stack.d_model if first is None else first.in_features, dtype=np.float32)
-            for first in firsts
-        ]
+        widths = [stack.d_model if first is None else first.in_features for first in firsts]
+        self.features = np.zeros(sum(widths), dtype=np.float32)
+        self.inputs = np.split(self.features, np.cumsum(widths)[:-1])
         self._tokens = stack.tokens(len(firsts))
         for told, x, first in zip(self._tokens, self.inputs, firsts, strict=True):
             weights = (0, 0) if first is None else (_address(first.weight), _address(first.bias))

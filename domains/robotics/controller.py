@@ -78,8 +78,8 @@ class Controller:
         can_graph = self.device.type == "cuda" and deterministic and self._spaces.image is None
         self._wants_graph = can_graph if graph is None else graph and can_graph
         self._graph: _Graph | None = None
-        self._fast = FastStep.of(policy) if n_envs == 1 else None
         self._memory = self._fresh(n_envs)
+        self._fast = FastStep.of(policy, self._memory) if n_envs == 1 else None
         self.reset()
 
     @torch.no_grad()
@@ -154,8 +154,8 @@ class Controller:
         return self.policy.embed.told(words), (words > 0).any(-1)
 
     def _keep(self, state: State) -> None:
-        """Take a state over; into the same memory where a graph reads it."""
-        if self._graph is None:
+        """Take a state over; into the same memory where a graph or the fast step reads it."""
+        if self._graph is None and self._fast is None:
             self._memory = Memory(**dict(state.items()))  # type: ignore[arg-type]
         else:
             for (_, own), (_, new) in zip(self._memory.state().tensors(), state.tensors(), strict=True):
@@ -240,11 +240,14 @@ class Controller:
         if self._wants_graph and self._graph is None and state is not None:
             self._graph = _Graph(self, state, goal)
         if self._graph is not None and state is not None:
-            action = self._graph.run(state, goal, earned)
+            found = self._graph.run(state, goal, earned).cpu().numpy().copy()  # the caller's own
         else:
             with one_thread(where=image is None and self.device.type == "cpu"):
-                action, self._memory = self._advance(self._memory, state, goal, image, earned)
-        found = action.cpu().numpy().copy()  # what is handed out is the caller's
+                if self._fast is not None:
+                    found = self._advance_one(self._fast, state, goal, earned)
+                else:
+                    action, self._memory = self._advance(self._memory, state, goal, image, earned)
+                    found = action.cpu().numpy().copy()
         self._seconds.append(time.perf_counter() - began)
         return found[0] if alone or image_alone else found
 
@@ -268,22 +271,9 @@ class Controller:
             image=image,
             instructed=self._all_or_some(memory.instructed),
         )
-        policy, layers = self.policy, memory.layers
-        if self._fast is not None:
-            output = self._fast(seen, layers, memory.told)
-        else:
-            output, layers = policy.step(seen, layers, memory.told, inplace=self._graph is None)
-        chunk = (
-            policy.head.point(output) if self.deterministic else policy.head.drawn(output, self._generator)
-        )
-        said, age = memory.said, memory.age
-        if said.shape[1] > 1:
-            said = torch.cat([chunk[:, None], said[:, :-1]], dim=1)
-            there = age[:, None] >= torch.arange(said.shape[1], device=self.device)
-            of_now = said.diagonal(dim1=1, dim2=2).transpose(1, 2)  # what step t - i said of step t
-            point = weighted(of_now, there, self._config.policy.ensemble or 0.0)
-        else:
-            point = chunk[:, 0]
+        policy = self.policy
+        output, layers = policy.step(seen, memory.layers, memory.told, inplace=self._graph is None)
+        point, said = self._chosen(output, memory)
         action = policy.finished(point)
         return action, Memory(
             layers=layers,
@@ -291,10 +281,31 @@ class Controller:
             began=torch.zeros_like(memory.began),
             to_go=to_go,
             said=said,
-            age=age + 1,
+            age=memory.age + 1,
             told=memory.told,
             instructed=memory.instructed,
         )
+
+    def _advance_one(
+        self, fast: FastStep, state: Tensor | None, goal: Tensor | None, earned: Tensor | None
+    ) -> NDArray[Any]:
+        """``_advance`` of one robot, whose memory stays where it is."""
+        memory = self._memory
+        point, said = self._chosen(fast(state, goal, earned), memory)
+        if said is not memory.said:
+            memory.said.copy_(said)
+        return fast.finished(point)
+
+    def _chosen(self, output: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
+        """This step's action, scaled, by what the head gives and the chunks before, and the chunks since."""
+        head, said = self.policy.head, memory.said
+        chunk = head.point(output) if self.deterministic else head.drawn(output, self._generator)
+        if said.shape[1] == 1:
+            return chunk[:, 0], said
+        said = torch.cat([chunk[:, None], said[:, :-1]], dim=1)
+        there = memory.age[:, None] >= torch.arange(said.shape[1], device=self.device)
+        of_now = said.diagonal(dim1=1, dim2=2).transpose(1, 2)  # what step t - i said of step t
+        return weighted(of_now, there, self._config.policy.ensemble or 0.0), said
 
     def _all_or_some(self, instructed: Tensor) -> Tensor | None:
         """None where that can be known to be all; a graph serves either."""

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 from torch import Tensor
 
 from mambakit.core.errors import DataError, UsageError
@@ -32,7 +32,8 @@ class Readings:
 
     def __init__(self, spaces: Spaces, n_envs: int, device: torch.device, dtype: torch.dtype) -> None:
         self.spaces, self.n_envs = spaces, n_envs
-        self.device, self.dtype = device, dtype
+        self.device = device
+        self._kind = np.float64 if dtype == torch.float64 else np.float32
 
     def vector(self, named: Mapping[str, Any], name: str, width: int) -> tuple[Tensor | None, bool]:
         """Numbers ``(n_envs, width)`` of that name, and whether they were one robot's alone; None where the
@@ -44,8 +45,7 @@ class Readings:
             if name == "state" and self.spaces.image is not None and named.get("image") is not None:
                 return None, False
             raise UsageError(f"observations: the policy reads {name!r}, and it was not given")
-        kind = np.float64 if self.dtype == torch.float64 else np.float32
-        values = np.require(given, kind, PLAIN)  # a renderer's may not be
+        values = _plain(given, self._kind)
         alone = values.ndim == 1 and self.n_envs == 1
         values = values[None] if alone else values
         if values.shape != (self.n_envs, width):
@@ -59,7 +59,7 @@ class Readings:
                 f"observations: {name} of robot {robot} has {values[robot, place]} at place {place}; "
                 "a policy can't act on it, so stop the robot or leave the reading out"
             )
-        return torch.from_numpy(values).to(self.device), alone
+        return self._moved(values), alone
 
     def image(self, named: Mapping[str, Any]) -> tuple[Tensor | None, bool]:
         """Pictures ``(n_envs, height, width, 3)`` and whether it was one robot's alone; None without."""
@@ -78,7 +78,7 @@ class Readings:
 
     def rewards(self, rewards: ArrayLike, began: Tensor) -> Tensor:
         """What was earned, ``(n_envs,)``; of a robot that ``began`` anew it does not matter."""
-        values = np.require(rewards, np.float64, PLAIN).reshape(-1)
+        values = _plain(rewards, np.float64).reshape(-1)
         if len(values) != self.n_envs:
             raise UsageError(f"rewards: expected one for each of {self.n_envs} robots, got {len(values)}")
         if not np.isfinite(values).all():
@@ -90,4 +90,14 @@ class Readings:
                     "number again, so stop the robot or leave the rewards out"
                 )
             values = np.nan_to_num(values)  # of robots that were reset since
-        return torch.from_numpy(values).to(self.device, self.dtype)
+        return self._moved(values.astype(self._kind, copy=False))
+
+    def _moved(self, values: NDArray[Any]) -> Tensor:
+        tensor = torch.from_numpy(values)
+        return tensor if self.device.type == "cpu" else tensor.to(self.device)
+
+
+def _plain(given: ArrayLike, kind: DTypeLike) -> NDArray[Any]:
+    """As torch wants it; a renderer's may be neither in order nor writable."""
+    values = np.asarray(given, kind, order="C")
+    return values if values.flags.writeable else values.copy()

@@ -17,7 +17,6 @@ from mambakit.domains.robotics.controller import Controller
 from mambakit.domains.robotics.deadlines import deadline_report
 from mambakit.domains.robotics.episodes import Episode, Episodes
 from mambakit.domains.robotics.export import example_inputs, export_step, exported, initial_memory
-from mambakit.domains.robotics.fast_step import FastStep
 from mambakit.domains.robotics.policy.data import measuring_loader
 from mambakit.domains.robotics.policy.model import Policy
 from mambakit.domains.robotics.policy.testing import ASKED, made_episodes, small_policy
@@ -149,7 +148,7 @@ def test_one_robot_in_float32_acts_as_the_parallel_form(
     """The compiled step: every kind of token, and an episode without an instruction."""
     episodes = made_episodes(3, **data)
     policy = small_policy(episodes, **options)
-    assert FastStep.of(policy) is not None
+    assert Controller(policy)._fast is not None
     whole = teacher_forced(policy, episodes)
     follower = Follower(policy, episodes, 1)
     for number, episode in enumerate(episodes.episodes):
