@@ -61,7 +61,8 @@ def train_recognize(
 
     Args:
         data: A card's name (`mambakit data list`), or a manifest (CSV or JSON lines: path, text, speaker,
-            start, end). Of several between commas the first is split and measured; the others teach too.
+            start, end, word_times). Of several between commas the first is split and measured; the others
+            teach too.
         task: What to learn.
         output: Folder for the run and the model; a killed run continues in it.
         split: official, the parts that the data name; random; or speaker, one of whom is held out for test.
