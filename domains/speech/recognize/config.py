@@ -152,10 +152,10 @@ PRESET_AUGMENT = RecognizeAugmentConfig(
 )
 # By validation on connected-digits, speakers held out in turn: of the causal network's words 45 and 36 % are
 # wrong by letters, 21 and 10 by pieces of words, and 18 and 8 with 40 ms a vector and a running mean. That
-# loses its place in long pauses (43 % are wrong after 8 s where 28 were); bent frequency responses make it
-# needless: over all six speakers 14.1 % without it, 15.5 with it. Of one that reads both ways 8.4 % are
-# wrong, without words spliced 9.6, with each recording's own mean in the place of bent responses 11.7, and
-# with neither 12.6 (of the biGRU 10.0, 10.8 and 10.8).
+# loses its place in long pauses (43 % are wrong after 8 s where 28 were); with bent frequency responses it is
+# not needed: 14.1 % over all six speakers. Of one that reads both ways 8.4 % are wrong, without words spliced
+# 9.6; with each recording's own mean in the place of bent responses 11.7, and without words spliced then
+# 12.6. Of the biGRU 10.0 and 10.8; with its own mean and none spliced 10.8.
 # Its rate by the loss of a symbol after 13 epochs: .98, at 1e-3 1.4 to 1.8. One that reads both ways does
 # better at 1e-3 (.69 for 1.00 after 10 epochs).
 PRESET_TRAIN = TrainConfig(max_epochs=50, batch_size=16, lr=3e-3, patience=20)

@@ -18,9 +18,7 @@ from mambakit.domains.speech.recognize.endpoints import EndpointConfig, VoiceAct
 from mambakit.domains.speech.recognize.words import Word
 
 REACH_S = 0.5  # at most: there is noise that the energy doesn't tell from speech
-_REST = (
-    0.7  # the first word's share of the sound between two that are written, without a pause: most is behind
-)
+_REST = 0.7  # of the sound between two words without a pause, the first one's share: it is written early
 _NEARLY = 1e-6
 
 
@@ -38,20 +36,24 @@ class Activity(NamedTuple):
     first: int = 0
 
     def since(self, time_s: float) -> float:
-        """When the sound before a time began; the time itself in silence."""
+        """When the sound before a time began, if not ``REACH_S`` before it; the time itself in silence."""
         frame = math.ceil(time_s / self.frame_s - _NEARLY) - 1 - self.first
-        begin = frame
-        while 0 <= begin < len(self.said) and self.said[begin]:
+        begin, least = frame, max(0, frame - self._reach)
+        while least <= begin < len(self.said) and self.said[begin]:
             begin -= 1
         return time_s if begin == frame else min(time_s, (begin + 1 + self.first) * self.frame_s)
 
     def until(self, time_s: float) -> float:
-        """When the sound behind a time is over; the time itself in silence."""
+        """When the sound behind a time is over, if not ``REACH_S`` behind it; the time itself in silence."""
         frame = math.floor(time_s / self.frame_s + _NEARLY) - self.first
-        end = frame
-        while 0 <= end < len(self.said) and self.said[end]:
+        end, most = frame, min(len(self.said), frame + self._reach)
+        while 0 <= end < most and self.said[end]:
             end += 1
         return time_s if end == frame else max(time_s, (end + self.first) * self.frame_s)
+
+    @property
+    def _reach(self) -> int:
+        return math.ceil(REACH_S / self.frame_s) + 1
 
 
 def activity_of(samples: Tensor, rate_hz: int) -> Activity:
@@ -76,6 +78,7 @@ def reaching(
     for i, word in enumerate(words):
         before_s = words[i - 1].end_s if i else since_s
         behind_s = words[i + 1].start_s if i + 1 < len(words) else seconds
+        # both walks go a frame further, so that the bound is the same wherever frames begin
         start_s = max(activity.since(word.start_s), word.start_s - REACH_S, before_s)
         end_s = min(activity.until(word.end_s), word.end_s + REACH_S, behind_s)
         starts.append(min(start_s, word.start_s))
