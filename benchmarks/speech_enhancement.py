@@ -6,9 +6,9 @@
 The pairs are 20 of VoiceBank-DEMAND's test part, of which nothing is trained on; the weights are those of
 the lowest loss on mixtures of utterances in no other part. Rows go into results/speech.json as
 ``speech/voicebank-20/pesq``, ``.../stoi`` and ``.../si-sdr``: the mean over seeds, and their deviation.
-A peer is the same network without contrast stretching; ``--causal-too`` also trains the form that streams.
-``--set`` changes the presets for a trial: such runs, and those with ``--validation-only``, measure mixtures
-of those utterances and write no rows; nor do those with ``--limit``.
+Where the recipe stretches contrast, a peer is the network without; ``--causal-too`` also trains the form
+that streams. ``--set`` changes the presets for a trial: such runs, and those with ``--validation-only``,
+measure mixtures of those utterances and write no rows; nor do those with ``--limit``.
 """
 
 from __future__ import annotations
@@ -70,8 +70,9 @@ def run_job(job: dict[str, Any]) -> dict[str, Any]:
     heard = list(itertools.islice(pairs, job["limit"]))
     means = evaluate(model.to(device), heard).means()
     scores = {job["who"] if one["model"] == OURS else one["model"]: one for one in means}
-    model.config = dataclasses.replace(model.config, contrast=0.0)
-    scores[PLAIN] = evaluate(model, heard).means()[-1]
+    if model.config.contrast:
+        model.config = dataclasses.replace(model.config, contrast=0.0)
+        scores[PLAIN] = evaluate(model, heard).means()[-1]
     return {
         **job,
         "scores": scores,
@@ -97,7 +98,8 @@ def rows_of(done: list[dict[str, Any]], command: str) -> list[dict[str, Any]]:
             continue
         some = next(iter(ours.values()))
         peers = {name: round(some[name][score], 4) for name in BASELINES}
-        peers[PLAIN] = round(statistics.mean(found[PLAIN][score] for found in ours.values()), 4)
+        if PLAIN in some:
+            peers[PLAIN] = round(statistics.mean(found[PLAIN][score] for found in ours.values()), 4)
         if set(streaming) == set(ours):
             peers[STREAMING] = round(
                 statistics.mean(found[STREAMING][score] for found in streaming.values()), 4
