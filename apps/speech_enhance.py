@@ -124,7 +124,7 @@ def evaluate_enhance(
     Args:
         model: Folder of the saved model.
         data: A card or a manifest with a column clean_path, or a folder of pairs (clean_* and noisy_*).
-        contrast: As of enhance.
+        contrast: Strength of perceptual contrast stretching; by default what the model was trained with.
         device: auto, cpu, cuda or mps.
         json: Print JSON for machines.
     """

@@ -23,7 +23,7 @@ from mambakit.domains.robotics.memory import Memory, Snapshot
 from mambakit.domains.robotics.policy.chunks import weighted
 from mambakit.domains.robotics.policy.model import Policy
 from mambakit.domains.robotics.policy.seen import Seen
-from mambakit.domains.robotics.readings import PLAIN, Readings
+from mambakit.domains.robotics.readings import Readings, plain
 
 Observations = Mapping[str, ArrayLike] | ArrayLike
 
@@ -172,7 +172,7 @@ class Controller:
             UsageError: On another shape, or a choice that there is not.
             DataError: If a number is NaN or infinite.
         """
-        given = torch.from_numpy(np.require(actions, requirements=PLAIN))
+        given = torch.from_numpy(plain(actions))
         if given.shape != self._memory.previous.shape:
             wanted = tuple(self._memory.previous.shape)
             raise UsageError(f"actions: expected shape {wanted}, got {tuple(given.shape)}")

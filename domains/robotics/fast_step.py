@@ -31,20 +31,22 @@ class FastStep:
 
     def __init__(self, policy: Policy, whole: WholeStep, memory: Memory) -> None:
         self.policy, self.whole = policy, whole
-        self._layers, self._told = memory.layers, memory.told
-        self._previous, self._began, self._to_go, self._instructed, self._age = (
+        self._layers = memory.layers
+        self._previous, self._began, self._to_go, self._told, self._instructed, self._age = (
             one.numpy()
-            for one in (memory.previous, memory.began, memory.to_go, memory.instructed, memory.age)
-        )
+            for one in (
+                memory.previous, memory.began, memory.to_go, memory.told, memory.instructed, memory.age,
+            )
+        )  # fmt: skip
         embed = policy.embed
-        self._tells_action, self._is_told = embed.tells_action, embed.is_told
+        self._tells_action = embed.tells_action
         self._numbered = embed.action is None
         scales = {"action": embed.action, "to_go": embed.to_go, "state": embed.state, "goal": embed.goal}
         self._scales = {name: scale for name, scale in scales.items() if scale is not None}
         self._into = self._parts(whole.inputs)
         if embed.interleave is None:
             self._into["there"][:] = 1.0
-            self._added: list[Tensor | None] = [None]
+            self._added: list[Tensor | None] = [memory.told if embed.is_told else None]
         else:
             self._added = list(embed.interleave.modality.weight.detach())
         # of every number, so that all are scaled at once; flags and instructions stay as they are
@@ -121,21 +123,19 @@ class FastStep:
                 action[self._previous[0]] = 1.0
             else:
                 action[:-1] = self._previous[0]
-        added, there = self._added, None
+        there = None
         if self._place is not None:
             if self._instructed[0]:
-                into["instruction"][:] = self._told.numpy()[0]
+                into["instruction"][:] = self._told[0]
             else:
                 there = self._untold
-        elif self._is_told:
-            added = [self._told]
         np.subtract(features, self._mean, out=features)
         np.divide(features, self._deviation, out=features)
         np.minimum(features, self._furthest, out=features)
         np.maximum(features, self._nearest, out=features)
         if began and self._tells_action:
             into["action"][:-1] = 0.0
-        found = self.whole.run(self._layers, added, there)
+        found = self.whole.run(self._layers, self._added, there)
         return torch.from_numpy(found.copy()).view(self._shape)
 
     def finished(self, points: Tensor) -> NDArray[Any]:

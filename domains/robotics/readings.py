@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,9 +12,6 @@ from torch import Tensor
 
 from mambakit.core.errors import DataError, UsageError
 from mambakit.domains.robotics.policy.config import Spaces
-
-PLAIN: tuple[Literal["C"], Literal["W"]] = ("C", "W")
-"""What torch asks of an array: in order, and writable."""
 
 
 class Readings:
@@ -45,7 +42,7 @@ class Readings:
             if name == "state" and self.spaces.image is not None and named.get("image") is not None:
                 return None, False
             raise UsageError(f"observations: the policy reads {name!r}, and it was not given")
-        values = _plain(given, self._kind)
+        values = plain(given, self._kind)
         alone = values.ndim == 1 and self.n_envs == 1
         values = values[None] if alone else values
         if values.shape != (self.n_envs, width):
@@ -74,11 +71,11 @@ class Readings:
                 f"observations: image of shape {(self.n_envs, *self.spaces.image, 3)} uint8 is wanted, "
                 f"got {pixels.shape} {pixels.dtype}"
             )
-        return torch.from_numpy(np.require(pixels, requirements=PLAIN)).to(self.device), alone
+        return self._moved(plain(pixels)), alone
 
     def rewards(self, rewards: ArrayLike, began: Tensor) -> Tensor:
         """What was earned, ``(n_envs,)``; of a robot that ``began`` anew it does not matter."""
-        values = _plain(rewards, np.float64).reshape(-1)
+        values = plain(rewards, np.float64).reshape(-1)
         if len(values) != self.n_envs:
             raise UsageError(f"rewards: expected one for each of {self.n_envs} robots, got {len(values)}")
         if not np.isfinite(values).all():
@@ -97,7 +94,7 @@ class Readings:
         return tensor if self.device.type == "cpu" else tensor.to(self.device)
 
 
-def _plain(given: ArrayLike, kind: DTypeLike) -> NDArray[Any]:
+def plain(given: ArrayLike, kind: DTypeLike | None = None) -> NDArray[Any]:
     """As torch wants it; a renderer's may be neither in order nor writable."""
     values = np.asarray(given, kind, order="C")
     return values if values.flags.writeable else values.copy()

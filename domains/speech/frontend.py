@@ -268,7 +268,7 @@ def moving_mean_weights(keep: float, dtype: torch.dtype = torch.float32) -> Tens
 class StripesConfig:
     """What is done to frames while training (SpecAugment and other voices); see each field."""
 
-    tilt_db: float = 0.0
+    tilt_db: float = 6.0
     """How far the microphone's frequency response is bent at random: the deviation of each of three slow
     waves over the bands. No effect with normalise utterance, which takes it off again."""
     warp: float = 0.0

@@ -61,7 +61,6 @@ class ClassifyLossConfig(StripesConfig):
 
     label_smoothing: float = 0.1
     """Probability that the loss spreads over all classes."""
-    tilt_db: float = 6.0
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -127,7 +127,6 @@ class RecognizerConfig:
 class RecognizeLossConfig(StripesConfig):
     """What is hidden of frames while training."""
 
-    tilt_db: float = 6.0
     time_share: float = 0.04
     """Share of the recording that each is at most; a hidden word can't be learned."""
 

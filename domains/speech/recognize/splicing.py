@@ -37,7 +37,7 @@ def pieces_of_speakers(recordings: Recordings, utterances: Utterances, rate_hz: 
     Without a name of the speaker they are the recording's own; none where the data do not say when words are
     heard.
     """
-    speakers = utterances.table["speaker"]
+    speakers, lengths = utterances.table["speaker"], recordings.lengths
     names = [speakers.iloc[row] or place for place, row in enumerate(recordings.rows)]
     pieces: dict[object, list[Piece]] = {name: [] for name in names}
     for place, (name, row) in enumerate(zip(names, recordings.rows, strict=True)):
@@ -46,7 +46,7 @@ def pieces_of_speakers(recordings: Recordings, utterances: Utterances, rate_hz: 
         if words != recordings.texts[place].split():
             continue
         middles = [(one.end_s + after.start_s) / 2 for one, after in itertools.pairwise(times)]
-        edges = [0, *(round(rate_hz * middle) for middle in middles), recordings.lengths[place]]
+        edges = [0, *(round(rate_hz * middle) for middle in middles), lengths[place]]
         pieces[name] += [
             Piece(place, begin, end, word)
             for word, (begin, end) in zip(words, itertools.pairwise(edges), strict=True)
