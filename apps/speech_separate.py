@@ -193,7 +193,7 @@ def separate(*, model: Path, input: Path, output: Path, device: str = "auto", js
     for job, audio in bulk.readable(todo, rate):
         mixture = audio.samples[None]
         with torch.no_grad():
-            said = at_level_of(mixture, trained(mixture.to(trained.masks.weight.device)).cpu())[0]
+            said = at_level_of(mixture, trained(mixture.to(next(trained.parameters()).device)).cpu())[0]
         targets = [job.target.with_name(f"{job.target.stem}-{i + 1}.wav") for i in range(len(said))]
         for target, samples in zip(targets, said, strict=True):
             bulk.write(target, Audio(samples, rate))

@@ -12,7 +12,7 @@ import torch
 from scipy.special import exp1
 from torch import Tensor
 
-from mambakit.domains.speech.enhance.stft import CausalSTFT
+from mambakit.domains.speech.spectral.stft import CausalSTFT
 
 _DECISION = 0.98  # weight of the last frame's estimate
 _LEAST_RATIO = 10 ** (-25 / 10)

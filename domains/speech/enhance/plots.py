@@ -7,7 +7,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from mambakit.domains.speech.enhance.stft import CausalSTFT
+from mambakit.domains.speech.spectral.stft import CausalSTFT
 
 _RANGE_DB = 70.0
 _COLUMNS = 1600  # more frames than a picture shows are joined

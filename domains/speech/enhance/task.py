@@ -12,8 +12,8 @@ from mambakit.core.training.optim import configure_optimizer
 from mambakit.domains.speech.enhance.config import EnhanceLoss
 from mambakit.domains.speech.enhance.metrics import si_sdr
 from mambakit.domains.speech.enhance.model import Enhancer
-from mambakit.domains.speech.enhance.stft import compress
 from mambakit.domains.speech.mixtures import NoisyMixer, Stock
+from mambakit.domains.speech.spectral.stft import compress
 
 
 class SpectralLoss(nn.Module):

@@ -3,45 +3,54 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, get_args
 
 from mambakit.core.config_checks import check_least
 from mambakit.core.errors import UsageError
 from mambakit.core.training import TrainConfig
-from mambakit.domains.speech.blocks import check_block
+from mambakit.domains.speech.spectral.config import SpectralConfig
+
+Domain = Literal["time", "time-frequency"]
 
 
 @dataclass(frozen=True)
-class SeparateConfig:
-    """A network in the time domain: what ``config.json`` holds."""
+class SeparateConfig(SpectralConfig):
+    """A network that takes speakers apart: what ``config.json`` holds."""
 
+    domain: Domain = "time"
+    """What it looks at: the samples, by learned filters, or spectra."""
     rate_hz: int = 8_000
     """Sampling rate that is read and written."""
     n_sources: int = 2
     """Speakers of a mixture."""
     n_filters: int = 128
-    """Learned filters that a frame is described by."""
+    """Learned filters that a frame is described by, in the time domain."""
     kernel: int = 16
-    """Samples of a filter; even. Frames are half of it apart."""
+    """Samples of a filter; even. Frames are half of it apart. As this, n_fft, hop, compression, patch, levels
+    and time_factor are of the other domain alone."""
+    n_fft: int = 256
+    """Samples of a spectrum's window; even."""
+    hop: int = 128
+    """Samples from one spectrum to the next; n_fft is a multiple of at least 2."""
     d_model: int = 64
     """Width of the blocks."""
     n_layers: int = 4
-    """How many blocks."""
-    block: str = "mamba2"
-    """Kind of the blocks."""
+    """Blocks over time; with one over frequency beside each, where spectra are looked at."""
     block_options: dict[str, Any] = field(default_factory=lambda: {"head_dim": 32, "d_state": 16})
     """Their keyword arguments."""
     causal: bool = False
-    """Whether time is read forwards only; otherwise both ways."""
+    """Whether time is read forwards only, so that the model can stream; otherwise both ways."""
     trained_on: str = ""
     """Name of the speech it learned from."""
 
     def __post_init__(self) -> None:
-        check_least(self, 1, "rate_hz", "n_filters", "kernel", "d_model", "n_layers")
+        super().__post_init__()
+        check_least(self, 1, "n_filters", "kernel")
         check_least(self, 2, "n_sources")
         if self.kernel % 2:
             raise UsageError(f"kernel: expected an even number, got {self.kernel}")
-        check_block(self.block, self.block_options)
+        if self.domain not in get_args(Domain):
+            raise UsageError(f"domain: expected {' or '.join(get_args(Domain))}, got {self.domain!r}")
 
 
 @dataclass(frozen=True)

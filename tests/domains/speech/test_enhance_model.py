@@ -12,7 +12,7 @@ from mambakit.core.training import seed_everything
 from mambakit.domains.speech.enhance.config import EnhanceConfig
 from mambakit.domains.speech.enhance.contrast import importance, stretched
 from mambakit.domains.speech.enhance.model import Enhancer
-from mambakit.domains.speech.enhance.stft import CausalSTFT, compress, expand
+from mambakit.domains.speech.spectral.stft import CausalSTFT, compress, expand
 
 SMALL = {"n_fft": 64, "hop": 16, "d_model": 8, "n_layers": 2, "patch": 8}
 SMALL_BLOCK = {"block_options": {"head_dim": 8, "d_state": 4}}
@@ -54,8 +54,8 @@ def stream_and_whole(
         y, state = model.step(piece, state)
         outputs.append(y)
     streamed = torch.cat([*outputs, model.finish(state)], 1)
-    assert streamed.shape == (2, n + model.stft.overlap)
-    return streamed[:, model.stft.overlap :], model(x)
+    assert streamed.shape == (2, n + model.overlap)
+    return streamed[:, model.overlap :], model(x)
 
 
 @torch.no_grad()
@@ -168,7 +168,7 @@ def test_a_stream_through_a_u_equals_the_whole(time_factor: int, pieces: list[in
     for piece in x.split(pieces, 1):
         y, state = model.step(piece, state)
         outputs.append(y)
-    streamed = torch.cat([*outputs, model.finish(state)], 1)[:, model.stft.overlap :]
+    streamed = torch.cat([*outputs, model.finish(state)], 1)[:, model.overlap :]
     torch.testing.assert_close(streamed, model(x), rtol=1e-9, atol=1e-10)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -46,11 +47,14 @@ def enhancing(causal: bool) -> Case:
     return SpectralLoss(Enhancer(config), EnhanceLoss()), (torch.randn(2, N), torch.randn(2, N))
 
 
-def separating(conv: bool) -> Case:
+def separating(network: str) -> Case:
     config = SeparateConfig(
         n_filters=32, d_model=16, n_layers=1, block_options={"head_dim": 16, "d_state": 16}
     )
-    model = ConvTasNet(config, 20_000) if conv else Separator(config)
+    if network == "conv":
+        model: nn.Module = ConvTasNet(config, 20_000)
+    else:
+        model = Separator(dataclasses.replace(config, domain=network))
     return SeparateLoss(model), (torch.randn(2, N), torch.randn(2, 2, N))
 
 
@@ -62,8 +66,9 @@ def separating(conv: bool) -> Case:
         (classifying, "cnn"),
         (enhancing, True),
         (enhancing, False),
-        (separating, True),
-        (separating, False),
+        (separating, "conv"),
+        (separating, "time"),
+        (separating, "time-frequency"),
     ],
 )
 def test_a_recorded_loss_and_its_gradients_are_those_of_the_loss(make, argument) -> None:  # type: ignore[no-untyped-def]

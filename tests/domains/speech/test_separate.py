@@ -21,6 +21,8 @@ from mambakit.domains.speech.separate.model import Separator, at_level_of
 SMALL = SeparateConfig(
     n_filters=16, kernel=8, d_model=16, n_layers=1, block_options={"head_dim": 8, "d_state": 4}
 )
+SPECTRAL = dataclasses.replace(SMALL, domain="time-frequency", n_fft=32, hop=8, d_model=8, patch=4)
+BOTH = pytest.mark.parametrize("config", [SMALL, SPECTRAL], ids=["time", "time-frequency"])
 
 
 def test_the_score_is_that_of_torchmetrics_and_of_the_best_order() -> None:
@@ -79,9 +81,10 @@ def test_outputs_that_are_alike_share_the_mixture_and_silence_stays() -> None:
     torch.testing.assert_close(at_level_of(mixture, one), one / 3, rtol=2e-3, atol=1e-3)
 
 
-def test_a_network_learns_to_take_two_tones_apart() -> None:
+@BOTH
+def test_a_network_learns_to_take_two_tones_apart(config: SeparateConfig) -> None:
     seed_everything(0)
-    model = Separator(SMALL)
+    model = Separator(config)
     optimizer = torch.optim.Adam(model.parameters(), 1e-2)
     t = torch.arange(400) / 8000
 
@@ -99,25 +102,27 @@ def test_a_network_learns_to_take_two_tones_apart() -> None:
     assert si_snr_gain(model(sources.sum(1)).detach(), sources, sources.sum(1)).mean() > 8
 
 
+@BOTH
 @pytest.mark.parametrize("n", [0, 1, 7, 8, 101])
 @torch.no_grad()
-def test_any_length_comes_back_at_the_level_of_the_mixture(n: int) -> None:
-    model = Separator(SMALL).eval()
+def test_any_length_comes_back_at_the_level_of_the_mixture(config: SeparateConfig, n: int) -> None:
+    seed_everything(0)
+    model = Separator(config).eval()
     x = torch.randn(2, n)
     said = model(x)
     assert said.shape == (2, 2, n)
     torch.testing.assert_close(model(5 * x), 5 * said, rtol=1e-3, atol=1e-4)
 
 
+@BOTH
 @torch.no_grad()
-def test_a_causal_model_does_not_look_ahead() -> None:
-    causal = SeparateConfig(**{**SMALL.__dict__, "causal": True})
+def test_a_causal_model_does_not_look_ahead(config: SeparateConfig) -> None:
     x = torch.randn(1, 200)
     changed = x.clone()
     changed[:, 100:] = 3.0
-    for config, ahead in ((causal, False), (SMALL, True)):
-        model = Separator(config).eval()
-        differs = (model(x) - model(changed))[..., : 100 - config.kernel].abs().max() > 1e-5
+    for causal, ahead in ((True, False), (False, True)):
+        model = Separator(dataclasses.replace(config, causal=causal)).eval()
+        differs = (model(x) - model(changed))[..., : 100 - model.delay].abs().max() > 1e-5
         assert bool(differs) == ahead
 
 
@@ -134,56 +139,71 @@ def test_configs_that_cannot_work_are_refused() -> None:
         SeparateConfig(kernel=15)
     with pytest.raises(UsageError, match="n_sources"):
         SeparateConfig(n_sources=1)
+    with pytest.raises(UsageError, match="domain: expected time or time-frequency, got 'both'"):
+        SeparateConfig(domain="both")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="n_fft: expected a multiple of the hop 100"):
+        SeparateConfig(hop=100)
 
 
 CAUSAL = dataclasses.replace(SMALL, causal=True, n_layers=2)
+CAUSAL_SPECTRAL = dataclasses.replace(SPECTRAL, causal=True, n_layers=2)
+STREAMING = pytest.mark.parametrize("config", [CAUSAL, CAUSAL_SPECTRAL], ids=["time", "time-frequency"])
 
 
-def stream_and_whole(pieces: list[int], dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+def stream_and_whole(
+    config: SeparateConfig, pieces: list[int], dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
     """What a causal model says of noise in pieces, its delay taken off, and of the whole."""
     seed_everything(0)
-    model = Separator(CAUSAL).eval().to(dtype)
+    model = Separator(config).eval().to(dtype)
     x = torch.randn(2, sum(pieces), generator=torch.Generator().manual_seed(sum(pieces))).to(dtype)
     state, outputs = model.init_state(2), []
     for piece in x.split(pieces, 1):
         said, state = model.step(piece, state)
         outputs.append(said)
-    return torch.cat([*outputs, model.finish(state)], -1)[..., model.hop :], model(x)
+    return torch.cat([*outputs, model.finish(state)], -1)[..., model.overlap :], model(x)
 
 
+@STREAMING
 @settings(max_examples=40, deadline=None)
 @given(pieces=st.lists(st.integers(0, 30), min_size=1, max_size=10))
 @torch.no_grad()
-def test_a_stream_in_pieces_of_any_size_equals_the_whole(pieces: list[int]) -> None:
-    torch.testing.assert_close(*stream_and_whole(pieces, torch.float64), rtol=1e-9, atol=1e-10)
+def test_a_stream_in_pieces_of_any_size_equals_the_whole(config: SeparateConfig, pieces: list[int]) -> None:
+    torch.testing.assert_close(*stream_and_whole(config, pieces, torch.float64), rtol=1e-9, atol=1e-10)
 
 
+@STREAMING
 @pytest.mark.parametrize("pieces", [[0], [1] * 40, [63], [90, 1, 0, 77, 5], [4, 8, 16]])
 @torch.no_grad()
-def test_a_stream_in_float32_equals_the_whole(pieces: list[int]) -> None:
-    torch.testing.assert_close(*stream_and_whole(pieces, torch.float32), rtol=1e-4, atol=2e-5)
+def test_a_stream_in_float32_equals_the_whole(config: SeparateConfig, pieces: list[int]) -> None:
+    torch.testing.assert_close(*stream_and_whole(config, pieces, torch.float32), rtol=1e-4, atol=2e-5)
 
 
-def test_output_never_lags_more_than_the_delay_it_names() -> None:
+@STREAMING
+def test_output_never_lags_more_than_the_delay_it_names(config: SeparateConfig) -> None:
     seed_everything(0)
-    model = Separator(CAUSAL).eval()
+    model = Separator(config).eval()
     state, heard, said = model.init_state(), 0, 0
     for n in (1, 3, 8, 2, 5, 0, 20):
         out, state = model.step(torch.randn(1, n), state)
         heard, said = heard + n, said + out.shape[-1]
-        assert heard - (said - model.hop) <= model.delay
+        assert heard - (said - model.overlap) <= model.delay
 
 
-def test_long_mixtures_are_read_by_pieces_with_the_same_result(monkeypatch: pytest.MonkeyPatch) -> None:
+@STREAMING
+def test_long_mixtures_are_read_by_pieces_with_the_same_result(
+    config: SeparateConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seed_everything(0)
-    model = Separator(CAUSAL).eval().double()
+    model = Separator(config).eval().double()
     x = torch.randn(1, 1003).double()
     whole = model(x).detach()  # with gradients, so not by pieces
-    monkeypatch.setattr("mambakit.domains.speech.separate.model._FRAMES_AT_ONCE", 10)
+    monkeypatch.setattr("mambakit.domains.speech.overlap._PIECE_S", 0.01)
     with torch.no_grad():
         torch.testing.assert_close(model(x), whole, rtol=1e-9, atol=1e-10)
 
 
-def test_a_model_that_reads_both_ways_cannot_stream() -> None:
+@BOTH
+def test_a_model_that_reads_both_ways_cannot_stream(config: SeparateConfig) -> None:
     with pytest.raises(UsageError, match="cannot stream"):
-        Separator(SMALL).init_state()
+        Separator(config).init_state()

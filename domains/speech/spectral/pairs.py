@@ -9,13 +9,13 @@ from torch import Tensor, nn
 from mambakit.core.blocks import RMSNorm, build_block
 from mambakit.core.blocks.resample import Resample
 from mambakit.core.state import State
-from mambakit.domains.speech.enhance.config import EnhanceConfig
+from mambakit.domains.speech.spectral.config import SpectralConfig
 
 
 class Pair(nn.Module):
     """A block over time and one over frequency, each ``x + block(norm(x))``."""
 
-    def __init__(self, config: EnhanceConfig) -> None:
+    def __init__(self, config: SpectralConfig) -> None:
         super().__init__()
         both = {"inner": config.block, "inner_options": config.block_options}
         self.time_norm, self.frequency_norm = RMSNorm(config.d_model), RMSNorm(config.d_model)
@@ -44,7 +44,7 @@ class Pair(nn.Module):
 class Pairs(nn.ModuleList):
     """``n_layers`` pairs, one after the other."""
 
-    def __init__(self, config: EnhanceConfig) -> None:
+    def __init__(self, config: SpectralConfig) -> None:
         super().__init__(Pair(config) for _ in range(config.n_layers))
 
     def init_state(self, batch: int, n_patches: int) -> State:
@@ -71,7 +71,7 @@ class Scales(nn.Module):
         levels: Resolutions, at least two.
     """
 
-    def __init__(self, config: EnhanceConfig, levels: int) -> None:
+    def __init__(self, config: SpectralConfig, levels: int) -> None:
         super().__init__()
         width, factor = config.d_model, config.time_factor
         self.before, self.after = Pairs(config), Pairs(config)
