@@ -47,13 +47,12 @@ def mamba2_stack(
         at = layers[i]
         _norm(hidden, at[0], 0, normed, n_tokens, d_model, d_model, eps, False)
         linears(normed, at[1], at[2], projected, n_tokens, d_model, width)
-        for t in range(n_tokens):
-            mamba2_mix(
-                projected + _BYTES * t * width, at[11], at[12], at[3], at[4], at[5], at[6], at[7], at[8], 0,
-                mixed + _BYTES * t * d_inner, at[11], at[12], more, 0, 1,
-                n_heads, head_dim, d_state, n_groups, d_conv, d_columns, norm_before_gate, gate_eps,
-                dt_low, dt_high,
-            )  # fmt: skip
+        mamba2_mix(
+            projected, at[11], at[12], at[3], at[4], at[5], at[6], at[7], at[8], 0,
+            mixed, at[11], at[12], more, 0, 1, n_tokens,
+            n_heads, head_dim, d_state, n_groups, d_conv, d_columns, norm_before_gate, gate_eps,
+            dt_low, dt_high,
+        )  # fmt: skip
         linears(mixed, at[9], at[10], normed, n_tokens, d_inner, d_model)
         _add(hidden, normed, n_tokens * d_model)
     _end(hidden, norm_weight, normed, last_weight, last_bias, y, eps, n_tokens, n_read, d_model, n_out)

@@ -177,7 +177,7 @@ def mamba2(
     _linear(x, in_weight, in_bias, projected, d_model, width)
     mamba2_mix(
         projected, conv_state, state, conv_weight, conv_bias, dt_bias, A_log, D, norm_weight, elapsed,
-        mixed, new_conv_state, new_state, mixed + _BYTES * d_inner, 0, 1,
+        mixed, new_conv_state, new_state, mixed + _BYTES * d_inner, 0, 1, 1,
         n_heads, head_dim, d_state, n_groups, d_conv, d_columns, norm_before_gate, eps, dt_low, dt_high,
     )  # fmt: skip
     _linear(mixed, out_weight, out_bias, y, d_inner, d_model)
@@ -186,12 +186,12 @@ def mamba2(
 @njit(nogil=True, cache=True)
 def mamba2_mix(
     projected, conv_state, state, conv_weight, conv_bias, dt_bias, A_log, D, norm_weight, elapsed,
-    y, new_conv_state, new_state, work, first, last,
+    y, new_conv_state, new_state, work, first, last, n_tokens,
     n_heads, head_dim, d_state, n_groups, d_conv, d_columns, norm_before_gate, eps, dt_low, dt_high,
 ):  # fmt: skip
     """The rows ``first`` to ``last`` of ``mamba2_mix``, each done while it is in cache; arguments as above.
 
-    The new states may be the old ones.
+    Of each row ``n_tokens``, one after the other. The new states may be the old ones.
     """
     d_inner, d_bc = n_heads * head_dim, n_groups * d_state
     channels = d_inner + 2 * d_bc
@@ -206,23 +206,26 @@ def mamba2_mix(
     if elapsed:
         scan_bias, scan_low, scan_high = 0, -_INFINITY, _INFINITY
     for row in range(first, last):
-        z = projected + _BYTES * row * (d_inner + channels + n_heads)
-        inputs = z + _BYTES * d_inner
-        dt = inputs + _BYTES * channels
         conv_at = _BYTES * row * channels * (d_conv - 1)
         state_at = _BYTES * row * d_inner * d_state
-        out = y + _BYTES * row * d_inner
-        _conv_step(
-            conv_state + conv_at, inputs, conv_weight, conv_bias, u, new_conv_state + conv_at,
-            1, channels, d_conv - 1, True, _ZERO,
-        )  # fmt: skip
-        if elapsed:
-            _stretch_dt(dt, dt_bias, elapsed + _BYTES * row, stretched, n_heads, dt_low, dt_high)
-            dt = stretched
-        _ssd_step(
-            state + state_at, u, dt, A, B, C, D, 0 if norm_weight else z, scan_bias,
-            gated if norm_weight else out, new_state + state_at,
-            1, n_heads, head_dim, d_state, n_groups, d_columns, soft, scan_low, scan_high,
-        )  # fmt: skip
-        if norm_weight:
-            norm_at(gated, norm_weight, z, out, 1, d_inner, d_inner // n_groups, eps, norm_before_gate)
+        conv_from, conv_to = conv_state + conv_at, new_conv_state + conv_at
+        state_from, state_to = state + state_at, new_state + state_at
+        for token in range(row * n_tokens, (row + 1) * n_tokens):
+            z = projected + _BYTES * token * (d_inner + channels + n_heads)
+            inputs = z + _BYTES * d_inner
+            dt = inputs + _BYTES * channels
+            out = y + _BYTES * token * d_inner
+            _conv_step(
+                conv_from, inputs, conv_weight, conv_bias, u, conv_to, 1, channels, d_conv - 1, True, _ZERO
+            )
+            if elapsed:
+                _stretch_dt(dt, dt_bias, elapsed + _BYTES * token, stretched, n_heads, dt_low, dt_high)
+                dt = stretched
+            _ssd_step(
+                state_from, u, dt, A, B, C, D, 0 if norm_weight else z, scan_bias,
+                gated if norm_weight else out, state_to,
+                1, n_heads, head_dim, d_state, n_groups, d_columns, soft, scan_low, scan_high,
+            )  # fmt: skip
+            if norm_weight:
+                norm_at(gated, norm_weight, z, out, 1, d_inner, d_inner // n_groups, eps, norm_before_gate)
+            conv_from, state_from = conv_to, state_to

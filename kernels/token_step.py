@@ -8,6 +8,7 @@ by op, which handles it all.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from types import ModuleType
 
@@ -196,24 +197,27 @@ def mamba2_mix(
     dt_limit: tuple[float, float],
     inplace: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor] | None:
-    """What a Mamba-2 block does to one token of many rows between its projections, on torch's threads.
+    """What a Mamba-2 block does to one token of many rows, or to a few, between its projections, on torch's
+    threads.
 
     Op by op, each would go through the rows anew, and the parts of ``projected`` be copied first.
 
     Args:
-        projected: ``(batch, width)``, what in_proj gives: the gate z, what is convolved (x, B, C), and dt.
+        projected: ``(batch, width)`` or ``(batch, length, width)``, what in_proj gives: the gate z, what is
+            convolved (x, B, C), and dt. Tokens of a row are read one after the other.
         conv_state, state: As in ``mamba2_token``, of ``batch`` rows; overwritten with ``inplace``.
-        elapsed: ``(batch,)``.
+        elapsed: ``(batch,)`` or ``(batch, length)``.
         conv_weight, conv_bias, dt_bias, A_log, D, norm_weight: As in ``mamba2_token``.
         n_groups, norm_before_gate, norm_eps, dt_limit: As in ``mamba2_token``.
 
     Returns:
-        What out_proj takes, ``(batch, d_inner)``, and the new states; None where anything is out of the
-        usual, as in ``mamba2_token``.
+        What out_proj takes, ``(batch, [length,] d_inner)``, and the new states; None where anything is out of
+        the usual, as in ``mamba2_token``.
     """
     if torch.compiler.is_compiling() or choose_backend("ssd", None, projected.device) != "portable":
         return None
     batch, n_heads, head_dim, d_state = state.shape
+    tokens = projected.shape[:-1]
     d_inner, d_conv = n_heads * head_dim, conv_weight.shape[1]
     channels = d_inner + 2 * n_groups * d_state
     d_columns = D.shape[1] if D.dim() == 2 else 1
@@ -222,7 +226,7 @@ def mamba2_mix(
         elapsed = elapsed.contiguous()  # as a rule a column of a batch
     found = usual_addresses(
         torch.float32,
-        (projected, (batch, d_inner + channels + n_heads)),
+        (projected, (batch, *tokens[1:], d_inner + channels + n_heads)),
         (conv_state, (batch, channels, d_conv - 1)),
         (state, (batch, n_heads, head_dim, d_state)),
         (conv_weight, (channels, d_conv)),
@@ -231,22 +235,23 @@ def mamba2_mix(
         (A_log, heads),
         (D, (n_heads, head_dim) if D.dim() == 2 else heads),
         (norm_weight, (d_inner,)),
-        (elapsed, (batch,)),
+        (elapsed, tokens),
     )
     if found is None:
         return None
     next_conv = conv_state if inplace else torch.empty_like(conv_state)
     next_state = state if inplace else torch.empty_like(state)
-    y = projected.new_empty(batch, d_inner)
+    y, n_tokens = projected.new_empty(*tokens, d_inner), math.prod(tokens[1:])
     mix, bounds = _compiled().mamba2_mix, dt_bounds(dt_limit)
 
     def run(work: int, first: int, last: int) -> None:
         mix(
-            *found, y.data_ptr(), next_conv.data_ptr(), next_state.data_ptr(), work, first, last,
+            *found, y.data_ptr(), next_conv.data_ptr(), next_state.data_ptr(), work, first, last, n_tokens,
             n_heads, head_dim, d_state, n_groups, d_conv, d_columns, norm_before_gate, norm_eps, *bounds,
         )  # fmt: skip
 
-    over_rows(batch, run, room=channels + d_inner + 2 * n_heads, small=state.numel() < SMALL)
+    small = n_tokens * state.numel() < SMALL
+    over_rows(batch, run, room=channels + d_inner + 2 * n_heads, small=small)
     return y, next_conv, next_state
 
 

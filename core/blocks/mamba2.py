@@ -23,6 +23,9 @@ from mambakit.kernels.token_step import mamba2_mix, mamba2_token
 
 # parameters that a step between the projections takes
 _OF_A_STEP = ("conv_weight", "conv_bias", "dt_bias", "A_log", "D", "norm_weight")
+# updates of a number of state, for each thread: up to these a piece is read token by token
+_SHORT = 1 << 22
+_SHORT_BESIDE_IDLE_THREADS = 1 << 19  # for each row, where chunks would have more threads at work
 
 
 @register_block("mamba2")
@@ -141,7 +144,13 @@ class Mamba2(Block):
         context: Context | None = None,
     ) -> tuple[Tensor, State]:
         conv_state, ssm_state = (None, None) if state is None else (state["conv"], state["ssm"])
-        z, inputs, dt = self.project_in(x)
+        projected = self.in_proj(x)
+        if seq_idx is None and lengths is None and self._is_short(x) and (told := self._told(context)):
+            before = self.init_state(len(x), dtype=x.dtype) if state is None else state
+            result = mamba2_mix(projected, before["conv"], before["ssm"], **told)
+            if result is not None:
+                return self.out_proj(result[0]), State.of(conv=result[1], ssm=result[2])
+        z, inputs, dt = projected.split(self._split_in, dim=-1)
         if context is not None and context.hidden is not None:
             return self._mix_dense(x, z, inputs, dt, conv_state, ssm_state, seq_idx, lengths, context)
         y, next_conv, next_ssm = self._keep_inputs_of(
@@ -156,6 +165,28 @@ class Mamba2(Block):
             None if context is None else context.elapsed,
         )
         return self._keep_inputs_of(self.project_out, y, z), State.of(conv=next_conv, ssm=next_ssm)
+
+    def _is_short(self, x: Tensor) -> bool:
+        """Whether reading a piece token by token is sooner done than by chunks, which takes many calls."""
+        if torch.compiler.is_compiling() or torch.is_grad_enabled() or not x.is_cpu:
+            return False
+        batch, n_threads = len(x), torch.get_num_threads()
+        most = n_threads * _SHORT if batch >= n_threads else batch * _SHORT_BESIDE_IDLE_THREADS
+        return batch * x.shape[1] * self.d_inner * self.d_state <= most
+
+    def _told(self, context: Context | None) -> dict[str, Any]:
+        """What compiled steps are told beside projections and states; nothing where they can't be called."""
+        # a module's attributes are slow to find
+        own: dict[str, Any] = self._parameters
+        if own.keys() != self._own or (context is not None and context.hidden is not None):
+            return {}
+        return {name: own.get(name) for name in _OF_A_STEP} | {
+            "elapsed": None if context is None else context.elapsed,
+            "n_groups": self.n_groups,
+            "norm_before_gate": self.norm_before_gate,
+            "norm_eps": self.norm_eps,
+            "dt_limit": self.dt_limit,
+        }
 
     def hidden_key(self) -> tuple[object, ...]:
         return ("mamba2", *self._heads, *self._groups)
@@ -279,22 +310,8 @@ class Mamba2(Block):
     def mix_step(
         self, x: Tensor, state: State, inplace: bool = False, context: Context | None = None
     ) -> tuple[Tensor, State]:
-        # a module's attributes are slow to find
-        own: dict[str, Any] = self._parameters
-        elapsed = None if context is None else context.elapsed
-        hidden = None if context is None else context.hidden
-        plain = own.keys() == self._own and hidden is None
-        options: dict[str, Any] = {}
-        if plain:
-            options = {name: own.get(name) for name in _OF_A_STEP}
-            options |= {
-                "elapsed": elapsed,
-                "n_groups": self.n_groups,
-                "norm_before_gate": self.norm_before_gate,
-                "norm_eps": self.norm_eps,
-                "dt_limit": self.dt_limit,
-            }
-        projections = plain_linear(self._modules, "in_proj", "out_proj") if plain else None
+        told = self._told(context)
+        projections = plain_linear(self._modules, "in_proj", "out_proj") if told else None
         if projections is not None:
             in_proj, out_proj = projections
             result = mamba2_token(
@@ -305,16 +322,17 @@ class Mamba2(Block):
                 in_bias=in_proj["bias"],
                 out_weight=out_proj["weight"],
                 out_bias=out_proj["bias"],
-                **options,
+                **told,
             )
             if result is not None:
                 return result[0], State.of(conv=result[1], ssm=result[2])
         projected = self.in_proj(x)
-        if plain:
-            result = mamba2_mix(projected, state["conv"], state["ssm"], inplace=inplace, **options)
+        if told:
+            result = mamba2_mix(projected, state["conv"], state["ssm"], inplace=inplace, **told)
             if result is not None:
                 return self.out_proj(result[0]), State.of(conv=result[1], ssm=result[2])
         batch = x.shape[0]
+        elapsed, hidden = (None, None) if context is None else (context.elapsed, context.hidden)
         z, inputs, dt = projected.split_with_sizes(self._split_in, -1)
         mixed, next_conv = causal_conv1d_step(
             state["conv"], inputs, self.conv_weight, self.conv_bias, activation="silu", inplace=inplace

@@ -139,6 +139,51 @@ def test_many_rows_between_the_projections(kind, options, gaps, n_threads, monke
     assert_as_accurate("y", actual, exact=exact, naive=naive)
 
 
+@pytest.mark.parametrize("n_threads", [1, 3])
+@pytest.mark.parametrize("gaps", [False, True], ids=["even", "gaps"])
+@pytest.mark.parametrize(("kind", "options"), [(kind, more) for kind, more in BLOCKS if kind == "mamba2"])
+def test_short_pieces_are_read_token_by_token(kind, options, gaps, n_threads, monkeypatch):
+    """As accurate as op by op, from the beginning and from a state, which stays as it was."""
+    pytest.importorskip("numba")
+    monkeypatch.setattr(torch, "get_num_threads", lambda: n_threads)
+    monkeypatch.setattr(token_step, "SMALL", 0)
+    calls, mix = [], token_step.mamba2_mix
+
+    def spied(*args, **arguments):
+        result = mix(*args, **arguments)
+        calls.append(result is not None)
+        return result
+
+    monkeypatch.setattr("mambakit.core.blocks.mamba2.mamba2_mix", spied)
+    block, x = make_block(kind, options), torch.randn(4, 9, WIDTH)
+    elapsed = torch.rand(4, 9) * 5 if gaps else None
+
+    def read(block, x, elapsed):
+        def told(cut):
+            return None if elapsed is None else Context(elapsed=elapsed[:, cut])
+
+        with torch.inference_mode():
+            first, state = block(x[:, :5], context=told(slice(None, 5)))
+            kept = state.clone()
+            second, after = block(x[:, 5:], state, context=told(slice(5, None)))
+        for name in state:
+            assert torch.equal(state[name], kept[name])
+        return torch.cat([first, second], 1), after
+
+    actual, after = read(block, x, elapsed)
+    assert calls == [True, True]
+    with torch.enable_grad():
+        block(x)
+    assert len(calls) == 2  # a loss wants gradients
+    monkeypatch.setenv("MAMBAKIT_BACKEND", "reference")
+    naive, naive_after = read(block, x, elapsed)
+    assert calls[2:] == [False, False]
+    exact, exact_after = read(block.double(), x.double(), None if elapsed is None else elapsed.double())
+    assert_as_accurate("y", actual, exact=exact, naive=naive)
+    for name in after:
+        assert_as_accurate(name, after[name], exact=exact_after[name], naive=naive_after[name])
+
+
 @pytest.mark.parametrize(("kind", "options"), ONE_EACH)
 def test_leaves_its_inputs_alone(kind, options, compiled_calls):
     block, x = make_block(kind, options), torch.randn(1, WIDTH)
