@@ -18,7 +18,8 @@ class SeparateConfig(SpectralConfig):
     """A network that takes speakers apart: what ``config.json`` holds."""
 
     domain: Domain = "time"
-    """What it looks at: the samples, by learned filters, or spectra."""
+    """What it looks at: samples, by learned filters (n_filters, kernel), or spectra (n_fft, hop, compression,
+    patch, levels, time_factor)."""
     rate_hz: int = 8_000
     """Sampling rate that is read and written."""
     n_sources: int = 2
@@ -26,8 +27,7 @@ class SeparateConfig(SpectralConfig):
     n_filters: int = 128
     """Learned filters that a frame is described by, in the time domain."""
     kernel: int = 16
-    """Samples of a filter; even. Frames are half of it apart. As this, n_fft, hop, compression, patch, levels
-    and time_factor are of the other domain alone."""
+    """Samples of a filter, in the time domain; even. Frames are half of it apart."""
     n_fft: int = 256
     """Samples of a spectrum's window; even."""
     hop: int = 128
