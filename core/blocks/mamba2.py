@@ -23,9 +23,9 @@ from mambakit.kernels.token_step import mamba2_mix, mamba2_token
 
 # parameters that a step between the projections takes
 _OF_A_STEP = ("conv_weight", "conv_bias", "dt_bias", "A_log", "D", "norm_weight")
-# updates of a number of state, for each thread: up to these a piece is read token by token
-_SHORT = 1 << 22
-_SHORT_BESIDE_IDLE_THREADS = 1 << 19  # for each row, where chunks would have more threads at work
+# Tokens times numbers of state up to which a piece is sooner read token by token than by chunks: for each
+# thread; and for each row where there are fewer rows than threads, of which chunks use more.
+_SHORT, _SHORT_ROW = 1 << 22, 1 << 19
 
 
 @register_block("mamba2")
@@ -145,9 +145,10 @@ class Mamba2(Block):
     ) -> tuple[Tensor, State]:
         conv_state, ssm_state = (None, None) if state is None else (state["conv"], state["ssm"])
         projected = self.in_proj(x)
-        if seq_idx is None and lengths is None and self._is_short(x) and (told := self._told(context)):
+        short = seq_idx is None and lengths is None and self._is_short(x)
+        if short and (options := self._step_options(context)):
             before = self.init_state(len(x), dtype=x.dtype) if state is None else state
-            result = mamba2_mix(projected, before["conv"], before["ssm"], **told)
+            result = mamba2_mix(projected, before["conv"], before["ssm"], **options)
             if result is not None:
                 return self.out_proj(result[0]), State.of(conv=result[1], ssm=result[2])
         z, inputs, dt = projected.split(self._split_in, dim=-1)
@@ -171,10 +172,10 @@ class Mamba2(Block):
         if torch.compiler.is_compiling() or torch.is_grad_enabled() or not x.is_cpu:
             return False
         batch, n_threads = len(x), torch.get_num_threads()
-        most = n_threads * _SHORT if batch >= n_threads else batch * _SHORT_BESIDE_IDLE_THREADS
+        most = n_threads * _SHORT if batch >= n_threads else batch * _SHORT_ROW
         return batch * x.shape[1] * self.d_inner * self.d_state <= most
 
-    def _told(self, context: Context | None) -> dict[str, Any]:
+    def _step_options(self, context: Context | None) -> dict[str, Any]:
         """What compiled steps are told beside projections and states; nothing where they can't be called."""
         # a module's attributes are slow to find
         own: dict[str, Any] = self._parameters
@@ -310,8 +311,8 @@ class Mamba2(Block):
     def mix_step(
         self, x: Tensor, state: State, inplace: bool = False, context: Context | None = None
     ) -> tuple[Tensor, State]:
-        told = self._told(context)
-        projections = plain_linear(self._modules, "in_proj", "out_proj") if told else None
+        options = self._step_options(context)
+        projections = plain_linear(self._modules, "in_proj", "out_proj") if options else None
         if projections is not None:
             in_proj, out_proj = projections
             result = mamba2_token(
@@ -322,13 +323,13 @@ class Mamba2(Block):
                 in_bias=in_proj["bias"],
                 out_weight=out_proj["weight"],
                 out_bias=out_proj["bias"],
-                **told,
+                **options,
             )
             if result is not None:
                 return result[0], State.of(conv=result[1], ssm=result[2])
         projected = self.in_proj(x)
-        if told:
-            result = mamba2_mix(projected, state["conv"], state["ssm"], inplace=inplace, **told)
+        if options:
+            result = mamba2_mix(projected, state["conv"], state["ssm"], inplace=inplace, **options)
             if result is not None:
                 return self.out_proj(result[0]), State.of(conv=result[1], ssm=result[2])
         batch = x.shape[0]
