@@ -55,7 +55,7 @@ def _mamba3_sizes(block: Mamba3) -> tuple[Any, ...]:
     return (*shape, block.decay == "heavy_tail", block.A_floor, block.norm_eps)
 
 
-_KINDS: dict[type[Block], _Kind] = {
+KINDS: dict[type[Block], _Kind] = {
     Mamba2: _Kind(
         "mamba2",
         weights=lambda block: (
@@ -95,7 +95,7 @@ class _Stack:
         from mambakit.kernels import cpu_stack
 
         blocks: list[Any] = list(backbone.blocks)
-        kind = _KINDS[type(blocks[0])]
+        kind = KINDS[type(blocks[0])]
         self._compiled = getattr(cpu_stack, f"{kind.name}_stack")
         self._n_inputs = cpu_stack.N_INPUTS
         self.layers = np.zeros((len(blocks), cpu_stack.N_ADDRESSES[kind.name]), dtype=np.int64)
@@ -103,15 +103,15 @@ class _Stack:
             projections = (block.in_proj, block.out_proj)
             (*into, out_weight, out_bias) = (one for p in projections for one in (p.weight, p.bias))
             weights = (norm.weight, *into, *kind.weights(block), out_weight, out_bias)
-            self.layers[i, : len(weights)] = [_address(weight) for weight in weights]
+            self.layers[i, : len(weights)] = [address(weight) for weight in weights]
         self.names = [str(i) for i in range(len(blocks))]
         self.states: list[str] = list(blocks[0].state_shapes())
         self.shapes = list(blocks[0].state_shapes().values())
         self.d_model = blocks[0].d_model
         self.weight = sum(p.weight.numel() for p in (blocks[0].in_proj, blocks[0].out_proj))
         self._room = lambda n_tokens: 2 * n_tokens * self.d_model + kind.room(blocks[0], n_tokens)
-        end = [0, 0] if last is None else [_address(last.weight), _address(last.bias)]
-        self._end = [_address(backbone.final_norm.weight), *end]
+        end = [0, 0] if last is None else [address(last.weight), address(last.bias)]
+        self._end = [address(backbone.final_norm.weight), *end]
         self._sizes: list[Any] = [
             len(blocks), last.out_features if last else self.d_model, backbone.config.norm_eps, self.d_model,
             *kind.sizes(blocks[0]), *dt_bounds(blocks[0].dt_limit),
@@ -135,7 +135,7 @@ class _Stack:
 def can_compile(backbone: Backbone, *ends: nn.Module) -> bool:
     """Whether a backbone, and linear maps before or behind it, are as the compiled stack wants them."""
     blocks: list[Any] = list(backbone.blocks)
-    kind = _KINDS.get(type(blocks[0])) if blocks else None
+    kind = KINDS.get(type(blocks[0])) if blocks else None
     if not HAS_NUMBA or kind is None or any(type(block) is not type(blocks[0]) for block in blocks):
         return False
     named = {str(i): end for i, end in enumerate(ends)}
@@ -182,7 +182,7 @@ class WholeStep:
         self.inputs = np.split(self.features, np.cumsum(widths)[:-1])
         self._tokens = stack.tokens(len(firsts))
         for told, x, first in zip(self._tokens, self.inputs, firsts, strict=True):
-            weights = (0, 0) if first is None else (_address(first.weight), _address(first.bias))
+            weights = (0, 0) if first is None else (address(first.weight), address(first.bias))
             told[:] = [x.ctypes.data, *weights, 0, len(x)]
         self._work = stack.work(len(firsts))
         self._y = np.empty(last.out_features, dtype=np.float32)
@@ -213,7 +213,7 @@ class WholeStep:
                 stack.layers[i, -len(stack.states) :] = [of_layer[one].data_ptr() for one in stack.states]
             self._state = state
         for i, one in enumerate(added):
-            tokens[i, _ADDED] = _address(one)
+            tokens[i, _ADDED] = address(one)
         if there is not None:
             tokens = tokens[list(there)]
         stack.run(stack.layers, tokens, self._y_at, self._work, 1)
@@ -228,7 +228,7 @@ class ShortPieces:
     """
 
     def __init__(self) -> None:
-        self._known: tuple[list[_Part], _Stack | None] | None = None
+        self._known: tuple[list[Part], _Stack | None] | None = None
 
     def __reduce__(self) -> tuple[type[ShortPieces], tuple[()]]:
         return ShortPieces, ()
@@ -251,7 +251,7 @@ class ShortPieces:
             return None
         known = self._known
         if known is None or not all(part.unchanged() for part in known[0]):
-            known = self._known = (_parts_of(backbone), _Stack(backbone) if can_compile(backbone) else None)
+            known = self._known = (parts_of(backbone), _Stack(backbone) if can_compile(backbone) else None)
         parts, stack = known
         if stack is None or x.shape[1] * stack.weight > _MOST_PRODUCTS:
             return None
@@ -279,8 +279,8 @@ class ShortPieces:
         return y, State.of(**states)
 
 
-class _Part(NamedTuple):
-    """A module or parameter, and what it was when it was looked at."""
+class Part(NamedTuple):
+    """A module, and what it was when it was looked at."""
 
     module: nn.Module
     tensors: tuple[tuple[str, Tensor | None, int], ...]
@@ -294,17 +294,17 @@ class _Part(NamedTuple):
         return tuple(self.module._modules.values()) == self.children
 
 
-def _parts_of(backbone: Backbone) -> list[_Part]:
-    """Of the backbone, and of all below it."""
+def parts_of(root: nn.Module) -> list[Part]:
+    """Of a module, and of all below it."""
     return [
-        _Part(
+        Part(
             module,
-            tuple((name, one, _address(one)) for name, one in module._parameters.items()),
+            tuple((name, one, address(one)) for name, one in module._parameters.items()),
             tuple(module._modules.values()),
         )
-        for module in backbone.modules()
+        for module in root.modules()
     ]
 
 
-def _address(tensor: Tensor | None) -> int:
+def address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()

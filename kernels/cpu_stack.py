@@ -84,6 +84,74 @@ def mamba3_stack(
     _end(hidden, norm_weight, normed, last_weight, last_bias, y, eps, n_tokens, n_read, d_model, n_out)
 
 
+N_PAIR = 34
+"""Addresses of a layer of ``mamba2_pairs``: norm, block over time and its states as in ``mamba2_stack``; then
+another norm, and in_proj to out_proj of the blocks along the rows, forwards and backwards."""
+
+
+@njit(nogil=True, cache=True)
+def mamba2_pairs(
+    layers, x, work, n_frames, n_layers, n_rows, eps,
+    d_model, n_heads, head_dim, d_state, n_groups, d_conv, d_columns, norm_before_gate, gate_eps,
+    dt_low, dt_high,
+):  # fmt: skip
+    """Each ``x[t]``, ``n_rows`` tokens, through layers of two blocks, in place: ``x + over_time(norm(x))``,
+    each row with a past of its own, then ``x + (forwards + backwards)(norm(x))`` along the rows.
+
+    States are overwritten. ``work`` has room for ``3 * d_model`` numbers a row, those of a token's two
+    projections, one row's states, and what ``mamba2_mix`` asks for.
+    """
+    d_inner = n_heads * head_dim
+    channels = d_inner + 2 * n_groups * d_state
+    width = d_inner + channels + n_heads
+    size, past, held = n_rows * d_model, channels * (d_conv - 1), d_inner * d_state
+    normed, turned, out = work, work + _BYTES * size, work + _BYTES * 2 * size
+    projected = work + _BYTES * 3 * size
+    mixed = projected + _BYTES * n_rows * width
+    conv = mixed + _BYTES * n_rows * d_inner
+    state = conv + _BYTES * past
+    more = state + _BYTES * held
+    for t in range(n_frames):
+        here = x + _BYTES * t * size
+        for i in range(n_layers):
+            at = layers[i]
+            _norm(here, at[0], 0, normed, n_rows, d_model, d_model, eps, False)
+            linears(normed, at[1], at[2], projected, n_rows, d_model, width)
+            mamba2_mix(
+                projected, at[11], at[12], at[3], at[4], at[5], at[6], at[7], at[8], 0,
+                mixed, at[11], at[12], more, 0, n_rows, 1,
+                n_heads, head_dim, d_state, n_groups, d_conv, d_columns, norm_before_gate, gate_eps,
+                dt_low, dt_high,
+            )  # fmt: skip
+            linears(mixed, at[9], at[10], out, n_rows, d_inner, d_model)
+            _add(here, out, size)
+            _norm(here, at[13], 0, normed, n_rows, d_model, d_model, eps, False)
+            for backwards in range(2):
+                if backwards:
+                    _turn(normed, turned, n_rows, d_model)
+                of = at[14 + 10 * backwards :]
+                linears(turned if backwards else normed, of[0], of[1], projected, n_rows, d_model, width)
+                carray(pointer(conv, _ZERO), (past + held,))[:] = _ZERO
+                mamba2_mix(
+                    projected, conv, state, of[2], of[3], of[4], of[5], of[6], of[7], 0,
+                    mixed, conv, state, more, 0, 1, n_rows,
+                    n_heads, head_dim, d_state, n_groups, d_conv, d_columns, norm_before_gate, gate_eps,
+                    dt_low, dt_high,
+                )  # fmt: skip
+                linears(mixed, of[8], of[9], out, n_rows, d_inner, d_model)
+                if backwards:
+                    _turn(out, turned, n_rows, d_model)
+                _add(here, turned if backwards else out, size)
+
+
+@njit(nogil=True, cache=True)
+def _turn(from_at, to_at, n_rows, d_model):
+    some = carray(pointer(from_at, _ZERO), (n_rows, d_model))
+    to = carray(pointer(to_at, _ZERO), (n_rows, d_model))
+    for i in range(n_rows):
+        to[i] = some[n_rows - 1 - i]
+
+
 @njit(nogil=True, cache=True)
 def _begin(tokens, hidden, n_tokens, d_model):
     for t in range(n_tokens):

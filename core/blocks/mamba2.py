@@ -148,7 +148,7 @@ class Mamba2(Block):
         short = seq_idx is None and lengths is None and self._is_short(x)
         if short and (options := self._step_options(context)):
             before = self.init_state(len(x), dtype=x.dtype) if state is None else state
-            result = mamba2_mix(projected, before["conv"], before["ssm"], **options)
+            result = mamba2_mix(projected, before["conv"], before["ssm"], inplace=state is None, **options)
             if result is not None:
                 return self.out_proj(result[0]), State.of(conv=result[1], ssm=result[2])
         z, inputs, dt = projected.split(self._split_in, dim=-1)
@@ -167,6 +167,11 @@ class Mamba2(Block):
         )
         return self._keep_inputs_of(self.project_out, y, z), State.of(conv=next_conv, ssm=next_ssm)
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether its own parameters are what its class gave it, which compiled steps read."""
+        return self._parameters.keys() == self._own
+
     def _is_short(self, x: Tensor) -> bool:
         """Whether reading a piece token by token is sooner done than by chunks, which takes many calls."""
         if torch.compiler.is_compiling() or torch.is_grad_enabled() or not x.is_cpu:
@@ -177,10 +182,9 @@ class Mamba2(Block):
 
     def _step_options(self, context: Context | None) -> dict[str, Any]:
         """What compiled steps are told beside projections and states; nothing where they can't be called."""
-        # a module's attributes are slow to find
-        own: dict[str, Any] = self._parameters
-        if own.keys() != self._own or (context is not None and context.hidden is not None):
+        if not self.is_plain or (context is not None and context.hidden is not None):
             return {}
+        own: dict[str, Any] = self._parameters  # a module's attributes are slow to find
         return {name: own.get(name) for name in _OF_A_STEP} | {
             "elapsed": None if context is None else context.elapsed,
             "n_groups": self.n_groups,

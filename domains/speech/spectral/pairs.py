@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from mambakit.core.blocks import RMSNorm, build_block
 from mambakit.core.blocks.resample import Resample
+from mambakit.core.compiled_pairs import PairParts, ShortPairs
 from mambakit.core.state import State
 from mambakit.domains.speech.spectral.config import SpectralConfig
 
@@ -25,6 +27,11 @@ class Pair(nn.Module):
             else build_block("bidirectional", config.d_model, both)
         )
         self.frequency = build_block("bidirectional", config.d_model, both)
+
+    @property
+    def parts(self) -> PairParts:
+        """As the compiled call takes them."""
+        return PairParts(self.time_norm, self.time, self.frequency_norm, self.frequency)
 
     def forward(self, x: Tensor, state: State | None, lengths: Tensor | None = None) -> tuple[Tensor, State]:
         """``(batch, n_frames, n_patches, d_model)`` to the same, and the state after the last frame.
@@ -46,6 +53,7 @@ class Pairs(nn.ModuleList):
 
     def __init__(self, config: SpectralConfig) -> None:
         super().__init__(Pair(config) for _ in range(config.n_layers))
+        self._short = ShortPairs()
 
     def init_state(self, batch: int, n_patches: int) -> State:
         """Before the first frame; of a causal model."""
@@ -54,6 +62,11 @@ class Pairs(nn.ModuleList):
 
     def forward(self, x: Tensor, state: State | None, lengths: Tensor | None = None) -> tuple[Tensor, State]:
         """As ``Pair``'s."""
+        if lengths is None and x.is_cpu and not torch.compiler.is_compiling():
+            past = None if state is None else [state[str(i)] for i in range(len(self))]
+            found = self._short.run(self, [pair.parts for pair in self], x, past)  # type: ignore[misc]
+            if found is not None:
+                return found[0], State.of(**{str(i): one for i, one in enumerate(found[1])})
         states = {}
         for i, pair in enumerate(self):
             x, states[str(i)] = pair(x, None if state is None else state[str(i)], lengths)

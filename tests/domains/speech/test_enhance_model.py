@@ -75,6 +75,19 @@ def test_a_stream_in_float32_equals_the_whole(pieces: list[int]) -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("options", [{}, {"levels": 2, "n_layers": 1, "patch": 4, "time_factor": 2}])
+def test_one_stream_says_what_each_of_two_says(options: dict[str, object]) -> None:
+    """The blocks of one stream run as one compiled call, where there is numba."""
+    model = small(**options)
+    x = torch.randn(1, 700)
+    alone, together = model.init_state(1), model.init_state(2)
+    for piece in x.split([16, 40, 64, 128, 1, 200, 251], 1):
+        one, alone = model.step(piece, alone)
+        two, together = model.step(piece.expand(2, -1), together)
+        torch.testing.assert_close(one.expand(2, -1), two, rtol=1e-4, atol=2e-5)
+
+
+@torch.no_grad()
 def test_long_signals_are_read_by_pieces_with_the_same_result() -> None:
     model = small()
     x = torch.randn(1, 16 * 1100 + 3)
