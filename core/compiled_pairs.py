@@ -5,7 +5,7 @@ Op by op, a frame of a stream costs several times its arithmetic.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,16 +14,15 @@ from torch import Tensor, nn
 
 from mambakit.core.blocks import Mamba2, RMSNorm
 from mambakit.core.blocks.bidirectional import Bidirectional
-from mambakit.core.blocks.linear import plain_linear, plain_parameters, watched
-from mambakit.core.compiled_stack import KINDS, Part, address, parts_of
+from mambakit.core.blocks.linear import plain_linear, plain_parameters
+from mambakit.core.compiled_stack import KINDS, Remembered, address, copy_of, is_usual_call
 from mambakit.core.state import State
-from mambakit.kernels.arrays import HAS_NUMBA, usual_addresses
-from mambakit.kernels.backend import choose_backend
+from mambakit.kernels.arrays import HAS_NUMBA
 from mambakit.kernels.token_step import dt_bounds
 
 # beyond, products of matrices make up for calls op by op, on several threads
 _MOST_FRAMES = 8
-_STATES = ("conv", "ssm")
+_STATES_AT = 11  # of a layer's addresses, behind norm and block over time
 
 
 class PairParts(NamedTuple):
@@ -36,47 +35,27 @@ class PairParts(NamedTuple):
 
 
 class ShortPairs:
-    """A few frames of one stream through pairs whose weights may change, or be replaced, between calls.
-
-    What was found out about them is kept as long as their modules, parameters and memory are the same ones. A
-    copy of this knows nothing.
-    """
+    """A few frames of one stream through pairs whose weights may change, or be replaced, between calls."""
 
     def __init__(self) -> None:
-        self._known: tuple[list[Part], _Layers | None] | None = None
-
-    def __reduce__(self) -> tuple[type[ShortPairs], tuple[()]]:
-        return ShortPairs, ()
+        self._layers: Remembered[_Layers] = Remembered()
 
     def run(
-        self, root: nn.Module, pairs: Sequence[PairParts], x: Tensor, states: Sequence[State] | None
+        self, root: nn.Module, pairs: Iterable[PairParts], x: Tensor, states: Sequence[State] | None
     ) -> tuple[Tensor, list[State]] | None:
         """``x + time(time_norm(x))``, then ``x + rows(row_norm(x))``, pair after pair, and the states of the
         blocks over time; or None wherever anything is out of the usual.
 
         Args:
             root: What the pairs are parts of, and nothing else is; the same one at every call.
-            pairs: All of them.
+            pairs: All of them; looked at where they are not known yet.
             x: ``(1, n_frames, n_rows, d_model)``.
             states: Of the blocks over time, of ``n_rows`` rows each; they are left as they are.
         """
-        if (
-            torch.is_grad_enabled()
-            or len(x) != 1
-            or not 0 < x.shape[1] <= _MOST_FRAMES
-            or torch.is_autocast_enabled("cpu")
-            or torch.jit.is_tracing()
-            or usual_addresses(torch.float32, (x, x.shape)) is None
-            or choose_backend("ssd", None, x.device) != "portable"
-        ):
+        if len(x) != 1 or not 0 < x.shape[1] <= _MOST_FRAMES or not is_usual_call(x):
             return None
-        known = self._known
-        if known is None or not all(part.unchanged() for part in known[0]):
-            known = self._known = (parts_of(root), _Layers.of(pairs))
-        parts, layers = known
-        if layers is None or watched(part.module for part in parts[1:]):
-            return None
-        return layers.run(x, states)
+        layers = self._layers.found(root, lambda: _Layers.of(list(pairs)))
+        return None if layers is None else layers.run(x, states)
 
 
 class _Layers:
@@ -87,7 +66,7 @@ class _Layers:
 
         self._compiled = cpu_stack.mamba2_pairs
         first: Any = pairs[0].time
-        self.d_model, self._shapes = first.d_model, list(first.state_shapes().values())
+        self.d_model, self._shapes = first.d_model, first.state_shapes()
         self._addresses = np.zeros((len(pairs), cpu_stack.N_PAIR), dtype=np.int64)
         for i, pair in enumerate(pairs):
             rows: Any = pair.rows
@@ -99,7 +78,9 @@ class _Layers:
         ]  # fmt: skip
         width = first.in_proj.out_features + first.d_inner
         self._room_a_row = 3 * self.d_model + width
-        self._room = KINDS[Mamba2].room(first, 0) + sum(int(np.prod(shape)) for shape in self._shapes)
+        self._room = KINDS[Mamba2].room(first, 0) + sum(
+            int(np.prod(shape)) for shape in self._shapes.values()
+        )
 
     @classmethod
     def of(cls, pairs: Sequence[PairParts]) -> _Layers | None:
@@ -132,17 +113,13 @@ class _Layers:
         if d_model != self.d_model:
             return None
         at, after = self._addresses.copy(), []  # another thread has states of its own
+        shapes = {name: (n_rows, *shape) for name, shape in self._shapes.items()}
         for i in range(len(at)):
-            shapes = [(n_rows, *shape) for shape in self._shapes]
-            if states is None:
-                copies = [torch.zeros(shape) for shape in shapes]
-            else:
-                past = [states[i].get(name) for name in _STATES]
-                if None in past or usual_addresses(torch.float32, *zip(past, shapes, strict=True)) is None:
-                    return None
-                copies = [one.clone() for one in past]
-            at[i, 11:13] = [one.data_ptr() for one in copies]
-            after.append(State.of(**dict(zip(_STATES, copies, strict=True))))
+            copy = copy_of(None if states is None else states[i], shapes)
+            if copy is None:
+                return None
+            at[i, _STATES_AT : _STATES_AT + len(shapes)] = [copy[name].data_ptr() for name in shapes]
+            after.append(copy)
         y, work = x.clone(), torch.empty(n_rows * self._room_a_row + self._room)
         self._compiled(at, y.data_ptr(), work.data_ptr(), n_frames, len(at), n_rows, *self._sizes)
         return y, after

@@ -6,8 +6,8 @@ backbone takes for a stream's next few tokens, which op by op cost several times
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +23,8 @@ from mambakit.kernels.token_step import dt_bounds
 
 if TYPE_CHECKING:
     from mambakit.core.backbone import Backbone
+
+Found = TypeVar("Found")
 
 # beyond so many weights of a projection torch's threads are worth their overhead, as in kernels.token_step
 _MOST_WEIGHTS = 1 << 20
@@ -220,18 +222,34 @@ class WholeStep:
         return self._y
 
 
-class ShortPieces:
-    """A few tokens of one row through a backbone whose weights may change, or be replaced, between calls.
+class Remembered(Generic[Found]):
+    """What was found out about a module, whose weights may change, or be replaced, between calls.
 
-    What was found out about a backbone is kept as long as its modules, parameters and their memory are the
-    same ones. A copy of this knows nothing.
+    It is kept as long as the modules and parameters, and their memory, are the same ones. A copy of this
+    knows nothing.
     """
 
     def __init__(self) -> None:
-        self._known: tuple[list[Part], _Stack | None] | None = None
+        self._known: tuple[list[Part], Found | None] | None = None
 
-    def __reduce__(self) -> tuple[type[ShortPieces], tuple[()]]:
-        return ShortPieces, ()
+    def __reduce__(self) -> tuple[type[Remembered[Found]], tuple[()]]:
+        return type(self), ()
+
+    def found(self, root: nn.Module, find: Callable[[], Found | None]) -> Found | None:
+        """What ``find`` finds out about ``root``, the same module at every call; None where someone watches
+        what is below it: who watches the root itself sees it called."""
+        known = self._known
+        if known is None or not all(part.unchanged() for part in known[0]):
+            known = self._known = (parts_of(root), find())
+        parts, found = known
+        return None if found is None or watched(part.module for part in parts[1:]) else found
+
+
+class ShortPieces:
+    """A few tokens of one row through a backbone whose weights may change, or be replaced, between calls."""
+
+    def __init__(self) -> None:
+        self._stack: Remembered[_Stack] = Remembered()
 
     def run(self, backbone: Backbone, x: Tensor, state: State | None) -> tuple[Tensor, State] | None:
         """As ``backbone(x, state)`` gives it, or None wherever anything is out of the usual.
@@ -241,42 +259,48 @@ class ShortPieces:
             x: ``(1, length, d_model)``.
             state: What came before; it is left as it is.
         """
-        if (
-            torch.is_grad_enabled()
-            or torch.is_autocast_enabled("cpu")
-            or torch.jit.is_tracing()
-            or usual_addresses(torch.float32, (x, (1, x.shape[1], backbone.d_model))) is None
-            or choose_backend("ssd", None, x.device) != "portable"
-        ):
+        if x.shape != (1, x.shape[1], backbone.d_model) or not is_usual_call(x):
             return None
-        known = self._known
-        if known is None or not all(part.unchanged() for part in known[0]):
-            known = self._known = (parts_of(backbone), _Stack(backbone) if can_compile(backbone) else None)
-        parts, stack = known
+        stack = self._stack.found(backbone, lambda: _Stack(backbone) if can_compile(backbone) else None)
         if stack is None or x.shape[1] * stack.weight > _MOST_PRODUCTS:
-            return None
-        if watched(part.module for part in parts[1:]):  # who watches the backbone itself sees it called
             return None
         states = {}
         layers = stack.layers.copy()  # another thread has states of its own
+        shapes = {one: (1, *shape) for one, shape in zip(stack.states, stack.shapes, strict=True)}
         for i, name in enumerate(stack.names):
-            if state is None:
-                copies = [torch.zeros(1, *shape) for shape in stack.shapes]
-            else:
-                past = list(state[name].items())
-                if [one for one, _ in past] != stack.states:  # compressed ones, or another block's
-                    return None
-                wanted = ((one, (1, *shape)) for (_, one), shape in zip(past, stack.shapes, strict=True))
-                if usual_addresses(torch.float32, *wanted) is None:
-                    return None
-                copies = [one.clone() for _, one in past]
-            layers[i, -len(copies) :] = [one.data_ptr() for one in copies]
-            states[name] = State.of(**dict(zip(stack.states, copies, strict=True)))
+            copy = copy_of(None if state is None else state[name], shapes)
+            if copy is None:
+                return None
+            layers[i, -len(shapes) :] = [copy[one].data_ptr() for one in shapes]
+            states[name] = copy
         y, n_tokens = torch.empty_like(x), x.shape[1]
         tokens = stack.tokens(n_tokens)
         tokens[:, 0] = x.data_ptr() + x.stride(1) * x.element_size() * np.arange(n_tokens)
         stack.run(layers, tokens, y.data_ptr(), stack.work(n_tokens), n_tokens)
         return y, State.of(**states)
+
+
+def is_usual_call(x: Tensor) -> bool:
+    """Whether a compiled call may take the place of what is done op by op to ``x``, contiguous float32."""
+    return not (
+        torch.is_grad_enabled()
+        or torch.is_autocast_enabled("cpu")
+        or torch.jit.is_tracing()
+        or usual_addresses(torch.float32, (x, x.shape)) is None
+        or choose_backend("ssd", None, x.device) != "portable"
+    )
+
+
+def copy_of(state: State | None, shapes: Mapping[str, tuple[int, ...]]) -> State | None:
+    """A layer's state to be overwritten, zeros of None; None of another block's, or a compressed one."""
+    if state is None:
+        return State.of(**{name: torch.zeros(shape) for name, shape in shapes.items()})
+    past: dict[str, Any] = dict(state.items())
+    if list(past) != list(shapes):
+        return None
+    if usual_addresses(torch.float32, *zip(past.values(), shapes.values(), strict=True)) is None:
+        return None
+    return State.of(**{name: one.clone() for name, one in past.items()})
 
 
 class Part(NamedTuple):

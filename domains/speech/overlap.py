@@ -97,6 +97,7 @@ class Overlapping(nn.Module):
         stream's whole output is then ``overlap`` samples longer than its input, those from before it."""
         return self._rest(state)
 
+    # under names of their own: a subclass may give the public ones outputs of another shape
     def _advance(self, samples: Tensor, state: OverlapState) -> tuple[Tensor, OverlapState]:
         waiting = torch.cat([state.waiting, samples], 1)
         done = (waiting.shape[1] - self.overlap) // self.hop * self.hop

@@ -64,7 +64,7 @@ class Pairs(nn.ModuleList):
         """As ``Pair``'s."""
         if lengths is None and x.is_cpu and not torch.compiler.is_compiling():
             past = None if state is None else [state[str(i)] for i in range(len(self))]
-            found = self._short.run(self, [pair.parts for pair in self], x, past)  # type: ignore[misc]
+            found = self._short.run(self, (pair.parts for pair in self), x, past)  # type: ignore[misc]
             if found is not None:
                 return found[0], State.of(**{str(i): one for i, one in enumerate(found[1])})
         states = {}
