@@ -1,6 +1,6 @@
 """Separation of two FSDD speakers that training never heard, beside a Conv-TasNet of equal size, in one run.
 
-    python benchmarks/speech_separation.py --seeds 0 1 2 --gpus 0 1 2 3 --jobs 12 --long 40
+    python benchmarks/speech_separation.py --seeds 0 1 2 --gpus 0 --jobs 9 --long 22
     python benchmarks/speech_separation.py --limit 4 --set train.max_epochs=1 pairs.steps_per_epoch=2
 
 Both learn from the same mixtures for as many steps; the weights are those of the best SI-SNRi on mixtures of

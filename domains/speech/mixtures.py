@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from mambakit.core.errors import DataError
 from mambakit.domains.speech.audio import read_audio, resample
-from mambakit.domains.speech.augment import Recordings, bent, change_speed, reverberate, room_responses
+from mambakit.domains.speech.augment import Recordings, change_speed, reverberate, room_responses
 from mambakit.domains.speech.chance import Chance
 from mambakit.domains.speech.enhance.config import MixConfig
 from mambakit.domains.speech.noises import Signal, babble, coloured, low_passed, machine, to_unit
@@ -85,6 +85,35 @@ class SpeechPool:
                 band = min(one.band_hz * factor, self.rate_hz / 2)
                 spoken.append(Spoken(samples, f"{one.speaker} at {factor:g}", band))
         return SpeechPool(spoken, self.rate_hz)
+
+    def in_pieces(self, piece_s: float) -> SpeechPool:
+        """These utterances, cut into pieces of about so many seconds where they are quietest; 0 cuts none."""
+        if not piece_s:
+            return self
+        spoken = [
+            Spoken(piece, one.speaker, one.band_hz)
+            for one in self.spoken
+            for piece in _pieces(one.samples, round(piece_s * self.rate_hz), self.rate_hz)
+        ]
+        return SpeechPool(spoken, self.rate_hz)
+
+
+def _pieces(samples: Signal, length: int, rate_hz: int) -> list[Signal]:
+    """An utterance in pieces of ``length`` samples, give or take a third, that fade in and out."""
+    count = max(1, round(len(samples) / length))
+    width = max(1, rate_hz // 100)
+    loudness = np.convolve(np.square(samples), np.ones(width), "same")
+    cuts = []
+    for k in range(1, count):
+        begin = len(samples) * k // count - length // 3
+        cuts.append(begin + int(loudness[begin : begin + 2 * (length // 3)].argmin()))
+    pieces = [piece.copy() for piece in np.split(samples, cuts)]
+    slope = np.linspace(0, 1, width // 2, dtype=np.float32)
+    for piece in pieces[1:]:
+        piece[: len(slope)] *= slope
+    for piece in pieces[:-1]:
+        piece[len(piece) - len(slope) :] *= slope[::-1]
+    return [piece for piece in pieces if piece.any()]
 
 
 def _read(utterances: Utterances, place: int, rate_hz: int) -> Spoken:
@@ -245,15 +274,12 @@ class TwoSpeakerMixer(nn.Module):
         pool: Utterances of two speakers at least.
         segment_s: Seconds of a mixture.
         level_db: The second speaker is louder or softer than the first by up to so much.
-        tilt_db: How far each speaker's frequency response is bent at random.
 
     Raises:
         DataError: If the pool has fewer than two speakers.
     """
 
-    def __init__(
-        self, pool: SpeechPool, segment_s: float, level_db: float = 2.5, tilt_db: float = 0.0
-    ) -> None:
+    def __init__(self, pool: SpeechPool, segment_s: float, level_db: float = 2.5) -> None:
         super().__init__()
         if len(pool.speakers) < 2:
             raise DataError(
@@ -261,7 +287,7 @@ class TwoSpeakerMixer(nn.Module):
                 f"{', '.join(pool.speakers)}; name them in a column speaker"
             )
         self.voices, self.n = Voices(pool), round(segment_s * pool.rate_hz)
-        self.level_db, self.tilt_db = level_db, tilt_db
+        self.level_db = level_db
 
     def forward(self, batch: int, chance: Chance | None = None) -> tuple[Tensor, Tensor]:
         """Mixtures ``(batch, n)`` and their sources ``(batch, 2, n)``, which add up to them."""
@@ -269,8 +295,6 @@ class TwoSpeakerMixer(nn.Module):
         one = chance.below(self.voices.n_speakers, batch)
         other = (one + 1 + chance.below(self.voices.n_speakers - 1, batch)) % self.voices.n_speakers
         samples = torch.stack([self.voices.draw(self.n, who, chance)[0] for who in (one, other)], 1)
-        if self.tilt_db:
-            samples = bent(samples.flatten(0, 1), self.tilt_db, chance).unflatten(0, (batch, 2))
         level = active_power(samples, self.voices.rate_hz).sqrt() + 1e-9
         level[:, 1] /= 10 ** (chance.uniform(-self.level_db, self.level_db, batch) / 20)
         sources = samples / level[..., None]

@@ -64,9 +64,9 @@ class PairConfig:
     speeds: list[float] = field(default_factory=list)
     """Training utterances are heard so many times as fast, too, in twentieths: each speed makes another
     speaker of one, of whom few data sets have enough."""
-    tilt_db: float = 0.0
-    """How far the frequency response that each training speaker is heard by is bent at random: the deviation
-    of each of three slow waves. Speakers can't be told by their microphones then."""
+    piece_s: float = 0.0
+    """Training utterances are heard in pieces of about so many seconds with pauses between, so that who is
+    who must be kept over them; 0 cuts none."""
     steps_per_epoch: int = 50
     """Batches until the next validation."""
     validation_mixtures: int = 24
@@ -79,7 +79,7 @@ class PairConfig:
     def __post_init__(self) -> None:
         if not self.segment_s > 0:
             raise UsageError(f"segment_s: expected more than 0, got {self.segment_s}")
-        check_least(self, 0, "level_db", "tilt_db")
+        check_least(self, 0, "level_db", "piece_s")
         for speed in self.speeds:
             twentieths = 20 * speed
             if not 10 <= twentieths <= 40 or abs(twentieths - round(twentieths)) > 1e-6 or speed == 1:

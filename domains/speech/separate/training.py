@@ -149,8 +149,8 @@ def _fit(
     from mambakit.domains.speech.separate.task import SeparateTask
 
     config, batch, rate = pair_config, train_config.batch_size, pools.train.rate_hz
-    voices = pools.train.at_speeds(config.speeds)
-    training = TwoSpeakerMixer(voices, config.segment_s, config.level_db, config.tilt_db)
+    voices = pools.train.in_pieces(config.piece_s).at_speeds(config.speeds)
+    training = TwoSpeakerMixer(voices, config.segment_s, config.level_db)
     if pools.given and pools.given.get("validation"):
         given = Given(pools.given["validation"], rate, config.validation_mixtures)
         choosing: DataLoader[Any] = DataLoader(given, 1)  # of any length

@@ -126,12 +126,29 @@ def test_two_speakers_add_up_and_are_never_the_same() -> None:
         TwoSpeakerMixer(pool(1), 0.5)
 
 
-def test_bent_speakers_still_add_up_and_sound_otherwise() -> None:
-    plain, bent = (TwoSpeakerMixer(pool(2), 0.5, 0.0, tilt_db)(5, seeded(0)) for tilt_db in (0.0, 6.0))
-    torch.testing.assert_close(bent[0], bent[1].sum(1), rtol=0, atol=1e-6)
-    assert not torch.allclose(plain[1], bent[1], atol=0.01)
-    levels = active_power(bent[1], RATE)
-    torch.testing.assert_close(levels[:, 0], levels[:, 1], rtol=1e-3, atol=0)
+@pytest.mark.parametrize("piece_s", [0.2, 0.45, 5.0])
+def test_pieces_hold_the_utterance_and_are_cut_where_it_is_quietest(piece_s: float) -> None:
+    time = np.arange(2 * RATE) / RATE
+    sound = (0.5 * np.sin(2 * np.pi * 200 * time)).astype(np.float32)
+    for middle in (0.4, 0.9, 1.5):
+        sound[np.abs(time - middle) < 0.03] = 0
+    whole = SpeechPool([Spoken(sound, "s0", 4000.0)], RATE)
+    pieces = whole.in_pieces(piece_s)
+    assert pieces.speakers == ["s0"]
+    assert len(pieces) == max(1, round(2 / piece_s))
+    joined = np.concatenate([one.samples for one in pieces.spoken])
+    assert len(joined) == len(sound)
+    lengths = np.array([len(one.samples) for one in pieces.spoken]) / RATE
+    assert (np.abs(lengths - 2 / len(pieces)) <= 0.68 * piece_s).all()
+    cuts = lengths.cumsum()[:-1]
+    if piece_s == 0.45:  # a pause lies within reach of each cut
+        assert np.allclose(
+            [min(abs(cut - middle) for middle in (0.4, 0.9, 1.5)) for cut in cuts], 0, atol=0.03
+        )
+    near_a_cut = (np.abs(time[:, None] - cuts).min(1) < 0.006) if len(cuts) else np.zeros(len(time), bool)
+    np.testing.assert_array_equal(joined[~near_a_cut], sound[~near_a_cut])
+    assert np.abs(joined).max() <= np.abs(sound).max()
+    assert whole.in_pieces(0) is whole
 
 
 def test_an_utterance_at_another_speed_is_another_speakers() -> None:
