@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import dataclasses
 import json
+import shlex
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -70,7 +71,7 @@ def measured(
     if raw is not None:
         raw.write_text(json.dumps(done, indent=1))
     if not (is_trial(arguments) if trial is None else trial):
-        publish(results, rows_of(done, "python " + " ".join(sys.argv)))
+        publish(results, rows_of(done, shlex.join(["python", *sys.argv])))
     if len(done) < len(jobs):
         print(f"{len(jobs) - len(done)} of {len(jobs)} runs failed or are not done", file=sys.stderr)
     return 1 if len(done) < len(found) else 0

@@ -240,16 +240,6 @@ def tilts(batch: int, at: Tensor, deviation_db: float, chance: Chance) -> Tensor
     return drawn @ torch.cos(math.pi * waves * at)
 
 
-def bent(samples: Tensor, deviation_db: float, chance: Chance) -> Tensor:
-    """Samples ``(batch, n)`` as other microphones would hear them: by ``tilts``, of which low frequencies
-    take more, as in mel bands."""
-    n_fft = fft_size(samples.shape[-1])
-    spectrum = torch.fft.rfft(samples, n_fft)
-    place = torch.linspace(0, 1, spectrum.shape[-1], device=samples.device)
-    gains = torch.exp(tilts(len(samples), place.sqrt(), deviation_db, chance) / 2)
-    return torch.fft.irfft(spectrum * gains, n_fft)[..., : samples.shape[-1]]
-
-
 def fft_size(n: int) -> int:
     """The next power of two: lengths with large primes are slow, and a GPU keeps tables of every length."""
     return 1 << max(0, n - 1).bit_length()

@@ -79,7 +79,9 @@ class PairConfig:
     def __post_init__(self) -> None:
         if not self.segment_s > 0:
             raise UsageError(f"segment_s: expected more than 0, got {self.segment_s}")
-        check_least(self, 0, "level_db", "piece_s")
+        check_least(self, 0, "level_db")
+        if self.piece_s and not self.piece_s >= 0.05:
+            raise UsageError(f"piece_s: expected 0 or at least 0.05, got {self.piece_s}")
         for speed in self.speeds:
             twentieths = 20 * speed
             if not 10 <= twentieths <= 40 or abs(twentieths - round(twentieths)) > 1e-6 or speed == 1:

@@ -14,7 +14,6 @@ from mambakit.core.errors import UsageError
 from mambakit.domains.speech.augment import (
     AugmentConfig,
     Augmenter,
-    bent,
     change_speed,
     coloured_noise,
     mix,
@@ -130,17 +129,3 @@ def test_bad_options_are_named() -> None:
         AugmentConfig(noise=2)
     with pytest.raises(UsageError, match="snr_db: expected the lower one first, got 30, 10"):
         AugmentConfig(snr_db=(30, 10))
-
-
-def test_bent_recordings_keep_their_times_and_are_heard_through_another_response_each():
-    clicks = torch.zeros(300, 4096)
-    clicks[:, 2000] = 1.0
-    made = bent(clicks, 6.0, Chance(generator=seeded()))
-    assert made.shape == clicks.shape
-    assert made.abs().argmax(1).eq(2000).all()
-    gains_db = 20 * torch.fft.rfft(made).abs().log10()  # of a click, the response itself
-    assert gains_db.mean(0).abs().max() < 2  # no frequency is favoured
-    assert 4 < gains_db[:, 1].std() < 16  # three waves of 6 dB each meet at the lowest frequency
-    smooth = gains_db.diff(dim=1).abs()
-    assert smooth[:, 50:].max() < 0.5
-    assert torch.allclose(bent(clicks, 0.0, Chance(generator=seeded())), clicks, atol=1e-6)
