@@ -163,7 +163,7 @@ def test_an_utterance_at_another_speed_is_another_speakers() -> None:
         spectrum = np.abs(np.fft.rfft(one.samples * np.hanning(len(one.samples))))
         assert spectrum.argmax() * RATE / len(one.samples) == pytest.approx(150 * speed, abs=4)
     assert own.at_speeds([]).speakers == own.speakers
-    with pytest.raises(UsageError, match="piece_s: expected 0 or at least 0.05, got -1"):
+    with pytest.raises(UsageError, match=r"piece_s: expected 0 or at least 0\.05, got -1"):
         PairConfig(piece_s=-1.0)
     for speeds, said in (
         ([0.9, 3.0], "got 3"),
