@@ -199,9 +199,9 @@ def main() -> int:
     if arguments.raw:
         arguments.raw.write_text(json.dumps(done, indent=1))
     if test and done:
-        from rows import write_rows
+        from rows import command_line, write_rows
 
-        made = rows_of(done, "python " + " ".join(sys.argv))
+        made = rows_of(done, command_line())
         print(f"{len(made)} rows written to {write_rows('molecules', made)}")
         for one in made:
             print(one["what"], one["value"], "+-", one["spread"], one["peers"])

@@ -175,7 +175,9 @@ def main() -> int:
         (arguments.keep / "runs.json").write_text(json.dumps(done, indent=1))
         write_out(done, arguments.keep)
         if not arguments.changes and len(done) == len(jobs):
-            publish("pretraining", rows_of(done, arguments.size, "python " + " ".join(sys.argv)))
+            from rows import command_line
+
+            publish("pretraining", rows_of(done, arguments.size, command_line()))
     if len(done) < len(jobs):
         print(f"{len(jobs) - len(done)} of {len(jobs)} runs failed or are not done", file=sys.stderr)
     return 0 if len(done) == len(jobs) else 1

@@ -11,6 +11,7 @@ import functools
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -68,6 +69,11 @@ def commit() -> str:
     return head.stdout.strip() + ("+" if dirty.stdout.strip() else "")
 
 
+def command_line() -> str:
+    """What this process was begun with, as one types it."""
+    return shlex.join(["python", *sys.argv])
+
+
 def row(
     what: str,
     value: float | None,
@@ -85,7 +91,7 @@ def row(
         "unit": unit,
         "spread": spread,
         "peers": peers or {},
-        "command": command or "python " + " ".join(sys.argv),
+        "command": command or command_line(),
         "seeds": seeds or [],
         "commit": commit(),
         "machine": machine(),

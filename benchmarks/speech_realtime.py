@@ -268,7 +268,9 @@ def main() -> int:
     found = run_all(run_job, jobs, arguments.jobs, tell=tell)
     done = [one for one in found if "error" not in one]
     if len(done) == len(jobs):
-        made = rows_of(done, "python " + " ".join(sys.argv))
+        from rows import command_line
+
+        made = rows_of(done, command_line())
         for one in made:
             print(one["what"], one["value"], one["unit"], one["peers"])
         if arguments.minutes >= 60 and not arguments.limit:

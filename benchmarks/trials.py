@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import dataclasses
 import json
-import shlex
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -71,7 +70,9 @@ def measured(
     if raw is not None:
         raw.write_text(json.dumps(done, indent=1))
     if not (is_trial(arguments) if trial is None else trial):
-        publish(results, rows_of(done, shlex.join(["python", *sys.argv])))
+        from rows import command_line
+
+        publish(results, rows_of(done, command_line()))
     if len(done) < len(jobs):
         print(f"{len(jobs) - len(done)} of {len(jobs)} runs failed or are not done", file=sys.stderr)
     return 1 if len(done) < len(found) else 0
